@@ -1,0 +1,1 @@
+"""Steps and what they leave on disk: fingerprints, atomic builds, plans, verification, the shard journal."""

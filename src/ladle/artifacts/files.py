@@ -1,0 +1,70 @@
+"""Durable file operations: hash, fsync, atomic write, canonical JSON.
+
+Hashes are blake3 (about 3 GiB/s a thread, nine times sha256), hex, over the file's bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+
+def hash_bytes(data: bytes) -> str:
+    """Return the blake3 hex digest of `data`."""
+    return blake3(data).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the blake3 hex digest of a file, read through a memory map."""
+    return blake3().update_mmap(path).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise to the one JSON text that equal values share; raises TypeError for anything that JSON cannot hold."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def pretty_json(value: Any) -> str:
+    """Serialise for people, still deterministically: sorted keys, two spaces, a final newline."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's or a directory's contents to the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and directory below `folder`, and `folder` itself."""
+    for path in list_files(folder):
+        fsync_path(path)
+    for directory in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        fsync_path(directory)
+    fsync_path(folder)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return everything below `folder` that is not a directory, links included, in sorted order."""
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def replace_durably(temporary: Path, final: Path) -> None:
+    """Flush `temporary`, rename it onto `final`, and flush the directory that holds the new name."""
+    fsync_path(temporary)
+    temporary.rename(final)
+    fsync_path(final.parent)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves either the old content or the new, never a mixture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    replace_durably(temporary, path)

@@ -1,0 +1,67 @@
+"""The shard journal: work split into named items, each finished item kept across crashes.
+
+An item's name says its content (a content hash, or an index of a step whose fingerprint fixes the content), so a file that
+carries the name and matches its recorded hash is the item. An item is worked into `.NAME.tmp`, flushed, renamed to `NAME`, and
+only then acknowledged by `NAME.b3` (its blake3). A restart keeps what verifies and works the rest again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ladle.artifacts.files import hash_file, replace_durably, write_text_durably
+from ladle.executors import Executor
+from ladle.log import progress
+
+HASH_SUFFIX = ".b3"
+
+Work = Callable[[Any, Path], None]
+
+
+class ShardJournal:
+    """Finished items of one resumable piece of work, one file an item, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self, items: Mapping[str, Any], work: Work, executor: Executor, description: str = "shards", unit: str = "shards"
+    ) -> dict[str, Path]:
+        """Work every item that is not finished yet and return each item's file, in the order of `items`.
+
+        Args:
+            items: item name to the argument that `work` gets.
+            work: writes the one file of an item at the path it is given; picklable where the executor needs it.
+            executor: where the items are worked.
+            description: what the progress line says.
+            unit: what the progress line counts.
+        """
+        unfinished = {name: argument for name, argument in items.items() if not self.is_finished(name)}
+        with progress(total=len(items), description=description, unit=unit) as bar:
+            bar.advance(len(items) - len(unfinished))
+            for _ in executor.map(partial(_work_item, work, self.folder), list(unfinished.items())):
+                bar.advance(1)
+        return {name: self.folder / name for name in items}
+
+    def is_finished(self, name: str) -> bool:
+        """Tell whether the item's file is there and matches the hash written when it was finished."""
+        path, record = self.folder / name, self.folder / (name + HASH_SUFFIX)
+        return path.is_file() and record.is_file() and record.read_text().strip() == hash_file(path)
+
+    def discard_records(self) -> None:
+        """Remove the hashes and leftovers once the items are part of a larger, recorded artifact."""
+        for leftover in [*self.folder.glob("*" + HASH_SUFFIX), *self.folder.glob(".*.tmp")]:
+            leftover.unlink()
+
+
+def _work_item(work: Work, folder: Path, item: tuple[str, Any]) -> None:
+    name, argument = item
+    temporary = folder / f".{name}.tmp"
+    work(argument, temporary)
+    digest = hash_file(temporary)
+    replace_durably(temporary, folder / name)
+    write_text_durably(folder / (name + HASH_SUFFIX), digest + "\n")

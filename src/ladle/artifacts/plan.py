@@ -1,0 +1,96 @@
+"""What `run` would do, and why: each step cached, resume, new or changed, with the keys that differ from the last build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ladle.artifacts.build import Workspace
+from ladle.artifacts.record import RECORD_NAME, is_complete, read_record
+from ladle.artifacts.step import Step, StepInput, StepOutput
+
+
+class State(StrEnum):
+    """What a run would do with a step."""
+
+    CACHED = "cached"
+    RESUME = "resume"
+    NEW = "new"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One line of the plan."""
+
+    step: Step
+    state: State
+    reasons: tuple[str, ...]
+    path: Path
+
+
+def make_plan(steps: list[Step], workspace: Workspace) -> list[PlannedStep]:
+    """Compare each step with what is on disk; reads records and file sizes, never file contents."""
+    return [_plan_step(step, workspace) for step in steps]
+
+
+def _plan_step(step: Step, workspace: Workspace) -> PlannedStep:
+    path = workspace.path_of(step)
+    if is_complete(path, step.fingerprint):
+        return PlannedStep(step, State.CACHED, (), path)
+    previous = _latest_record(step, path)
+    reasons = _differences(step, previous) if previous else ()
+    if workspace.partial_of(step).is_dir():
+        return PlannedStep(step, State.RESUME, ("an unfinished build is on disk",), path)
+    return PlannedStep(step, State.CHANGED if previous else State.NEW, reasons, path)
+
+
+def _latest_record(step: Step, path: Path) -> dict[str, Any] | None:
+    """Return the newest record among the finished artifacts of the step's name."""
+    siblings = [folder for folder in path.parent.glob(f"{step.name.rsplit('/', 1)[-1]}-*") if (folder / RECORD_NAME).is_file()]
+    records = [(folder, read_record(folder)) for folder in siblings]
+    records = [(folder, record) for folder, record in records if record["name"] == step.name]
+    if not records:
+        return None
+    return max(records, key=lambda item: (item[0] / RECORD_NAME).stat().st_mtime)[1]
+
+
+def _differences(step: Step, previous: dict[str, Any]) -> tuple[str, ...]:
+    old, new = previous["identity"], step.identity
+    reasons = []
+    if old["version"] != new["version"]:
+        reasons.append(f"the stage's version: {old['version']} → {new['version']}")
+    reasons += [
+        f"{_key(step.section, key)}: {_show(before)} → {_show(after)}"
+        for key, before, after in diff_values(old["config"], new["config"])
+    ]
+    for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
+        if old["inputs"].get(role) != new["inputs"].get(role):
+            reasons.append(_input_reason(role, step.inputs.get(role, ())))
+    return tuple(reasons) or ("files of the earlier artifact are missing",)
+
+
+def _input_reason(role: str, items: tuple[StepInput, ...]) -> str:
+    names = sorted({item.step.name for item in items if isinstance(item, StepOutput)})
+    return f"downstream of {', '.join(names)}" if names else f"input {role} has other content"
+
+
+def diff_values(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, old, new) for every leaf that differs between two JSON values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [row for key in keys for row in diff_values(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = zip(old, new, strict=True)
+        return [row for index, (a, b) in enumerate(pairs) for row in diff_values(a, b, f"{path}.{index}")]
+    return [] if old == new else [(path, old, new)]
+
+
+def _key(section: str, key: str) -> str:
+    return ".".join(part for part in (section, key) if part)
+
+
+def _show(value: Any) -> str:
+    return "unset" if value is None else str(value)

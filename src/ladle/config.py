@@ -1,0 +1,47 @@
+"""The base of every configuration model, and the split between what decides a result and what only carries it out.
+
+A step's fingerprint covers its *identity* fields. A field declared with `execution(default)` (worker counts, devices, log
+settings) or `location(...)` (a path or id whose *content* enters the fingerprint as an input instead) never does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_NOT_IDENTITY = "not_identity"
+
+
+def execution(default: Any, **kwargs: Any) -> Any:
+    """Declare a field that changes how a step runs, never what it produces."""
+    return Field(default, json_schema_extra={_NOT_IDENTITY: "execution"}, **kwargs)
+
+
+def location(default: Any = ..., **kwargs: Any) -> Any:
+    """Declare a field that names an input; the input's content is fingerprinted, not its name."""
+    return Field(default, json_schema_extra={_NOT_IDENTITY: "location"}, **kwargs)
+
+
+class Config(BaseModel):
+    """A frozen, typed section of a recipe; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON-able fields that decide the result, nested sections included."""
+        return {
+            name: _identity_of(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if not (isinstance(field.json_schema_extra, dict) and _NOT_IDENTITY in field.json_schema_extra)
+        }
+
+
+def _identity_of(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.identity()
+    if isinstance(value, dict):
+        return {key: _identity_of(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_identity_of(item) for item in value]
+    return value

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ladle.artifacts.files import list_files
+from ladle.artifacts.journal import ShardJournal
+from ladle.executors import ProcessExecutor, SerialExecutor
+
+ITEMS = {f"item-{index}": index for index in range(6)}
+
+
+def write_square(number: int, out: Path) -> None:
+    with (out.parent.parent / "worked.txt").open("a") as log:
+        log.write(f"{number}\n")
+    out.write_text(str(number * number))
+
+
+def worked(folder: Path) -> list[int]:
+    log = folder.parent / "worked.txt"
+    return sorted(map(int, log.read_text().split())) if log.is_file() else []
+
+
+@pytest.mark.parametrize("executor", [SerialExecutor(), ProcessExecutor(2)])
+def test_items_are_worked_once_and_returned_in_order(tmp_path, executor):
+    journal = ShardJournal(tmp_path / "shards")
+    paths = journal.run(ITEMS, write_square, executor)
+    assert [path.read_text() for path in paths.values()] == ["0", "1", "4", "9", "16", "25"]
+    journal.run(ITEMS, write_square, executor)
+    assert worked(tmp_path / "shards") == list(range(6))
+
+
+def test_damaged_missing_and_unacknowledged_items_are_worked_again(tmp_path):
+    journal = ShardJournal(tmp_path / "shards")
+    paths = journal.run(ITEMS, write_square, SerialExecutor())
+    paths["item-1"].write_text("damaged")
+    paths["item-2"].unlink()
+    (tmp_path / "shards" / "item-3.b3").unlink()
+    assert journal.run(ITEMS, write_square, SerialExecutor())["item-1"].read_text() == "1"
+    assert worked(tmp_path / "shards") == sorted([*range(6), 1, 2, 3])
+
+
+def test_records_and_leftovers_can_be_discarded(tmp_path):
+    journal = ShardJournal(tmp_path / "shards")
+    journal.run(ITEMS, write_square, SerialExecutor())
+    (tmp_path / "shards" / ".item-9.tmp").write_text("half")
+    journal.discard_records()
+    assert [path.name for path in list_files(tmp_path / "shards")] == sorted(ITEMS)
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from ladle.artifacts.journal import ShardJournal
+from ladle.executors import SerialExecutor
+
+def slow(number, out):
+    with out.open("w") as file:
+        for digit in str(number) * 200:
+            file.write(digit); file.flush(); time.sleep(0.0002)
+
+ShardJournal(Path(sys.argv[1])).run({f"item-{i}": i for i in range(20)}, slow, SerialExecutor())
+"""
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
+    folder = tmp_path / "shards"
+    kills = 0
+    for attempt in range(12):
+        process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(folder)])
+        time.sleep(0.5 + 0.037 * attempt)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    subprocess.run([sys.executable, "-c", SLOW_RUN, str(folder)], check=True)
+    assert kills >= 1
+    for index in range(20):
+        assert (folder / f"item-{index}").read_text() == str(index) * 200
