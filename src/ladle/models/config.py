@@ -1,0 +1,50 @@
+"""Recipe sections for getting a model: what stands under `base:`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ladle.config import Config, location
+
+
+class FetchModelConfig(Config):
+    """Import a model from the Hub or a local folder into a clean local one."""
+
+    kind: Literal["model"] = "model"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Dtype to save the weights in; unset keeps the source's."""
+
+
+class TokenizerSource(Config):
+    """What to train a fresh model's tokenizer on: a byte-level BPE whose digits are single tokens."""
+
+    dataset: str = location()
+    split: str = "train"
+    text: str = "text"
+    """Column to train on."""
+    vocab_size: int = Field(512, ge=260)
+
+
+class InitModelConfig(Config):
+    """A fresh model with random weights."""
+
+    kind: Literal["init"] = "init"
+    seed: int = 233
+    architecture: dict[str, Any]
+    """Fields of the transformers config, `model_type` among them; `vocab_size` and special ids come from the tokenizer."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    train_tokenizer: TokenizerSource | None = None
+    """Train a tokenizer on the input instead of importing one."""
+
+
+class InitConfig(Config):
+    """The `base.init` section: shape and tokenizer of a fresh model."""
+
+    seed: int = 233
+    architecture: dict[str, Any]
+    """Fields of the transformers config, `model_type` among them; `vocab_size` and special ids come from the tokenizer."""
+    tokenizer: str | TokenizerSource = location()
+    """A folder with a tokenizer (tokenizer.json, `*.tiktoken`, sentencepiece), or what to train one on."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"

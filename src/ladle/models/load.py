@@ -1,0 +1,98 @@
+"""Reading and writing models, with every tensor accounted for.
+
+Loading goes through `from_pretrained` alone: DeepSeek-V3 holds fused experts in memory and one tensor per expert on disk, and a raw
+`load_state_dict(strict=False)` would lose them. Code from a repository is never run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ladle.artifacts.files import pretty_json
+from ladle.errors import CheckFailed, UserError
+
+DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+"""Routing keys that DeepSeek-V3 weights imply, that transformers does not save, and without which vLLM drops the router's bias."""
+
+
+def model_dir(path: Path) -> Path:
+    """Return the model folder of an artifact: `path/model`, or `path` itself.
+
+    Raises:
+        UserError: neither holds a config.json.
+    """
+    for candidate in (path / "model", path):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(f"there is no model at {path} (no config.json)", "name a folder that save_pretrained or a ladle stage wrote")
+
+
+def load_model(path: Path, dtype: str = "float32", attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """Load a causal language model and check that every weight came from the file.
+
+    Raises:
+        UserError: no model there, or an architecture that transformers does not know.
+        CheckFailed: weights are missing, left over, or of another shape.
+    """
+    folder = model_dir(path)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the model in {folder}: {str(error).splitlines()[0]}", "check config.json and the weights") from error
+    faults = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
+    if faults:
+        details = "; ".join(f"{name}: {len(keys)}, such as {keys[0]}" for name, keys in faults.items())
+        raise CheckFailed(f"the weights in {folder} do not fit the model ({details})")
+    return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Save weights, config and tokenizer so that transformers and vLLM load them again with nothing missing."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    complete_config(out)
+
+
+def complete_config(folder: Path) -> None:
+    """Strip remote-code references from config.json and add what DeepSeek-V3's readers other than transformers need."""
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("auto_map", None)
+    if config.get("model_type") == "deepseek_v3":
+        config = DEEPSEEK_V3_ROUTING | config
+    path.write_text(pretty_json(config), encoding="utf-8")
+
+
+def init_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int) -> PreTrainedModel:
+    """Return a model with random weights, its vocabulary and special ids those of the tokenizer.
+
+    Raises:
+        UserError: an unknown model type, or a vocabulary smaller than the tokenizer's.
+    """
+    fields = dict(architecture)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise UserError("init.architecture has no model_type", "add one, such as model_type: deepseek_v3")
+    fields.setdefault("vocab_size", len(tokenizer))
+    if fields["vocab_size"] < len(tokenizer):
+        raise UserError(
+            f"vocab_size is {fields['vocab_size']} and the tokenizer has {len(tokenizer)} tokens", "leave vocab_size out, or raise it"
+        )
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    try:
+        config = AutoConfig.for_model(model_type, **special, **fields)
+    except ValueError as error:
+        raise UserError(f"init.architecture is not a model: {str(error).splitlines()[0]}", "check model_type and the sizes") from error
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

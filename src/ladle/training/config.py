@@ -1,0 +1,47 @@
+"""Recipe sections of the two training stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ladle.config import Config, location
+from ladle.training.arguments import TrainerArguments
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
+
+class PretrainConfig(Config):
+    """Continued pretraining on a mixture."""
+
+    model: str | None = location(None)
+    """The model to start from: `base`, or a path; unset is the recipe's base."""
+    data: str | None = location(None)
+    """The mixture: `mix`, or the path of one; unset is the recipe's mixture."""
+    dtype: Dtype = "float32"
+    """Dtype of the weights in memory and on disk. Mixed precision (`trainer.bf16`) is apart from it."""
+    attn_implementation: Attention = "sdpa"
+    trainer: TrainerArguments = TrainerArguments()
+    """transformers.TrainingArguments, by its own names."""
+
+
+class KtoConfig(Config):
+    """Kahneman-Tversky alignment (arXiv 2402.01306); names and defaults are those of TRL's KTOConfig where the meaning is."""
+
+    model: str | None = location(None)
+    """The policy to start from, and the reference: `soup`, `pretrained`, `base` or a path; unset is the recipe's latest."""
+    beta: float = Field(0.1, gt=0)
+    """KTO's β: how strongly the policy is held to the reference."""
+    desirable_weight: float | Literal["auto"] = 1.0
+    """KTO's λ_D; `auto` sets λ_D n_D = λ_U n_U, the lower end of the paper's range [1, 4/3]."""
+    undesirable_weight: float = Field(1.0, gt=0)
+    """KTO's λ_U."""
+    max_length: int = Field(1024, gt=0)
+    """Prompt and completion together, in tokens; a longer completion loses its end, a prompt is never cut."""
+    allow_single_label: bool = False
+    """Train although every label is the same: z0 then grows with the reward and the policy drifts as unbounded SFT."""
+    dtype: Dtype = "float32"
+    attn_implementation: Attention = "sdpa"
+    trainer: TrainerArguments = TrainerArguments()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from ladle.data.preference import join_rows, unpaired_rows
+from ladle.data.preference_config import PreferConfig, PreferenceSource
+from ladle.errors import UserError
+
+USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+
+
+def unpair(rows: list[dict], **source: object) -> tuple[list[dict], Counter]:
+    bad: Counter[str] = Counter()
+    return list(unpaired_rows(rows, PreferenceSource.model_validate({"dataset": "d", **source}), bad)), bad
+
+
+def config(**values: object) -> PreferConfig:
+    return PreferConfig.model_validate({"data": ["rollouts"], **values})
+
+
+def test_unpaired_rows_pass_and_other_columns_are_left_behind():
+    rows, bad = unpair([{"prompt": "a", "completion": "b", "label": False, "idx": 3}])
+    assert rows == [{"prompt": "a", "completion": "b", "label": False}]
+    assert not bad
+
+
+def test_a_pair_becomes_one_row_of_each_label():
+    rows, _ = unpair([{"prompt": "a", "chosen": "good", "rejected": "bad"}], format="paired")
+    assert [(row["completion"], row["label"]) for row in rows] == [("good", True), ("bad", False)]
+
+
+def test_messages_become_the_first_exchange_as_one_element_lists():
+    rows, _ = unpair([{"messages": [USER, ANSWER, USER, ANSWER]}], format="messages", label=True)
+    assert rows == [{"prompt": [USER], "completion": [ANSWER], "label": True}]
+
+
+def test_a_system_turn_belongs_to_the_prompt():
+    system = {"role": "system", "content": "Be brief."}
+    rows, _ = unpair([{"messages": [system, USER, ANSWER]}], format="messages", label=True)
+    assert rows[0]["prompt"] == [system, USER]
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "reason"),
+    [
+        ({"prompt": "a", "completion": "b", "label": 1}, {}, "not a boolean"),
+        ({"prompt": "a", "completion": " ", "label": True}, {}, "empty"),
+        ({"prompt": "a", "completion": [ANSWER], "label": True}, {}, "not both"),
+        ({"messages": [{"content": "x"}]}, {"format": "messages", "label": True}, "without role"),
+        ({"messages": [ANSWER, USER]}, {"format": "messages", "label": True}, "open with"),
+        ({"messages": [USER, ANSWER]}, {"format": "messages"}, "not a boolean"),
+    ],
+)
+def test_unusable_rows_are_counted_by_reason(row, source, reason):
+    rows, bad = unpair([row], **source)
+    assert not rows
+    assert len(bad) == 1
+    assert reason in next(iter(bad))
+
+
+def test_a_missing_column_is_named_with_those_there_are():
+    with pytest.raises(UserError, match=r"no column 'completion' \(it has prompt, answer\)"):
+        unpair([{"prompt": "a", "answer": "b"}])
+
+
+def example(number: int, label: bool) -> dict:
+    return {"prompt": f"p{number}", "completion": "c", "label": label}
+
+
+def test_rows_in_equal_rows_out_plus_every_count():
+    rows = [example(n % 5, n % 3 == 0) for n in range(20)]
+    kept, counters = join_rows(rows, Counter({"empty": 2}), config(balance=True, max_bad_fraction=0.5))
+    assert counters["rows_in"] == 22
+    assert counters["rows_in"] == counters["rows_out"] + counters["duplicates"] + counters["left_out_to_balance"] + counters["bad: empty"]
+    assert sum(row["label"] for row in kept) * 2 == len(kept) > 0
+
+
+def test_too_many_unusable_rows_are_refused():
+    with pytest.raises(UserError, match=r"2 of 3 preference rows cannot be used \(2 with empty\)"):
+        join_rows([example(1, True)], Counter({"empty": 2}), config())
+
+
+def test_balancing_one_label_leaves_nothing_and_says_so():
+    with pytest.raises(UserError, match="no preference rows are left"):
+        join_rows([example(1, True)], Counter(), config(balance=True))
