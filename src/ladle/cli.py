@@ -1,0 +1,316 @@
+"""The `ladle` command: parses, calls, prints, and turns outcomes into exit codes. Free of torch."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from ladle import display, log
+from ladle.artifacts.build import Workspace, build
+from ladle.artifacts.plan import State, make_plan
+from ladle.artifacts.record import read_record
+from ladle.artifacts.step import Step
+from ladle.artifacts.verify import verify as find_faults
+from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
+
+app = typer.Typer(
+    name="ladle",
+    help="From an open base language model to an aligned, evaluated one: mix, pretrain, soup, rollout, KTO, evaluate, report.",
+    epilog="Start with: ladle run recipes/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's, such as pretrain.trainer.max_steps=10.")
+]
+Root = Annotated[Path, typer.Option("--root", help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The folder that becomes the artifact.")]
+ConfigPath = Annotated[Path, typer.Option("--config", help="A recipe; overrides are relative to this stage's section of it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+DEFAULT_ROOT = Path("runs")
+
+
+@app.callback()
+def _configure(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False) -> None:
+    log.configure(verbose)
+
+
+# Whole recipes.
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT) -> None:
+    """Run a recipe from where it stands; finished steps are kept.
+
+    Examples:
+
+      ladle run recipes/quickstart.yaml
+
+      ladle run recipes/quickstart.yaml pretrain.trainer.learning_rate=2e-3
+    """
+    steps, workspace = _load(recipe, overrides, root)
+    _build_all(steps, workspace)
+    display.print_results(steps, workspace)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Show what a run would do with each step, and why.
+
+    Example:
+
+      ladle plan recipes/quickstart.yaml pretrain.trainer.learning_rate=2e-3
+    """
+    steps, workspace = _load(recipe, overrides, root)
+    display.print_plan(make_plan(steps, workspace), as_json)
+
+
+@app.command()
+def status(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Show which steps are done, with their time and size, and which one is being built by whom."""
+    steps, workspace = _load(recipe, overrides, root)
+    display.print_status(make_plan(steps, workspace), as_json)
+
+
+@app.command()
+def report(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT) -> None:
+    """Build a recipe's report (and whatever it still needs) and print its path."""
+    steps, workspace = _load(recipe, overrides, root, only="report")
+    _build_all(steps, workspace)
+    sys.stdout.write(f"{workspace.path_of(steps[-1]) / 'index.html'}\n")
+
+
+# Artifacts.
+
+
+@app.command()
+def verify(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: AsJson = False) -> None:
+    """Re-hash an artifact and all it was made from; name each changed, missing or extra file and exit 1 if there is one."""
+    faults = list(find_faults(artifact))
+    sys.stdout.write(json.dumps({"artifact": str(artifact), "faults": faults}) + "\n" if as_json else "".join(f"{f}\n" for f in faults))
+    if faults:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+    if not as_json:
+        sys.stdout.write(f"{artifact}: every file is as it was recorded, and so is all it was made from\n")
+
+
+@app.command()
+def show(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: AsJson = False) -> None:
+    """Print what an artifact is: its step, digest, inputs, counters and metrics."""
+    display.print_record(read_record(artifact), as_json)
+
+
+# Single stages of a recipe.
+
+
+def _stage_command(name: str, what: str) -> None:
+    def command(config: ConfigPath, overrides: Overrides = None, out: Out = None, root: Root = DEFAULT_ROOT) -> None:
+        steps, workspace = _load(config, overrides, root, only=name, section="kto" if name == "prefer" else name, out=out)
+        _build_all(steps, workspace)
+        sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
+
+    command.__doc__ = f"{what}\n\nExample:\n\n  ladle {name} --config recipes/quickstart.yaml --out {name}-out"
+    app.command(name)(command)
+
+
+_stage_command("mix", "Mix datasets by ratio into packed rows of tokens.")
+_stage_command("pretrain", "Continue pretraining a model on a mixture.")
+_stage_command("rollout", "Sample completions of the policy and label them by their answers.")
+_stage_command("prefer", "Join preference data into prompt, completion and label.")
+_stage_command("kto", "Align a policy by KTO.")
+
+
+# Stages that stand alone.
+
+
+@app.command()
+def soup(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[MEMBER|KEY=VALUE]...")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A recipe, instead of members.")] = None,
+    out: Out = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Average models of one architecture, every tensor accounted for.
+
+    Examples:
+
+      ladle soup base checkpoints/checkpoint-1000 checkpoints/checkpoint-2000 --out soup method=uniform
+
+      ladle soup --config recipes/quickstart.yaml --out soup
+    """
+    from ladle.standalone import soup_step
+
+    members = [argument for argument in arguments or [] if "=" not in argument]
+    overrides = [argument for argument in arguments or [] if "=" in argument]
+    if config is not None:
+        steps, workspace = _load(config, overrides, root, only="soup", section="soup", out=out)
+    else:
+        steps, workspace = [soup_step(members, overrides, root)], _place("soup", out, root)
+    _build_all(steps, workspace)
+    sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or a Hub id.")],
+    overrides: Overrides = None,
+    benchmarks: Annotated[str, typer.Option("--benchmarks", help="Names, separated by commas.")] = "gsm8k,math500",
+    data: Annotated[Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl; unset fetches from the Hub.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Items of each benchmark, from the first.")] = None,
+    out: Out = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Score a model on benchmarks.
+
+    Example:
+
+      ladle evaluate my-model --benchmarks gsm8k,math500 --data benchmarks --out scores sampling.max_new_tokens=64
+    """
+    from ladle.standalone import evaluate_step
+
+    step = evaluate_step(model, benchmarks.split(","), data, limit, overrides or [], root)
+    workspace = _place(step.name, out, root)
+    _build_all([step], workspace)
+    display.print_results([step], workspace)
+    sys.stdout.write(f"{workspace.path_of(step)}\n")
+
+
+@app.command()
+def fetch(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A Hub id, or a local folder.")] = None,
+    overrides: Overrides = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="A dataset of the Hub: org/name[:subset].")] = None,
+    init: Annotated[Path | None, typer.Option("--init", help="A YAML file with architecture and tokenizer: random weights.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    out: Out = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Bring a model or a dataset to disk, or make a model with random weights.
+
+    Examples:
+
+      ladle fetch BAAI/OpenSeek-Small-v1 --out base
+
+      ladle fetch --dataset AI-MO/NuminaMath-CoT --out numina
+    """
+    from ladle.standalone import fetch_step
+
+    step = fetch_step(model, dataset, init, revision, overrides or [], root)
+    workspace = _place(step.name, out, root)
+    _build_all([step], workspace)
+    sys.stdout.write(f"{workspace.path_of(step)}\n")
+
+
+@app.command()
+def grade(
+    pairs: Annotated[Path | None, typer.Argument(metavar="[PAIRS.jsonl]", help="Rows of gold, answer and optionally type.")] = None,
+    gold: Annotated[str | None, typer.Option("--gold", help="The known answer.")] = None,
+    answer: Annotated[str | None, typer.Option("--answer", help="The answer to grade.")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Grade one answer, or a file of them.
+
+    Examples:
+
+      ladle grade --gold "\frac{1}{2}" --answer 0.5
+
+      ladle grade pairs.jsonl --out verdicts.jsonl
+    """
+    from ladle.grading.commands import grade_file, grade_one
+
+    if pairs is not None and out is not None:
+        counts = grade_file(pairs, out)
+        sys.stdout.write(json.dumps(counts) + "\n" if as_json else "".join(f"{name}: {count}\n" for name, count in counts.items()))
+    elif gold is not None and answer is not None:
+        display.print_grade(grade_one(gold, answer), as_json)
+    else:
+        raise UserError("nothing to grade", "give --gold and --answer, or PAIRS.jsonl and --out VERDICTS.jsonl")
+
+
+# What the commands share.
+
+
+def _load(
+    recipe: Path, overrides: list[str] | None, root: Path, only: str | None = None, section: str = "", out: Path | None = None
+) -> tuple[list[Step], Workspace]:
+    from ladle.artifacts.local import FileHashes
+    from ladle.pipeline import Pipeline
+    from ladle.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides, section)
+    steps = Pipeline(loaded, FileHashes(root / ".file-hashes.json")).in_build_order(only)
+    placed = ((only, out),) if only is not None and out is not None else ()
+    return steps, Workspace(root / loaded.name, placed)
+
+
+def _place(name: str, out: Path | None, root: Path) -> Workspace:
+    return Workspace(root / "standalone", ((name, out),) if out is not None else ())
+
+
+def _build_all(steps: list[Step], workspace: Workspace) -> None:
+    for planned in make_plan(steps, workspace):
+        if planned.state is State.CACHED:
+            display.say_cached(planned)
+        else:
+            with display.building(planned):
+                build(planned.step, workspace)
+
+
+_DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_ACCESS_ERRORS = {errno.EACCES: "permission denied", errno.EROFS: "the file system is read-only", errno.EPERM: "not permitted"}
+
+
+def _as_user_error(error: BaseException) -> LadleError | None:
+    """Return the foreseen outcome an exception stands for: Ladle's own, a full disk, a folder that cannot be written."""
+    if isinstance(error, LadleError):
+        return error
+    number = error.errno if isinstance(error, OSError) else None
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    if number in _ACCESS_ERRORS:
+        return UserError(f"{_ACCESS_ERRORS[number]}{place}", "choose a folder you may write with --root or --out")
+    if number in _DISK_ERRORS or "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
+        what = _DISK_ERRORS.get(number or errno.ENOSPC, "the disk is full")
+        return UserError(f"{what}{place}", "free some space, or choose another disk with --root, and run the same command again")
+    return None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that DESIGN gives the outcome."""
+    sys.exit(_run_and_explain(arguments))
+
+
+def _run_and_explain(arguments: list[str] | None) -> Any:
+    try:
+        return app(args=arguments, standalone_mode=False) or 0
+    except click.exceptions.Exit as outcome:
+        return outcome.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USER_ERROR
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the one place where exceptions become exit codes; bugs keep their traceback
+        outcome = _as_user_error(error)
+        if outcome is None:
+            traceback.print_exc()
+            return EXIT_BUG
+        sys.stderr.write(f"error: {outcome}\n")
+        return outcome.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What the commands print: plans, status, results. Tables on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ladle.artifacts.build import Workspace
+from ladle.artifacts.plan import PlannedStep, State
+from ladle.artifacts.record import RECORD_NAME, read_record
+from ladle.artifacts.step import Step
+from ladle.log import get_logger
+
+logger = get_logger(__name__)
+
+STAGE_ROW = "{:<10} {}"
+
+
+def say_cached(planned: PlannedStep) -> None:
+    """Say that a finished step is used as it is."""
+    logger.info("%s: cached", planned.step.name)
+
+
+@contextmanager
+def building(planned: PlannedStep) -> Iterator[None]:
+    """Say that a step starts and why, and how long it took."""
+    why = f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
+    logger.info("%s: %s%s", planned.step.name, planned.state, why)
+    started = time.monotonic()
+    yield
+    logger.info("%s: done in %.1f s", planned.step.name, time.monotonic() - started)
+
+
+def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
+    """Print each step's state and the reasons for it."""
+    rows = [
+        {"step": p.step.name, "state": str(p.state), "reasons": list(p.reasons), "path": str(p.path)} for p in plan
+    ]
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_table(["step", "state", "why"], [[row["step"], row["state"], "; ".join(row["reasons"])] for row in rows])
+
+
+def print_status(plan: list[PlannedStep], as_json: bool) -> None:
+    """Print which steps are done, in what time and size, and who builds the others."""
+    rows = []
+    for planned in plan:
+        done = planned.state is State.CACHED
+        record = read_record(planned.path) if done else {}
+        holder = planned.path.with_name(f".{planned.path.name}.holder")
+        rows.append(
+            {
+                "step": planned.step.name,
+                "state": "done" if done else str(planned.state),
+                "seconds": record.get("timings", {}).get("seconds"),
+                "size_bytes": sum(entry["size_bytes"] for entry in record.get("files", {}).values()),
+                "building": json.loads(holder.read_text()) if holder.is_file() and not done else None,
+            }
+        )
+    if as_json:
+        _print_json(rows)
+        return
+    table = [
+        [
+            row["step"],
+            f"building by process {row['building']['pid']} on {row['building']['host']}" if row["building"] else row["state"],
+            "" if row["seconds"] is None else f"{row['seconds']:.1f} s",
+            f"{row['size_bytes'] / 1e6:,.1f} MB" if row["size_bytes"] else "",
+        ]
+        for row in rows
+    ]
+    _print_table(["step", "state", "time", "size"], table)
+
+
+def print_results(steps: list[Step], workspace: Workspace) -> None:
+    """Print accuracy, n and 95 % interval of each evaluated model, and where the report is."""
+    rows = [row for step in steps if step.stage == "evaluate" for row in _result_rows(step, workspace.path_of(step))]
+    if rows:
+        _print_table(["model", "benchmark", "accuracy", "n", "95 % interval"], rows)
+    for step in steps:
+        if step.stage == "report":
+            sys.stdout.write(f"report: {workspace.path_of(step) / 'index.html'}\n")
+
+
+def _result_rows(step: Step, folder: Path) -> list[list[str]]:
+    if not (folder / RECORD_NAME).is_file():
+        return []
+    name = step.name.rsplit("/", 1)[-1]
+    return [
+        [name, benchmark, f"{m['accuracy']:.1%}", str(m["n"]), f"{m['low']:.1%} to {m['high']:.1%}"]
+        for benchmark, m in read_record(folder)["metrics"].items()
+    ]
+
+
+def print_record(record: dict[str, Any], as_json: bool) -> None:
+    """Print a record, for people without its file list."""
+    if as_json:
+        _print_json(record)
+        return
+    size = sum(entry["size_bytes"] for entry in record["files"].values())
+    lines = {
+        "step": record["name"],
+        "fingerprint": record["fingerprint"],
+        "digest": record["digest"],
+        "files": f"{len(record['files'])}, {size / 1e6:,.1f} MB",
+        "time": f"{record['timings']['seconds']:.1f} s",
+        **{f"input {role}": ", ".join(_describe(item) for item in items) for role, items in record["inputs"].items()},
+        **{f"count {name}": str(value) for name, value in record["counters"].items()},
+        **{f"metric {name}": json.dumps(value) for name, value in record["metrics"].items()},
+    }
+    width = max(map(len, lines))
+    sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in lines.items()))
+
+
+def _describe(item: dict[str, Any]) -> str:
+    if "artifact" in item:
+        return item["artifact"]
+    if "hub" in item:
+        return f"{item['repo_id']}@{item['commit'][:12]}"
+    return ", ".join(entry["path"] for entry in item["files"][:3]) + (", …" if len(item["files"]) > 3 else "")
+
+
+def print_grade(grade: dict[str, Any], as_json: bool) -> None:
+    """Print one verdict and its reason."""
+    if as_json:
+        _print_json(grade)
+    else:
+        sys.stdout.write(f"{grade['verdict']}: {grade['reason']}\n")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table)

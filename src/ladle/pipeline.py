@@ -1,0 +1,234 @@
+"""From a recipe to its graph of steps: the whole method on one page.
+
+    datasets ─┐
+    base ─────┼─ mix ── pretrain ── soup ── rollout ── prefer ── kto
+              └──────────── evaluate each model ──────────────── report
+
+Every function below adds one stage. A model or a dataset is referred to by name (`base`, `pretrained`, `soup`, `kto`; a key of
+`datasets:`), by path, or by Hub id.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ladle.artifacts.local import FileHashes, find_local, hash_local
+from ladle.artifacts.step import HubRepository, Step, StepInput, StepOutput, in_build_order
+from ladle.data.config import MixConfig
+from ladle.data.preference_config import PreferConfig
+from ladle.errors import UserError
+from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
+from ladle.hub import is_repo_id, resolve_commit
+from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
+from ladle.recipe import Recipe
+from ladle.reporting.config import PageConfig
+from ladle.soup.config import SoupConfig
+from ladle.training.config import KtoConfig, PretrainConfig
+
+CHECKPOINTS = "checkpoints/checkpoint-*"
+TRAINING_VOLATILE = ("checkpoints/*", "tensorboard/*")
+"""Checkpoints hold paths and times beside the weights; a training step's digest covers its final model and log."""
+
+
+class Pipeline:
+    """The steps of a recipe, by name."""
+
+    def __init__(self, recipe: Recipe, hashes: FileHashes) -> None:
+        self.recipe = recipe
+        self.hashes = hashes
+        self.steps: dict[str, Step] = {}
+        self.models: dict[str, Step] = {}
+        self._add_datasets()
+        self._add_base()
+        self._add_mix()
+        self._add_pretrain()
+        self._add_soup()
+        self._add_rollout()
+        self._add_kto()
+        self._add_evaluate()
+        self._add_report()
+
+    def in_build_order(self, only: str | None = None) -> list[Step]:
+        """Return every step, parents first; or only what the step named `only` needs, itself included.
+
+        Raises:
+            UserError: no step of that name.
+        """
+        if only is None:
+            return in_build_order(list(self.steps.values()))
+        if only not in self.steps:
+            raise UserError(f"the recipe has no step {only!r}", f"add its section, or name one of {', '.join(self.steps)}")
+        return in_build_order([self.steps[only]])
+
+    # The stages, in the order of the method.
+
+    def _add_datasets(self) -> None:
+        for name, config in self.recipe.datasets.items():
+            inputs = {} if config.kind == "word_problems" else {"dataset": self._dataset(config.dataset, config.revision)}
+            self._add(Step(f"datasets/{name}", "fetch", config, inputs, f"datasets.{name}"))
+
+    def _add_base(self) -> None:
+        base = self.recipe.base
+        if base.init is not None:
+            self.models["base"] = self._init_step(base.init)
+        else:
+            assert base.model is not None  # the schema asks for one of the two
+            inputs = {"model": self._files_or_hub("model", base.model, base.revision, "base.model")}
+            self.models["base"] = self._add(Step("base", "fetch", FetchModelConfig(dtype=base.dtype), inputs, "base"))
+        if base.mix is not None and base.pretrain is not None:
+            mix = self._mix_step("base/mix", base.mix, "base.mix")
+            self.models["base"] = self._pretrain_step("base", base.pretrain, mix, "base.pretrain")
+
+    def _init_step(self, init: InitConfig) -> Step:
+        source = init.tokenizer
+        trained = isinstance(source, TokenizerSource)
+        config = InitModelConfig(
+            seed=init.seed, architecture=init.architecture, dtype=init.dtype, train_tokenizer=source if trained else None
+        )
+        if isinstance(source, TokenizerSource):
+            inputs = {"tokenizer_data": self._dataset(source.dataset)}
+        else:
+            inputs = {"tokenizer": self._files_or_hub("model", source, None, "base.init.tokenizer")}
+        return self._add(Step("base/init", "fetch", config, inputs, "base.init"))
+
+    def _add_mix(self) -> None:
+        if self.recipe.mix is not None:
+            self._mix_step("mix", self.recipe.mix, "mix")
+
+    def _mix_step(self, name: str, config: MixConfig, section: str) -> Step:
+        inputs = {"tokenizer": (StepOutput(self.models["base"]),)}
+        for source in config.sources:
+            inputs[f"source:{source.name}"] = self._dataset(source.dataset, source.revision)
+        if config.contamination is not None:
+            inputs["benchmarks"] = self._files_or_hub("dataset", config.contamination.data, None, f"{section}.contamination.data")
+        return self._add(Step(name, "mix", config, inputs, section))
+
+    def _add_pretrain(self) -> None:
+        config = self.recipe.pretrain
+        if config is None:
+            return
+        mixture = self.steps.get("mix")
+        self.models["pretrained"] = self._pretrain_step("pretrain", config, mixture, "pretrain")
+
+    def _pretrain_step(self, name: str, config: PretrainConfig, mixture: Step | None, section: str) -> Step:
+        if config.data is not None and config.data != "mix":
+            data = self._files_or_hub("dataset", config.data, None, f"{section}.data")
+        elif mixture is not None:
+            data = (StepOutput(mixture),)
+        else:
+            raise UserError(f"{section} has nothing to train on", f"add a `mix:` section, or {section}.data=DIR of a mixture")
+        inputs = {"model": (self._model(config.model, f"{section}.model"),), "mixture": data}
+        return self._add(Step(name, "pretrain", config, inputs, section, volatile=TRAINING_VOLATILE))
+
+    def _add_soup(self) -> None:
+        config = self.recipe.soup
+        if config is None:
+            return
+        members = [item for member in config.members for item in self._soup_member(member, config)]
+        inputs: dict[str, tuple[StepInput, ...]] = {"members": tuple(members)}
+        if config.select != "none":
+            if "mix" not in self.steps:
+                raise UserError("soup.select needs a validation split", "add a `mix:` section with `validation:`, or select: none")
+            inputs["validation"] = (StepOutput(self.steps["mix"]),)
+        self.models["soup"] = self._add(Step("soup", "soup", config, inputs, "soup"))
+
+    def _soup_member(self, member: str, config: SoupConfig) -> tuple[StepInput, ...]:
+        if member != "checkpoints":
+            return (self._model(member, "soup.members"),)
+        training = self.recipe.pretrain
+        if training is None:
+            raise UserError("soup.members names checkpoints, and the recipe has no `pretrain:`", "add it, or name model folders")
+        if training.trainer.values().get("save_strategy") == "no":
+            raise UserError("the soup has no checkpoints: pretrain.trainer.save_strategy is no", "set save_steps to save some")
+        return (StepOutput(self.models["pretrained"], CHECKPOINTS),)
+
+    def _add_rollout(self) -> None:
+        config = self.recipe.rollout
+        if config is None:
+            return
+        prompts = self._dataset(config.prompts.dataset)
+        inputs = {"model": (self._model(config.model, "rollout.model"),), "prompts": prompts}
+        self._add(Step("rollout", "rollout", config, inputs, "rollout"))
+
+    def _add_kto(self) -> None:
+        section = self.recipe.kto
+        if section is None:
+            return
+        prefer = PreferConfig(**{name: getattr(section, name) for name in PreferConfig.model_fields})
+        inputs = {f"source:{index}": self._preference(source.dataset, source.revision) for index, source in enumerate(prefer.data)}
+        preference = self._add(Step("prefer", "prefer", prefer, inputs, "kto"))
+        training = KtoConfig(**{name: getattr(section, name) for name in KtoConfig.model_fields})
+        policy = self._model(section.model, "kto.model")
+        inputs = {"model": (policy,), "preference": (StepOutput(preference),)}
+        self.models["kto"] = self._add(Step("kto", "kto", training, inputs, "kto", volatile=TRAINING_VOLATILE))
+
+    def _add_evaluate(self) -> None:
+        config = self.recipe.evaluate
+        for choice in config.models if config is not None else ():
+            assert config is not None
+            inputs = {"model": (self._model(choice.model, "evaluate.models"),)}
+            for benchmark in config.benchmarks:
+                inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data)
+            if choice.few_shot:
+                inputs["examples"] = self._examples(choice)
+            one_model = EvaluateModelConfig.of(config, choice)
+            volatile = ("*_metrics.json", "final_result.json")
+            self._add(Step(f"evaluate/{choice.label}", "evaluate", one_model, inputs, "evaluate", volatile=volatile))
+
+    def _examples(self, choice: ModelChoice) -> tuple[StepInput, ...]:
+        config = self.recipe.evaluate
+        if config is None or config.examples is None:
+            raise UserError(f"evaluate.models asks for few_shot={choice.few_shot} and has no examples", "set evaluate.examples")
+        return self._dataset(config.examples.dataset)
+
+    def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> tuple[StepInput, ...]:
+        if benchmark.dataset is not None:
+            return self._dataset(benchmark.dataset)
+        if data is not None:
+            return self._files_or_hub("dataset", str(Path(data) / benchmark.name / "test.jsonl"), None, "evaluate.data")
+        repo_id, revision = benchmark.hub_source()
+        return (HubRepository("dataset", repo_id, resolve_commit("dataset", repo_id, revision)),)
+
+    def _add_report(self) -> None:
+        if self.recipe.report is None:
+            return
+        title = self.recipe.report.title or self.recipe.name
+        inputs = {name: (StepOutput(step),) for name, step in self.steps.items()}
+        self._add(Step("report", "report", PageConfig(title=title), inputs, "report", volatile=("*",)))
+
+    # What names in a recipe stand for.
+
+    def _add(self, step: Step) -> Step:
+        self.steps[step.name] = step
+        return step
+
+    def _model(self, reference: str | None, key: str) -> StepInput:
+        """Return a model: the latest one made so far where none is named."""
+        if reference is None:
+            return StepOutput(list(self.models.values())[-1])
+        if reference in self.models:
+            return StepOutput(self.models[reference])
+        if find_local(reference):
+            return hash_local(find_local(reference), self.hashes)
+        known = ", ".join(self.models)
+        raise UserError(f"{key} names {reference!r}, which is no model of this recipe and no folder", f"use one of {known}, or a path")
+
+    def _preference(self, reference: str, revision: str | None) -> tuple[StepInput, ...]:
+        if reference != "rollouts":
+            return self._dataset(reference, revision)
+        if "rollout" not in self.steps:
+            raise UserError("kto.data names rollouts, and the recipe has no `rollout:` section", "add one, or other data")
+        return (StepOutput(self.steps["rollout"]),)
+
+    def _dataset(self, reference: str, revision: str | None = None) -> tuple[StepInput, ...]:
+        if f"datasets/{reference}" in self.steps:
+            return (StepOutput(self.steps[f"datasets/{reference}"]),)
+        return self._files_or_hub("dataset", reference, revision, "dataset")
+
+    def _files_or_hub(self, kind: str, reference: str, revision: str | None, key: str) -> tuple[StepInput, ...]:
+        if paths := find_local(reference):
+            return (hash_local(paths, self.hashes),)
+        repo_id = reference.partition(":")[0]
+        if is_repo_id(repo_id):
+            return (HubRepository(kind, repo_id, resolve_commit(kind, repo_id, revision)),)
+        raise UserError(f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name")

@@ -1,0 +1,117 @@
+"""The recipe: every section's schema, composed of the stages' own configs. Free of torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from ladle.config import Config, execution, location
+from ladle.config_file import ConfigFile
+from ladle.data.config import MixConfig
+from ladle.data.datasets_config import FetchDatasetConfig, WordProblemsConfig
+from ladle.data.preference_config import PreferConfig
+from ladle.errors import UserError
+from ladle.evaluation.config import EvaluateConfig
+from ladle.generation.rollout_config import RolloutConfig
+from ladle.models.config import InitConfig
+from ladle.soup.config import SoupConfig
+from ladle.training.config import Dtype, KtoConfig, PretrainConfig
+
+
+class BaseConfig(Config):
+    """Where the pipeline starts: a model of the Hub or a folder (`model`), or a fresh one (`init`).
+
+    A fresh model can first be trained into a base, by `mix` and `pretrain` sections of its own.
+    """
+
+    model: str | None = location(None)
+    revision: str | None = location(None)
+    dtype: Dtype | None = None
+    """Dtype to keep the imported weights in; unset keeps the source's."""
+    init: InitConfig | None = None
+    mix: MixConfig | None = None
+    pretrain: PretrainConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> BaseConfig:
+        if (self.model is None) == (self.init is None):
+            seen = "both" if self.model else "neither"
+            raise UserError(f"base needs `model` or `init`, and has {seen}", "keep `model: ORG/NAME` (or a folder), or `init: {...}`")
+        if (self.mix is None) != (self.pretrain is None):
+            raise UserError("base.mix and base.pretrain go together, and one is missing", "add the other, or remove both")
+        return self
+
+
+class KtoSection(KtoConfig, PreferConfig):
+    """The `kto:` section: the preference data, and the training on it."""
+
+
+class ReportConfig(Config):
+    """The page that shows the run."""
+
+    title: str | None = None
+
+
+class Recipe(Config):
+    """The whole pipeline; a section that is left out is skipped."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    seed: int = 233
+    """Given to every section that sets no seed of its own."""
+    data_root: str | None = location(None)
+    """A folder that `${data_root}` stands for in the recipe's paths."""
+    datasets: dict[str, WordProblemsConfig | FetchDatasetConfig] = {}
+    base: BaseConfig
+    mix: MixConfig | None = None
+    pretrain: PretrainConfig | None = None
+    soup: SoupConfig | None = None
+    rollout: RolloutConfig | None = None
+    kto: KtoSection | None = None
+    evaluate: EvaluateConfig | None = None
+    report: ReportConfig | None = None
+    source: str = execution("")
+
+    @field_validator("datasets")
+    @classmethod
+    def _plain_names(cls, datasets: dict[str, Any]) -> dict[str, Any]:
+        for name in datasets:
+            if "/" in name or "." in name:
+                raise UserError(f"dataset name {name!r} looks like a path", "name it by letters, digits, - and _")
+        return datasets
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None, section: str = "") -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` assignments, applied in order.
+        section: the section that the overrides are relative to; empty for the whole recipe.
+
+    Raises:
+        UserError: a fault of the file or of an override, with its key, file and line.
+    """
+    file = ConfigFile.read(path)
+    file.override(overrides or [], section)
+    _spread_seed(file.tree)
+    return file.validate(Recipe).model_copy(update={"source": str(path)})
+
+
+def _spread_seed(tree: dict[str, Any]) -> None:
+    """Give the recipe's seed to each section that takes one and sets none."""
+    seed = tree.get("seed", Recipe.model_fields["seed"].default)
+    base = tree.get("base")
+    generated = [d for d in (tree.get("datasets") or {}).values() if isinstance(d, dict) and d.get("kind") == "word_problems"]
+    sections = [tree.get("mix"), tree.get("rollout"), tree.get("kto"), *generated]
+    trainings = [tree.get("pretrain"), tree.get("kto")]
+    if isinstance(base, dict):
+        sections += [base.get("init"), base.get("mix")]
+        trainings.append(base.get("pretrain"))
+    for training in trainings:
+        if isinstance(training, dict):
+            sections.append(training.setdefault("trainer", {}))
+    for section in sections:
+        if isinstance(section, dict):
+            section.setdefault("seed", seed)

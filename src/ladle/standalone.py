@@ -1,0 +1,107 @@
+"""Steps made from a command line instead of a recipe: a soup of named members, a model to evaluate, something to fetch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ladle.artifacts.local import FileHashes, find_local, hash_local
+from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput
+from ladle.config_file import ConfigFile
+from ladle.data.datasets_config import FetchDatasetConfig
+from ladle.errors import UserError
+from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
+from ladle.hub import is_repo_id, resolve_commit
+from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig
+from ladle.soup.config import SoupConfig
+
+COMMAND_LINE = "command line"
+
+
+def soup_step(members: list[str], overrides: list[str], root: Path) -> Step:
+    """Return the step that averages the members, in order; each is a folder or a glob of folders.
+
+    Raises:
+        UserError: fewer than one member, or one that does not exist.
+    """
+    if not members:
+        raise UserError("no members are named", "ladle soup MEMBER MEMBER… --out DIR, or --config RECIPE")
+    hashes = _hashes(root)
+    inputs = tuple(hash_local((path,), hashes) for member in members for path in _existing(member))
+    config = _options(overrides, {"members": members}).validate(SoupConfig)
+    return Step("soup", "soup", config, {"members": inputs})
+
+
+def evaluate_step(model: str, benchmarks: list[str], data: Path | None, limit: int | None, overrides: list[str], root: Path) -> Step:
+    """Return the step that scores one model, a folder or a Hub id, on benchmarks by name.
+
+    Raises:
+        UserError: an unknown benchmark, or a model or data file that does not exist.
+    """
+    hashes = _hashes(root)
+    given = {"models": [{"model": model, "name": "model"}], "benchmarks": benchmarks, "limit": limit}
+    config = _options(overrides, {key: value for key, value in given.items() if value is not None}).validate(EvaluateConfig)
+    inputs: dict[str, tuple[StepInput, ...]] = {"model": (_local_or_hub("model", model, None, hashes),)}
+    for benchmark in config.benchmarks:
+        if data is not None:
+            item: StepInput = hash_local(_existing(str(data / benchmark.name / "test.jsonl")), hashes)
+        else:
+            repo_id, revision = benchmark.hub_source()
+            item = HubRepository("dataset", repo_id, resolve_commit("dataset", repo_id, revision))
+        inputs[f"benchmark:{benchmark.name}"] = (item,)
+    return Step("evaluate/model", "evaluate", EvaluateModelConfig.of(config, config.models[0]), inputs, volatile=("*_metrics.json", "final_result.json"))
+
+
+def fetch_step(
+    model: str | None, dataset: str | None, init: Path | None, revision: str | None, overrides: list[str], root: Path
+) -> Step:
+    """Return the step that brings one model or dataset, or makes a fresh model.
+
+    Raises:
+        UserError: not exactly one of the three is named.
+    """
+    if sum(item is not None for item in (model, dataset, init)) != 1:
+        raise UserError("name one thing to fetch", "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE")
+    hashes = _hashes(root)
+    if model is not None:
+        config = _options(overrides, {}).validate(FetchModelConfig)
+        return Step("model", "fetch", config, {"model": (_local_or_hub("model", model, revision, hashes),)})
+    if dataset is not None:
+        repo_id, _, subset = dataset.partition(":")
+        config = _options(overrides, {"dataset": repo_id, "subset": subset or None}).validate(FetchDatasetConfig)
+        return Step("dataset", "fetch", config, {"dataset": (_local_or_hub("dataset", repo_id, revision, hashes),)})
+    assert init is not None  # one of the three is named
+    file = ConfigFile.read(init)
+    file.override(overrides)
+    return _init_step(file.validate(InitConfig), hashes)
+
+
+def _init_step(config: InitConfig, hashes: FileHashes) -> Step:
+    if not isinstance(config.tokenizer, str):
+        raise UserError("--init takes the folder of a tokenizer", "set `tokenizer: DIR` in the file")
+    step_config = InitModelConfig(seed=config.seed, architecture=config.architecture, dtype=config.dtype)
+    return Step("model", "fetch", step_config, {"tokenizer": (_local_or_hub("model", config.tokenizer, None, hashes),)})
+
+
+def _options(overrides: list[str], values: dict) -> ConfigFile:
+    file = ConfigFile(COMMAND_LINE, dict(values), {})
+    file.override(overrides)
+    return file
+
+
+def _hashes(root: Path) -> FileHashes:
+    return FileHashes(root / ".file-hashes.json")
+
+
+def _existing(reference: str) -> tuple[Path, ...]:
+    found = find_local(reference)
+    if not found:
+        raise UserError(f"there is nothing at {reference}", "name an existing path or glob")
+    return found
+
+
+def _local_or_hub(kind: str, reference: str, revision: str | None, hashes: FileHashes) -> LocalFiles | HubRepository:
+    if found := find_local(reference):
+        return hash_local(found, hashes)
+    if is_repo_id(reference):
+        return HubRepository(kind, reference, resolve_commit(kind, reference, revision))
+    raise UserError(f"there is no {kind} at {reference}", "name an existing folder, or a Hub id org/name")
