@@ -52,12 +52,18 @@ SHAPES = {"deepseek_v3": DEEPSEEK_V3, "qwen3": QWEN3, "llama": LLAMA}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    texts = [f"Question: {a} plus {b}?\nAnswer: {a}+{b}={a + b}. The answer is \\boxed{{{a + b}}}." for a in range(20) for b in range(20)]
+    texts = [
+        f"Question: {a} plus {b}?\nAnswer: {a}+{b}={a + b}. The answer is \\boxed{{{a + b}}}."
+        for a in range(20)
+        for b in range(20)
+    ]
     return train_tokenizer(texts, 320)
 
 
 def make_model(shape: str, vocab_size: int = 320, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     fields = dict(SHAPES[shape])
-    config = AutoConfig.for_model(fields.pop("model_type"), vocab_size=vocab_size, bos_token_id=0, eos_token_id=0, pad_token_id=1, **fields)
+    config = AutoConfig.for_model(
+        fields.pop("model_type"), vocab_size=vocab_size, bos_token_id=0, eos_token_id=0, pad_token_id=1, **fields
+    )
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

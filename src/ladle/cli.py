@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
+from typer._click.exceptions import ClickException  # typer carries its own click and exports only parts of it
 
 from ladle import display, log
 from ladle.artifacts.build import Workspace, build
@@ -32,11 +33,16 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's, such as pretrain.trainer.max_steps=10.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
+    ),
 ]
 Root = Annotated[Path, typer.Option("--root", help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder that becomes the artifact.")]
-ConfigPath = Annotated[Path, typer.Option("--config", help="A recipe; overrides are relative to this stage's section of it.")]
+ConfigPath = Annotated[
+    Path, typer.Option("--config", help="A recipe; overrides are relative to this stage's section of it.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 DEFAULT_ROOT = Path("runs")
@@ -99,7 +105,11 @@ def report(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT
 def verify(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: AsJson = False) -> None:
     """Re-hash an artifact and all it was made from; name each changed, missing or extra file and exit 1 if there is one."""
     faults = list(find_faults(artifact))
-    sys.stdout.write(json.dumps({"artifact": str(artifact), "faults": faults}) + "\n" if as_json else "".join(f"{f}\n" for f in faults))
+    sys.stdout.write(
+        json.dumps({"artifact": str(artifact), "faults": faults}) + "\n"
+        if as_json
+        else "".join(f"{f}\n" for f in faults)
+    )
     if faults:
         raise typer.Exit(EXIT_CHECK_FAILED)
     if not as_json:
@@ -117,7 +127,9 @@ def show(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json:
 
 def _stage_command(name: str, what: str) -> None:
     def command(config: ConfigPath, overrides: Overrides = None, out: Out = None, root: Root = DEFAULT_ROOT) -> None:
-        steps, workspace = _load(config, overrides, root, only=name, section="kto" if name == "prefer" else name, out=out)
+        steps, workspace = _load(
+            config, overrides, root, only=name, section="kto" if name == "prefer" else name, out=out
+        )
         _build_all(steps, workspace)
         sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
 
@@ -167,8 +179,12 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or a Hub id.")],
     overrides: Overrides = None,
     benchmarks: Annotated[str, typer.Option("--benchmarks", help="Names, separated by commas.")] = "gsm8k,math500",
-    data: Annotated[Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl; unset fetches from the Hub.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Items of each benchmark, from the first.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl; unset fetches from the Hub.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Items of each benchmark, from the first.")
+    ] = None,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -192,7 +208,9 @@ def fetch(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A Hub id, or a local folder.")] = None,
     overrides: Overrides = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="A dataset of the Hub: org/name[:subset].")] = None,
-    init: Annotated[Path | None, typer.Option("--init", help="A YAML file with architecture and tokenizer: random weights.")] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="A YAML file with architecture and tokenizer: random weights.")
+    ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
@@ -215,7 +233,9 @@ def fetch(
 
 @app.command()
 def grade(
-    pairs: Annotated[Path | None, typer.Argument(metavar="[PAIRS.jsonl]", help="Rows of gold, answer and optionally type.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Argument(metavar="[PAIRS.jsonl]", help="Rows of gold, answer and optionally type.")
+    ] = None,
     gold: Annotated[str | None, typer.Option("--gold", help="The known answer.")] = None,
     answer: Annotated[str | None, typer.Option("--answer", help="The answer to grade.")] = None,
     out: Out = None,
@@ -233,7 +253,9 @@ def grade(
 
     if pairs is not None and out is not None:
         counts = grade_file(pairs, out)
-        sys.stdout.write(json.dumps(counts) + "\n" if as_json else "".join(f"{name}: {count}\n" for name, count in counts.items()))
+        sys.stdout.write(
+            json.dumps(counts) + "\n" if as_json else "".join(f"{name}: {count}\n" for name, count in counts.items())
+        )
     elif gold is not None and answer is not None:
         display.print_grade(grade_one(gold, answer), as_json)
     else:
@@ -244,7 +266,12 @@ def grade(
 
 
 def _load(
-    recipe: Path, overrides: list[str] | None, root: Path, only: str | None = None, section: str = "", out: Path | None = None
+    recipe: Path,
+    overrides: list[str] | None,
+    root: Path,
+    only: str | None = None,
+    section: str = "",
+    out: Path | None = None,
 ) -> tuple[list[Step], Workspace]:
     from ladle.artifacts.local import FileHashes
     from ladle.pipeline import Pipeline
@@ -270,7 +297,11 @@ def _build_all(steps: list[Step], workspace: Workspace) -> None:
 
 
 _DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-_ACCESS_ERRORS = {errno.EACCES: "permission denied", errno.EROFS: "the file system is read-only", errno.EPERM: "not permitted"}
+_ACCESS_ERRORS = {
+    errno.EACCES: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EPERM: "not permitted",
+}
 
 
 def _as_user_error(error: BaseException) -> LadleError | None:
@@ -283,24 +314,28 @@ def _as_user_error(error: BaseException) -> LadleError | None:
         return UserError(f"{_ACCESS_ERRORS[number]}{place}", "choose a folder you may write with --root or --out")
     if number in _DISK_ERRORS or "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
         what = _DISK_ERRORS.get(number or errno.ENOSPC, "the disk is full")
-        return UserError(f"{what}{place}", "free some space, or choose another disk with --root, and run the same command again")
+        return UserError(
+            f"{what}{place}", "free some space, or choose another disk with --root, and run the same command again"
+        )
     return None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with the code that DESIGN gives the outcome."""
+    """Run the command line and exit with the outcome's code (`ladle.errors`)."""
+    # Threads that spin at a barrier cost a fourfold slowdown as soon as anything else runs on their core; sleeping ones cost next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(_run_and_explain(arguments))
 
 
 def _run_and_explain(arguments: list[str] | None) -> Any:
     try:
         return app(args=arguments, standalone_mode=False) or 0
-    except click.exceptions.Exit as outcome:
+    except typer.Exit as outcome:
         return outcome.exit_code
-    except click.ClickException as error:
+    except ClickException as error:
         error.show()
         return EXIT_USER_ERROR
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted; run the same command again to go on\n")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place where exceptions become exit codes; bugs keep their traceback

@@ -69,7 +69,9 @@ class ConfigFile:
         for assignment in assignments:
             key, separator, text = assignment.partition("=")
             if not separator or not key:
-                raise UserError(f"{assignment!r} is not an override", "write key=value, for example pretrain.trainer.max_steps=10")
+                raise UserError(
+                    f"{assignment!r} is not an override", "write key=value, for example pretrain.trainer.max_steps=10"
+                )
             keys = [part for part in (section + "." + key if section else key).split(".") if part]
             _assign(self.tree, keys, parse_value(text), assignment)
 
@@ -103,7 +105,9 @@ class ConfigFile:
             if fault["type"] == "extra_forbidden":
                 messages.insert(0, (f"unknown key {key!r}", _nearest(model, path), self.where(path)))
             else:
-                messages.append((f"{key or 'recipe'}: {_shorten(fault['input'])}", fault["msg"].lower(), self.where(path)))
+                messages.append(
+                    (f"{key or 'recipe'}: {_shorten(fault['input'])}", fault["msg"].lower(), self.where(path))
+                )
         problem, fix, where = messages[0]
         return UserError(problem, f"{fix} ({where})")
 
@@ -123,7 +127,9 @@ def _construct(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], name: 
         for key_node, value_node in node.value:
             key = str(key_node.value)
             if key in mapping:
-                raise UserError(f"key {key!r} stands twice", f"keep one of them ({name}:{key_node.start_mark.line + 1})")
+                raise UserError(
+                    f"key {key!r} stands twice", f"keep one of them ({name}:{key_node.start_mark.line + 1})"
+                )
             lines[(*path, key)] = key_node.start_mark.line + 1
             mapping[key] = _construct(value_node, (*path, key), lines, name)
         return mapping
@@ -159,7 +165,9 @@ def _index_in(items: list[Any], key: str, assignment: str) -> int:
         return names.index(key)
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    raise UserError(f"override {assignment!r} names no element {key!r}", f"use an index below {len(items)} or one of {names}")
+    raise UserError(
+        f"override {assignment!r} names no element {key!r}", f"use an index below {len(items)} or one of {names}"
+    )
 
 
 def _substitute(value: Any, root: dict[str, Any], file: ConfigFile, path: KeyPath = ()) -> Any:

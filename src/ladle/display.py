@@ -38,9 +38,7 @@ def building(planned: PlannedStep) -> Iterator[None]:
 
 def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
     """Print each step's state and the reasons for it."""
-    rows = [
-        {"step": p.step.name, "state": str(p.state), "reasons": list(p.reasons), "path": str(p.path)} for p in plan
-    ]
+    rows = [{"step": p.step.name, "state": str(p.state), "reasons": list(p.reasons), "path": str(p.path)} for p in plan]
     if as_json:
         _print_json(rows)
     else:
@@ -69,7 +67,9 @@ def print_status(plan: list[PlannedStep], as_json: bool) -> None:
     table = [
         [
             row["step"],
-            f"building by process {row['building']['pid']} on {row['building']['host']}" if row["building"] else row["state"],
+            f"building by process {row['building']['pid']} on {row['building']['host']}"
+            if row["building"]
+            else row["state"],
             "" if row["seconds"] is None else f"{row['seconds']:.1f} s",
             f"{row['size_bytes'] / 1e6:,.1f} MB" if row["size_bytes"] else "",
         ]

@@ -25,14 +25,14 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def configure(verbose: bool = False) -> None:
-    """Send Ladle's messages to standard error, one line each, and quieten the libraries below warnings."""
+def configure(verbose: bool = False, quiet: bool = False) -> None:
+    """Send Ladle's messages to standard error, one line each; `quiet` (processes but the first) lets only errors through."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     ladle = logging.getLogger("ladle")
     ladle.handlers[:] = [handler]
     ladle.propagate = False
-    ladle.setLevel(logging.DEBUG if verbose else logging.INFO)
+    ladle.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
 @contextmanager
@@ -99,7 +99,13 @@ class _PlainBar:
         of_total = "" if self.total is None else f"/{self.total:,}"
         left = "" if not (self.total and self.done) else f", {seconds * (self.total / self.done - 1):.0f} s left"
         get_logger(__name__).info(
-            "%s: %s%s %s, %s%s", self.description, f"{self.done:,}", of_total, self.unit, _rate(self.done, seconds), left
+            "%s: %s%s %s, %s%s",
+            self.description,
+            f"{self.done:,}",
+            of_total,
+            self.unit,
+            _rate(self.done, seconds),
+            left,
         )
 
 

@@ -26,8 +26,8 @@ from ladle.soup.config import SoupConfig
 from ladle.training.config import KtoConfig, PretrainConfig
 
 CHECKPOINTS = "checkpoints/checkpoint-*"
-TRAINING_VOLATILE = ("checkpoints/*", "tensorboard/*")
-"""Checkpoints hold paths and times beside the weights; a training step's digest covers its final model and log."""
+TRAINING_VOLATILE = ("checkpoints/runs/*",)
+"""Tracker logs, whose bytes hold times."""
 
 
 class Pipeline:
@@ -57,20 +57,24 @@ class Pipeline:
         if only is None:
             return in_build_order(list(self.steps.values()))
         if only not in self.steps:
-            raise UserError(f"the recipe has no step {only!r}", f"add its section, or name one of {', '.join(self.steps)}")
+            raise UserError(
+                f"the recipe has no step {only!r}", f"add its section, or name one of {', '.join(self.steps)}"
+            )
         return in_build_order([self.steps[only]])
 
     # The stages, in the order of the method.
 
     def _add_datasets(self) -> None:
         for name, config in self.recipe.datasets.items():
-            inputs = {} if config.kind == "word_problems" else {"dataset": self._dataset(config.dataset, config.revision)}
+            inputs = (
+                {} if config.kind == "word_problems" else {"dataset": self._dataset(config.dataset, config.revision)}
+            )
             self._add(Step(f"datasets/{name}", "fetch", config, inputs, f"datasets.{name}"))
 
     def _add_base(self) -> None:
         base = self.recipe.base
         if base.init is not None:
-            self.models["base"] = self._init_step(base.init)
+            self.models["base"] = self._init_step("base" if base.pretrain is None else "base/init", base.init)
         else:
             assert base.model is not None  # the schema asks for one of the two
             inputs = {"model": self._files_or_hub("model", base.model, base.revision, "base.model")}
@@ -79,17 +83,20 @@ class Pipeline:
             mix = self._mix_step("base/mix", base.mix, "base.mix")
             self.models["base"] = self._pretrain_step("base", base.pretrain, mix, "base.pretrain")
 
-    def _init_step(self, init: InitConfig) -> Step:
+    def _init_step(self, name: str, init: InitConfig) -> Step:
         source = init.tokenizer
         trained = isinstance(source, TokenizerSource)
         config = InitModelConfig(
-            seed=init.seed, architecture=init.architecture, dtype=init.dtype, train_tokenizer=source if trained else None
+            seed=init.seed,
+            architecture=init.architecture,
+            dtype=init.dtype,
+            train_tokenizer=source if trained else None,
         )
         if isinstance(source, TokenizerSource):
             inputs = {"tokenizer_data": self._dataset(source.dataset)}
         else:
             inputs = {"tokenizer": self._files_or_hub("model", source, None, "base.init.tokenizer")}
-        return self._add(Step("base/init", "fetch", config, inputs, "base.init"))
+        return self._add(Step(name, "fetch", config, inputs, "base.init"))
 
     def _add_mix(self) -> None:
         if self.recipe.mix is not None:
@@ -100,7 +107,9 @@ class Pipeline:
         for source in config.sources:
             inputs[f"source:{source.name}"] = self._dataset(source.dataset, source.revision)
         if config.contamination is not None:
-            inputs["benchmarks"] = self._files_or_hub("dataset", config.contamination.data, None, f"{section}.contamination.data")
+            inputs["benchmarks"] = self._files_or_hub(
+                "dataset", config.contamination.data, None, f"{section}.contamination.data"
+            )
         return self._add(Step(name, "mix", config, inputs, section))
 
     def _add_pretrain(self) -> None:
@@ -116,7 +125,9 @@ class Pipeline:
         elif mixture is not None:
             data = (StepOutput(mixture),)
         else:
-            raise UserError(f"{section} has nothing to train on", f"add a `mix:` section, or {section}.data=DIR of a mixture")
+            raise UserError(
+                f"{section} has nothing to train on", f"add a `mix:` section, or {section}.data=DIR of a mixture"
+            )
         inputs = {"model": (self._model(config.model, f"{section}.model"),), "mixture": data}
         return self._add(Step(name, "pretrain", config, inputs, section, volatile=TRAINING_VOLATILE))
 
@@ -128,7 +139,9 @@ class Pipeline:
         inputs: dict[str, tuple[StepInput, ...]] = {"members": tuple(members)}
         if config.select != "none":
             if "mix" not in self.steps:
-                raise UserError("soup.select needs a validation split", "add a `mix:` section with `validation:`, or select: none")
+                raise UserError(
+                    "soup.select needs a validation split", "add a `mix:` section with `validation:`, or select: none"
+                )
             inputs["validation"] = (StepOutput(self.steps["mix"]),)
         self.models["soup"] = self._add(Step("soup", "soup", config, inputs, "soup"))
 
@@ -137,9 +150,13 @@ class Pipeline:
             return (self._model(member, "soup.members"),)
         training = self.recipe.pretrain
         if training is None:
-            raise UserError("soup.members names checkpoints, and the recipe has no `pretrain:`", "add it, or name model folders")
+            raise UserError(
+                "soup.members names checkpoints, and the recipe has no `pretrain:`", "add it, or name model folders"
+            )
         if training.trainer.values().get("save_strategy") == "no":
-            raise UserError("the soup has no checkpoints: pretrain.trainer.save_strategy is no", "set save_steps to save some")
+            raise UserError(
+                "the soup has no checkpoints: pretrain.trainer.save_strategy is no", "set save_steps to save some"
+            )
         return (StepOutput(self.models["pretrained"], CHECKPOINTS),)
 
     def _add_rollout(self) -> None:
@@ -155,7 +172,10 @@ class Pipeline:
         if section is None:
             return
         prefer = PreferConfig(**{name: getattr(section, name) for name in PreferConfig.model_fields})
-        inputs = {f"source:{index}": self._preference(source.dataset, source.revision) for index, source in enumerate(prefer.data)}
+        inputs = {
+            f"source:{index}": self._preference(source.dataset, source.revision)
+            for index, source in enumerate(prefer.data)
+        }
         preference = self._add(Step("prefer", "prefer", prefer, inputs, "kto"))
         training = KtoConfig(**{name: getattr(section, name) for name in KtoConfig.model_fields})
         policy = self._model(section.model, "kto.model")
@@ -178,7 +198,9 @@ class Pipeline:
     def _examples(self, choice: ModelChoice) -> tuple[StepInput, ...]:
         config = self.recipe.evaluate
         if config is None or config.examples is None:
-            raise UserError(f"evaluate.models asks for few_shot={choice.few_shot} and has no examples", "set evaluate.examples")
+            raise UserError(
+                f"evaluate.models asks for few_shot={choice.few_shot} and has no examples", "set evaluate.examples"
+            )
         return self._dataset(config.examples.dataset)
 
     def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> tuple[StepInput, ...]:
@@ -211,13 +233,18 @@ class Pipeline:
         if find_local(reference):
             return hash_local(find_local(reference), self.hashes)
         known = ", ".join(self.models)
-        raise UserError(f"{key} names {reference!r}, which is no model of this recipe and no folder", f"use one of {known}, or a path")
+        raise UserError(
+            f"{key} names {reference!r}, which is no model of this recipe and no folder",
+            f"use one of {known}, or a path",
+        )
 
     def _preference(self, reference: str, revision: str | None) -> tuple[StepInput, ...]:
         if reference != "rollouts":
             return self._dataset(reference, revision)
         if "rollout" not in self.steps:
-            raise UserError("kto.data names rollouts, and the recipe has no `rollout:` section", "add one, or other data")
+            raise UserError(
+                "kto.data names rollouts, and the recipe has no `rollout:` section", "add one, or other data"
+            )
         return (StepOutput(self.steps["rollout"]),)
 
     def _dataset(self, reference: str, revision: str | None = None) -> tuple[StepInput, ...]:
@@ -231,4 +258,6 @@ class Pipeline:
         repo_id = reference.partition(":")[0]
         if is_repo_id(repo_id):
             return (HubRepository(kind, repo_id, resolve_commit(kind, repo_id, revision)),)
-        raise UserError(f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name")
+        raise UserError(
+            f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name"
+        )

@@ -38,9 +38,14 @@ class BaseConfig(Config):
     def _check(self) -> BaseConfig:
         if (self.model is None) == (self.init is None):
             seen = "both" if self.model else "neither"
-            raise UserError(f"base needs `model` or `init`, and has {seen}", "keep `model: ORG/NAME` (or a folder), or `init: {...}`")
+            raise UserError(
+                f"base needs `model` or `init`, and has {seen}",
+                "keep `model: ORG/NAME` (or a folder), or `init: {...}`",
+            )
         if (self.mix is None) != (self.pretrain is None):
-            raise UserError("base.mix and base.pretrain go together, and one is missing", "add the other, or remove both")
+            raise UserError(
+                "base.mix and base.pretrain go together, and one is missing", "add the other, or remove both"
+            )
         return self
 
 
@@ -103,7 +108,9 @@ def _spread_seed(tree: dict[str, Any]) -> None:
     """Give the recipe's seed to each section that takes one and sets none."""
     seed = tree.get("seed", Recipe.model_fields["seed"].default)
     base = tree.get("base")
-    generated = [d for d in (tree.get("datasets") or {}).values() if isinstance(d, dict) and d.get("kind") == "word_problems"]
+    generated = [
+        d for d in (tree.get("datasets") or {}).values() if isinstance(d, dict) and d.get("kind") == "word_problems"
+    ]
     sections = [tree.get("mix"), tree.get("rollout"), tree.get("kto"), *generated]
     trainings = [tree.get("pretrain"), tree.get("kto")]
     if isinstance(base, dict):

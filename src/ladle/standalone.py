@@ -31,7 +31,9 @@ def soup_step(members: list[str], overrides: list[str], root: Path) -> Step:
     return Step("soup", "soup", config, {"members": inputs})
 
 
-def evaluate_step(model: str, benchmarks: list[str], data: Path | None, limit: int | None, overrides: list[str], root: Path) -> Step:
+def evaluate_step(
+    model: str, benchmarks: list[str], data: Path | None, limit: int | None, overrides: list[str], root: Path
+) -> Step:
     """Return the step that scores one model, a folder or a Hub id, on benchmarks by name.
 
     Raises:
@@ -39,7 +41,9 @@ def evaluate_step(model: str, benchmarks: list[str], data: Path | None, limit: i
     """
     hashes = _hashes(root)
     given = {"models": [{"model": model, "name": "model"}], "benchmarks": benchmarks, "limit": limit}
-    config = _options(overrides, {key: value for key, value in given.items() if value is not None}).validate(EvaluateConfig)
+    config = _options(overrides, {key: value for key, value in given.items() if value is not None}).validate(
+        EvaluateConfig
+    )
     inputs: dict[str, tuple[StepInput, ...]] = {"model": (_local_or_hub("model", model, None, hashes),)}
     for benchmark in config.benchmarks:
         if data is not None:
@@ -48,7 +52,13 @@ def evaluate_step(model: str, benchmarks: list[str], data: Path | None, limit: i
             repo_id, revision = benchmark.hub_source()
             item = HubRepository("dataset", repo_id, resolve_commit("dataset", repo_id, revision))
         inputs[f"benchmark:{benchmark.name}"] = (item,)
-    return Step("evaluate/model", "evaluate", EvaluateModelConfig.of(config, config.models[0]), inputs, volatile=("*_metrics.json", "final_result.json"))
+    return Step(
+        "evaluate/model",
+        "evaluate",
+        EvaluateModelConfig.of(config, config.models[0]),
+        inputs,
+        volatile=("*_metrics.json", "final_result.json"),
+    )
 
 
 def fetch_step(
@@ -60,7 +70,9 @@ def fetch_step(
         UserError: not exactly one of the three is named.
     """
     if sum(item is not None for item in (model, dataset, init)) != 1:
-        raise UserError("name one thing to fetch", "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE")
+        raise UserError(
+            "name one thing to fetch", "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE"
+        )
     hashes = _hashes(root)
     if model is not None:
         config = _options(overrides, {}).validate(FetchModelConfig)

@@ -22,18 +22,34 @@ from tests.pipeline.conftest import LADLE, Run, ladle
 KILLS = int(os.environ.get("LADLE_KILLS", "4"))
 SEED = int(os.environ.get("LADLE_KILL_SEED", random.SystemRandom().randrange(2**31)))
 COMPARED = ("mix", "pretrain", "soup", "prefer", "kto")
-ONE_OF_EACH_STAGE = ("pretrain", "kto", "mix", "evaluate/soup", "soup", "rollout", "prefer", "datasets/problems", "base", "report")
+ONE_OF_EACH_STAGE = (
+    "pretrain",
+    "kto",
+    "mix",
+    "evaluate/soup",
+    "soup",
+    "rollout",
+    "prefer",
+    "datasets/problems",
+    "base",
+    "report",
+)
 
 
 def moments() -> list[tuple[str, float]]:
     rng = random.Random(SEED)
-    steps = [*ONE_OF_EACH_STAGE, *(rng.choice(ONE_OF_EACH_STAGE) for _ in range(max(0, KILLS - len(ONE_OF_EACH_STAGE))))]
+    steps = [
+        *ONE_OF_EACH_STAGE,
+        *(rng.choice(ONE_OF_EACH_STAGE) for _ in range(max(0, KILLS - len(ONE_OF_EACH_STAGE)))),
+    ]
     return [(step, rng.random()) for step in steps[:KILLS]]
 
 
 def kill_at(tiny: Path, root: Path, step: str, seconds: float) -> None:
     """Start a run and kill its whole process group `seconds` after `step` began."""
-    process = subprocess.Popen([*LADLE, "run", str(tiny), "--root", str(root)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [*LADLE, "run", str(tiny), "--root", str(root)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if f"{step}: new" in line:
@@ -51,7 +67,9 @@ def weights(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("step", "share"), moments())
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny: Path, tiny_run: Run, tmp_path: Path, step: str, share: float):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    tiny: Path, tiny_run: Run, tmp_path: Path, step: str, share: float
+):
     reference = tiny_run.artifacts()
     seconds = share * 0.9 * read_record(reference[step])["timings"]["seconds"]
     print(f"seed {SEED}: killed {seconds:.2f} s into {step}")  # noqa: T201 - shown by pytest, to repeat a failure

@@ -36,7 +36,18 @@ def fault(tmp_path: Path, text: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("1E3", 1e3), ("7_500_000", 7_500_000), ("true", True), ("null", None), ("[a, 1]", ["a", 1]), ("a: b: c", "a: b: c")])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-4", 2e-4),
+        ("1E3", 1e3),
+        ("7_500_000", 7_500_000),
+        ("true", True),
+        ("null", None),
+        ("[a, 1]", ["a", 1]),
+        ("a: b: c", "a: b: c"),
+    ],
+)
 def test_values_are_read_as_people_mean_them(text, value):
     assert parse_value(text) == value
 

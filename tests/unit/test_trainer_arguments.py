@@ -24,7 +24,12 @@ def test_every_execution_argument_exists():
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("warmup_ratio", "warmup_steps: 0.1"), ("overwrite_output_dir", "leave it out"), ("learning_rat", "'learning_rate'"), ("torch_dtype", "dtype")],
+    [
+        ("warmup_ratio", "warmup_steps: 0.1"),
+        ("overwrite_output_dir", "leave it out"),
+        ("learning_rat", "'learning_rate'"),
+        ("torch_dtype", "dtype"),
+    ],
 )
 def test_an_old_or_misspelt_name_is_answered_with_the_right_one(name, advice):
     assert advice in fault(**{name: 1})

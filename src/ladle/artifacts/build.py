@@ -20,9 +20,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ladle.artifacts.files import fsync_path, fsync_tree, pretty_json, write_text_durably
+from ladle.artifacts.files import fsync_path, fsync_tree, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.record import RECORD_NAME, is_complete, make_record, read_record
 from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput, StepOutput
+from ladle.artifacts.worker import run_in_processes
 from ladle.errors import UserError
 from ladle.log import get_logger
 
@@ -60,7 +61,7 @@ def build(step: Step, workspace: Workspace) -> Path:
     final = workspace.path_of(step)
     if is_complete(final, step.fingerprint):
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     with _locked(final):
         if not is_complete(final, step.fingerprint):
             _refuse_occupied(final, step)
@@ -73,8 +74,7 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     partial = workspace.partial_of(step)
     partial.mkdir(exist_ok=True)
     (partial / RECORD_NAME).unlink(missing_ok=True)
-    stage = importlib.import_module(f"ladle.stages.{step.stage}")
-    summary = stage.run(step.config, resolve_inputs(step, workspace), partial)
+    summary = _run_stage(step, resolve_inputs(step, workspace), partial)
     inputs = {
         role: [_describe_input(item, workspace, final) for item in items] for role, items in sorted(step.inputs.items())
     }
@@ -83,6 +83,13 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     write_text_durably(partial / RECORD_NAME, pretty_json(record))
     partial.rename(final)
     fsync_path(final.parent)
+
+
+def _run_stage(step: Step, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
+    processes = getattr(step.config, "processes", 1)
+    if processes > 1:
+        return run_in_processes(step.stage, step.config, inputs, out, processes)
+    return importlib.import_module(f"ladle.stages.{step.stage}").run(step.config, inputs, out)
 
 
 def resolve_inputs(step: Step, workspace: Workspace) -> dict[str, list[Path]]:
@@ -149,7 +156,8 @@ def _locked(final: Path) -> Iterator[None]:
     except Timeout:
         who = json.loads(holder.read_text()) if holder.is_file() else {"host": "unknown", "pid": "unknown"}
         raise UserError(
-            f"{final.name} is being built by process {who['pid']} on {who['host']}", "wait for it, or stop it and run this again"
+            f"{final.name} is being built by process {who['pid']} on {who['host']}",
+            "wait for it, or stop it and run this again",
         ) from None
     try:
         write_text_durably(holder, pretty_json({"host": socket.gethostname(), "pid": os.getpid()}))

@@ -12,6 +12,8 @@ from typing import Any
 
 from blake3 import blake3
 
+from ladle.errors import UserError
+
 
 def hash_bytes(data: bytes) -> str:
     """Return the blake3 hex digest of `data`."""
@@ -31,6 +33,20 @@ def canonical_json(value: Any) -> str:
 def pretty_json(value: Any) -> str:
     """Serialise for people, still deterministically: sorted keys, two spaces, a final newline."""
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents.
+
+    Raises:
+        UserError: the file system does not let us.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder}: {error.strerror}", "choose another place with --root or --out"
+        ) from error
 
 
 def fsync_path(path: Path) -> None:

@@ -29,7 +29,12 @@ class ShardJournal:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(
-        self, items: Mapping[str, Any], work: Work, executor: Executor, description: str = "shards", unit: str = "shards"
+        self,
+        items: Mapping[str, Any],
+        work: Work,
+        executor: Executor,
+        description: str = "shards",
+        unit: str = "shards",
     ) -> dict[str, Path]:
         """Work every item that is not finished yet and return each item's file, in the order of `items`.
 

@@ -6,7 +6,7 @@ import glob
 import json
 from pathlib import Path
 
-from ladle.artifacts.files import hash_file, pretty_json, write_text_durably
+from ladle.artifacts.files import hash_file, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import LocalFiles
 from ladle.errors import UserError
@@ -26,7 +26,7 @@ class FileHashes:
         known = self.known.get(key)
         if known is None or known[:2] != signature:
             self.known[key] = [*signature, hash_file(path)]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             write_text_durably(self.path, pretty_json(self.known))
         return self.known[key][2]
 

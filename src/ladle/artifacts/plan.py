@@ -49,7 +49,9 @@ def _plan_step(step: Step, workspace: Workspace) -> PlannedStep:
 
 def _latest_record(step: Step, path: Path) -> dict[str, Any] | None:
     """Return the newest record among the finished artifacts of the step's name."""
-    siblings = [folder for folder in path.parent.glob(f"{step.name.rsplit('/', 1)[-1]}-*") if (folder / RECORD_NAME).is_file()]
+    siblings = [
+        folder for folder in path.parent.glob(f"{step.name.rsplit('/', 1)[-1]}-*") if (folder / RECORD_NAME).is_file()
+    ]
     records = [(folder, read_record(folder)) for folder in siblings]
     records = [(folder, record) for folder, record in records if record["name"] == step.name]
     if not records:
@@ -68,12 +70,13 @@ def _differences(step: Step, previous: dict[str, Any]) -> tuple[str, ...]:
     ]
     for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
         if old["inputs"].get(role) != new["inputs"].get(role):
-            reasons.append(_input_reason(role, step.inputs.get(role, ())))
-    return tuple(reasons) or ("files of the earlier artifact are missing",)
+            reasons.append(_input_reason(role, step.inputs.get(role, ()), old["inputs"].get(role, [])))
+    return tuple(dict.fromkeys(reasons)) or ("files of the earlier artifact are missing",)
 
 
-def _input_reason(role: str, items: tuple[StepInput, ...]) -> str:
-    names = sorted({item.step.name for item in items if isinstance(item, StepOutput)})
+def _input_reason(role: str, items: tuple[StepInput, ...], old_identities: list[Any]) -> str:
+    changed = [item for item in items if item.identity() not in old_identities]
+    names = sorted({item.step.name for item in changed if isinstance(item, StepOutput)})
     return f"downstream of {', '.join(names)}" if names else f"input {role} has other content"
 
 
@@ -81,7 +84,11 @@ def diff_values(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     """Return (dotted key, old, new) for every leaf that differs between two JSON values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [row for key in keys for row in diff_values(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))]
+        return [
+            row
+            for key in keys
+            for row in diff_values(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = zip(old, new, strict=True)
         return [row for index, (a, b) in enumerate(pairs) for row in diff_values(a, b, f"{path}.{index}")]

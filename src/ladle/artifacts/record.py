@@ -21,7 +21,17 @@ from ladle.errors import UserError
 
 RECORD_NAME = "record.json"
 RECORD_FORMAT = 1
-_PACKAGES = ("ladle", "torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors", "numpy", "math-verify")
+_PACKAGES = (
+    "ladle",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "math-verify",
+)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -92,7 +102,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD_NAME
     if not path.is_file():
-        raise UserError(f"{folder} is not an artifact (it has no {RECORD_NAME})", "name a folder that a ladle stage made")
+        raise UserError(
+            f"{folder} is not an artifact (it has no {RECORD_NAME})", "name a folder that a ladle stage made"
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

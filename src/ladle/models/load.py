@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
+
+transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 
 DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 """Routing keys that DeepSeek-V3 weights imply, that transformers does not save, and without which vLLM drops the router's bias."""
@@ -29,11 +32,18 @@ def model_dir(path: Path) -> Path:
     for candidate in (path / "model", path):
         if (candidate / "config.json").is_file():
             return candidate
-    raise UserError(f"there is no model at {path} (no config.json)", "name a folder that save_pretrained or a ladle stage wrote")
+    raise UserError(
+        f"there is no model at {path} (no config.json)", "name a folder that save_pretrained or a ladle stage wrote"
+    )
 
 
 def load_model(path: Path, dtype: str = "float32", attn_implementation: str = "sdpa") -> PreTrainedModel:
     """Load a causal language model and check that every weight came from the file.
+
+    Args:
+        path: a model folder, or an artifact that holds one.
+        dtype: name of a torch dtype, or `auto` for the one the weights are saved in.
+        attn_implementation: as in transformers.
 
     Raises:
         UserError: no model there, or an architecture that transformers does not know.
@@ -43,14 +53,21 @@ def load_model(path: Path, dtype: str = "float32", attn_implementation: str = "s
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=getattr(torch, dtype),
+            dtype=dtype,
             attn_implementation=attn_implementation,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # so that they are reported below, all at once
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model in {folder}: {str(error).splitlines()[0]}", "check config.json and the weights") from error
-    faults = {name: sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[name]}
+        raise UserError(
+            f"cannot load the model in {folder}: {str(error).splitlines()[0]}", "check config.json and the weights"
+        ) from error
+    faults = {
+        name: sorted(map(str, report[name]))
+        for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report[name]
+    }
     if faults:
         details = "; ".join(f"{name}: {len(keys)}, such as {keys[0]}" for name, keys in faults.items())
         raise CheckFailed(f"the weights in {folder} do not fit the model ({details})")
@@ -74,7 +91,9 @@ def complete_config(folder: Path) -> None:
     path.write_text(pretty_json(config), encoding="utf-8")
 
 
-def init_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int) -> PreTrainedModel:
+def init_model(
+    architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: str, seed: int
+) -> PreTrainedModel:
     """Return a model with random weights, its vocabulary and special ids those of the tokenizer.
 
     Raises:
@@ -87,12 +106,15 @@ def init_model(architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase,
     fields.setdefault("vocab_size", len(tokenizer))
     if fields["vocab_size"] < len(tokenizer):
         raise UserError(
-            f"vocab_size is {fields['vocab_size']} and the tokenizer has {len(tokenizer)} tokens", "leave vocab_size out, or raise it"
+            f"vocab_size is {fields['vocab_size']} and the tokenizer has {len(tokenizer)} tokens",
+            "leave vocab_size out, or raise it",
         )
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     try:
         config = AutoConfig.for_model(model_type, **special, **fields)
     except ValueError as error:
-        raise UserError(f"init.architecture is not a model: {str(error).splitlines()[0]}", "check model_type and the sizes") from error
+        raise UserError(
+            f"init.architecture is not a model: {str(error).splitlines()[0]}", "check model_type and the sizes"
+        ) from error
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))

@@ -22,9 +22,9 @@ Records = Mapping[str, tuple[Path, dict[str, Any]]]
 
 def render_page(title: str, records: Records) -> str:
     """Return the page's HTML."""
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("ladle.reporting").joinpath("page.html").read_text(encoding="utf-8")
-    )
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(files("ladle.reporting").joinpath("page.html").read_text(encoding="utf-8"))
     scores = collect_scores(records)
     return template.render(
         title=title,
@@ -77,5 +77,13 @@ def _samples(name: str, folder: Path, record: dict[str, Any]) -> list[dict[str, 
             row = json.loads(next(lines, "null"))
         if row is not None:
             verdict = "right" if row["score"][0] else "wrong"
-            rows.append({"model": name.rsplit("/", 1)[-1], "question": row["question"], "completion": row["code"][0], "gold": row["gt"], "verdict": verdict})
+            rows.append(
+                {
+                    "model": name.rsplit("/", 1)[-1],
+                    "question": row["question"],
+                    "completion": row["code"][0],
+                    "gold": row["gt"],
+                    "verdict": verdict,
+                }
+            )
     return rows

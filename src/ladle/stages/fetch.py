@@ -22,13 +22,12 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> dict[str, A
 
 def _import_model(config: Any, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
     """Copy a model into a clean local one: native class, converted tokenizer, no remote code."""
-    from ladle.models.load import load_model, save_model
-    from ladle.models.source_config import source_dtype
+    from ladle.models.load import load_model, model_dir, save_model
     from ladle.models.tokenizer import load_fast_tokenizer
 
     source = inputs["model"][0]
-    model = load_model(source, config.dtype or source_dtype(source))
-    save_model(model, load_fast_tokenizer(source), out)
+    model = load_model(source, config.dtype or "auto")
+    save_model(model, load_fast_tokenizer(model_dir(source)), out)
     return {"counters": {"parameters": model.num_parameters()}}
 
 
@@ -43,7 +42,9 @@ def _init_model(config: Any, inputs: dict[str, list[Path]], out: Path) -> dict[s
         tokenizer = load_fast_tokenizer(inputs["tokenizer"][0])
     else:
         rows = read_rows(inputs["tokenizer_data"], config.train_tokenizer.split)
-        tokenizer = train_tokenizer((row[config.train_tokenizer.text] for row in rows), config.train_tokenizer.vocab_size)
+        tokenizer = train_tokenizer(
+            (row[config.train_tokenizer.text] for row in rows), config.train_tokenizer.vocab_size
+        )
     model = init_model(config.architecture, tokenizer, config.dtype, config.seed)
     save_model(model, tokenizer, out)
     return {"counters": {"parameters": model.num_parameters(), "vocab_size": len(tokenizer)}}

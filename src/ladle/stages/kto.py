@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ladle.data.read_rows import read_rows
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.models.load import complete_config, load_model, model_dir, save_model
+from ladle.models.load import load_model, model_dir, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
+from ladle.training.checkpoint import Rotation
 from ladle.training.config import KtoConfig
+from ladle.training.hf_arguments import make_arguments
 from ladle.training.kto_data import KtoExample, make_examples
 from ladle.training.kto_loss import KtoWeights
 from ladle.training.kto_trainer import KtoTrainer, add_reference_logps
-from ladle.training.trainer import CHECKPOINTS, LOG_NAME, make_arguments
+from ladle.training.trainer import LOG_NAME
 
 logger = get_logger(__name__)
 
 
 def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
     """Train `model` on `preference`."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
     model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    arguments = make_arguments(config.trainer, out, remove_unused_columns=False)
+    arguments = make_arguments(config.trainer, out)
     rows = list(read_rows([inputs["preference"][0] / "preference"]))
     examples, counters = make_examples(rows, tokenizer, config.max_length, arguments.seed)
     weights = _weights(config, examples)
@@ -38,14 +37,19 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
         processing_class=tokenizer,
         weights=weights,
         pad_id=pad_id,
+        keep=Rotation(resumable=arguments.save_total_limit, models=config.keep_models),
+        rows_are_shuffled=False,
+        router_bias_update_rate=0.0,
     )
-    trainer.train()
-    save_model(model, tokenizer, out / "model")
-    for checkpoint in (out / CHECKPOINTS).glob("checkpoint-*"):
-        complete_config(checkpoint)
-    trainer.write_log(out / LOG_NAME)
+    trainer.train_or_resume()
+    if arguments.should_save:
+        save_model(model, tokenizer, out / "model")
+        trainer.finish_checkpoints()
+        trainer.write_log(out / LOG_NAME)
+    trainer.accelerator.end_training()
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     metrics = {name: last[name] for name in ("loss", "z0", "rewards/chosen", "rewards/rejected") if name in last}
+    metrics["optimizer_digest"] = trainer.optimizer_digest()
     return {"counters": counters | {"steps": trainer.state.global_step}, "metrics": metrics}
 
 
@@ -55,10 +59,18 @@ def _weights(config: KtoConfig, examples: list[KtoExample]) -> KtoWeights:
     if 0 in (num_desirable, num_undesirable):
         _refuse_single_label(config, num_desirable > 0)
     if config.desirable_weight == "auto":
-        desirable = config.undesirable_weight * num_undesirable / num_desirable if num_desirable and num_undesirable else 1.0
+        desirable = (
+            config.undesirable_weight * num_undesirable / num_desirable if num_desirable and num_undesirable else 1.0
+        )
     else:
         desirable = config.desirable_weight
-    logger.info("KTO: %d desirable (weight %.3g), %d undesirable (weight %.3g)", num_desirable, desirable, num_undesirable, config.undesirable_weight)
+    logger.info(
+        "KTO: %d desirable (weight %.3g), %d undesirable (weight %.3g)",
+        num_desirable,
+        desirable,
+        num_undesirable,
+        config.undesirable_weight,
+    )
     return KtoWeights(config.beta, desirable, config.undesirable_weight)
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
 from ladle.data.preference import COLUMNS, join_rows, unpaired_rows
 from ladle.data.preference_config import PreferConfig
@@ -16,6 +16,8 @@ from ladle.data.read_rows import read_rows
 from ladle.errors import UserError
 
 DATASET = "preference"
+
+disable_progress_bars()
 
 
 def run(config: PreferConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ladle.data.store import MixedDataset
 from ladle.errors import UserError
-from ladle.models.load import complete_config, load_model, model_dir, save_model
+from ladle.models.load import load_model, model_dir, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
+from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
+from ladle.training.hf_arguments import make_arguments
+from ladle.training.linear_cross_entropy import use_linear_cross_entropy
 from ladle.training.packed import collate_packed
-from ladle.training.trainer import CHECKPOINTS, LOG_NAME, LadleTrainer, make_arguments
+from ladle.training.trainer import LOG_NAME, LadleTrainer
 
 
 def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    """Train `model` on `mixture`."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+    """Train `model` on `mixture`, going on from the newest valid checkpoint in `out`."""
     dataset = MixedDataset(inputs["mixture"][0])
     model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
     model.config.use_cache = False
+    use_linear_cross_entropy(model)
     _refuse_other_vocabulary(dataset, model.config.vocab_size)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
+    arguments = make_arguments(config.trainer, out)
     trainer = LadleTrainer(
         model=model,
-        args=make_arguments(config.trainer, out, remove_unused_columns=False),
+        args=arguments,
         train_dataset=dataset,  # type: ignore[arg-type] - map-style: it has __len__ and __getitem__
         data_collator=collate_packed,
         processing_class=tokenizer,
+        keep=Rotation(resumable=arguments.save_total_limit, models=config.keep_models),
+        rows_are_shuffled=True,
+        router_bias_update_rate=config.router_bias_update_rate,
     )
-    trainer.train()
-    model.config.use_cache = True
-    save_model(model, tokenizer, out / "model")
-    for checkpoint in (out / CHECKPOINTS).glob("checkpoint-*"):
-        complete_config(checkpoint)
-    trainer.write_log(out / LOG_NAME)
+    trainer.train_or_resume()
+    if arguments.should_save:
+        model.config.use_cache = True
+        save_model(model, tokenizer, out / "model")
+        trainer.finish_checkpoints()
+        trainer.write_log(out / LOG_NAME)
+    trainer.accelerator.end_training()
     return _summarise(trainer, dataset)
 
 
@@ -52,7 +58,8 @@ def _summarise(trainer: LadleTrainer, dataset: MixedDataset) -> dict[str, Any]:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     rows_per_step = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
     steps = trainer.state.global_step
+    metrics = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
     return {
         "counters": {"steps": steps, "tokens": steps * rows_per_step * dataset.sequence_length},
-        "metrics": {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {},
+        "metrics": metrics | {"optimizer_digest": trainer.optimizer_digest()},
     }

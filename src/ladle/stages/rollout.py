@@ -34,14 +34,22 @@ def run(config: RolloutConfig, inputs: dict[str, list[Path]], out: Path) -> dict
     prompts = [make_prompt(config.prompt, question, tokenizer) for question, _ in problems]
     requests = [
         make_request(
-            config, f"{index}/{sample}", encode_prompt(prompt, tokenizer), sample_seed(config.seed, "rollout", index, sample), prompt.stop
+            config,
+            f"{index}/{sample}",
+            encode_prompt(prompt, tokenizer),
+            sample_seed(config.seed, "rollout", index, sample),
+            prompt.stop,
         )
         for index, prompt in enumerate(prompts)
         for sample in range(config.samples)
     ]
-    samples = complete(requests, partial(make_generator, config, model, tokenizer), out, SerialExecutor(), description="rollouts").samples
+    samples = complete(
+        requests, partial(make_generator, config, model, tokenizer), out, SerialExecutor(), description="rollouts"
+    ).samples
     rows, verdicts = _label(samples, problems, prompts)
-    (out / "train.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (out / "train.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     discard_logs(out)
     return _summarise(rows, verdicts, len(samples))
 
@@ -54,7 +62,8 @@ def _read_problems(source: PromptSource, paths: list[Path]) -> list[tuple[str, s
             problems.append((source.question.format_map(row), source.answer.format_map(row)))
         except KeyError as missing:
             raise UserError(
-                f"the prompts have no column {missing} (they have {', '.join(row)})", "mend rollout.prompts.question or .answer"
+                f"the prompts have no column {missing} (they have {', '.join(row)})",
+                "mend rollout.prompts.question or .answer",
             ) from missing
     if not problems:
         raise UserError(f"{source.dataset} holds no problems", "name another rollout.prompts.dataset or split")
@@ -66,7 +75,9 @@ def _label(
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     names = list(samples)
     indices = [int(name.partition("/")[0]) for name in names]
-    pairs = [Pair(gold=problems[index][1], answer=samples[name].text) for name, index in zip(names, indices, strict=True)]
+    pairs = [
+        Pair(gold=problems[index][1], answer=samples[name].text) for name, index in zip(names, indices, strict=True)
+    ]
     rows: list[dict[str, Any]] = []
     verdicts: Counter[str] = Counter()
     with Grader(GraderConfig()) as grader:
@@ -80,11 +91,18 @@ def _label(
 def _row(prompt: Prompt, completion: str, label: bool) -> dict[str, Any]:
     if prompt.messages is None:
         return {"prompt": prompt.text, "completion": completion, "label": label}
-    return {"prompt": list(prompt.messages), "completion": [{"role": "assistant", "content": completion}], "label": label}
+    return {
+        "prompt": list(prompt.messages),
+        "completion": [{"role": "assistant", "content": completion}],
+        "label": label,
+    }
 
 
 def _summarise(rows: list[dict[str, Any]], verdicts: Counter[str], num_samples: int) -> dict[str, Any]:
     if sum(verdicts.values()) != num_samples:
         raise CheckFailed(f"{num_samples} completions were sampled and {sum(verdicts.values())} graded")
-    counters = {"samples": num_samples, **{verdict: verdicts[verdict] for verdict in ("correct", "wrong", "unparsed", "timeout")}}
+    counters = {
+        "samples": num_samples,
+        **{verdict: verdicts[verdict] for verdict in ("correct", "wrong", "unparsed", "timeout")},
+    }
     return {"counters": counters | {"rows": len(rows)}, "metrics": {"accuracy": verdicts["correct"] / num_samples}}

@@ -72,7 +72,9 @@ def _check_name(name: str) -> None:
     if name in RENAMED:
         raise UserError(f"trainer.{name} is not an argument of this transformers version", f"use {RENAMED[name]}")
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    raise UserError(f"unknown argument trainer.{name}", f"did you mean {close[0]!r}?" if close else "see TrainingArguments")
+    raise UserError(
+        f"unknown argument trainer.{name}", f"did you mean {close[0]!r}?" if close else "see TrainingArguments"
+    )
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ladle.config import Config, location
+from ladle.config import Config, execution, location
 from ladle.training.arguments import TrainerArguments
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -23,6 +23,12 @@ class PretrainConfig(Config):
     dtype: Dtype = "float32"
     """Dtype of the weights in memory and on disk. Mixed precision (`trainer.bf16`) is apart from it."""
     attn_implementation: Attention = "sdpa"
+    router_bias_update_rate: float = Field(1e-3, ge=0)
+    """How far a router's bias moves towards balance in one step (DeepSeek-V3's and OpenSeek's value); 0 leaves it. MoE only."""
+    processes: int = execution(1, ge=1)
+    """Processes on this machine, one GPU each where there are GPUs; started with torchrun (DDP)."""
+    keep_models: int | None = Field(None, ge=0)
+    """Checkpoints past `trainer.save_total_limit` to keep as models alone, for the soup; unset keeps all."""
     trainer: TrainerArguments = TrainerArguments()
     """transformers.TrainingArguments, by its own names."""
 
@@ -44,4 +50,8 @@ class KtoConfig(Config):
     """Train although every label is the same: z0 then grows with the reward and the policy drifts as unbounded SFT."""
     dtype: Dtype = "float32"
     attn_implementation: Attention = "sdpa"
+    processes: int = execution(1, ge=1)
+    """Processes on this machine, one GPU each where there are GPUs; started with torchrun (DDP)."""
+    keep_models: int | None = Field(0, ge=0)
+    """Checkpoints past `trainer.save_total_limit` to keep as models alone; unset keeps all."""
     trainer: TrainerArguments = TrainerArguments()

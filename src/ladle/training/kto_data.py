@@ -53,7 +53,9 @@ def make_examples(
     partner = mismatched_partners(len(cut), seed)
     counters = {
         "dropped_long_prompts": len(tokenized) - len(fitting),
-        "cut_completions": sum(len(a.completion_ids) != len(b.completion_ids) for a, b in zip(fitting, cut, strict=True)),
+        "cut_completions": sum(
+            len(a.completion_ids) != len(b.completion_ids) for a, b in zip(fitting, cut, strict=True)
+        ),
     }
     examples = [
         KtoExample(
@@ -99,7 +101,9 @@ def _cut(example: _Tokenized, max_length: int) -> _Tokenized:
     return _Tokenized(example.prompt_ids, example.completion_ids[:room], example.is_desirable)
 
 
-def pad_sequences(prompts: Sequence[list[int]], completions: Sequence[list[int]], pad_id: int) -> dict[str, torch.Tensor]:
+def pad_sequences(
+    prompts: Sequence[list[int]], completions: Sequence[list[int]], pad_id: int
+) -> dict[str, torch.Tensor]:
     """Return input_ids, attention_mask and is_completion of right-padded rows, each of shape (B, T)."""
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
     shape = (len(prompts), max(lengths))

@@ -26,7 +26,9 @@ class KtoWeights:
     undesirable: float
 
 
-def kto_loss(ratio_B: torch.Tensor, is_desirable_B: torch.Tensor, z0: torch.Tensor, weights: KtoWeights) -> torch.Tensor:
+def kto_loss(
+    ratio_B: torch.Tensor, is_desirable_B: torch.Tensor, z0: torch.Tensor, weights: KtoWeights
+) -> torch.Tensor:
     """Return the loss of each example, shape (B,).
 
     Args:

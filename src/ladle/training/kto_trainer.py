@@ -43,7 +43,9 @@ class KtoTrainer(LadleTrainer):
 
     def __init__(self, *args: Any, weights: KtoWeights, pad_id: int, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=lambda rows: collate_kto(rows, pad_id), **kwargs)
-        self.model_accepts_loss_kwargs = False  # the loss is a mean over examples; Trainer divides it by the accumulation steps
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean over examples; Trainer divides it by the accumulation steps
+        )
         self.weights = weights
         self._sums: dict[str, list[float]] = {}
 

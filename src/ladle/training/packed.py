@@ -15,4 +15,6 @@ import torch
 
 def collate_packed(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Stack rows of a mixture into int64 tensors of shape (rows, sequence_length)."""
-    return {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in ("input_ids", "position_ids", "labels")}
+    return {
+        key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in ("input_ids", "position_ids", "labels")
+    }

@@ -56,14 +56,22 @@ def test_loss_and_gradients_equal_trls(shape: str, all_true: bool, tmp_path: Pat
         max_length=256,
     )
     trainer = KTOTrainer(
-        model=policy, ref_model=reference, args=arguments, train_dataset=preference_rows(8, all_true), processing_class=tokenizer
+        model=policy,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=preference_rows(8, all_true),
+        processing_class=tokenizer,
     )
     batch = next(iter(trainer.get_train_dataloader()))
     policy.train()
     theirs = trainer._compute_loss(policy, batch, return_outputs=False)
     theirs.backward()
 
-    matched = {"input_ids_BT": batch["input_ids"], "attention_mask_BT": batch["attention_mask"], "is_completion_BT": batch["completion_mask"].bool()}
+    matched = {
+        "input_ids_BT": batch["input_ids"],
+        "attention_mask_BT": batch["attention_mask"],
+        "is_completion_BT": batch["completion_mask"].bool(),
+    }
     kl = {
         "input_ids_BT": batch["KL_input_ids"],
         "attention_mask_BT": batch["KL_attention_mask"],
@@ -79,7 +87,8 @@ def test_loss_and_gradients_equal_trls(shape: str, all_true: bool, tmp_path: Pat
 
     assert loss.item() == pytest.approx(theirs.item(), abs=1e-6)
     gradient, their_gradient = (
-        torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]) for model in (ours, policy)
+        torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()])
+        for model in (ours, policy)
     )
     assert their_gradient.norm() > 0
     assert ((gradient - their_gradient).norm() / their_gradient.norm()).item() <= 2e-5

@@ -140,11 +140,13 @@ def test_records_say_what_went_in(runs, workspace):
 
 def test_checkpoints_are_taken_in_numeric_order():
     names = [Path(f"checkpoint-{step}") for step in (1000, 900, 10_000)]
-    assert [path.name for path in sorted(names, key=natural_key)] == ["checkpoint-900", "checkpoint-1000", "checkpoint-10000"]
+    assert [path.name for path in sorted(names, key=natural_key)] == [
+        "checkpoint-900",
+        "checkpoint-1000",
+        "checkpoint-10000",
+    ]
 
 
 def test_the_lock_leaves_nothing_behind(runs, workspace):
     final = build(toy.chain("a")[0], workspace)
     assert [path.name for path in final.parent.iterdir()] == [final.name]
-
-

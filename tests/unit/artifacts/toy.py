@@ -40,5 +40,7 @@ def chain(*texts: str) -> list[Step]:
     steps: list[Step] = []
     for index, text in enumerate(texts):
         inputs = {"above": (StepOutput(steps[-1]),)} if steps else {}
-        steps.append(Step(f"s{index}", "toy", ToyConfig(text=text), inputs, f"sections.s{index}", volatile=("log.txt",)))
+        steps.append(
+            Step(f"s{index}", "toy", ToyConfig(text=text), inputs, f"sections.s{index}", volatile=("log.txt",))
+        )
     return steps

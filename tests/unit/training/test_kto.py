@@ -49,7 +49,10 @@ def test_logps_are_those_of_each_completion_alone(shape):
 
 
 def rows(count: int) -> list[dict]:
-    return [{"prompt": f"Question: {i} plus 1?\nAnswer: ", "completion": f"{i}+1={i + 1}.", "label": i % 2 == 0} for i in range(count)]
+    return [
+        {"prompt": f"Question: {i} plus 1?\nAnswer: ", "completion": f"{i}+1={i + 1}.", "label": i % 2 == 0}
+        for i in range(count)
+    ]
 
 
 def test_completions_end_with_eos_and_long_prompts_are_counted():
@@ -59,7 +62,10 @@ def test_completions_end_with_eos_and_long_prompts_are_counted():
     assert len(examples) == 4
     assert counters == {"dropped_long_prompts": 1, "cut_completions": 0}
     assert all(example.completion_ids[-1] == tokenizer.eos_token_id for example in examples)
-    assert all(tokenizer.decode(e.prompt_ids + e.completion_ids[:-1]) == r["prompt"] + r["completion"] for e, r in zip(examples, rows(4), strict=True))
+    assert all(
+        tokenizer.decode(e.prompt_ids + e.completion_ids[:-1]) == r["prompt"] + r["completion"]
+        for e, r in zip(examples, rows(4), strict=True)
+    )
 
 
 def test_a_single_example_is_refused():

@@ -1,0 +1,92 @@
+"""Runs a stage in several processes of this machine: `run_in_processes` starts torchrun, and this module is what each process runs.
+
+The job and the outcome pass through two small files, so that an error keeps its message, its exit code, and its traceback where it is a bug.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ladle.artifacts.files import pretty_json
+from ladle.config import Config
+from ladle.errors import CheckFailed, LadleError, Preempted, UserError
+
+JOB = ".job.json"
+OUTCOME = ".outcome.json"
+_FORESEEN = {kind.__name__: kind for kind in (UserError, CheckFailed, Preempted)}
+
+
+def run_in_processes(stage: str, config: Config, inputs: dict[str, list[Path]], out: Path, processes: int) -> dict[str, Any]:
+    """Run `ladle.stages.<stage>` in `processes` processes that know of each other, and return the first one's summary.
+
+    SIGTERM and SIGUSR1 are passed on to the processes.
+
+    Raises:
+        UserError, CheckFailed, Preempted: what the stage raised.
+    """
+    kind = type(config)
+    job = {
+        "stage": stage,
+        "config_class": f"{kind.__module__}:{kind.__qualname__}",
+        "config": config.model_dump(mode="json"),
+        "inputs": {role: [str(path) for path in paths] for role, paths in inputs.items()},
+        "out": str(out),
+    }
+    (out / JOB).write_text(pretty_json(job), encoding="utf-8")
+    (out / OUTCOME).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    process = subprocess.Popen([*command, "-m", "ladle.artifacts.worker", str(out / JOB)], env=environment)
+    previous = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if process.poll() is None:
+            process.kill()
+    return _read_outcome(out, stage, code)
+
+
+def _read_outcome(out: Path, stage: str, code: int) -> dict[str, Any]:
+    path = out / OUTCOME
+    outcome = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in (JOB, OUTCOME):
+        (out / name).unlink(missing_ok=True)
+    if "error" in outcome:
+        raise _FORESEEN[outcome["error"]](*outcome["arguments"])
+    if code != 0 or "summary" not in outcome:
+        raise CheckFailed(f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to go on")
+    return outcome["summary"]
+
+
+def work(job_path: Path) -> int:
+    """Run the job in this process and, on the first one, write its outcome; returns the exit code."""
+    from ladle import log
+
+    is_first = os.environ.get("RANK", "0") == "0"
+    log.configure(quiet=not is_first)
+    job = json.loads(job_path.read_text(encoding="utf-8"))
+    module, _, name = job["config_class"].partition(":")
+    config = getattr(importlib.import_module(module), name).model_validate(job["config"])
+    inputs = {role: [Path(path) for path in paths] for role, paths in job["inputs"].items()}
+    stage = importlib.import_module(f"ladle.stages.{job['stage']}")
+    try:
+        outcome, code = {"summary": stage.run(config, inputs, Path(job["out"]))}, 0
+    except LadleError as error:
+        outcome, code = {"error": type(error).__name__, "arguments": list(error.args)}, error.exit_code
+    if is_first or "error" in outcome:
+        (job_path.parent / OUTCOME).write_text(pretty_json(outcome), encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1])))

@@ -1,0 +1,206 @@
+"""Checkpoints that are whole or not there: sealed by a manifest, renamed into place, verified before they are trusted.
+
+A checkpoint is written into `.saving/`, flushed, given `checkpoint.json` (size and blake3 of every file), and renamed to `checkpoint-<step>`.
+Resuming takes the newest one that verifies. Older ones lose their training state (optimizer, scheduler, RNG) or go altogether,
+and only once the newer one has been read back and verified.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ladle.artifacts.files import fsync_path, fsync_tree, hash_file, list_files, pretty_json
+from ladle.errors import CheckFailed, UserError
+from ladle.log import get_logger
+
+logger = get_logger(__name__)
+
+MANIFEST = "checkpoint.json"
+STAGING = ".saving"
+PREFIX = "checkpoint-"
+PREEMPTED = "preempted.json"
+TRAINING_STATE = (
+    "optimizer.pt",
+    "optimizer.bin",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*.pth",
+    "progress_*.json",
+    "trainer_state.json",
+    "training_args.bin",
+    "latest",
+    "zero_to_fp32.py",
+    "global_step*",
+)
+"""What only resuming needs (the last three are DeepSpeed's); without it a checkpoint is a model-only copy."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What to keep of older checkpoints.
+
+    Attributes:
+        resumable: newest checkpoints kept whole; None keeps all.
+        models: newest model-only copies kept beside them; None keeps all.
+    """
+
+    resumable: int | None = None
+    models: int | None = None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step that `checkpoint-<step>` was saved at."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first, valid or not."""
+    found = [path for path in folder.glob(PREFIX + "*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=step_of)
+
+
+def seal(staged: Path, folder: Path) -> Path:
+    """Make a written checkpoint durable under its final name, read it back, and return its path.
+
+    Raises:
+        CheckFailed: what the disk gave back is not what was written.
+    """
+    manifest = {path.relative_to(staged).as_posix(): _describe(path) for path in list_files(staged)}
+    (staged / MANIFEST).write_text(pretty_json(manifest), encoding="utf-8")
+    fsync_tree(staged)
+    final = folder / staged.name
+    if final.exists():
+        shutil.rmtree(final)
+    staged.rename(final)
+    fsync_path(folder)
+    if fault := find_fault(final):
+        raise CheckFailed(
+            f"{final} was written and does not verify ({fault}): check the disk; older checkpoints were kept"
+        )
+    return final
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    return {"size_bytes": path.stat().st_size, "blake3": hash_file(path)}
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Return why a checkpoint cannot be trusted, or None if every file is as its manifest says."""
+    manifest = checkpoint / MANIFEST
+    if not manifest.is_file():
+        return f"it has no {MANIFEST}, so it was never finished"
+    entries = _read_manifest(checkpoint)
+    if not entries:
+        return f"its {MANIFEST} is damaged"
+    for name, entry in entries.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["size_bytes"] or hash_file(path) != entry["blake3"]:
+            return f"{name} is damaged"
+    return None
+
+
+def newest_resumable(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint with its training state; says which newer ones were passed over, and why."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if fault := find_fault(checkpoint):
+            logger.warning("passing over %s: %s", checkpoint.name, fault)
+        elif not is_resumable(checkpoint):
+            logger.info("passing over %s: it holds the model only", checkpoint.name)
+        else:
+            return checkpoint
+    return None
+
+
+def is_resumable(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint's manifest lists training state beside the model."""
+    names = _read_manifest(checkpoint)
+    return "trainer_state.json" in names and any(name.startswith("rng_state") for name in names)
+
+
+def is_preempted(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint was saved because the run was asked to stop, off the recipe's schedule."""
+    return PREEMPTED in _read_manifest(checkpoint)
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, dict]:
+    try:
+        return json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def remove_unfinished(folder: Path, after_step: int) -> None:
+    """Remove what a killed run left half-written, and every checkpoint later than the step that training goes on from."""
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+    for checkpoint in list_checkpoints(folder):
+        if step_of(checkpoint) > after_step or find_fault(checkpoint):
+            shutil.rmtree(checkpoint)
+        else:
+            _remove_unlisted(checkpoint)
+
+
+def _remove_unlisted(checkpoint: Path) -> None:
+    """Remove files that the manifest does not list: training state whose removal a crash cut short."""
+    listed = _read_manifest(checkpoint)
+    for path in list_files(checkpoint):
+        name = path.relative_to(checkpoint).as_posix()
+        if name not in listed and name != MANIFEST:
+            path.unlink()
+
+
+def rotate(folder: Path, keep: Rotation) -> None:
+    """Turn older checkpoints into model-only copies, then remove the oldest copies; the newest checkpoint always stays whole.
+
+    A checkpoint that only a preemption asked for goes as soon as a newer one exists, so that it never shows in the result.
+    """
+    for checkpoint in list_checkpoints(folder)[:-1]:
+        if is_preempted(checkpoint):
+            remove_checkpoint(checkpoint)
+    whole = [path for path in list_checkpoints(folder) if is_resumable(path)]
+    if keep.resumable is not None:
+        for checkpoint in whole[: -max(1, keep.resumable)]:
+            strip_training_state(checkpoint)
+    copies = [path for path in list_checkpoints(folder) if not is_resumable(path)]
+    if keep.models is not None:
+        for checkpoint in copies[: max(0, len(copies) - keep.models)]:
+            remove_checkpoint(checkpoint)
+
+
+def strip_training_state(checkpoint: Path) -> None:
+    """Turn a checkpoint into a model-only copy, its manifest first, so that a crash leaves it valid or recognisably unfinished."""
+    manifest = _read_manifest(checkpoint)
+    state = [path for pattern in TRAINING_STATE for path in checkpoint.glob(pattern)]
+    removed = {path.name for path in state}
+    kept = {name: entry for name, entry in manifest.items() if name.split("/")[0] not in removed}
+    temporary = checkpoint / (MANIFEST + ".tmp")
+    temporary.write_text(pretty_json(kept), encoding="utf-8")
+    fsync_path(temporary)
+    temporary.rename(checkpoint / MANIFEST)
+    for path in state:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fsync_path(checkpoint)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint, never leaving a part of it that verifies."""
+    (checkpoint / MANIFEST).unlink()  # first, so that a crash half-way leaves nothing that verifies
+    shutil.rmtree(checkpoint)
+
+
+def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Refuse to start writing what the disk cannot hold.
+
+    Raises:
+        UserError: less than `needed_bytes` is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise UserError(
+            f"{what} needs {needed_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free",
+            "free some space (an older run's checkpoints?), or lower trainer.save_total_limit, and run the same command again",
+        )

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ladle.errors import CheckFailed, UserError
+from ladle.models.config import FetchModelConfig
+from ladle.models.load import init_model, load_model, model_dir, save_model
+from ladle.stages import fetch
+from tests.tiny_models import DEEPSEEK_V3, SHAPES, make_model, make_tokenizer
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save_model(make_model("deepseek_v3"), make_tokenizer(), tmp_path / "model")
+    return tmp_path
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_saved_model_loads_again_bit_for_bit(shape, tmp_path):
+    model = make_model(shape)
+    save_model(model, make_tokenizer(), tmp_path)
+    again = load_model(tmp_path).state_dict()
+    assert again.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_experts_are_saved_one_by_one_and_routing_keys_are_written(saved):
+    folder = model_dir(saved)
+    names = load_file(folder / "model.safetensors").keys()
+    assert sum(".experts." in name for name in names) == 2 * 4 * 3  # MoE layers × experts × projections
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["topk_method"], config["scoring_func"]) == ("noaux_tc", "sigmoid")
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_weights_that_do_not_fit_are_refused(saved, change):
+    path = model_dir(saved) / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.shared_experts.up_proj.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "extra":
+        tensors["model.layers.1.mlp.stranger.weight"] = torch.zeros(2)
+    else:
+        tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises((CheckFailed, UserError)):
+        load_model(saved)
+
+
+def test_no_model_there_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no model at"):
+        load_model(tmp_path)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
+    with pytest.raises(UserError, match="vocab_size is 10 and the tokenizer has"):
+        init_model(DEEPSEEK_V3 | {"vocab_size": 10}, make_tokenizer(), "float32", 0)
+
+
+def test_an_unknown_model_type_is_refused():
+    with pytest.raises(UserError, match="not a model"):
+        init_model({"model_type": "deepseek_v33"}, make_tokenizer(), "float32", 0)
+
+
+def test_the_same_seed_gives_the_same_weights():
+    one, two, other = (
+        init_model(SHAPES["qwen3"], make_tokenizer(), "float32", seed).state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+
+
+def test_importing_strips_remote_code_and_keeps_every_weight(saved, tmp_path):
+    path = model_dir(saved) / "config.json"
+    config = json.loads(path.read_text()) | {
+        "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}
+    }
+    path.write_text(json.dumps(config))
+    out = tmp_path / "imported"
+    out.mkdir()
+    fetch.run(FetchModelConfig(), {"model": [saved]}, out)
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+    before, after = load_model(saved).state_dict(), load_model(out).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())

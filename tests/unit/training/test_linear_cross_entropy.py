@@ -1,0 +1,57 @@
+"""The one-pass head against PyTorch's cross-entropy on full logits.
+
+Tolerance: both are float32 with other summation orders; 1e-5 relative is some ten roundings. In float64 the formulas must agree to 1e-12.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ladle.training import linear_cross_entropy as module
+from ladle.training.linear_cross_entropy import linear_cross_entropy_sum, use_linear_cross_entropy
+from tests.tiny_models import SHAPES, make_model
+
+
+@pytest.mark.parametrize("chunk_elements", [50, 350, 2**24])
+def test_loss_and_gradients_are_those_of_the_full_logits(monkeypatch, chunk_elements):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_elements)
+    torch.manual_seed(0)
+    target = torch.randint(50, (23,))
+    hidden, weight = torch.randn(23, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    (2.5 * linear_cross_entropy_sum(hidden, weight, target)).backward()
+    ours = hidden.grad, weight.grad
+    hidden64, weight64 = (tensor.detach().double().requires_grad_() for tensor in (hidden, weight))
+    expected = 2.5 * F.cross_entropy(hidden64 @ weight64.T, target, reduction="sum")
+    expected.backward()
+    for gradient, reference in zip(ours, (hidden64.grad, weight64.grad), strict=True):
+        torch.testing.assert_close(gradient.double(), reference, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_models_loss_and_gradients_do_not_change(shape):
+    plain = make_model(shape).train()
+    fused = copy.deepcopy(plain)
+    use_linear_cross_entropy(fused)
+    ids = torch.randint(2, 300, (2, 24))
+    labels = ids.clone()
+    labels[:, 0] = labels[0, 10:14] = -100
+    positions = torch.arange(24).expand(2, 24) % 12
+    losses = [model(input_ids=ids, position_ids=positions, labels=labels, use_cache=False).loss for model in (plain, fused)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    for (name, one), two in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_without_labels_the_logits_come_as_ever():
+    model = make_model("qwen3")
+    ids = torch.randint(2, 300, (1, 5))
+    before = model(input_ids=ids).logits
+    use_linear_cross_entropy(model)
+    assert torch.equal(model(input_ids=ids).logits, before)
