@@ -19,11 +19,11 @@ quickstart: setup
 	$(BIN)/ladle run recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
 test-all: setup
-	$(BIN)/pytest -m "not slow" -n 2
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow
 
 check: setup
 	$(BIN)/ruff format --check .

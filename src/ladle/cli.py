@@ -23,7 +23,8 @@ from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USE
 
 app = typer.Typer(
     name="ladle",
-    help="From an open base language model to an aligned, evaluated one: mix, pretrain, soup, rollout, KTO, evaluate, report.",
+    help="From an open base language model to an aligned, evaluated one: "
+    "mix, pretrain, soup, rollout, KTO, evaluate, report.",
     epilog="Start with: ladle run recipes/quickstart.yaml",
     no_args_is_help=True,
     add_completion=False,
@@ -103,7 +104,7 @@ def report(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT
 
 @app.command()
 def verify(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: AsJson = False) -> None:
-    """Re-hash an artifact and all it was made from; name each changed, missing or extra file and exit 1 if there is one."""
+    """Re-hash an artifact and all it was made from; name each changed, missing or extra file and exit 1 if any."""
     faults = list(find_faults(artifact))
     sys.stdout.write(
         json.dumps({"artifact": str(artifact), "faults": faults}) + "\n"
@@ -305,7 +306,7 @@ _ACCESS_ERRORS = {
 
 
 def _as_user_error(error: BaseException) -> LadleError | None:
-    """Return the foreseen outcome an exception stands for: Ladle's own, a full disk, a folder that cannot be written."""
+    """Return the foreseen outcome an exception stands for: Ladle's own, a full disk, or a folder closed to writing."""
     if isinstance(error, LadleError):
         return error
     number = error.errno if isinstance(error, OSError) else None
@@ -322,7 +323,8 @@ def _as_user_error(error: BaseException) -> LadleError | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the outcome's code (`ladle.errors`)."""
-    # Threads that spin at a barrier cost a fourfold slowdown as soon as anything else runs on their core; sleeping ones cost next to nothing.
+    # Threads that spin at a barrier cost a fourfold slowdown as soon as anything else runs on their core;
+    # sleeping ones cost next to nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(_run_and_explain(arguments))
 

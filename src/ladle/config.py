@@ -1,7 +1,7 @@
 """The base of every configuration model, and the split between what decides a result and what only carries it out.
 
-A step's fingerprint covers its *identity* fields. A field declared with `execution(default)` (worker counts, devices, log
-settings) or `location(...)` (a path or id whose *content* enters the fingerprint as an input instead) never does.
+A step's fingerprint covers its *identity* fields. A field declared with `execution(default)` (worker counts, devices,
+log settings) or `location(...)` (a path or id whose *content* enters the fingerprint as an input instead) never does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Where shards of work run: in this process, or in a pool of processes on this machine.
 
-Results come back in the order of the arguments whatever finishes first, so nothing downstream can depend on the worker count.
+Results come back in the order of the arguments whatever finishes first, so nothing downstream can depend on the worker
+count.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class ProcessExecutor:
                 yield from pool.map(function, arguments)
         except BrokenProcessPool as error:
             raise CheckFailed(
-                "a worker process died (killed, or out of memory); finished shards are kept: run the same command again, "
-                "with fewer workers if memory was short"
+                "a worker process died (killed, or out of memory); finished shards are kept: "
+                "run the same command again, with fewer workers if memory was short"
             ) from error
 
 

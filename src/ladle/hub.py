@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: commits and snapshots, through `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the cache of huggingface_hub."""
+"""The Hugging Face Hub: commits and snapshots, by `HF_ENDPOINT`, `HF_HUB_OFFLINE` and the cache of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def resolve_commit(kind: str, repo_id: str, revision: str | None) -> str:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(
             f"cannot look up {kind} {repo_id} (revision {revision or 'main'}) on the Hub: {_first_line(error)}",
-            "check the name and the network (HF_ENDPOINT sets a mirror), or pin `revision:` to a commit that is already cached",
+            "check the name and the network (HF_ENDPOINT sets a mirror), "
+            "or pin `revision:` to a commit that is already cached",
         ) from error
     if commit is None:
         raise UserError(f"the Hub names no commit for {repo_id}", "pin `revision:` to a 40-digit commit")
@@ -57,7 +58,8 @@ def snapshot(kind: str, repo_id: str, commit: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"cannot fetch {kind} {repo_id} at {commit[:12]}: {_first_line(error)}",
-            "check access (a gated repository needs `hf auth login`), the network and free disk, then run the same command again",
+            "check access (a gated repository needs `hf auth login`), the network and free disk, "
+            "then run the same command again",
         ) from error
 
 

@@ -26,7 +26,12 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def configure(verbose: bool = False, quiet: bool = False) -> None:
-    """Send Ladle's messages to standard error, one line each; `quiet` (processes but the first) lets only errors through."""
+    """Send Ladle's messages to standard error, one line each.
+
+    Args:
+        verbose: debugging messages too.
+        quiet: errors only, for every process of a group but the first.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     ladle = logging.getLogger("ladle")

@@ -4,8 +4,8 @@
     base ─────┼─ mix ── pretrain ── soup ── rollout ── prefer ── kto
               └──────────── evaluate each model ──────────────── report
 
-Every function below adds one stage. A model or a dataset is referred to by name (`base`, `pretrained`, `soup`, `kto`; a key of
-`datasets:`), by path, or by Hub id.
+Every function below adds one stage. A model or a dataset is referred to by name (`base`, `pretrained`, `soup`, `kto`;
+a key of `datasets:`), by path, or by Hub id.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from ladle.artifacts.local import FileHashes, find_local, hash_local
 from ladle.artifacts.step import HubRepository, Step, StepInput, StepOutput, in_build_order
 from ladle.data.config import MixConfig
+from ladle.data.datasets_config import FetchDatasetConfig
 from ladle.data.preference_config import PreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
@@ -24,6 +25,9 @@ from ladle.recipe import Recipe
 from ladle.reporting.config import PageConfig
 from ladle.soup.config import SoupConfig
 from ladle.training.config import KtoConfig, PretrainConfig
+
+Inputs = dict[str, tuple[StepInput, ...]]
+"""What a step reads, by role."""
 
 CHECKPOINTS = "checkpoints/checkpoint-*"
 TRAINING_VOLATILE = ("checkpoints/runs/*",)
@@ -66,9 +70,14 @@ class Pipeline:
 
     def _add_datasets(self) -> None:
         for name, config in self.recipe.datasets.items():
-            inputs = (
-                {} if config.kind == "word_problems" else {"dataset": self._dataset(config.dataset, config.revision)}
-            )
+            inputs: Inputs = {}
+            if isinstance(config, FetchDatasetConfig):
+                if find_local(config.dataset):
+                    raise UserError(
+                        f"datasets.{name} names {config.dataset}, which is on disk already",
+                        "name it where it is used, and leave it out here",
+                    )
+                inputs = {"dataset": self._dataset(config.dataset, config.revision)}
             self._add(Step(f"datasets/{name}", "fetch", config, inputs, f"datasets.{name}"))
 
     def _add_base(self) -> None:
@@ -103,7 +112,7 @@ class Pipeline:
             self._mix_step("mix", self.recipe.mix, "mix")
 
     def _mix_step(self, name: str, config: MixConfig, section: str) -> Step:
-        inputs = {"tokenizer": (StepOutput(self.models["base"]),)}
+        inputs: Inputs = {"tokenizer": (StepOutput(self.models["base"]),)}
         for source in config.sources:
             inputs[f"source:{source.name}"] = self._dataset(source.dataset, source.revision)
         if config.contamination is not None:
@@ -136,7 +145,7 @@ class Pipeline:
         if config is None:
             return
         members = [item for member in config.members for item in self._soup_member(member, config)]
-        inputs: dict[str, tuple[StepInput, ...]] = {"members": tuple(members)}
+        inputs: Inputs = {"members": tuple(members)}
         if config.select != "none":
             if "mix" not in self.steps:
                 raise UserError(
@@ -186,7 +195,7 @@ class Pipeline:
         config = self.recipe.evaluate
         for choice in config.models if config is not None else ():
             assert config is not None
-            inputs = {"model": (self._model(choice.model, "evaluate.models"),)}
+            inputs: Inputs = {"model": (self._model(choice.model, "evaluate.models"),)}
             for benchmark in config.benchmarks:
                 inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data)
             if choice.few_shot:
@@ -255,9 +264,9 @@ class Pipeline:
     def _files_or_hub(self, kind: str, reference: str, revision: str | None, key: str) -> tuple[StepInput, ...]:
         if paths := find_local(reference):
             return (hash_local(paths, self.hashes),)
-        repo_id = reference.partition(":")[0]
+        repo_id, _, subset = reference.partition(":")
         if is_repo_id(repo_id):
-            return (HubRepository(kind, repo_id, resolve_commit(kind, repo_id, revision)),)
+            return (HubRepository(kind, repo_id, resolve_commit(kind, repo_id, revision), subset or None),)
         raise UserError(
             f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name"
         )

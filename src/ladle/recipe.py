@@ -10,11 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from ladle.config import Config, execution, location
 from ladle.config_file import ConfigFile
 from ladle.data.config import MixConfig
-from ladle.data.datasets_config import FetchDatasetConfig, WordProblemsConfig
+from ladle.data.datasets_config import DatasetConfig
 from ladle.data.preference_config import PreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
-from ladle.generation.rollout_config import RolloutConfig
+from ladle.evaluation.rollout_config import RolloutConfig
 from ladle.models.config import InitConfig
 from ladle.soup.config import SoupConfig
 from ladle.training.config import Dtype, KtoConfig, PretrainConfig
@@ -64,10 +64,10 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: int = 233
-    """Given to every section that sets no seed of its own."""
+    """Given to every section that sets no seed of its own; evaluation keeps the published results' seed unless told."""
     data_root: str | None = location(None)
     """A folder that `${data_root}` stands for in the recipe's paths."""
-    datasets: dict[str, WordProblemsConfig | FetchDatasetConfig] = {}
+    datasets: dict[str, DatasetConfig] = {}
     base: BaseConfig
     mix: MixConfig | None = None
     pretrain: PretrainConfig | None = None
@@ -108,9 +108,7 @@ def _spread_seed(tree: dict[str, Any]) -> None:
     """Give the recipe's seed to each section that takes one and sets none."""
     seed = tree.get("seed", Recipe.model_fields["seed"].default)
     base = tree.get("base")
-    generated = [
-        d for d in (tree.get("datasets") or {}).values() if isinstance(d, dict) and d.get("kind") == "word_problems"
-    ]
+    generated = [d for d in _values(tree.get("datasets")) if isinstance(d, dict) and d.get("kind") == "word_problems"]
     sections = [tree.get("mix"), tree.get("rollout"), tree.get("kto"), *generated]
     trainings = [tree.get("pretrain"), tree.get("kto")]
     if isinstance(base, dict):
@@ -118,7 +116,12 @@ def _spread_seed(tree: dict[str, Any]) -> None:
         trainings.append(base.get("pretrain"))
     for training in trainings:
         if isinstance(training, dict):
-            sections.append(training.setdefault("trainer", {}))
+            training["trainer"] = training.get("trainer") or {}
+            sections.append(training["trainer"])
     for section in sections:
         if isinstance(section, dict):
             section.setdefault("seed", seed)
+
+
+def _values(section: Any) -> list[Any]:
+    return list(section.values()) if isinstance(section, dict) else []

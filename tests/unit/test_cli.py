@@ -33,13 +33,24 @@ finally:
     assert done.stderr.rsplit("IMPORTED ", 1)[1] == ""
 
 
+PROBLEMS = "{kind: word_problems, train: 40, worksheets: 2, prompts: 4, validation: 4, test: 4}"
+LLAMA = "{model_type: llama, hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
+TOKENIZER = "{dataset: problems, split: worked, vocab_size: 300}"
+
+
+def mix(source: str, *keys: str) -> str:
+    """Return a `mix:` section of eight sequences from one source."""
+    return "\n  ".join(["mix:", "sources:", f"  - {source}", "budget: {sequences: 8}", *keys])
+
+
 def write_recipe(folder: Path, **changes: str) -> Path:
     sections = {
         "name": "name: t",
-        "datasets": "datasets:\n  problems: {kind: word_problems, train: 40, worksheets: 2, prompts: 4, validation: 4, test: 4}",
-        "base": "base:\n  init:\n    architecture: {model_type: llama, hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}\n"
-        "    tokenizer: {dataset: problems, split: worked, vocab_size: 300}",
-        "mix": "mix:\n  sources:\n    - {name: worked, dataset: problems, split: worked, ratio: 1.0, max_epochs: 100}\n  budget: {sequences: 8}\n  sequence_length: 64",
+        "datasets": f"datasets:\n  problems: {PROBLEMS}",
+        "base": f"base:\n  init:\n    architecture: {LLAMA}\n    tokenizer: {TOKENIZER}",
+        "mix": mix(
+            "{name: worked, dataset: problems, split: worked, ratio: 1.0, max_epochs: 100}", "sequence_length: 64"
+        ),
         "pretrain": "pretrain:\n  trainer: {max_steps: 2, per_device_train_batch_size: 2, save_steps: 1}",
         "soup": "soup: {members: [checkpoints]}",
     } | changes
@@ -52,9 +63,7 @@ def write_recipe(folder: Path, **changes: str) -> Path:
     ("changes", "message"),
     [
         (
-            {
-                "mix": "mix:\n  sources:\n    - {name: a, dataset: problems, split: worked, ratio: 0.97}\n  budget: {sequences: 8}"
-            },
+            {"mix": mix("{name: a, dataset: problems, split: worked, ratio: 0.97}")},
             "sum to 0.97, not 1: add 0.03",
         ),
         ({"pretrain": "pretrain:\n  trainer: {learning_rat: 1}"}, "did you mean 'learning_rate'?"),
@@ -79,16 +88,8 @@ def test_a_recipe_that_cannot_run_is_refused_before_anything_is_written(tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {
-                "mix": "mix:\n  sources:\n    - {name: a, dataset: problems, split: worked, text: txt, ratio: 1}\n  budget: {sequences: 8}"
-            },
-            "txt",
-        ),
-        (
-            {"mix": "mix:\n  sources:\n    - {name: a, dataset: empty.jsonl, ratio: 1}\n  budget: {sequences: 8}"},
-            "holds no documents",
-        ),
+        ({"mix": mix("{name: a, dataset: problems, split: worked, text: txt, ratio: 1}")}, "txt"),
+        ({"mix": mix("{name: a, dataset: empty.jsonl, ratio: 1}")}, "holds no documents"),
     ],
 )
 def test_input_that_turns_out_wrong_ends_with_one_message_and_no_artifact(tmp_path, changes, message, monkeypatch):

@@ -107,3 +107,14 @@ def test_a_missing_file_lists_its_neighbours(tmp_path):
 
 def test_broken_yaml_is_the_users_mistake(tmp_path):
     assert "not valid YAML" in fault(tmp_path, "seed: [1")
+
+
+def test_dollars_and_braces_that_are_text_stay(tmp_path):
+    assert (
+        load(tmp_path, 'root: /d\nleaf:\n  name: "${root} costs $5 and \\\\boxed{}"').leaf.name
+        == "/d costs $5 and \\boxed{}"
+    )
+
+
+def test_an_override_of_nothing_but_dots_is_refused(tmp_path):
+    assert "is not an override" in fault(tmp_path, "seed: 1", ".=5")

@@ -1,7 +1,7 @@
 """Building an artifact: lock, run the stage in `.partial`, record, flush, rename.
 
-At every moment the final name either does not exist or holds the whole artifact. A killed build leaves `NAME-FINGERPRINT.partial`,
-which the next build of the same step goes on from.
+At every moment the final name either does not exist or holds the whole artifact. A killed build leaves
+`NAME-FINGERPRINT.partial`, which the next build of the same step goes on from.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the artifacts of a recipe stand: `<root>/<recipe name>/<stage>/<step>-<fingerprint>`, or where `placed` says."""
+    """Where a recipe's artifacts stand: `<root>/<recipe name>/<stage>/<step>-<fingerprint>`, or where `placed` says."""
 
     folder: Path
     placed: tuple[tuple[str, Path], ...] = ()
@@ -124,7 +124,7 @@ def _describe_input(item: StepInput, workspace: Workspace, final: Path) -> dict[
         path = os.path.relpath(folder.resolve(), final.parent.resolve())
         return {"artifact": path, "fingerprint": record["fingerprint"], "digest": record["digest"], "glob": item.glob}
     if isinstance(item, LocalFiles):
-        return {"files": [{"path": str(Path(path).absolute()), "blake3": digest} for path, digest in item.files]}
+        return {"files": [{"path": str(Path(path).absolute()), "blake3": digest} for path, _, digest in item.files]}
     return {"hub": item.kind, "repo_id": item.repo_id, "commit": item.commit}
 
 
@@ -164,5 +164,7 @@ def _locked(final: Path) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(
+            missing_ok=True
+        )  # while held, so that nobody can lock a file that has lost its name
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)

@@ -1,8 +1,9 @@
 """The shard journal: work split into named items, each finished item kept across crashes.
 
-An item's name says its content (a content hash, or an index of a step whose fingerprint fixes the content), so a file that
-carries the name and matches its recorded hash is the item. An item is worked into `.NAME.tmp`, flushed, renamed to `NAME`, and
-only then acknowledged by `NAME.b3` (its blake3). A restart keeps what verifies and works the rest again.
+An item's name says its content (a content hash, or an index of a step whose fingerprint fixes the content), so a file
+that carries the name and matches its recorded hash is the item. An item is worked into `.NAME.tmp`, flushed, renamed
+to `NAME`, and only then acknowledged by `NAME.b3` (its blake3). A restart keeps what verifies and works the rest
+again.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from pathlib import Path
+from typing import Any
 
 from ladle.artifacts.files import hash_file, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.record import RECORD_NAME
@@ -17,7 +18,8 @@ class FileHashes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, list] = json.loads(path.read_text()) if path.is_file() else {}
+        self.known: dict[str, list[Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        self.has_new = False
 
     def hash(self, path: Path) -> str:
         """Return the file's blake3, read again only where its size or modification time changed."""
@@ -25,33 +27,47 @@ class FileHashes:
         key, signature = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
         known = self.known.get(key)
         if known is None or known[:2] != signature:
-            self.known[key] = [*signature, hash_file(path)]
+            known = self.known[key] = [*signature, hash_file(path)]
+            self.has_new = True
+        return known[2]
+
+    def save(self) -> None:
+        """Keep what was learnt for the next plan."""
+        if self.has_new:
             make_folder(self.path.parent)
             write_text_durably(self.path, pretty_json(self.known))
-        return self.known[key][2]
+            self.has_new = False
 
 
 def find_local(reference: str) -> tuple[Path, ...]:
-    """Return the file, the folder, or the sorted matches of the glob that `reference` names; nothing where it names none."""
+    """Return the file, folder or sorted matches of the glob that `reference` names; empty where it names none."""
     path = Path(reference).expanduser()
     if path.exists():
         return (path,)
-    return tuple(Path(match) for match in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 - absolute globs too
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return tuple(Path(match) for match in sorted(matches))
 
 
 def hash_local(paths: tuple[Path, ...], hashes: FileHashes) -> LocalFiles:
-    """Describe files and folders by content; a folder stands for all files below it (hidden ones and record.json left out).
+    """Describe files and folders by content.
+
+    A folder stands for all files below it, hidden ones and record.json left out.
 
     Raises:
         UserError: a folder that holds no file.
     """
-    files: list[Path] = []
+    files: list[tuple[Path, str]] = []
     for path in paths:
-        found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _counts(file, path))
+        if path.is_file():
+            files.append((path, ""))
+            continue
+        found = sorted(file for file in path.rglob("*") if _counts(file, path))
         if not found:
             raise UserError(f"{path} holds no files", "name a folder or file with data in it")
-        files += found
-    return LocalFiles(paths, tuple((str(file), hashes.hash(file)) for file in files))
+        files += [(file, file.relative_to(path).as_posix()) for file in found]
+    described = tuple((str(file), name, hashes.hash(file)) for file, name in files)
+    hashes.save()
+    return LocalFiles(paths, described)
 
 
 def _counts(file: Path, folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What `run` would do, and why: each step cached, resume, new or changed, with the keys that differ from the last build."""
+"""What `run` would do, and why: each step cached, resume, new or changed, with the keys that differ from last time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """record.json: what an artifact is, what it was made from, and every file it holds.
 
-It is written last and carries its own hash, so that a folder with a valid record is a whole artifact, and any change to either
-is seen. `digest` covers the files' content alone (volatile ones left out): equal results have equal digests.
+It is written last and carries its own hash, so that a folder with a valid record is a whole artifact, and any change
+to either is seen. `digest` covers the files' content alone (volatile ones left out): equal results have equal digests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A step: one stage with its config and its inputs, and the fingerprint that names its result.
 
-fingerprint = blake3(stage, version, identity fields of the config, identity of each input by role). Source code, worker counts,
-devices and paths never enter it: a local input enters by the hash of its content, a Hub input by its commit, another
-step's output by that step's fingerprint.
+fingerprint = blake3(stage, version, identity fields of the config, identity of each input by role). Source code,
+worker counts, devices and paths never enter it: a local input enters by the hash of its content, a Hub input by its
+commit, another step's output by that step's fingerprint.
 """
 
 from __future__ import annotations
@@ -34,27 +34,33 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files or folders outside the run, by content: `files` holds (path as opened, blake3) of every file."""
+    """Files or folders outside the run, by content.
+
+    Attributes:
+        paths: what the stage is given.
+        files: of every file its path, its name in the folder that was given ("" for a file given itself), its blake3.
+    """
 
     paths: tuple[Path, ...]
-    files: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, str, str], ...]
 
     def identity(self) -> Any:
         """Return what enters the fingerprint: content only, in order, so that moving the data changes nothing."""
-        return {"content": [digest for _, digest in self.files]}
+        return {"content": [[name, digest] for _, name, digest in self.files]}
 
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A model or dataset of the Hub at one commit."""
+    """A model or dataset of the Hub at one commit; `subset` is the configuration of a dataset that has several."""
 
     kind: str
     repo_id: str
     commit: str
+    subset: str | None = None
 
     def identity(self) -> Any:
         """Return what enters the fingerprint."""
-        return {"hub": self.kind, "repo_id": self.repo_id, "commit": self.commit}
+        return {"hub": self.kind, "repo_id": self.repo_id, "commit": self.commit, "subset": self.subset}
 
 
 StepInput = StepOutput | LocalFiles | HubRepository

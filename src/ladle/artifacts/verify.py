@@ -13,7 +13,7 @@ from ladle.errors import UserError
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Yield one line for each fault found in the artifact or, walking its inputs to the roots, in what it was made from.
+    """Yield one line for each fault in the artifact or, walking its inputs to the roots, in what it was made from.
 
     Raises:
         UserError: `folder` does not exist or was never an artifact.

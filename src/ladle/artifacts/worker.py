@@ -1,6 +1,7 @@
-"""Runs a stage in several processes of this machine: `run_in_processes` starts torchrun, and this module is what each process runs.
+"""Runs a stage in several processes on one machine: `run_in_processes` starts torchrun, which runs this module in each.
 
-The job and the outcome pass through two small files, so that an error keeps its message, its exit code, and its traceback where it is a bug.
+The job and the outcome pass through two small files, so that an error keeps its message, its exit code, and its
+traceback where it is a bug.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.files import pretty_json
+from ladle.artifacts.files import pretty_json, write_text_durably
 from ladle.config import Config
 from ladle.errors import CheckFailed, LadleError, Preempted, UserError
 
 JOB = ".job.json"
 OUTCOME = ".outcome.json"
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _FORESEEN = {kind.__name__: kind for kind in (UserError, CheckFailed, Preempted)}
 
 
-def run_in_processes(stage: str, config: Config, inputs: dict[str, list[Path]], out: Path, processes: int) -> dict[str, Any]:
+def run_in_processes(
+    stage: str, config: Config, inputs: dict[str, list[Path]], out: Path, processes: int
+) -> dict[str, Any]:
     """Run `ladle.stages.<stage>` in `processes` processes that know of each other, and return the first one's summary.
 
     SIGTERM and SIGUSR1 are passed on to the processes.
@@ -45,14 +49,15 @@ def run_in_processes(stage: str, config: Config, inputs: dict[str, list[Path]], 
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
     environment = {"OMP_NUM_THREADS": threads} | os.environ
     process = subprocess.Popen([*command, "-m", "ladle.artifacts.worker", str(out / JOB)], env=environment)
-    previous = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    previous = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in _PASSED_ON}
     try:
         code = process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         if process.poll() is None:
-            process.kill()
+            process.terminate()  # torchrun then ends its workers; killing it would orphan them
+            process.wait()
     return _read_outcome(out, stage, code)
 
 
@@ -64,7 +69,9 @@ def _read_outcome(out: Path, stage: str, code: int) -> dict[str, Any]:
     if "error" in outcome:
         raise _FORESEEN[outcome["error"]](*outcome["arguments"])
     if code != 0 or "summary" not in outcome:
-        raise CheckFailed(f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to go on")
+        raise CheckFailed(
+            f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to go on"
+        )
     return outcome["summary"]
 
 
@@ -84,7 +91,7 @@ def work(job_path: Path) -> int:
     except LadleError as error:
         outcome, code = {"error": type(error).__name__, "arguments": list(error.args)}, error.exit_code
     if is_first or "error" in outcome:
-        (job_path.parent / OUTCOME).write_text(pretty_json(outcome), encoding="utf-8")
+        write_text_durably(job_path.parent / OUTCOME, pretty_json(outcome))
     return code
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from ladle.config import Config, location
 
@@ -16,7 +16,12 @@ class FetchDatasetConfig(Config):
     dataset: str = location()
     """`org/name`, or `org/name:subset`."""
     subset: str | None = None
+    """Configuration of the dataset, where the id does not name it."""
     revision: str | None = location(None)
+
+    def hub_subset(self) -> str | None:
+        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
+        return self.subset or self.dataset.partition(":")[2] or None
 
 
 class WordProblemsConfig(Config):
@@ -24,18 +29,26 @@ class WordProblemsConfig(Config):
 
     kind: Literal["word_problems"] = "word_problems"
     seed: int = 233
-    train: int = Field(20_000, gt=0)
+    train: int = Field(default=20_000, gt=0)
     """Worked solutions to train on."""
-    worksheets: int = Field(2_000, ge=0)
+    worksheets: int = Field(default=2_000, ge=0)
     """Documents of five problems with bare answers, from the training pool: what the base model sees."""
-    prompts: int = Field(1_000, ge=0)
+    prompts: int = Field(default=1_000, ge=0)
     """Problems for rollouts, from the training pool, with their answers."""
-    validation: int = Field(400, ge=0)
+    validation: int = Field(default=400, ge=0)
     """Held-out problems for choices between models."""
-    test: int = Field(500, ge=0)
+    test: int = Field(default=500, ge=0)
     """Held-out problems to report on."""
-    largest_operand: int = Field(12, ge=4)
+    largest_operand: int = Field(default=12, ge=4)
     """The three operands of a problem run from 2 to this."""
 
 
-DatasetConfig = FetchDatasetConfig | WordProblemsConfig
+def _kind_of(value: Any) -> str:
+    return value.get("kind", "dataset") if isinstance(value, dict) else getattr(value, "kind", "dataset")
+
+
+DatasetConfig = Annotated[
+    Annotated[FetchDatasetConfig, Tag("dataset")] | Annotated[WordProblemsConfig, Tag("word_problems")],
+    Discriminator(_kind_of),
+]
+"""A dataset of the Hub, unless its `kind` says otherwise."""

@@ -1,12 +1,12 @@
-"""Preference data in TRL's unpaired form: `prompt`, `completion` (text, or a list of role/content messages) and `label`.
+"""Preference data in TRL's unpaired form: `prompt`, `completion` (text, or role/content messages) and `label`.
 
-Rows come unpaired, paired (prompt, chosen, rejected: one row each), or as `messages` (first turn the prompt, second the completion,
-one label for all), or as columns of a template. A row that cannot be used is counted by reason and, past a cap, refused; it is never repaired.
+Rows come unpaired, paired (prompt, chosen, rejected: one row each), or as `messages` (first turn the prompt, second
+the completion, one label for all), or as columns of a template. A row that cannot be used is counted by reason and,
+past a cap, refused; it is never repaired.
 """
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from ladle.artifacts.files import canonical_json
 from ladle.data.preference_config import PreferConfig, PreferenceSource
+from ladle.data.templates import columns_of, fill
 from ladle.errors import UserError
 
 Row = dict[str, Any]
@@ -53,8 +54,7 @@ def _require_columns(row: Row, source: PreferenceSource) -> None:
 def _columns_of(source: PreferenceSource) -> set[str]:
     if source.format != "template":
         return set(_NEEDED[source.format])
-    fields = [field for text in (source.prompt, source.completion) for _, field, _, _ in string.Formatter().parse(text)]
-    return {field for field in fields if field}
+    return {*columns_of(source.prompt, "kto.data.prompt"), *columns_of(source.completion, "kto.data.completion")}
 
 
 def _examples_of(row: Row, source: PreferenceSource) -> Iterator[Row]:
@@ -70,7 +70,8 @@ def _examples_of(row: Row, source: PreferenceSource) -> Iterator[Row]:
 
 
 def _from_template(row: Row, source: PreferenceSource) -> Row:
-    prompt, completion = source.prompt.format_map(row), source.completion.format_map(row)
+    prompt = fill(source.prompt, row, "kto.data.prompt")
+    completion = fill(source.completion, row, "kto.data.completion")
     if not source.conversational:
         return _example(prompt, completion, source.label)
     return _example([{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}], source.label)

@@ -17,8 +17,8 @@ class PreferenceSource(Config):
     split: str = "train"
     revision: str | None = location(None)
     format: Literal["unpaired", "paired", "messages", "template"] = "unpaired"
-    """`unpaired`: prompt, completion, label. `paired`: prompt, chosen, rejected. `messages`: first user turn, then answer.
-    `template`: text made of the row's columns."""
+    """`unpaired`: prompt, completion, label. `paired`: prompt, chosen, rejected. `messages`: first user turn, then
+    answer. `template`: text made of the row's columns."""
     prompt: str = "{question}"
     """Prompt of `format: template`, with columns in braces."""
     completion: str = "{answer}"
@@ -27,7 +27,7 @@ class PreferenceSource(Config):
     """Make the template's prompt a user turn and its completion an assistant turn, for a model that chats."""
     label: bool | None = None
     """The label of rows that have none (`messages`, `template`)."""
-    limit: int | None = Field(None, gt=0)
+    limit: int | None = Field(default=None, gt=0)
     """Rows to use, from the first; unset uses all."""
 
     @model_validator(mode="before")
@@ -45,6 +45,6 @@ class PreferConfig(Config):
     """Keep as many desirable as undesirable examples, by dropping some of the larger side."""
     deduplicate: bool = True
     """Keep one of the rows whose prompt, completion and label are all equal."""
-    max_bad_fraction: float = Field(0.01, ge=0, le=1)
-    """Rows that cannot be used (label not a boolean, empty completion, missing role): more than this share is refused."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of unusable rows (label not a boolean, empty completion, missing role) past which the data is refused."""
     seed: int = 233

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,10 +49,11 @@ def _read_folder(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise UserError(
-                f"{folder} has no split {split!r} (there is {', '.join(dataset)})", "set `split:` to one that exists"
+                f"{folder} has no split {split!r} (there is {', '.join(map(str, dataset))})",
+                "set `split:` to one that exists",
             )
         dataset = dataset[split]
-    yield from dataset  # type: ignore[misc] - iterating a Dataset yields dicts
+    yield from cast(Iterable[dict[str, Any]], dataset)  # the stub allows for other formats than plain Python
 
 
 def _read_file(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,11 @@
 """Generated two-step arithmetic word problems with worked solutions: the quickstart's data.
 
-A problem is a wording (`FORMS`) with a name, a thing and an operand tuple (a, b, c). Each tuple belongs, by a keyed hash, to one pool:
-train, validation or test; so no operand tuple of a held-out problem, and hence none of its texts, occurs in training data. That
-is asserted over everything written, not assumed.
+A problem is a wording (`FORMS`) with a name, a thing and an operand tuple (a, b, c). Each tuple belongs, by a keyed
+hash, to one pool: train, validation or test; so no operand tuple of a held-out problem, and hence none of its texts,
+occurs in training data. That is asserted over everything written, not assumed.
 
-Files: `facts` (bare arithmetic), `worksheets` (several problems with bare answers), `worked` (one problem with its solution), `prompts`
-(train pool, for rollouts), `examples` (train pool, for few-shot prompts), `validation`, `test`.
+Files: `facts` (bare arithmetic), `worksheets` (several problems with bare answers), `worked` (one problem with its
+solution), `prompts` (train pool, for rollouts), `examples` (train pool, for few-shot prompts), `validation`, `test`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,40 @@ from ladle.errors import CheckFailed, UserError
 
 Operands = tuple[int, int, int]
 
-NAMES = "Ada Ben Cleo Dan Eva Finn Gita Hugo Iris Jon Kira Leo Mina Nils Olga Paul".split()
-THINGS = "apples books cards coins cups eggs figs hats keys nuts pens shells stamps tiles".split()
+NAMES = [
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gita",
+    "Hugo",
+    "Iris",
+    "Jon",
+    "Kira",
+    "Leo",
+    "Mina",
+    "Nils",
+    "Olga",
+    "Paul",
+]
+THINGS = [
+    "apples",
+    "books",
+    "cards",
+    "coins",
+    "cups",
+    "eggs",
+    "figs",
+    "hats",
+    "keys",
+    "nuts",
+    "pens",
+    "shells",
+    "stamps",
+    "tiles",
+]
 PROBLEMS_IN_WORKSHEET = 5
 NUM_EXAMPLES = 8
 HELD_OUT_PERCENT = {"validation": 12, "test": 12}
@@ -34,7 +66,10 @@ HELD_OUT_PERCENT = {"validation": 12, "test": 12}
 
 @dataclass(frozen=True)
 class Form:
-    """A kind of problem: its wordings, and its two steps as (left, operator, right) over the names a, b, c and r (first result)."""
+    """A kind of problem: its wordings, and its two steps as (left, operator, right).
+
+    Operands are a, b, c, and r, the first step's result.
+    """
 
     wordings: tuple[str, ...]
     first: tuple[str, str, str]
@@ -44,7 +79,8 @@ class Form:
 FORMS = (
     Form(
         (
-            "{name} has {a} bags with {b} {things} each and finds {c} more {things}. How many {things} does {name} have now?",
+            "{name} has {a} bags with {b} {things} each and finds {c} more {things}. "
+            "How many {things} does {name} have now?",
             "There are {a} rows of {b} {things}. {name} adds {c} more. How many {things} are there?",
         ),
         ("a", "*", "b"),
@@ -115,7 +151,7 @@ def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]
 
 
 def assert_held_out(splits: dict[str, list[dict[str, Any]]]) -> None:
-    """Check that no operand tuple and no question of a held-out split occurs in any training split, nor in the other one.
+    """Check that no operand tuple and no question of a held-out split occurs in a training split or the other one.
 
     Raises:
         CheckFailed: one does.

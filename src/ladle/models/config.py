@@ -24,7 +24,7 @@ class TokenizerSource(Config):
     split: str = "train"
     text: str = "text"
     """Column to train on."""
-    vocab_size: int = Field(512, ge=260)
+    vocab_size: int = Field(default=512, ge=260)
 
 
 class InitModelConfig(Config):
@@ -33,7 +33,7 @@ class InitModelConfig(Config):
     kind: Literal["init"] = "init"
     seed: int = 233
     architecture: dict[str, Any]
-    """Fields of the transformers config, `model_type` among them; `vocab_size` and special ids come from the tokenizer."""
+    """Fields of the transformers config, `model_type` too; `vocab_size` and special ids come from the tokenizer."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     train_tokenizer: TokenizerSource | None = None
     """Train a tokenizer on the input instead of importing one."""
@@ -44,7 +44,7 @@ class InitConfig(Config):
 
     seed: int = 233
     architecture: dict[str, Any]
-    """Fields of the transformers config, `model_type` among them; `vocab_size` and special ids come from the tokenizer."""
+    """Fields of the transformers config, `model_type` too; `vocab_size` and special ids come from the tokenizer."""
     tokenizer: str | TokenizerSource = location()
     """A folder with a tokenizer (tokenizer.json, `*.tiktoken`, sentencepiece), or what to train one on."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -1,14 +1,14 @@
 """Reading and writing models, with every tensor accounted for.
 
-Loading goes through `from_pretrained` alone: DeepSeek-V3 holds fused experts in memory and one tensor per expert on disk, and a raw
-`load_state_dict(strict=False)` would lose them. Code from a repository is never run.
+Loading goes through `from_pretrained` alone: DeepSeek-V3 holds fused experts in memory and one tensor per expert on
+disk, and a raw `load_state_dict(strict=False)` would lose them. Code from a repository is never run.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ from ladle.errors import CheckFailed, UserError
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 
 DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-"""Routing keys that DeepSeek-V3 weights imply, that transformers does not save, and without which vLLM drops the router's bias."""
+"""Routing keys of DeepSeek-V3 that transformers does not save, and without which vLLM drops the router's bias."""
 
 
 def model_dir(path: Path) -> Path:
@@ -51,7 +51,7 @@ def load_model(path: Path, dtype: str = "float32", attn_implementation: str = "s
     """
     folder = model_dir(path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -63,6 +63,8 @@ def load_model(path: Path, dtype: str = "float32", attn_implementation: str = "s
         raise UserError(
             f"cannot load the model in {folder}: {str(error).splitlines()[0]}", "check config.json and the weights"
         ) from error
+    # the stub knows only the model; output_loading_info=True adds the report
+    model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     faults = {
         name: sorted(map(str, report[name]))
         for name in ("missing_keys", "unexpected_keys", "mismatched_keys")

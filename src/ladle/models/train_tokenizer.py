@@ -1,7 +1,7 @@
 """A small tokenizer for a fresh model: byte-level BPE with single digits.
 
-Bytes make any text round-trip; single digits make numbers compositional, as in Llama-3's and DeepSeek's successors' ablations
-(arXiv 2402.14903 compares tokenizations of numbers).
+Bytes make any text round-trip; single digits make numbers compositional, as in Llama-3's and DeepSeek's successors'
+ablations (arXiv 2402.14903 compares tokenizations of numbers).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: results with intervals, curves, the mixture, the soup, and where each part came from."""
+"""One self-contained HTML page about a run: results with intervals, curves, samples, and where each part came from."""
 
 from __future__ import annotations
 

@@ -2,65 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ladle.config import Config
+from datasets import DatasetDict, load_dataset
+from transformers import PreTrainedTokenizerFast
+
+from ladle.data.datasets_config import FetchDatasetConfig, WordProblemsConfig
+from ladle.data.read_rows import read_rows
+from ladle.data.word_problems import write_word_problems
+from ladle.models.config import FetchModelConfig, InitModelConfig
+from ladle.models.load import init_model, load_model, model_dir, save_model
+from ladle.models.tokenizer import load_fast_tokenizer
+from ladle.models.train_tokenizer import train_tokenizer
+
+Inputs = dict[str, list[Path]]
+FetchConfig = FetchModelConfig | InitModelConfig | FetchDatasetConfig | WordProblemsConfig
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    """Do what the config's `kind` says."""
-    ways: dict[str, Callable[[Any, dict[str, list[Path]], Path], dict[str, Any]]] = {
-        "model": _import_model,
-        "init": _init_model,
-        "dataset": _fetch_dataset,
-        "word_problems": _word_problems,
-    }
-    return ways[config.kind](config, inputs, out)  # type: ignore[attr-defined]
+def run(config: FetchConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
+    """Write into `out` what the config is for.
+
+    Args:
+        config: its class says what to get.
+        inputs: `model` or `dataset`: the source; `tokenizer` or `tokenizer_data`: a fresh model's; none for problems.
+        out: the artifact's folder.
+    """
+    match config:
+        case FetchModelConfig():
+            counters = _import_model(config, inputs, out)
+        case InitModelConfig():
+            counters = _make_fresh_model(config, inputs, out)
+        case FetchDatasetConfig():
+            counters = _fetch_dataset(config, inputs, out)
+        case WordProblemsConfig():
+            counters = write_word_problems(config, out)
+    return {"counters": counters}
 
 
-def _import_model(config: Any, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
+def _import_model(config: FetchModelConfig, inputs: Inputs, out: Path) -> dict[str, int]:
     """Copy a model into a clean local one: native class, converted tokenizer, no remote code."""
-    from ladle.models.load import load_model, model_dir, save_model
-    from ladle.models.tokenizer import load_fast_tokenizer
-
     source = inputs["model"][0]
     model = load_model(source, config.dtype or "auto")
     save_model(model, load_fast_tokenizer(model_dir(source)), out)
-    return {"counters": {"parameters": model.num_parameters()}}
+    return {"parameters": model.num_parameters()}
 
 
-def _init_model(config: Any, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    """Write a fresh model with random weights beside its tokenizer, imported or trained on the spot."""
-    from ladle.data.read_rows import read_rows
-    from ladle.models.load import init_model, save_model
-    from ladle.models.tokenizer import load_fast_tokenizer
-    from ladle.models.train_tokenizer import train_tokenizer
-
-    if config.train_tokenizer is None:
-        tokenizer = load_fast_tokenizer(inputs["tokenizer"][0])
-    else:
-        rows = read_rows(inputs["tokenizer_data"], config.train_tokenizer.split)
-        tokenizer = train_tokenizer(
-            (row[config.train_tokenizer.text] for row in rows), config.train_tokenizer.vocab_size
-        )
+def _make_fresh_model(config: InitModelConfig, inputs: Inputs, out: Path) -> dict[str, int]:
+    """Write a model with random weights beside its tokenizer."""
+    tokenizer = _load_or_train_tokenizer(config, inputs)
     model = init_model(config.architecture, tokenizer, config.dtype, config.seed)
     save_model(model, tokenizer, out)
-    return {"counters": {"parameters": model.num_parameters(), "vocab_size": len(tokenizer)}}
+    return {"parameters": model.num_parameters(), "vocab_size": len(tokenizer)}
 
 
-def _fetch_dataset(config: Any, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
+def _load_or_train_tokenizer(config: InitModelConfig, inputs: Inputs) -> PreTrainedTokenizerFast:
+    source = config.train_tokenizer
+    if source is None:
+        return load_fast_tokenizer(inputs["tokenizer"][0])
+    rows = read_rows(inputs["tokenizer_data"], source.split)
+    return train_tokenizer((row[source.text] for row in rows), source.vocab_size)
+
+
+def _fetch_dataset(config: FetchDatasetConfig, inputs: Inputs, out: Path) -> dict[str, int]:
     """Write every split of a Hub dataset as `<split>.parquet`."""
-    from datasets import load_dataset
-
-    splits = load_dataset(str(inputs["dataset"][0]), name=config.subset)
-    for name, split in splits.items():  # type: ignore[union-attr]
+    splits = load_dataset(str(inputs["dataset"][0]), name=config.hub_subset())
+    assert isinstance(splits, DatasetDict)  # as no one split is asked for
+    for name, split in splits.items():
         split.to_parquet(out / f"{name}.parquet")
-    return {"counters": {f"{name}_rows": len(split) for name, split in splits.items()}}  # type: ignore[union-attr, arg-type]
-
-
-def _word_problems(config: Any, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    from ladle.data.word_problems import write_word_problems
-
-    return {"counters": write_word_problems(config, out)}
+    return {f"{name}_rows": len(split) for name, split in splits.items()}

@@ -16,7 +16,7 @@ from ladle.training.hf_arguments import make_arguments
 from ladle.training.kto_data import KtoExample, make_examples
 from ladle.training.kto_loss import KtoWeights
 from ladle.training.kto_trainer import KtoTrainer, add_reference_logps
-from ladle.training.trainer import LOG_NAME
+from ladle.training.outcome import LOG_NAME
 
 logger = get_logger(__name__)
 
@@ -26,6 +26,7 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
     model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    assert isinstance(pad_id, int)
     arguments = make_arguments(config.trainer, out)
     rows = list(read_rows([inputs["preference"][0] / "preference"]))
     examples, counters = make_examples(rows, tokenizer, config.max_length, arguments.seed)
@@ -33,7 +34,7 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
     trainer = KtoTrainer(
         model=model,
         args=arguments,
-        train_dataset=add_reference_logps(model, examples, pad_id, arguments.per_device_train_batch_size),  # type: ignore[arg-type]
+        train_dataset=add_reference_logps(model, examples, pad_id, arguments.per_device_train_batch_size),
         processing_class=tokenizer,
         weights=weights,
         pad_id=pad_id,
@@ -48,7 +49,9 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
         trainer.write_log(out / LOG_NAME)
     trainer.accelerator.end_training()
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
-    metrics = {name: last[name] for name in ("loss", "z0", "rewards/chosen", "rewards/rejected") if name in last}
+    metrics: dict[str, Any] = {
+        name: last[name] for name in ("loss", "z0", "rewards/chosen", "rewards/rejected") if name in last
+    }
     metrics["optimizer_digest"] = trainer.optimizer_digest()
     return {"counters": counters | {"steps": trainer.state.global_step}, "metrics": metrics}
 

@@ -1,4 +1,4 @@
-"""Join preference data into one Arrow dataset of prompt, completion and label, which `datasets.load_from_disk` opens."""
+"""Join preference data into one dataset of prompt, completion and label, which `datasets.load_from_disk` opens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Continue pretraining a model on a mixture: `checkpoints/`, the final model in `model/`, the log in `training_log.jsonl`."""
+"""Pretrain a model further on a mixture: `checkpoints/`, the final model in `model/`, the log in `training_log.jsonl`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from ladle.data.store import MixedDataset
 from ladle.errors import UserError
 from ladle.models.load import load_model, model_dir, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.training.checkpoint import Rotation
+from ladle.training.checkpoint import Rotation, step_of
 from ladle.training.config import PretrainConfig
 from ladle.training.hf_arguments import make_arguments
 from ladle.training.linear_cross_entropy import use_linear_cross_entropy
+from ladle.training.outcome import LOG_NAME
 from ladle.training.packed import collate_packed
-from ladle.training.trainer import LOG_NAME, LadleTrainer
+from ladle.training.trainer import LadleTrainer
 
 
 def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dic
     trainer = LadleTrainer(
         model=model,
         args=arguments,
-        train_dataset=dataset,  # type: ignore[arg-type] - map-style: it has __len__ and __getitem__
+        train_dataset=dataset,
         data_collator=collate_packed,
         processing_class=tokenizer,
         keep=Rotation(resumable=arguments.save_total_limit, models=config.keep_models),
@@ -60,6 +61,11 @@ def _summarise(trainer: LadleTrainer, dataset: MixedDataset) -> dict[str, Any]:
     steps = trainer.state.global_step
     metrics = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
     return {
-        "counters": {"steps": steps, "tokens": steps * rows_per_step * dataset.sequence_length},
+        "counters": {
+            "steps": steps,
+            "tokens": steps * rows_per_step * dataset.sequence_length,
+            "processes": trainer.accelerator.num_processes,
+            "resumed_from_step": step_of(trainer.resumed_from) if trainer.resumed_from else 0,
+        },
         "metrics": metrics | {"optimizer_digest": trainer.optimizer_digest()},
     }

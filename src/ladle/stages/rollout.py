@@ -1,6 +1,7 @@
 """Sample completions of the policy and label each by its answer: `train.jsonl` of prompt, completion, label.
 
-Right is True, wrong is False; an answer that cannot be read or graded in time is dropped and counted, never called wrong.
+Right is True, wrong is False; an answer that cannot be read or graded in time is dropped and counted, never called
+wrong.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from collections import Counter
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ladle.data.read_rows import read_rows
+from ladle.data.templates import fill
 from ladle.errors import CheckFailed, UserError
+from ladle.evaluation.config import PromptStyle
 from ladle.evaluation.prompts import Prompt, encode_prompt, make_prompt
+from ladle.evaluation.rollout_config import PromptSource, RolloutConfig
 from ladle.executors import SerialExecutor
 from ladle.generation.backends import make_generator
 from ladle.generation.complete import complete, discard_logs
 from ladle.generation.request import Sample, make_request, sample_seed
-from ladle.generation.rollout_config import PromptSource, RolloutConfig
 from ladle.grading.config import GraderConfig
 from ladle.grading.grade import Grader, Pair
 from ladle.models.load import model_dir
@@ -31,7 +34,8 @@ def run(config: RolloutConfig, inputs: dict[str, list[Path]], out: Path) -> dict
     model = model_dir(inputs["model"][0])
     tokenizer = load_fast_tokenizer(model)
     problems = _read_problems(config.prompts, inputs["prompts"])
-    prompts = [make_prompt(config.prompt, question, tokenizer) for question, _ in problems]
+    style = cast(PromptStyle, config.prompt)  # the recipe's schema leaves the name open
+    prompts = [make_prompt(style, question, tokenizer) for question, _ in problems]
     requests = [
         make_request(
             config,
@@ -58,13 +62,8 @@ def _read_problems(source: PromptSource, paths: list[Path]) -> list[tuple[str, s
     """Return (question, known answer) of each problem."""
     problems = []
     for row in islice(read_rows(paths, source.split), source.limit):
-        try:
-            problems.append((source.question.format_map(row), source.answer.format_map(row)))
-        except KeyError as missing:
-            raise UserError(
-                f"the prompts have no column {missing} (they have {', '.join(row)})",
-                "mend rollout.prompts.question or .answer",
-            ) from missing
+        question = fill(source.question, row, "rollout.prompts.question")
+        problems.append((question, fill(source.answer, row, "rollout.prompts.answer")))
     if not problems:
         raise UserError(f"{source.dataset} holds no problems", "name another rollout.prompts.dataset or split")
     return problems

@@ -1,7 +1,8 @@
 """Ladle's KTO loss and gradients against TRL's trainer on the same batch and pairs.
 
-Tolerances: the losses are sums of float32 log-probabilities of a few hundred tokens, whose rounding is about 1e-7 of their size, so
-1e-6 on a loss of about 0.5; gradients of two float32 computations of different order agree to about 1e-5 (relative L2), 2e-5 allowed.
+Tolerances: the losses are sums of float32 log-probabilities of a few hundred tokens, whose rounding is about 1e-7 of
+their size, so 1e-6 on a loss of about 0.5; gradients of two float32 computations of different order agree to about
+1e-5 (relative L2), 2e-5 allowed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from trl import KTOConfig, KTOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
 
 from ladle.training.kto_loss import KtoWeights, completion_logps, kto_loss, reference_point
 from tests.tiny_models import make_model, make_tokenizer

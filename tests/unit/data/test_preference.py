@@ -73,7 +73,10 @@ def test_rows_in_equal_rows_out_plus_every_count():
     rows = [example(n % 5, n % 3 == 0) for n in range(20)]
     kept, counters = join_rows(rows, Counter({"empty": 2}), config(balance=True, max_bad_fraction=0.5))
     assert counters["rows_in"] == 22
-    assert counters["rows_in"] == counters["rows_out"] + counters["duplicates"] + counters["left_out_to_balance"] + counters["bad: empty"]
+    assert (
+        counters["rows_in"]
+        == counters["rows_out"] + counters["duplicates"] + counters["left_out_to_balance"] + counters["bad: empty"]
+    )
     assert sum(row["label"] for row in kept) * 2 == len(kept) > 0
 
 

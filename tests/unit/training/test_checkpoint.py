@@ -24,7 +24,13 @@ from ladle.training.checkpoint import (
 )
 
 MODEL = {"model.safetensors": "weights", "config.json": "{}"}
-STATE = {"optimizer.pt": "moments", "scheduler.pt": "lr", "rng_state.pth": "rng", "trainer_state.json": "{}", "progress_0.json": "{}"}
+STATE = {
+    "optimizer.pt": "moments",
+    "scheduler.pt": "lr",
+    "rng_state.pth": "rng",
+    "trainer_state.json": "{}",
+    "progress_0.json": "{}",
+}
 
 
 def save(folder: Path, step: int, **extra: str) -> Path:
@@ -47,7 +53,8 @@ def test_a_sealed_checkpoint_verifies_and_is_resumed(tmp_path):
     assert newest_resumable(tmp_path) == newest
 
 
-# The five ways in which upstream's half-written checkpoints came about (killed before, in and after the weights, a full disk, NaN aside).
+# The five ways in which upstream's half-written checkpoints came about
+# (killed before, in and after the weights, a full disk, NaN aside).
 FAULTS = {
     "killed before the manifest": lambda folder: (folder / MANIFEST).unlink(),
     "killed inside the weights": lambda folder: (folder / "model.safetensors").write_text("wei"),

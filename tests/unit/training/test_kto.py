@@ -44,8 +44,8 @@ def test_logps_are_those_of_each_completion_alone(shape):
     together = completion_logps(model, batch["input_ids"], batch["attention_mask"], batch["is_completion"])
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         logits = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
-        alone = sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(completion))
-        assert together[row].item() == pytest.approx(alone.item(), abs=1e-4)
+        alone = sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(completion))
+        assert together[row].item() == pytest.approx(alone, abs=1e-4)
 
 
 def rows(count: int) -> list[dict]:

@@ -1,6 +1,7 @@
 """The one-pass head against PyTorch's cross-entropy on full logits.
 
-Tolerance: both are float32 with other summation orders; 1e-5 relative is some ten roundings. In float64 the formulas must agree to 1e-12.
+Tolerance: both are float32 with other summation orders; 1e-5 relative is some ten roundings. In float64 the formulas
+must agree to 1e-12.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def test_loss_and_gradients_are_those_of_the_full_logits(monkeypatch, chunk_elem
     expected = 2.5 * F.cross_entropy(hidden64 @ weight64.T, target, reduction="sum")
     expected.backward()
     for gradient, reference in zip(ours, (hidden64.grad, weight64.grad), strict=True):
+        assert gradient is not None
         torch.testing.assert_close(gradient.double(), reference, rtol=1e-5, atol=1e-6)
 
 
@@ -40,7 +42,8 @@ def test_a_models_loss_and_gradients_do_not_change(shape):
     labels = ids.clone()
     labels[:, 0] = labels[0, 10:14] = -100
     positions = torch.arange(24).expand(2, 24) % 12
-    losses = [model(input_ids=ids, position_ids=positions, labels=labels, use_cache=False).loss for model in (plain, fused)]
+    batch = {"input_ids": ids, "position_ids": positions, "labels": labels, "use_cache": False}
+    losses = [model(**batch).loss for model in (plain, fused)]
     for loss in losses:
         loss.backward()
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)

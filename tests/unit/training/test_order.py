@@ -6,16 +6,17 @@ from hypothesis import strategies as st
 from ladle.training.order import RowOrder, rows_of_epoch
 
 
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.data())
-def test_starting_late_gives_the_rest_of_the_same_epoch(num_rows, batch_size, epoch, data):
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(1, 3), st.data())
+def test_starting_late_gives_the_rest_of_the_same_epoch(num_rows, batch_size, epoch, processes, data):
     order = RowOrder(num_rows, batch_size, seed=3, shuffled=True)
     order.set_epoch(epoch)
     whole = list(order)
     assert sorted(row for batch in whole for row in batch) == list(range(num_rows))
     first = data.draw(st.integers(0, len(whole)))
-    order.start_at(first)
+    order.start_at(first, processes)
     late = list(order)
     assert len(late) == len(whole) == len(order)
+    assert late[: min(first, processes)] == whole[: min(first, processes)]
     assert late[first:] == whole[first:]
     assert list(order) == whole
 

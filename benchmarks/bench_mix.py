@@ -1,0 +1,236 @@
+"""Ladle's mix stage against the usual way: datasets.map a row at a time, TRL's pack_dataset('wrapped'), shuffle, save.
+
+    python benchmarks/bench_mix.py [--corpus DIR] [--tokenizer DIR] [--megabytes 360] [--part 0.025] [--runs 5]
+
+Same texts, same tokenizer, same cores; each run is a process of its own, timed whole, start-up included, and reads
+every document once. The contenders take turns. Each is given as much text as it gets through in a fair time (`--part`
+and `--hf-part` say what share of the corpus the usual way and Ladle's HF engine get), and rates are tokens read by
+seconds; the start-up is also shown apart, as a run on next to no text. The corpus is DIR's parquet files (column
+`text`) and the texts of installed packages. Peak memory is the unique set (USS) of all processes of a run together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from ladle.models.tokenizer import convert_tokenizer
+from mix_corpus import Corpus, gather_texts, write_part
+
+CONTENDERS = ("seeds_way", "ladle_hf", "ladle_fast")
+SCALES = (1, 4, 16)
+SAMPLE_SECONDS = 0.1
+SHARED = Path(os.environ.get("LADLE_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a contender."""
+
+    tokens: int
+    wall_seconds: float
+    cpu_seconds: float
+    peak_uss_bytes: int
+    disk_bytes: int
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.wall_seconds
+
+
+class Bench:
+    """Runs contenders on parts of a corpus."""
+
+    def __init__(self, tokenizer: Path, scratch: Path, cores: int) -> None:
+        self.tokenizer, self.scratch, self.cores = tokenizer, scratch, cores
+
+    def run(self, contender: str, corpus: Corpus) -> Run:
+        """Run a contender once, in a new process, with nothing of an earlier run left over."""
+        out = self.scratch / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        script = Path(__file__).with_name("mix_contenders.py")
+        arguments = [contender, corpus.folder, self.tokenizer, out, self.cores]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if contender == "ladle_hf" and self.cores == 1:
+            environment["RAYON_NUM_THREADS"] = "1"
+        started = time.monotonic()
+        process = psutil.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
+        )  # fmt: skip
+        peak = _watch(process)
+        output, errors = process.communicate()
+        wall = time.monotonic() - started
+        if process.returncode:
+            raise SystemExit(f"{contender} failed:\n{errors[-3000:]}")
+        result = json.loads(output.splitlines()[-1])
+        return Run(int(result["tokens"]), wall, _children_cpu(), peak, _disk_bytes(out))
+
+
+def _watch(process: psutil.Popen) -> int:
+    """Return the largest unique set size of the process and its children while it runs."""
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(_uss(one) for one in _family(process)))
+        time.sleep(SAMPLE_SECONDS)
+    return peak
+
+
+def _family(process: psutil.Popen) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _uss(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().uss
+    except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+        return 0
+
+
+_cpu_before = 0.0
+
+
+def _children_cpu() -> float:
+    """Return the CPU seconds of the children that ended since the last call."""
+    global _cpu_before
+    times = os.times()
+    total = times.children_user + times.children_system
+    spent, _cpu_before = total - _cpu_before, total
+    return spent
+
+
+def _disk_bytes(folder: Path) -> int:
+    seen = {(stat.st_dev, stat.st_ino): stat.st_size for path in folder.rglob("*") if (stat := path.lstat())}
+    return sum(seen.values())
+
+
+def compare(bench: Bench, parts: dict[str, Corpus], runs: int) -> dict[str, list[Run]]:
+    """Run all contenders in turn, `runs` times."""
+    results: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
+    for number in range(runs):
+        for name in CONTENDERS:
+            results[name].append(bench.run(name, parts[name]))
+            _show(f"{name} {number + 1}/{runs}", results[name][-1])
+    return results
+
+
+def _show(name: str, run: Run) -> None:
+    print(
+        f"{name:<26}{run.tokens:>13,} tokens{run.wall_seconds:>9.2f} s{run.cpu_seconds:>9.2f} CPU s",
+        f"{run.rate:>12,.0f} tokens/s{run.peak_uss_bytes / 2**20:>7,.0f} MiB",
+        f"{run.disk_bytes / run.tokens:>6.2f} B/token",
+        flush=True,
+    )
+
+
+def _median_run(runs: list[Run]) -> Run:
+    return Run(
+        tokens=runs[0].tokens,
+        wall_seconds=median(run.wall_seconds for run in runs),
+        cpu_seconds=median(run.cpu_seconds for run in runs),
+        peak_uss_bytes=int(median(run.peak_uss_bytes for run in runs)),
+        disk_bytes=int(median(run.disk_bytes for run in runs)),
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--corpus", type=Path, default=SHARED / "corpus", help="folder of parquet files with a column text"
+    )
+    parser.add_argument("--tokenizer", type=Path, default=SHARED / "openseek-tokenizer")
+    parser.add_argument(
+        "--megabytes", type=float, default=360, help="size of the whole corpus (the 16x of the scaling rows)"
+    )
+    parser.add_argument("--part", type=float, default=0.025, help="share of it that the usual way gets")
+    parser.add_argument("--hf-part", type=float, default=0.1, help="share of it that Ladle's HF engine gets")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--scaling-runs", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run everything and print the table, then one line of JSON."""
+    options = _parse()
+    with tempfile.TemporaryDirectory(prefix="bench_mix_") as name:
+        scratch = Path(name)
+        convert_tokenizer(options.tokenizer, scratch / "tokenizer")
+        texts = gather_texts(options.corpus if options.corpus.is_dir() else None, int(options.megabytes * 1e6))
+        whole = write_part(texts, 1.0, scratch / "whole")
+        shares = {"seeds_way": options.part, "ladle_hf": options.hf_part}
+        parts = {key: write_part(texts, share, scratch / key) for key, share in shares.items()} | {"ladle_fast": whole}
+        nothing = write_part({kind: of_kind[:1] for kind, of_kind in texts.items()}, 1.0, scratch / "nothing")
+        scaled = {scale: write_part(texts, scale / SCALES[-1], scratch / f"scale{scale}") for scale in SCALES}
+        del texts
+        print(
+            f"corpus: {whole.total_bytes / 1e6:.0f} MB: "
+            + ", ".join(f"{k} {v / 1e6:.0f}" for k, v in whole.size_bytes.items())
+        )
+        bench = Bench(scratch / "tokenizer", scratch, options.cores)
+        start_up = dict(_start_up(bench, nothing, options.runs))
+        medians = {key: _median_run(runs) for key, runs in compare(bench, parts, options.runs).items()}
+        scaling = dict(_scale(bench, scaled, options.scaling_runs))
+    _report(medians, start_up, scaling, options.runs)
+
+
+def _start_up(bench: Bench, nothing: Corpus, runs: int) -> Iterator[tuple[str, float]]:
+    for name in CONTENDERS:
+        yield name, median(bench.run(name, nothing).wall_seconds for _ in range(runs))
+
+
+def _scale(bench: Bench, scaled: dict[int, Corpus], runs: int) -> Iterator[tuple[int, Run]]:
+    for scale, corpus in scaled.items():
+        run = _median_run([bench.run("ladle_fast", corpus) for _ in range(runs)])
+        _show(f"ladle_fast, {scale}x", run)
+        yield scale, run
+
+
+def _report(medians: dict[str, Run], start_up: dict[str, float], scaling: dict[int, Run], runs: int) -> None:
+    print(f"\nmedians of {runs} runs, whole processes:")
+    for name, run in medians.items():
+        _show(f"{name} (start {start_up[name]:.1f} s)", run)
+    seeds, hf, fast = (medians[name] for name in CONTENDERS)
+    ratios = {
+        "vs_seeds_way": fast.rate / seeds.rate,
+        "vs_seeds_way_hf_engine": hf.rate / seeds.rate,
+        "memory_vs_seeds_way": seeds.peak_uss_bytes / fast.peak_uss_bytes,
+    }
+    running = {name: run.tokens / max(run.wall_seconds - start_up[name], 1e-9) for name, run in medians.items()}
+    figures = {
+        f"{name}_{what}": round(value, 4)
+        for name, run in medians.items()
+        for what, value in (
+            ("tokens_per_second", run.rate),
+            ("tokens", run.tokens),
+            ("start_up_seconds", start_up[name]),
+            ("tokens_per_second_after_start_up", running[name]),
+            ("peak_mib", run.peak_uss_bytes / 2**20),
+            ("disk_bytes_per_token", run.disk_bytes / run.tokens),
+        )
+    }
+    figures |= {f"ladle_fast_{scale}x_tokens_per_second": round(run.rate) for scale, run in scaling.items()}
+    figures |= {f"ladle_fast_{scale}x_peak_mib": round(run.peak_uss_bytes / 2**20) for scale, run in scaling.items()}
+    rounded = {name: round(ratio, 2) for name, ratio in ratios.items()}
+    print(json.dumps({"name": "bench_mix", "ratios": rounded, "medians": figures, "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Average eight members with Ladle, mergekit 0.1.5 and a load-all script; the floor is to read them all and copy one.
+
+    python benchmarks/bench_soup.py [--shape llama-0.45b] [--runs 3] [--contenders ladle,floor] [--work DIR]
+
+Members are made at the chosen shape (see soup_members.py); mergekit gets a virtual environment of its own. Every
+contender is a process that is watched from outside: CPU seconds (its own, as the kernel counts them), wall time, peak
+anonymous memory, and how many of the tensors came out. The default shape is dense because mergekit 0.1.5 loses the
+experts of a DeepSeek-V3 shape, and with them most of the work: `--shape deepseek-0.45b` shows it.
+
+Ladle's stage is run as the pipeline runs it. The command `ladle soup` also hashes members that no artifact vouches for
+before it starts, once; that is not part of the figures. Ratios are the peer's cost over Ladle's; mergekit, load-all and
+`floor_without_hash` are compared with Ladle hashing nothing of its inputs, as they do, `floor` with all of it hashed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from ladle.soup.members import open_members
+
+HERE = Path(__file__).parent
+CONTENDERS = ("ladle", "ladle_without_hash", "mergekit", "load_all", "floor")
+MERGEKIT = ("torch==2.13.0", "mergekit==0.1.5")  # torch first and exactly, or a CUDA build of several GB comes
+POLL_SECONDS = 0.01
+
+
+class Cost(NamedTuple):
+    """What one run took; memory is the peak of RssAnon of the process."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    memory_mib: float
+    tensors: int
+
+
+def watch(command: list[str], log: Path) -> tuple[float, float, float]:
+    """Run a command and return its CPU seconds, wall seconds and peak anonymous memory in MiB."""
+    started, peak = time.monotonic(), 0
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            peak = max(peak, rss_anon_kib(process.pid))
+            time.sleep(POLL_SECONDS)
+    if status:
+        raise SystemExit(f"{shlex.join(command)} failed:\n{log.read_text()[-2000:]}")
+    return usage.ru_utime + usage.ru_stime, time.monotonic() - started, peak / 1024
+
+
+def rss_anon_kib(pid: int) -> int:
+    """Return the anonymous memory of a process, 0 once it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+
+def warm(members: list[Path]) -> None:
+    """Read the members, so that every contender finds the page cache as full as the machine's memory lets it be."""
+    weights = [str(member / "model.safetensors") for member in members]
+    subprocess.run(["cat", *weights], stdout=subprocess.DEVNULL, check=True)
+
+
+def make_commands(members: list[Path], work: Path) -> dict[str, Callable[[Path], list[str]]]:
+    """Return, for each contender, its command for an output folder."""
+    names = [str(member) for member in members]
+    weights = [str(member / "model.safetensors") for member in members]
+
+    def own(way: str) -> Callable[[Path], list[str]]:
+        return lambda out: [sys.executable, str(HERE / "soup_contenders.py"), way, str(out), *names]
+
+    def floor(out: Path) -> list[str]:
+        copy = shlex.quote(str(out / "model.safetensors"))
+        script = f"mkdir {shlex.quote(str(out))} && cat {shlex.join(weights)} > /dev/null && "
+        return ["sh", "-c", f"{script}cp {shlex.quote(weights[0])} {copy} && sync {copy}"]
+
+    def mergekit(out: Path) -> list[str]:
+        recipe = work / "mergekit.yaml"
+        models = "".join(f"- {{model: {name}, parameters: {{weight: {1 / len(names)}}}}}\n" for name in names)
+        recipe.write_text(f"merge_method: linear\ndtype: bfloat16\nmodels:\n{models}")
+        return [str(work / "mergekit" / "bin" / "mergekit-yaml"), str(recipe), str(out)]
+
+    return {way: own(way) for way in ("ladle", "ladle_without_hash", "load_all")} | {
+        "mergekit": mergekit,
+        "floor": floor,
+    }
+
+
+def install_mergekit(folder: Path) -> None:
+    """Make mergekit's own environment, unless it is there."""
+    if (folder / "bin" / "mergekit-yaml").exists():
+        return
+    print("installing mergekit in an environment of its own", file=sys.stderr)
+    venv.create(folder, with_pip=True, clear=True)
+    for requirement in MERGEKIT:
+        subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", requirement], check=True)
+
+
+def run_all(members: list[Path], work: Path, contenders: list[str], runs: int) -> dict[str, list[Cost]]:
+    """Run all contenders in turn, `runs` times."""
+    commands = make_commands(members, work)
+    costs: dict[str, list[Cost]] = {contender: [] for contender in contenders}
+    for _ in range(runs):
+        for contender in contenders:
+            out = work / "out"
+            shutil.rmtree(out, ignore_errors=True)
+            warm(members)
+            measured = watch(commands[contender](out), work / f"{contender}.log")
+            shutil.copyfile(members[0] / "config.json", out / "config.json")
+            costs[contender].append(Cost(*measured, len(open_members([out])[0].files)))
+    return costs
+
+
+def summarise(costs: dict[str, list[Cost]], runs: int) -> dict[str, object]:
+    """Return the last line: ratios of medians, and the medians."""
+    medians = {
+        contender: {field: round(median(getattr(cost, field) for cost in found), 3) for field in Cost._fields}
+        for contender, found in costs.items()
+    }
+
+    def ratio(peer: str, own: str, field: str) -> float | None:
+        if peer in medians and own in medians:
+            return round(medians[peer][field] / medians[own][field], 3)
+        return None
+
+    ratios = {
+        "cpu_vs_mergekit": ratio("mergekit", "ladle_without_hash", "cpu_seconds"),
+        "cpu_vs_mergekit_with_hash": ratio("mergekit", "ladle", "cpu_seconds"),
+        "cpu_vs_load_all": ratio("load_all", "ladle_without_hash", "cpu_seconds"),
+        "cpu_vs_load_all_with_hash": ratio("load_all", "ladle", "cpu_seconds"),
+        "cpu_vs_floor": ratio("floor", "ladle", "cpu_seconds"),
+        "cpu_vs_floor_without_hash": ratio("floor", "ladle_without_hash", "cpu_seconds"),
+        "memory_vs_mergekit": ratio("mergekit", "ladle", "memory_mib"),
+    }
+    found = {name: value for name, value in ratios.items() if value is not None}
+    return {"name": "bench_soup", "ratios": found, "medians": medians, "runs": runs}
+
+
+def main() -> None:
+    """Parse, make members, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="llama-0.45b")
+    parser.add_argument("--members", type=int, default=8)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--work", type=Path, help="keep members and mergekit's environment here, for another time")
+    options = parser.parse_args()
+    contenders = [contender for contender in CONTENDERS if contender in options.contenders.split(",")]
+    with tempfile.TemporaryDirectory(prefix="bench-soup-") as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        folder = work / f"{options.shape}-{options.members}"
+        if not folder.exists():
+            make = [sys.executable, str(HERE / "soup_members.py"), options.shape, str(folder), str(options.members)]
+            subprocess.run(make, check=True, stderr=subprocess.DEVNULL)
+        if "mergekit" in contenders:
+            install_mergekit(work / "mergekit")
+        members = [folder / f"checkpoint-{number}" for number in range(options.members)]
+        expected = len(open_members(members[:1])[0].files)
+        costs = run_all(members, work, contenders, options.runs)
+        summary = summarise(costs, options.runs)
+        shutil.rmtree(work / "out", ignore_errors=True)
+    print(f"{options.members} members of {options.shape}, medians of {options.runs} runs, {expected} tensors each")
+    print(f"{'contender':<20}{'CPU s':>9}{'wall s':>9}{'memory MiB':>12}{'tensors':>9}")
+    for contender, median_cost in summary["medians"].items():
+        values = (median_cost[field] for field in Cost._fields)
+        print("{:<20}{:>9.2f}{:>9.2f}{:>12.1f}{:>9.0f}".format(contender, *values))
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

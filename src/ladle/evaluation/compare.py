@@ -1,0 +1,179 @@
+"""Compare two evaluated models item by item: what one has over the other, and whether that is more than noise.
+
+Both answered the same items, so the test is paired: McNemar's exact test where every item has one sample, random
+signs on the items' differences where there are several. Differences are second minus first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ladle.errors import UserError
+from ladle.evaluation.metrics import (
+    bootstrap_interval,
+    items_to_detect,
+    mcnemar_p_value,
+    minimum_detectable_effect,
+    sign_flip_p_value,
+)
+from ladle.evaluation.results import ResultFile, find_results, read_result
+from ladle.evaluation.rows import item_score
+
+Row = dict[str, Any]
+ALL = "all items"
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An item on which the two models differ."""
+
+    benchmark: str
+    idx: int
+    first: float
+    second: float
+    gold: str
+    first_answers: list[str]
+    second_answers: list[str]
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """Two models on the same items.
+
+    Attributes:
+        benchmark: its name, or `all items`.
+        n: items that both answered.
+        first: accuracy of the first model.
+        second: accuracy of the second.
+        difference: second minus first.
+        low: lower end of the difference's 95 % bootstrap interval.
+        high: upper end.
+        p_value: of the paired test, two-sided.
+        test: `McNemar, exact` or `random signs`.
+        only_first: items on which the first model is better.
+        only_second: items on which the second is.
+        minimum_detectable_effect: true difference found at the 5 % level with 80 % power on these items.
+        items_to_detect: items like these needed to find the observed difference so; None where there is none.
+        unpaired: items that only one of the two answered, left out.
+    """
+
+    benchmark: str
+    n: int
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    test: str
+    only_first: int
+    only_second: int
+    minimum_detectable_effect: float | None
+    items_to_detect: int | None
+    unpaired: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Each benchmark that both were evaluated on, all their items together, and the items that flipped."""
+
+    benchmarks: list[PairedResult]
+    overall: PairedResult
+    flipped: list[Flip]
+
+
+def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
+    """Compare two result files, or two folders of them benchmark by benchmark.
+
+    Args:
+        first: a result file, or the folder of an evaluated model.
+        second: the other one.
+        seed: of the bootstrap and the random signs.
+
+    Raises:
+        UserError: no benchmark in common, several runs of one, or different items under one idx.
+    """
+    pairs = [(name, *_paired_rows(one, other)) for name, one, other in _matching_files(first, second)]
+    results = [_compare(name, rows, unpaired, seed) for name, rows, unpaired in pairs]
+    every_row = [row for _, rows, _ in pairs for row in rows]
+    overall = _compare(ALL, every_row, sum(unpaired for *_, unpaired in pairs), seed)
+    flips = [flip for name, rows, _ in pairs for flip in _flips(name, rows)]
+    return Comparison(results, overall, flips)
+
+
+def _matching_files(first: Path, second: Path) -> list[tuple[str, ResultFile, ResultFile]]:
+    if first.is_file() and second.is_file():
+        one, other = find_results(first)[0], find_results(second)[0]
+        return [(one.benchmark, one, other)]
+    ours, theirs = _by_benchmark(first), _by_benchmark(second)
+    shared = [name for name in ours if name in theirs]
+    if not shared:
+        raise UserError(
+            f"{first} ({', '.join(ours)}) and {second} ({', '.join(theirs)}) have no benchmark in common",
+            "evaluate both on the same benchmarks",
+        )
+    return [(name, ours[name], theirs[name]) for name in shared]
+
+
+def _by_benchmark(path: Path) -> dict[str, ResultFile]:
+    found: dict[str, ResultFile] = {}
+    for result in find_results(path):
+        if result.benchmark in found:
+            raise UserError(
+                f"{path} has several runs of {result.benchmark}: {found[result.benchmark].run_id}, {result.run_id}",
+                "name one result file of each model",
+            )
+        found[result.benchmark] = result
+    return found
+
+
+def _paired_rows(first: ResultFile, second: ResultFile) -> tuple[list[tuple[Row, Row]], int]:
+    ours = {row["idx"]: row for row in read_result(first)}
+    theirs = {row["idx"]: row for row in read_result(second)}
+    shared = [idx for idx in ours if idx in theirs]
+    if not shared:
+        raise UserError(f"{first.path} and {second.path} have no item in common", "evaluate both on the same items")
+    for idx in shared:
+        if ours[idx].get("question") != theirs[idx].get("question"):
+            raise UserError(
+                f"item {idx} is another question in {first.path} than in {second.path}",
+                "evaluate both on the same edition of the benchmark",
+            )
+    return [(ours[idx], theirs[idx]) for idx in shared], len(ours) + len(theirs) - 2 * len(shared)
+
+
+def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: int) -> PairedResult:
+    scores = [(item_score(one), item_score(other)) for one, other in rows]
+    differences = [other - one for one, other in scores]
+    only_first = sum(difference < 0 for difference in differences)
+    only_second = sum(difference > 0 for difference in differences)
+    is_single = all(len(row["score"]) == 1 for pair in rows for row in pair)
+    low, high = bootstrap_interval([differences], seed)
+    return PairedResult(
+        benchmark=name,
+        n=len(rows),
+        first=fmean(one for one, _ in scores),
+        second=fmean(other for _, other in scores),
+        difference=fmean(differences),
+        low=low,
+        high=high,
+        p_value=mcnemar_p_value(only_first, only_second) if is_single else sign_flip_p_value(differences, seed),
+        test="McNemar, exact" if is_single else "random signs",
+        only_first=only_first,
+        only_second=only_second,
+        minimum_detectable_effect=minimum_detectable_effect(differences),
+        items_to_detect=items_to_detect(differences, fmean(differences)),
+        unpaired=unpaired,
+    )
+
+
+def _flips(name: str, rows: Sequence[tuple[Row, Row]]) -> list[Flip]:
+    return [
+        Flip(name, one["idx"], item_score(one), item_score(other), str(one["gt"]), one["pred"], other["pred"])
+        for one, other in rows
+        if item_score(one) != item_score(other)
+    ]

@@ -1,0 +1,168 @@
+"""Recipe section of the evaluation: which models on which benchmarks, prompted and sampled how. Free of torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ladle.config import Config, execution, location
+from ladle.errors import UserError
+from ladle.evaluation.benchmark import Benchmark, FieldRule, PromptStyle, builtin_benchmarks, find_hub_source
+from ladle.generation.config import SamplingConfig
+from ladle.grading.config import GraderConfig
+
+
+class EvaluationSampling(SamplingConfig):
+    """Sampling settings whose defaults are the published results' own."""
+
+    temperature: float = Field(default=0.6, ge=0)
+    """Divisor of the logits; 0 takes the most likely token (greedy)."""
+    max_new_tokens: int = Field(default=3072, ge=1)
+    """Tokens after which a completion is cut."""
+
+
+class ModelChoice(Config):
+    """A model to evaluate; a plain string is its `model`."""
+
+    model: str = location()
+    """A name of the recipe (`base`, `pretrained`, `soup`, `kto`), a folder, or a Hub id."""
+    name: str | None = None
+    """What results call it; unset is the model's own name."""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Worked examples before each question, where it differs from `evaluate.few_shot`."""
+    prompt: PromptStyle | None = None
+    """Prompt format, where it differs from `evaluate.prompt`."""
+
+    @property
+    def label(self) -> str:
+        """The name that results and folders carry."""
+        return self.name or re.sub(r"[^\w.-]+", "-", PurePath(self.model).name)
+
+
+class BenchmarkChoice(Config):
+    """A benchmark to evaluate on; a plain string is its `name`.
+
+    A name that is not built in is a custom one: rows with a question and an answer.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    dataset: str | None = location(None)
+    """A jsonl or parquet file, a folder, a name of the recipe's `datasets:`, or a Hub id; unset is the built-in one."""
+    split: str = "test"
+    """Split to read of a `dataset` that has several."""
+    question: str | None = None
+    """Field with the question, for a custom benchmark."""
+    answer: str | None = None
+    """Field with the known answer, for a custom benchmark."""
+    type: str | None = None
+    """Answer type of every item; unset takes the benchmark's own, or infers it."""
+
+    def definition(self) -> Benchmark:
+        """Return the built-in declaration with this choice's own fields over it, or a custom one."""
+        known = builtin_benchmarks().get(self.name, Benchmark(name=self.name, licence="custom"))
+        over: dict[str, Any] = {}
+        if self.question is not None:
+            over["question"] = [self.question]
+        if self.answer is not None:
+            over["gold"] = [FieldRule(field=self.answer)]
+        if self.type is not None:
+            over |= {"type": self.type, "type_field": None}
+        return known.model_copy(update=over)
+
+    def hub_source(self) -> tuple[str, str]:
+        """Return the Hub repository and commit of a built-in benchmark.
+
+        Raises:
+            UserError: the benchmark is not a built-in one.
+        """
+        source = find_hub_source(self.name)
+        return source.id, source.revision
+
+
+class ExamplesConfig(Config):
+    """Worked examples for few-shot prompts, taken in order."""
+
+    dataset: str = location()
+    """A jsonl or parquet file, a folder, or a name of the recipe's `datasets:`."""
+    split: str = "train"
+    question: str = "question"
+    """Field with the question."""
+    answer: str = "answer"
+    """Field with the whole worked answer."""
+
+
+def _named(key: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class _Shared(Config):
+    benchmarks: list[Annotated[BenchmarkChoice, _named("name")]] = Field(min_length=1)
+    prompt: PromptStyle | None = None
+    """`cot`, `openseek_sft`, `qwen25-math-cot`, or `chat` for the model's own template; unset: the benchmark's own."""
+    few_shot: int = Field(default=0, ge=0)
+    """Worked examples before each question, taken from `examples`."""
+    examples: ExamplesConfig | None = None
+    sampling: EvaluationSampling = EvaluationSampling()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type to run the weights in; only float32 on CPU promises the same samples in any batch."""
+    limit: int | None = Field(default=None, ge=1)
+    """Items of each benchmark, from the first; unset takes all."""
+    start: int = Field(default=0, ge=0)
+    """First item to take."""
+    end: int = Field(default=-1, ge=-1)
+    """Item to stop before; -1 takes all."""
+    grader: GraderConfig = GraderConfig()
+    workers: int = execution(1, ge=1)
+    """Processes that generate side by side, one GPU each where there are several."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> _Shared:
+        _refuse_repeated("benchmarks", [choice.name for choice in self.benchmarks])
+        return self
+
+
+class EvaluateConfig(_Shared):
+    """The `evaluate:` section: every model on every benchmark."""
+
+    models: list[Annotated[ModelChoice, _named("model")]] = Field(min_length=1)
+    data: str | None = location(None)
+    """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""
+
+    @model_validator(mode="after")
+    def _check_models(self) -> EvaluateConfig:
+        _refuse_repeated("models", [choice.label for choice in self.models])
+        return self
+
+
+class EvaluateModelConfig(_Shared):
+    """What decides the results of one model."""
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, choice: ModelChoice) -> EvaluateModelConfig:
+        """Return the settings under which `config` evaluates one of its models.
+
+        Raises:
+            UserError: few-shot prompts without `examples`.
+        """
+        few_shot = config.few_shot if choice.few_shot is None else choice.few_shot
+        if few_shot and config.examples is None:
+            raise UserError(
+                f"evaluate.few_shot is {few_shot}, and there are no examples to show", "set evaluate.examples.dataset"
+            )
+        shared = {name: getattr(config, name) for name in _Shared.model_fields}
+        own = {
+            "few_shot": few_shot,
+            "examples": config.examples if few_shot else None,
+            "prompt": choice.prompt or config.prompt,
+        }
+        return cls(**(shared | own))
+
+
+def _refuse_repeated(what: str, names: list[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"evaluate.{what} names {repeated[0]!r} twice", "remove one, or give it another `name:`")

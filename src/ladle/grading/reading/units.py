@@ -1,0 +1,124 @@
+"""Units of measure: one name for each, whatever its spelling, and the power it is raised to.
+
+Units are compared, never converted: 5 m is not accepted for 500 cm, because the question asked for one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ladle.grading.reading.tokens import Token
+from ladle.grading.reading.tree import Unreadable
+
+Unit = dict[str, int]
+
+_SPELLINGS = {
+    "centimeter": "cm cms centimetre", "meter": "m metre", "millimeter": "mm millimetre",
+    "kilometer": "km kms kilometre", "nanometer": "nm nanometre", "inch": "in inches", "foot": "ft feet",
+    "yard": "yd yds", "mile": "mi", "second": "s sec secs", "minute": "min mins", "hour": "h hr hrs", "day": "",
+    "week": "", "month": "", "year": "yr yrs", "gram": "g gm gms", "kilogram": "kg kgs", "milligram": "mg",
+    "pound": "lb lbs", "ounce": "oz", "ton": "tonne", "liter": "l L litre", "milliliter": "ml mL", "gallon": "gal",
+    "cent": "", "dollar": "usd buck", "euro": "", "sterling": "", "degree": "deg", "radian": "rad", "celsius": "",
+    "fahrenheit": "", "kelvin": "K", "joule": "J", "newton": "N", "watt": "W", "volt": "V", "ampere": "A amp",
+    "ohm": "", "hertz": "Hz", "pascal": "Pa", "erg": "", "mole": "mol", "unit": "", "%": "percent", "angstrom": "",
+    "parsec": "pc", "electronvolt": "eV", "coulomb": "",
+}  # fmt: skip
+_NAMES = {spelling: name for name, others in _SPELLINGS.items() for spelling in (name, name + "s", *others.split())}
+_COMPOUNDS: dict[str, Unit] = {
+    "mph": {"mile": 1, "hour": -1},
+    "kmph": {"kilometer": 1, "hour": -1},
+    "kph": {"kilometer": 1, "hour": -1},
+}
+_POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_POWER_AFTER = {"squared": 2, "cubed": 3}
+_MULTIPLES = ("dozen", "hundred", "thousand", "million", "billion", "trillion", "pair")
+_PARTS = ("half", "third", "quarter", "tenth", "hundredth")
+_OPERATIONS = ("minus", "plus", "times", "over", "negative", "not", "no", "factorial", "root", "base", "mod", "pi")
+_CONDITIONS = ("to", "than", "if", "unless", "except", "where", "either", "neither", "halves")
+_NOT_UNITS = frozenset(
+    (*_MULTIPLES, *_PARTS, *_OPERATIONS, *_CONDITIONS, *(f"{word}s" for word in _MULTIPLES + _PARTS))
+)
+_CURRENCIES = {"\\dollar": "dollar", "\\euro": "euro", "\\pounds": "sterling", "\\cents": "cent"}
+_PIECE = re.compile(
+    r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
+)
+_QUOTIENT = re.compile(r"\\frac \{([^{}]*)\} \{([^{}]*)\}")
+_COMMAND_NAMES = re.compile(r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu)\b")
+
+
+def currency(token: Token) -> str | None:
+    """Return the unit that a money sign stands for, None for any other token."""
+    return _CURRENCIES.get(token.text)
+
+
+def is_unit_run(letters: str) -> bool:
+    """Whether letters without markup name a unit; a lone letter is a variable, so that `5 m` is five times m."""
+    return len(letters) > 1 and (letters in _NAMES or letters in _COMPOUNDS or letters in _POWER_BEFORE)
+
+
+def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
+    """Return the unit that the tokens spell: `km / h`, `cm ^ 2`, `square inches`, `^ \\circ C`, `eggs`.
+
+    Args:
+        tokens: what follows a value.
+        accept_nouns: whether a word that names no unit of measure (`eggs`) is one.
+
+    Raises:
+        Unreadable: something among them is no unit, or is a word that changes the number (`dozen`).
+    """
+    text = _COMMAND_NAMES.sub(_name_command, " ".join(token.text for token in tokens))
+    text = _QUOTIENT.sub(r"\1 / \2", text)
+    unit: Unit = {}
+    sign, factor, last = 1, 1, ""
+    position = 0
+    while position < len(text.rstrip()):
+        found = _PIECE.match(text, position)
+        if found is None:
+            raise Unreadable(f"{text[position : position + 12].strip()!r} is not a unit")
+        position = found.end()
+        word = (found["name"] or "").rstrip(".")
+        if found["per"] or word == "per":
+            sign = -1
+        elif found["power"] and last:
+            unit[last] *= int(found["power"].replace(" ", ""))
+        elif word in _POWER_AFTER and last:
+            unit[last] *= _POWER_AFTER[word]
+        elif word in _POWER_BEFORE:
+            factor = _POWER_BEFORE[word]
+        elif word:
+            for last, power in _name_unit(word, accept_nouns).items():
+                unit[last] = unit.get(last, 0) + sign * factor * power
+            factor = 1
+    return _drop_redundant(unit)
+
+
+def _name_command(found: re.Match[str]) -> str:
+    if "circ" not in found[0]:
+        return " "
+    return {"C": " celsius", "F": " fahrenheit"}.get(found[1], " degree")
+
+
+def _name_unit(word: str, accept_nouns: bool) -> Unit:
+    lowered = word.lower()
+    if lowered in _COMPOUNDS:
+        return _COMPOUNDS[lowered]
+    name = _NAMES.get(word) or (_NAMES.get(lowered) if len(word) > 1 else None)
+    if name is None and (not accept_nouns or len(word) == 1 or lowered in _NOT_UNITS):
+        raise Unreadable(f"{word!r} is not a unit")
+    return {name or lowered.removesuffix("s"): 1}
+
+
+def _drop_redundant(unit: Unit) -> Unit:
+    """Degrees Celsius are Celsius."""
+    if "celsius" in unit or "fahrenheit" in unit:
+        unit.pop("degree", None)
+    return unit
+
+
+def is_same_unit(gold: Unit, answer: Unit) -> bool:
+    """Whether the answer's unit is the gold's; a noun may be described further (`brown eggs` for `eggs`)."""
+    if gold == answer:
+        return True
+    is_noun = not any(name in _SPELLINGS for name in gold)
+    return is_noun and gold.items() <= answer.items()

@@ -1,0 +1,59 @@
+"""Two written sets of equivalent and different pairs.
+
+`pairs.jsonl` was written before the grader, `held_out_pairs.jsonl` when it was done and before it had seen them; what
+the grader got wrong then was looked at afterwards, so that both are regression tests now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladle.grading.grade import Grader
+from ladle.grading.verdict import Pair, Verdict
+
+FOLDER = Path(__file__).parent
+LEAST_SHARE = 0.97
+LEAST_SHARE_OF_A_TYPE = 0.90
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "held_out_pairs.jsonl"])
+@pytest.mark.parametrize("with_types", [True, False])
+def test_share_judged_right(name: str, with_types: bool, grader: Grader) -> None:
+    rows = read_rows(name)
+    assert len(rows) >= 200
+    pairs = [
+        Pair(
+            row["gold"],
+            row["answer"],
+            row["type"] if with_types else None,
+            row.get("tolerance"),
+            row.get("unit"),
+            row.get("multiple", False),
+        )
+        for row in rows
+    ]
+    total: Counter[str] = Counter(row["type"] for row in rows)
+    mistakes = [
+        (row["type"], row["gold"], row["answer"], row["equal"], grade.verdict.value)
+        for row, grade in zip(rows, grader.grade_many(pairs), strict=True)
+        if grade.verdict is not (Verdict.CORRECT if row["equal"] else Verdict.WRONG)
+        and (row["equal"] or grade.verdict is Verdict.CORRECT)
+    ]
+    assert len(mistakes) <= (1 - LEAST_SHARE) * len(rows), mistakes
+    for kind, count in Counter(mistake[0] for mistake in mistakes).items():
+        assert count <= (1 - LEAST_SHARE_OF_A_TYPE) * total[kind], mistakes
+
+
+def test_both_outcomes_are_in_every_type() -> None:
+    for name in ("pairs.jsonl", "held_out_pairs.jsonl"):
+        outcomes = {(row["type"], row["equal"]) for row in read_rows(name)}
+        assert all((kind, True) in outcomes and (kind, False) in outcomes for kind, _ in outcomes)

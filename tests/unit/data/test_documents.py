@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladle.data.config import SourceConfig
+from ladle.data.documents import columns_of, format_identity, make_formatter, to_document
+from ladle.data.rows import Unreadable
+from ladle.errors import UserError
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+
+
+def make_source(**fields: Any) -> SourceConfig:
+    return SourceConfig.model_validate({"name": "s", "dataset": "x", "ratio": 1.0} | fields)
+
+
+def format_row(row: Any, folder: Path = Path("unused"), **fields: Any) -> Any:
+    document = to_document(row, make_formatter(make_source(**fields), folder))
+    return document.reason if isinstance(document, Unreadable) else document
+
+
+@pytest.mark.parametrize(
+    ("value", "document"),
+    [
+        ("a text", "a text"),
+        ("", "empty"),
+        (None, "null"),
+        (5, "not_text"),
+        (["a"], "not_text"),
+        ("\ud800", "bad_utf8"),
+        ("中\U0001f600", "中\U0001f600"),
+    ],
+)
+def test_text(value: Any, document: str):
+    assert format_row({"text": value}, text="text") == document
+
+
+def test_a_row_without_the_column_or_unreadable_is_not_replaced():
+    assert format_row({"other": 1}) == "missing_column"
+    assert format_row(Unreadable("bad_json")) == "bad_json"
+
+
+@pytest.mark.parametrize(
+    ("row", "document"),
+    [
+        ({"question": "1+1", "answer": 2}, "1+1\n2"),
+        ({"question": "1+1", "answer": None}, "null"),
+        ({"question": "1+1"}, "missing_column"),
+    ],
+)
+def test_template(row: dict[str, Any], document: str):
+    assert format_row(row, format="template") == document
+
+
+def test_template_with_a_format_that_does_not_fit():
+    assert format_row({"n": "x"}, format="template", template="{n:d}") == "template_does_not_fit"
+
+
+@pytest.mark.parametrize(
+    ("value", "document"),
+    [
+        (CHAT, "<|user|>hi\n<|assistant|>yes\n"),
+        ([], "empty"),
+        ("hi", "not_messages"),
+        ([{"role": "user"}], "not_messages"),
+        (None, "null"),
+    ],
+)
+def test_messages(tokenizer_folder: Path, value: Any, document: str):
+    assert format_row({"messages": value}, tokenizer_folder, format="messages") == document
+
+
+@pytest.mark.parametrize(
+    ("value", "document"),
+    [
+        ([3, 4], [3, 4]),
+        ([], "empty"),
+        ([1.5], "not_token_ids"),
+        ([-1], "not_token_ids"),
+        ([2**32], "not_token_ids"),
+        ("x", "not_token_ids"),
+        (None, "null"),
+    ],
+)
+def test_input_ids(value: Any, document: Any):
+    assert format_row({"input_ids": value}, format="input_ids") == document
+
+
+def write_module(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "formatting_of_test") -> str:
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+    return f"{name}:pick"
+
+
+@pytest.mark.parametrize(
+    ("result", "document"),
+    [
+        ("row['q'].upper()", "ABC"),
+        ("None", "left_out"),
+        ("7", "not_text"),
+        ("[{'role': 'user', 'content': row['q']}]", "<|user|>abc\n"),
+    ],
+)
+def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_folder: Path, result: str, document: str):
+    function = write_module(tmp_path, monkeypatch, f"def pick(row):\n    return {result}\n")
+    assert format_row({"q": "abc"}, tokenizer_folder, format="function", function=function) == document
+
+
+def test_a_functions_code_is_part_of_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = write_module(tmp_path, monkeypatch, "def pick(row):\n    return 'a'\n", "first_of_test")
+    second = write_module(tmp_path, monkeypatch, "def pick(row):\n    return 'b'\n", "second_of_test")
+    one, other = (format_identity(make_source(format="function", function=name)) for name in (first, second))
+    assert one["code"] != other["code"]
+
+
+@pytest.mark.parametrize("function", ["no_such_module_here:pick", "json:no_such_function"])
+def test_a_function_that_cannot_be_loaded_is_refused(function: str):
+    with pytest.raises(UserError, match="cannot be loaded"):
+        make_formatter(make_source(format="function", function=function), Path("unused"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"text": "body"}, ["body"]),
+        ({"format": "messages"}, ["messages"]),
+        ({"format": "template"}, ["question", "answer"]),
+        ({"format": "input_ids"}, ["input_ids"]),
+        ({"format": "function", "function": "json:loads"}, None),
+    ],
+)
+def test_only_the_columns_of_the_format_are_read(fields: dict[str, Any], columns: list[str] | None):
+    assert columns_of(make_source(**fields)) == columns

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from ladle.data.files import find_data_files
+from ladle.errors import UserError
+
+
+def make_files(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}\n")
+    return folder
+
+
+def names_of(folder: Path, split: str = "train", subset: str | None = None) -> list[str]:
+    return [str(file.path.relative_to(folder)) for file in find_data_files([folder], split, subset)]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "found"),
+    [
+        (["train.jsonl", "test.jsonl"], "train", ["train.jsonl"]),
+        (["data/train-00001-of-00002.parquet", "data/train-00000-of-00002.parquet", "data/test-0.parquet"], "train",
+         ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]),
+        (["b.jsonl.gz", "a.jsonl.zst", "notes.md"], "train", ["a.jsonl.zst", "b.jsonl.gz"]),
+        (["dev.jsonl", "train.jsonl"], "validation", ["dev.jsonl"]),
+        (["worked.jsonl", "facts.jsonl"], "worked", ["worked.jsonl"]),
+        (["train.jsonl", "constraints.jsonl"], "train", ["train.jsonl"]),
+        ([".cache/train.jsonl", "train.jsonl"], "train", ["train.jsonl"]),
+    ],
+)  # fmt: skip
+def test_a_folder_is_searched_for_the_split(tmp_path: Path, names: list[str], split: str, found: list[str]):
+    assert names_of(make_files(tmp_path, *names), split) == found
+
+
+def test_a_subset_is_a_part_of_the_path(tmp_path: Path):
+    folder = make_files(tmp_path, "zh/train/0000.parquet", "en/train/0000.parquet", "en/test/0000.parquet")
+    assert names_of(folder, "train", "en") == ["en/train/0000.parquet"]
+    with pytest.raises(UserError, match=r"no files of subset 'fr' \(it holds en, zh\)"):
+        names_of(folder, "train", "fr")
+
+
+def test_a_dataset_card_decides_where_it_lists_files(tmp_path: Path):
+    folder = make_files(tmp_path, "x/first.jsonl", "y/second.jsonl")
+    card = "configs:\n- config_name: main\n  data_files:\n  - split: train\n    path: y/*.jsonl\n"
+    (folder / "README.md").write_text(f"---\n{card}---\n")
+    assert names_of(folder, "train", "main") == ["y/second.jsonl"]
+    with pytest.raises(UserError, match=r"no split 'test' \(it has train\)"):
+        names_of(folder, "test", "main")
+    with pytest.raises(UserError, match="subset"):
+        names_of(folder, "train", "other")
+
+
+def test_a_missing_split_names_those_there_are(tmp_path: Path):
+    with pytest.raises(UserError, match=r"has no split 'dev' \(it has test, train\)"):
+        names_of(make_files(tmp_path, "train.jsonl", "test.jsonl"), "dev")
+
+
+def test_files_are_taken_as_given(tmp_path: Path):
+    folder = make_files(tmp_path, "b.jsonl", "a.jsonl")
+    files = find_data_files([folder / "b.jsonl", folder / "a.jsonl"], "train", None)
+    assert [file.path.name for file in files] == ["b.jsonl", "a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.csv", "format that cannot be read"), ("missing", "no file or folder")]
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, message: str):
+    make_files(tmp_path, "a.csv")
+    with pytest.raises(UserError, match=message):
+        find_data_files([tmp_path / name], "train", None)
+
+
+def test_saved_datasets_are_found_with_and_without_splits(tmp_path: Path):
+    dataset = Dataset.from_dict({"text": ["x"]})
+    dataset.save_to_disk(tmp_path / "plain")
+    DatasetDict(train=dataset, test=dataset).save_to_disk(tmp_path / "split")
+    assert find_data_files([tmp_path / "plain"], "train", None)[0].path == tmp_path / "plain"
+    assert find_data_files([tmp_path / "split"], "test", None)[0].path == tmp_path / "split" / "test"
+    with pytest.raises(UserError, match=r"no split 'dev' \(it has test, train\)"):
+        find_data_files([tmp_path / "split"], "dev", None)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ladle.errors import UserError
+from ladle.evaluation.compare import compare_runs
+from ladle.evaluation.metrics import mcnemar_p_value
+
+NAME = "test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl"
+
+
+def _write(folder: Path, benchmark: str, scores: list[list[bool]], first_idx: int = 0, name: str = NAME) -> Path:
+    path = folder / benchmark / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"idx": idx, "question": f"{idx}?", "gt": "1", "pred": ["1" if one else "0" for one in score], "score": score}
+        for idx, score in enumerate(scores, start=first_idx)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _single(text: str) -> list[list[bool]]:
+    return [[letter == "1"] for letter in text]
+
+
+def test_paired_difference_and_flips(tmp_path):
+    first = _write(tmp_path / "a", "gsm8k", _single("1100000000"))
+    second = _write(tmp_path / "b", "gsm8k", _single("0111100000"))
+    comparison = compare_runs(first, second)
+    (result,) = comparison.benchmarks
+    assert (result.n, result.first, result.second, result.unpaired) == (10, 0.2, 0.4, 0)
+    assert result.difference == pytest.approx(0.2)
+    assert (result.only_first, result.only_second) == (1, 3)
+    assert result.p_value == mcnemar_p_value(1, 3)
+    assert result.low < 0.2 < result.high
+    assert result.minimum_detectable_effect is not None
+    assert result.minimum_detectable_effect > 0.4
+    assert result.items_to_detect is not None
+    assert result.items_to_detect > 40
+    assert [(flip.idx, flip.first, flip.second) for flip in comparison.flipped] == [
+        (0, 1, 0),
+        (2, 0, 1),
+        (3, 0, 1),
+        (4, 0, 1),
+    ]
+    assert comparison.overall.n == 10
+
+
+def test_a_model_against_itself(tmp_path):
+    folder = _write(tmp_path / "a", "gsm8k", _single("1100"))
+    comparison = compare_runs(folder, folder)
+    (result,) = comparison.benchmarks
+    assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+    assert result.items_to_detect is None
+    assert comparison.flipped == []
+
+
+def test_benchmarks_in_common_and_all_items_together(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    for benchmark, ours, theirs in (("gsm8k", "1111", "1011"), ("math500", "0" * 12, "1" * 6 + "0" * 6)):
+        _write(first, benchmark, _single(ours))
+        _write(second, benchmark, _single(theirs))
+    _write(first, "aime24", _single("1"))
+    comparison = compare_runs(first, second)
+    assert [result.benchmark for result in comparison.benchmarks] == ["gsm8k", "math500"]
+    assert comparison.overall.n == 16
+    assert comparison.overall.difference == pytest.approx(5 / 16)
+    assert comparison.overall.p_value == mcnemar_p_value(1, 6)
+
+
+def test_several_samples_are_tested_by_random_signs(tmp_path):
+    first = _write(tmp_path / "a", "aime24", [[True, False], [False, False], [True, True]])
+    second = _write(tmp_path / "b", "aime24", [[True, True], [True, False], [True, True]])
+    (result,) = compare_runs(first, second).benchmarks
+    assert result.test == "random signs"
+    assert result.difference == pytest.approx(1 / 3)
+    assert 0.4 < result.p_value < 0.6  # both signs alike happen half the time
+
+
+def test_items_of_one_run_only_are_counted(tmp_path):
+    first = _write(tmp_path / "a", "gsm8k", _single("11110"))
+    second = _write(tmp_path / "b", "gsm8k", _single("1100"), first_idx=2)
+    (result,) = compare_runs(first, second).benchmarks
+    assert (result.n, result.unpaired) == (3, 3)
+
+
+def test_files_can_be_named(tmp_path):
+    first = _write(tmp_path / "a", "gsm8k", _single("10")) / "gsm8k" / NAME
+    second = _write(tmp_path / "b", "gsm8k", _single("11")) / "gsm8k" / NAME
+    assert compare_runs(first, second).overall.only_second == 1
+
+
+def test_what_cannot_be_compared(tmp_path):
+    first = _write(tmp_path / "a", "gsm8k", _single("10"))
+    with pytest.raises(UserError, match="no benchmark in common"):
+        compare_runs(first, _write(tmp_path / "b", "math500", _single("10")))
+    with pytest.raises(UserError, match="no item in common"):
+        compare_runs(first, _write(tmp_path / "c", "gsm8k", _single("10"), first_idx=5))
+    _write(first, "gsm8k", _single("11"), name=NAME.replace("seed1", "seed2"))
+    with pytest.raises(UserError, match="several runs of gsm8k"):
+        compare_runs(first, first)
+
+
+def test_another_question_under_the_same_idx(tmp_path):
+    first = _write(tmp_path / "a", "gsm8k", _single("10"))
+    second = _write(tmp_path / "b", "gsm8k", _single("10"))
+    path = second / "gsm8k" / NAME
+    path.write_text(path.read_text().replace('"1?"', '"another?"'))
+    with pytest.raises(UserError, match="another question"):
+        compare_runs(first, second)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ladle.errors import UserError
+from ladle.evaluation.benchmark import FieldRule, builtin_benchmarks, find_hub_source
+from ladle.evaluation.config import BenchmarkChoice
+from ladle.evaluation.gold import apply_rule, last_boxed
+from ladle.evaluation.items import load_items, take
+
+COUNTS = {"aime24": 30, "amc23": 40, "gsm8k": 1319, "math500": 500, "minerva_math": 272, "olympiadbench": 675}
+
+
+def _write(path: Path, rows: list) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_six_benchmarks_are_declared_with_a_pinned_commit():
+    assert set(builtin_benchmarks()) == set(COUNTS)
+    for name, benchmark in builtin_benchmarks().items():
+        assert benchmark.items == COUNTS[name]
+        assert benchmark.hub is not None
+        assert len(benchmark.hub.revision) == 40
+        assert benchmark.licence
+    assert find_hub_source("gsm8k").id == "openai/gsm8k"
+
+
+def test_an_unknown_benchmark_names_the_known_ones():
+    with pytest.raises(UserError, match="gsm8k, math500"):
+        BenchmarkChoice(name="gsm9k").hub_source()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_item_of_the_real_benchmarks_is_read(name, shared_data):
+    items = load_items(builtin_benchmarks()[name], [shared_data / "benchmarks"])
+    assert [item.idx for item in items] == list(range(COUNTS[name]))
+    assert all(item.question and item.gold for item in items)
+    assert all(item.gold.count("{") == item.gold.count("}") for item in items)
+
+
+def test_fields_of_olympiadbench_reach_the_grader(shared_data):
+    items = load_items(builtin_benchmarks()["olympiadbench"], [shared_data / "benchmarks"])
+    assert sum(item.multiple for item in items) == 94
+    assert [item.tolerance for item in items if item.tolerance is not None] == [0.1]
+    assert sum(item.unit is not None for item in items) == 8
+    assert {item.type for item in items} == {"Numerical", "Expression", "Tuple", "Interval"}
+
+
+def test_gsm8k_splits_answer_and_solution(tmp_path):
+    path = _write(tmp_path / "gsm8k" / "test.jsonl", [{"question": "?", "answer": "a #### b\n#### 1,234"}])
+    item = load_items(builtin_benchmarks()["gsm8k"], [tmp_path])[0]
+    assert (item.solution, item.gold) == ("a #### b", "1,234")
+    assert load_items(builtin_benchmarks()["gsm8k"], [path])[0] == item
+
+
+def test_minerva_reads_the_hubs_form_too(tmp_path):
+    benchmark = builtin_benchmarks()["minerva_math"]
+    local = _write(tmp_path / "a.jsonl", [{"problem": "p", "solution": "so \\boxed{\\frac{1}{2}}", "type": "x"}])
+    hub = _write(tmp_path / "b.jsonl", [{"question": "p", "answer": "\\frac{1}{2}"}])
+    assert load_items(benchmark, [local])[0].gold == load_items(benchmark, [hub])[0].gold == "\\frac{1}{2}"
+
+
+def test_integers_stored_as_floats_are_integers(tmp_path):
+    path = _write(tmp_path / "amc.jsonl", [{"question": "?", "answer": 27.0}, {"question": "?", "answer": 2.5}])
+    assert [item.gold for item in load_items(builtin_benchmarks()["amc23"], [path])] == ["27", "2.5"]
+
+
+def test_a_snapshot_of_the_hub_is_read_by_its_file(tmp_path):
+    hub = find_hub_source("gsm8k")
+    target = tmp_path / hub.file
+    target.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"question": ["q"], "answer": ["x #### 5"]}), target)
+    _write(tmp_path / "socratic" / "test.jsonl", [{"question": "other", "answer": "x #### 6"}])
+    assert load_items(builtin_benchmarks()["gsm8k"], [tmp_path])[0].gold == "5"
+
+
+def test_any_jsonl_with_question_and_answer_is_a_benchmark(tmp_path):
+    path = _write(tmp_path / "mine.jsonl", [{"question": "1+1?", "answer": 2}, {"question": "1+2?", "answer": "3"}])
+    items = load_items(BenchmarkChoice(name="mine").definition(), [path])
+    assert [(item.idx, item.question, item.gold) for item in items] == [(0, "1+1?", "2"), (1, "1+2?", "3")]
+
+
+def test_fields_of_a_custom_benchmark_can_be_named(tmp_path):
+    choice = BenchmarkChoice(name="mine", question="q", answer="a", type="int")
+    item = load_items(choice.definition(), [_write(tmp_path / "mine.jsonl", [{"q": "1+1?", "a": 2}])])[0]
+    assert (item.question, item.gold, item.type) == ("1+1?", "2", "int")
+
+
+def test_a_missing_field_names_the_row_and_what_it_has(tmp_path):
+    path = _write(tmp_path / "mine.jsonl", [{"question": "1?", "answer": "1"}, {"question": "2?", "reply": "2"}])
+    with pytest.raises(UserError, match=r"row 2 has no answer \(looked for answer; it has question, reply\)"):
+        load_items(BenchmarkChoice(name="mine").definition(), [path])
+
+
+def test_bad_lines_are_named(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    for line, message in (("{", "line 2 .* is not JSON"), ("[1]", "line 2 .* is not a JSON object")):
+        path.write_text('{"question": "1?", "answer": "1"}\n' + line + "\n")
+        with pytest.raises(UserError, match=message):
+            load_items(BenchmarkChoice(name="mine").definition(), [path])
+
+
+def test_a_folder_without_the_benchmark_says_what_is_there(tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"there is train.jsonl"):
+        load_items(BenchmarkChoice(name="mine").definition(), [tmp_path])
+
+
+def test_another_number_of_items_is_reported(tmp_path, caplog):
+    path = _write(tmp_path / "aime.jsonl", [{"question": "?", "answer": "073"}])
+    with caplog.at_level("WARNING"):
+        assert load_items(builtin_benchmarks()["aime24"], [path])[0].gold == "073"
+    assert "1 items here, and 30" in caplog.text
+
+
+def test_take_is_upstreams_order_of_limit_and_range(tmp_path):
+    rows = [{"question": str(n), "answer": "1"} for n in range(10)]
+    items = load_items(BenchmarkChoice(name="mine").definition(), [_write(tmp_path / "mine.jsonl", rows)])
+    assert [item.idx for item in take(items, 6, 2, -1)] == [2, 3, 4, 5]
+    assert [item.idx for item in take(items, None, 2, 4)] == [2, 3]
+    with pytest.raises(UserError, match="leave no item"):
+        take(items, 2, 5, -1)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("so \\boxed{5}", "5"),
+        ("\\boxed{1} or \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{7} and \\boxed{8", "7"),
+        ("\\boxed{a \\\\} b}", "a \\\\"),
+        ("no box", None),
+    ],
+)
+def test_last_boxed(text, content):
+    assert last_boxed(text) == content
+
+
+@given(st.text(alphabet="\\boxed{} 1", max_size=200))
+def test_last_boxed_never_fails(text):
+    content = last_boxed(text)
+    assert content is None or content in text
+
+
+def test_rules_of_missing_fields_give_nothing():
+    for rule in ("whole", "first", "boxed", "before", "after"):
+        assert apply_rule({}, FieldRule(field="x", rule=rule, marker="#")) == ""
+    assert apply_rule({"x": []}, FieldRule(field="x", rule="first")) == ""
+    assert apply_rule({"x": "no marker"}, FieldRule(field="x", rule="after", marker="####")) == ""

@@ -1,0 +1,93 @@
+"""Prompts are pinned letter by letter: one changed space changes every published number."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ladle.errors import UserError
+from ladle.evaluation.config import ExamplesConfig
+from ladle.evaluation.prompts import Example, encode_prompt, load_examples, make_prompt
+from tests.tiny_models import make_tokenizer
+
+QUESTION = "What is $\\frac{1}{2}+{x}$?"
+EXAMPLES = [Example("1+1?", "1+1=2. So \\boxed{2}.")]
+
+
+@pytest.fixture
+def tokenizer():
+    return make_tokenizer()
+
+
+def test_cot(tokenizer):
+    prompt = make_prompt("cot", QUESTION, tokenizer)
+    assert prompt.text == "Question: What is $\\frac{1}{2}+{x}$?\nAnswer:"
+    assert prompt.stop == ("\nQuestion:",)
+    assert prompt.messages is None
+
+
+def test_cot_with_examples(tokenizer):
+    prompt = make_prompt("cot", QUESTION, tokenizer, EXAMPLES)
+    assert prompt.text == (
+        "Question: 1+1?\nAnswer: 1+1=2. So \\boxed{2}.\n\n\nQuestion: What is $\\frac{1}{2}+{x}$?\nAnswer:"
+    )
+
+
+def test_openseek_sft(tokenizer):
+    assert make_prompt("openseek_sft", QUESTION, tokenizer).text == (
+        "<|im_start|>system\n<|im_end|>\n"
+        "<|im_start|>user\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
+        "Question:\nWhat is $\\frac{1}{2}+{x}$?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_qwen25_math_cot(tokenizer):
+    prompt = make_prompt("qwen25-math-cot", QUESTION, tokenizer, EXAMPLES)
+    assert prompt.text == (
+        "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed{}.<|im_end|>\n"
+        "<|im_start|>user\n1+1?<|im_end|>\n"
+        "<|im_start|>assistant\n1+1=2. So \\boxed{2}.<|im_end|>\n"
+        "<|im_start|>user\nWhat is $\\frac{1}{2}+{x}$?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert [turn["role"] for turn in prompt.messages or ()] == ["system", "user", "assistant", "user"]
+
+
+def test_chat_renders_the_models_template(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    assert make_prompt("chat", "Why?", tokenizer, EXAMPLES).text == (
+        "<user>1+1?<assistant>1+1=2. So \\boxed{2}.<user>Why?<assistant>"
+    )
+
+
+def test_chat_without_a_template_is_refused(tokenizer):
+    with pytest.raises(UserError, match="no chat template"):
+        make_prompt("chat", "Why?", tokenizer)
+
+
+def test_plain_text_gets_the_start_token_and_turns_do_not():
+    class Adding:
+        eos_token_id = 2
+
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [1, 5, 2] if add_special_tokens else [5]
+
+    prompt = make_prompt("cot", "1?", None)
+    assert encode_prompt(prompt, Adding()) == [1, 5]  # and never an end token, which would end the prompt
+    assert encode_prompt(make_prompt("openseek_sft", "1?", None), Adding()) == [5]
+
+
+def test_examples_are_the_first_rows(tmp_path):
+    rows = [{"question": f"{n}?", "worked": f"= {n}"} for n in range(3)]
+    path = tmp_path / "examples.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = ExamplesConfig(dataset="x", answer="worked", split="examples")
+    assert load_examples(config, [tmp_path], 2) == [Example("0?", "= 0"), Example("1?", "= 1")]
+    assert load_examples(config, [], 0) == []
+    with pytest.raises(UserError, match="there are 3 examples"):
+        load_examples(config, [path], 4)

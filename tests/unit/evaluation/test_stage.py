@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
+from ladle.generation import transformers_loop
+from ladle.generation.request import Sample
+from ladle.stages import evaluate
+from tests.tiny_models import make_tokenizer
+
+
+def _config(**fields: Any) -> EvaluateModelConfig:
+    sampling = {"max_new_tokens": 12, "samples": 2, "batch_size": 5} | fields.pop("sampling", {})
+    given = {"models": ["base"], "benchmarks": [{"name": "sums", "dataset": "x"}], "sampling": sampling} | fields
+    config = EvaluateConfig.model_validate(given)
+    return EvaluateModelConfig.of(config, config.models[0])
+
+
+def _run(config: EvaluateModelConfig, model: Path, problems: Path, out: Path, **inputs: list[Path]) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    benchmarks = {f"benchmark:{choice.name}": [problems] for choice in config.benchmarks}
+    return evaluate.run(config, {"model": [model], **benchmarks, **inputs}, out)
+
+
+def _rows(out: Path, name: str = "sums") -> list[dict[str, Any]]:
+    (path,) = (out / name).glob("*_result.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_files_and_fields(model_folder, problems, tmp_path):
+    out = tmp_path / "out"
+    summary = _run(_config(), model_folder, problems, out)
+    run_id = "test_cot_-1_seed1_t0.6_s0_e-1"
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
+        "final_result.json",
+        f"sums/{run_id}_metrics.json",
+        f"sums/{run_id}_result.jsonl",
+    ]
+    rows = _rows(out)
+    assert [row["idx"] for row in rows] == list(range(12))
+    assert list(rows[0]) == [
+        *("idx", "question", "gt_cot", "gt", "level", "answer"),
+        *("code", "pred", "report", "score", "verdict", "method", "finish_reason", "num_tokens"),
+    ]
+    assert {len(row[name]) for row in rows for name in ("code", "pred", "report", "score", "verdict")} == {2}
+    assert summary["metrics"]["sums"]["n"] == 12
+    assert set(summary["metrics"]["sums"]) >= {"accuracy", "low", "high", "truncated", "unparsed"}
+
+
+def test_metrics_and_final_result(model_folder, problems, tmp_path):
+    out = tmp_path / "out"
+    config = _config(benchmarks=[{"name": "sums", "dataset": "x"}, {"name": "few", "dataset": "x"}], limit=5, start=1)
+    _run(config, model_folder, problems, out)
+    metrics = json.loads((out / "few" / "test_cot_5_seed1_t0.6_s1_e-1_metrics.json").read_text())
+    assert metrics["num_samples"] == 4
+    assert metrics["num_scores"] == 8
+    assert metrics["pass@k"]["pass@4"] == "Not enough samples (n < k)"
+    assert metrics["pass@k"]["pass@2"] >= metrics["pass@k"]["pass@1"] == metrics["acc"]
+    assert sum(metrics["verdicts"].values()) == 8
+    assert metrics["tokens"]["total"] == sum(n for row in _rows(out, "few") for n in row["num_tokens"])
+    assert metrics["settings"]["sampling"]["seed"] == 1
+    final = json.loads((out / "final_result.json").read_text())
+    assert final["dataset_acc"] == {"sums": final["dataset_acc"]["sums"], "few": metrics["acc"]}
+    assert final["final_acc"] == pytest.approx(sum(final["dataset_acc"].values()) / 2)
+    assert final["num_samples"] == 8
+
+
+def test_the_same_bytes_for_any_batch_size_and_number_of_workers(model_folder, problems, tmp_path):
+    texts = set()
+    for name, fields in {
+        "a": {},
+        "b": {"sampling": {"batch_size": 1}},
+        "c": {"sampling": {"batch_size": 64}, "workers": 2},
+    }.items():
+        _run(_config(**fields), model_folder, problems, tmp_path / name)
+        texts.add((tmp_path / name / "sums" / "test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl").read_bytes())
+    assert len(texts) == 1
+
+
+def test_the_seed_decides_the_samples(model_folder, problems, tmp_path):
+    first = _run(_config(), model_folder, problems, tmp_path / "a")
+    _run(_config(sampling={"seed": 2}), model_folder, problems, tmp_path / "b")
+    assert first["counters"] == {"items": 12}
+    one, other = _rows(tmp_path / "a"), _rows(tmp_path / "b")
+    assert sum(a["code"] != b["code"] for a, b in zip(one, other, strict=True)) >= 10
+    assert sum(row["code"][0] != row["code"][1] for row in one) >= 10
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 5, 23])
+def test_a_stopped_run_resumes_to_the_same_bytes(model_folder, problems, tmp_path, monkeypatch, fail_after):
+    _run(_config(), model_folder, problems, tmp_path / "whole")
+    generate = transformers_loop.TransformersGenerator.generate
+    made: list[str] = []
+
+    def failing(self, requests):
+        for number, sample in enumerate(generate(self, requests)):
+            if number == fail_after:
+                raise KeyboardInterrupt
+            made.append(sample.id)
+            yield sample
+
+    monkeypatch.setattr(transformers_loop.TransformersGenerator, "generate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        _run(_config(), model_folder, problems, tmp_path / "cut")
+
+    def counting(self, requests):
+        for sample in generate(self, requests):
+            made.append(sample.id)
+            yield sample
+
+    monkeypatch.setattr(transformers_loop.TransformersGenerator, "generate", counting)
+    _run(_config(), model_folder, problems, tmp_path / "cut")
+    assert sorted(made) == sorted(f"{item}/{sample}" for item in range(12) for sample in range(2))
+    name = "sums/test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl"
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "cut").rglob("*samples*"))
+
+
+def test_right_answers_are_scored(model_folder, problems, tmp_path, monkeypatch):
+    def answer(self, requests):
+        for request in requests:
+            question = make_tokenizer().decode(request.prompt_ids)
+            a = int(question.split("Question:")[-1].split()[0])
+            text = f" {a}+{a + 1}={2 * a + 1}. The answer is \\boxed{{{2 * a + 1 if a % 2 else 0}}}."
+            yield Sample(request.id, [1, 2, 3], text, "stop")
+
+    monkeypatch.setattr(transformers_loop.TransformersGenerator, "generate", answer)
+    config = _config(few_shot=1, examples={"dataset": "e", "split": "train"})
+    summary = _run(config, model_folder, problems, tmp_path / "out", examples=[problems])
+    assert summary["metrics"]["sums"]["accuracy"] == 0.5
+    for row in _rows(tmp_path / "out"):
+        assert row["score"] == [row["idx"] % 2 == 1] * 2
+        assert row["pred"][0] == str(row["gt"] if row["idx"] % 2 else 0)
+        assert row["num_tokens"] == [3, 3]

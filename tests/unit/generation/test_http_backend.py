@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from ladle.errors import CheckFailed, UserError
+from ladle.generation import http_backend
+from ladle.generation.http_backend import HttpGenerator
+from ladle.generation.request import Request, Sample
+from tests.tiny_models import make_tokenizer
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Completes every prompt with its own ids and the end token; `faults` are answered first, one each."""
+
+    def __init__(self, eos: int) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.eos = eos
+        self.bodies: list[dict[str, Any]] = []
+        self.faults: list[int] = []
+        self.served = ["tiny"]
+        self.returns_ids = True
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def do_GET(self) -> None:
+        self._answer(200, {"data": [{"id": name} for name in self.server.served]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.server.faults:
+            self._answer(self.server.faults.pop(), {"error": "too long"})
+            return
+        self.server.bodies.append(body)
+        choice: dict[str, Any] = {"text": f"{len(body['prompt'])} tokens", "finish_reason": "length"}
+        if self.server.returns_ids:
+            choice["token_ids"] = [*body["prompt"], self.server.eos]
+        self._answer(200, {"choices": [choice]})
+
+    def _answer(self, code: int, value: Any) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture
+def server(tokenizer, monkeypatch) -> Iterator[FakeServer]:
+    monkeypatch.setattr(http_backend, "_FIRST_WAIT_SECONDS", 0.001)
+    server = FakeServer(tokenizer.eos_token_id)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _requests(tokenizer) -> list[Request]:
+    return [
+        Request(
+            str(n), tokenizer.encode("7 plus " + "1" * n), 2**64 - 1 - n, 9, temperature=0.5, top_p=0.9, stop=("zz",)
+        )
+        for n in range(1, 12)
+    ]
+
+
+def test_samples_are_made_of_the_returned_ids(server, tokenizer):
+    requests = _requests(tokenizer)
+    samples = {s.id: s for s in HttpGenerator(server.endpoint, tokenizer, concurrency=4).generate(requests)}
+    assert samples == {
+        r.id: Sample(r.id, [*r.prompt_ids, tokenizer.eos_token_id], tokenizer.decode(r.prompt_ids), "stop")
+        for r in requests
+    }
+
+
+def test_what_is_sent(server, tokenizer):
+    list(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1]))
+    body = server.bodies[0]
+    assert body["model"] == "tiny"
+    assert body["seed"] == (2**64 - 2) % 2**63
+    assert body["stop"] == ["zz"]
+    assert body["stop_token_ids"] == [tokenizer.eos_token_id]
+    assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.5, 0.9, 9)
+    assert "top_k" not in body  # strict servers refuse what they do not know
+
+
+def test_a_server_that_returns_no_ids(server, tokenizer):
+    server.returns_ids = False
+    sample = next(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1]))
+    assert sample.text == f"{len(server.bodies[0]['prompt'])} tokens"
+    assert sample.finish_reason == "length"
+    assert tokenizer.decode(sample.token_ids) == sample.text
+
+
+def test_failures_that_may_pass_are_tried_again(server, tokenizer):
+    server.faults = [503, 429, 500]
+    assert len(list(HttpGenerator(server.endpoint, tokenizer, concurrency=1).generate(_requests(tokenizer)))) == 11
+
+
+def test_a_server_that_keeps_failing(server, tokenizer):
+    server.faults = [503] * 50
+    with pytest.raises(CheckFailed, match="failed 6 times"):
+        list(HttpGenerator(server.endpoint, tokenizer, concurrency=1).generate(_requests(tokenizer)[:1]))
+
+
+def test_a_refused_request_says_why(server, tokenizer):
+    server.faults = [400]
+    with pytest.raises(UserError, match="HTTP 400.*too long"):
+        list(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1]))
+
+
+def test_no_server_and_no_model(server, tokenizer):
+    with pytest.raises(UserError, match="no server answers"):
+        HttpGenerator("http://127.0.0.1:9/v1", tokenizer)
+    server.served = []
+    with pytest.raises(UserError, match="serves no model"):
+        HttpGenerator(server.endpoint, tokenizer)

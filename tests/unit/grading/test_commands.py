@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladle.errors import UserError
+from ladle.grading.commands import grade_file, grade_one
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_the_same_rows_in_order_with_verdicts(tmp_path: Path) -> None:
+    rows = [
+        {"gold": "1/2", "answer": "0.5", "id": 7},
+        {"gold": "5", "answer": "six"},
+        {"gold": 18, "answer": 18.0, "type": "int"},
+        {"gold": "4.2", "answer": "4.25", "tolerance": 0.1, "unit": "%", "note": "é"},
+        {"gold": "1,2", "answer": "2, 1", "multiple": True},
+        {"gold": "1", "answer": "(("},
+    ]
+    out = tmp_path / "verdicts.jsonl"
+    counts = grade_file(write(tmp_path / "pairs.jsonl", *rows), out)
+    graded = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["verdict"] for row in graded] == ["correct", "wrong", "correct", "correct", "correct", "unparsed"]
+    for row, verdict in zip(rows, graded, strict=True):
+        assert {name: verdict[name] for name in row} == row
+        assert set(verdict) - set(row) == {"verdict", "reason", "seconds"}
+    assert counts == {"correct": 4, "wrong": 1, "unparsed": 1, "timeout": 0}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("not json\n", ":2 is not JSON"),
+        ("[1, 2]\n", ":2 is not an object"),
+        ({"gold": "1"}, ":2 has no 'answer'"),
+        ({"answer": "1"}, ":2 has no 'gold'"),
+        ({"gold": None, "answer": "1"}, ":2 has gold None"),
+        ({"gold": "1", "answer": ["1"]}, r":2 has answer \['1'\]"),
+        ({"gold": "1", "answer": "1", "type": "nubmer"}, ":2: answer type 'nubmer'"),
+        ({"gold": "1", "answer": "1", "type": 3}, ":2 has type 3"),
+        ({"gold": "1", "answer": "1", "tolerance": "big"}, ":2 has tolerance 'big'"),
+        ({"gold": "1", "answer": "1", "tolerance": True}, ":2 has tolerance True"),
+        ({"gold": "1", "answer": "1", "multiple": 1}, ":2 has multiple 1"),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: Any, problem: str) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", {"gold": "1", "answer": "1"}, row)
+    with pytest.raises(UserError, match=problem):
+        grade_file(pairs, tmp_path / "verdicts.jsonl")
+    assert not (tmp_path / "verdicts.jsonl").exists()
+
+
+def test_a_missing_file_is_the_users_to_mend(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.jsonl cannot be read"):
+        grade_file(tmp_path / "none.jsonl", tmp_path / "out.jsonl")
+
+
+def test_one_pair() -> None:
+    grade = grade_one(r"\frac{1}{2}", "0.5")
+    assert grade["verdict"] == "correct"
+    assert set(grade) == {"verdict", "reason", "seconds"}

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ladle.errors import UserError
+from ladle.grading import pool
+from ladle.grading.config import GraderConfig
+from ladle.grading.grade import READ_AHEAD, Grader, Pair, Verdict
+
+PAIRS = [
+    (Pair("18", "18"), Verdict.CORRECT),
+    (Pair("18", "19"), Verdict.WRONG),
+    (Pair(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"), Verdict.CORRECT),
+    (Pair(r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{2}}"), Verdict.WRONG),
+    (Pair("18", "1((8"), Verdict.UNPARSED),
+    (Pair("1/2", r"\int_0^1 x\,dx"), Verdict.CORRECT),
+    (Pair("1/2", r"\int_0^1 x^2\,dx"), Verdict.WRONG),
+    (Pair("5", r"\sum_{k=1}^{10^{12}} \frac{1}{k}"), Verdict.TIMEOUT),
+]
+
+
+def test_the_four_verdicts_in_order(grader: Grader) -> None:
+    grades = list(grader.grade_many(pair for pair, _ in PAIRS))
+    assert [grade.verdict for grade in grades] == [verdict for _, verdict in PAIRS]
+    assert all(grade.reason and grade.method == "given" and 0 <= grade.seconds <= 3 for grade in grades)
+
+
+def test_completions_are_searched_first(grader: Grader) -> None:
+    grades = grader.grade_completions(
+        [
+            Pair("18", r"<think>\boxed{3}</think> So \boxed{18}."),
+            Pair("18", "The answer is 18."),
+            Pair("18", "I do not know."),
+            Pair("2,3", r"$x=\boxed{3}$ or $x=\boxed{2}$", multiple=True),
+        ]
+    )
+    found = [(grade.verdict, grade.extracted, grade.method) for grade in grades]
+    assert found == [
+        (Verdict.CORRECT, "18", "boxed"),
+        (Verdict.CORRECT, "18", "phrase"),
+        (Verdict.UNPARSED, "", "none"),
+        (Verdict.CORRECT, "3, 2", "boxed"),
+    ]
+
+
+def test_the_input_is_read_ahead_and_no_further(grader: Grader) -> None:
+    read = itertools.count()
+    grades = grader.grade_many(Pair(str(next(read)), "5") for _ in range(10**9))
+    assert next(grades).verdict is Verdict.WRONG
+    assert next(read) <= READ_AHEAD
+
+
+def test_equal_pairs_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    judge_all = pool.WorkerPool.judge_all
+
+    def count(self: pool.WorkerPool, pairs: list[Pair]) -> list[pool.Timed]:
+        sent.append(len(pairs))
+        return judge_all(self, pairs)
+
+    monkeypatch.setattr(pool.WorkerPool, "judge_all", count)
+    pair = Pair("x+1", "1+x")
+    with Grader() as grader:
+        assert {grade.verdict for grade in grader.grade_many([pair] * 50)} == {Verdict.CORRECT}
+        assert grader.grade(pair).verdict is Verdict.CORRECT
+    assert sum(sent) == 1
+
+
+def test_a_cached_verdict_needs_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GraderConfig(cache=str(tmp_path / "verdicts.sqlite"))
+    pairs = [pair for pair, verdict in PAIRS if verdict is not Verdict.TIMEOUT]
+    with Grader(config) as grader:
+        first = [(grade.verdict, grade.reason) for grade in grader.grade_many(pairs)]
+
+    def refuse(self: object, config: GraderConfig) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(pool._Worker, "__init__", refuse)
+    with Grader(config) as grader:
+        assert [(grade.verdict, grade.reason) for grade in grader.grade_many(pairs)] == first
+
+
+def test_long_answers_are_not_read_but_the_gold_itself_is_right(grader: Grader) -> None:
+    long = "1+" * 5000 + "1"
+    assert grader.grade(Pair("5", long)).verdict is Verdict.UNPARSED
+    assert grader.grade(Pair(long, long)).verdict is Verdict.CORRECT
+
+
+def test_an_unknown_type_is_the_users_to_mend(grader: Grader) -> None:
+    with pytest.raises(UserError, match="'nubmer'"):
+        list(grader.grade_many([Pair("1", "1", type="nubmer")]))
+
+
+def test_workers_do_not_change_verdicts() -> None:
+    pairs = [Pair(f"{n}\\sqrt{{2}}", f"\\sqrt{{{2 * n * n + n % 2}}}") for n in range(1, 60)]
+    verdicts = []
+    for workers in (1, 2):
+        with Grader(GraderConfig(workers=workers)) as grader:
+            verdicts.append([(grade.verdict, grade.reason) for grade in grader.grade_many(pairs)])
+    assert verdicts[0] == verdicts[1]
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("ladle.grading.config", ["torch", "transformers", "datasets", "numpy", "pyarrow", "sympy", "mpmath"]),
+        ("ladle.grading.grade", ["torch", "transformers", "datasets", "numpy", "pyarrow", "sympy"]),
+        ("ladle.grading.worker", ["torch", "transformers", "datasets", "numpy", "pyarrow", "sympy", "pydantic"]),
+        ("ladle.grading.comparing.symbolic", ["torch", "transformers", "datasets", "numpy", "pyarrow"]),
+    ],
+)
+def test_what_is_imported(module: str, absent: list[str]) -> None:
+    code = f"import sys, {module}; print([name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

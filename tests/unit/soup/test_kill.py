@@ -1,0 +1,120 @@
+"""kill -9 at many points of a soup: no half file is taken for a whole one, and a restart makes the same bytes.
+
+A run counts the moments that matter, the file operations in its folder and both halves of every write of weights, and
+kills itself at the n-th. LADLE_SOUP_KILL_POINTS sets how many of them are tried.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from ladle.soup.config import SoupConfig
+from ladle.soup.finished import NOTES
+from ladle.soup.sinks import WritingSink
+from ladle.stages import soup
+
+from .models import random_tensors, read_tree, write_member
+
+NUM_POINTS = int(os.environ.get("LADLE_SOUP_KILL_POINTS", "16"))
+SHARDS = (
+    ["head", "position_ids"],
+    ["embed.weight"],
+    ["layers.0.mlp.weight", "layers.0.norm.weight", "layers.0.router_bias"],
+)
+CONFIG = SoupConfig(chunk_bytes=2**16)
+WATCHED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.copyfile", "shutil.rmtree"}
+
+
+class Countdown:
+    """Counts moments and kills this process at the n-th."""
+
+    def __init__(self, folder: Path, stop_at: int | None) -> None:
+        self.folder, self.stop_at, self.seen = str(folder), stop_at, 0
+
+    def count(self) -> None:
+        self.seen += 1
+        if self.seen == self.stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event in WATCHED and str(arguments[0]).startswith(self.folder):
+            self.count()
+
+    def halving(self, put: Callable[..., None]) -> Callable[..., None]:
+        def put_in_halves(sink: WritingSink, offset: int, data: memoryview) -> None:
+            half = len(data) // 2
+            put(sink, offset, data[:half])
+            self.count()
+            put(sink, offset + half, data[half:])
+
+        return put_in_halves
+
+
+def run_until(members: list[Path], out: Path, stop_at: int | None, count_file: Path) -> None:
+    countdown = Countdown(out, stop_at)
+    WritingSink.put = countdown.halving(WritingSink.put)
+    sys.addaudithook(countdown.audit)
+    soup.run(CONFIG, {"members": members}, out)
+    count_file.write_text(str(countdown.seen))
+
+
+class Runs:
+    """Runs soups of the same members in processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.members = [write_member(folder / f"m{j}", random_tensors(j, rows=3000), shards=SHARDS) for j in range(3)]
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([__name__])
+
+    def run(self, out: Path, stop_at: int | None = None) -> int:
+        """Return the exit code, after a run of as many moments as `stop_at` or to the end."""
+        out.mkdir(exist_ok=True)
+        process = self.context.Process(target=run_until, args=(self.members, out, stop_at, self.folder / "count"))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return process.exitcode
+
+
+@pytest.mark.slow
+def test_every_killed_soup_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    assert runs.run(tmp_path / "reference") == 0
+    reference = read_tree(tmp_path / "reference")
+    num_moments = int((tmp_path / "count").read_text())
+    assert num_moments > 50
+    chosen = random.Random(0)
+    points = [1 + index * num_moments // NUM_POINTS for index in range(NUM_POINTS)]
+    for number, point in enumerate(points):
+        out = tmp_path / f"killed{number}"
+        assert runs.run(out, point) == -signal.SIGKILL
+        _check_that_acknowledged_files_are_whole(out, reference)
+        if number % 2:  # killed again while it goes on
+            runs.run(out, chosen.randint(1, num_moments))
+            _check_that_acknowledged_files_are_whole(out, reference)
+        assert runs.run(out) == 0
+        assert read_tree(out) == reference
+
+
+def _check_that_acknowledged_files_are_whole(out: Path, reference: dict[str, bytes]) -> None:
+    for path in out.glob("*.safetensors"):
+        assert path.read_bytes() == reference[path.name]  # they get their names only when they are
+    for note in (out / NOTES).glob("*.safetensors.json"):
+        assert json.loads(note.read_text())["blake3"] == blake3(reference[note.stem]).hexdigest()
+    info = out / "merge_info.json"
+    if info.exists():
+        assert info.read_bytes() == reference["merge_info.json"]
+        assert {path.name for path in out.glob("*.safetensors")} == {
+            name for name in reference if name.endswith(".safetensors")
+        }

@@ -1,0 +1,58 @@
+"""The promise of 64 MiB: anonymous memory of a whole process that makes a soup, watched from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ladle.soup.headers import encode_header
+
+from .models import to_bits, write_member
+
+LIMIT_MIB = 64
+SCRIPT = """
+import sys
+from pathlib import Path
+from ladle.soup.config import SoupConfig
+from ladle.stages.soup import run
+*members, out = map(Path, sys.argv[2:])
+run(SoupConfig(reader=sys.argv[1]), {"members": members}, out)
+assert "torch" not in sys.modules
+"""
+
+
+def peak_rss_anon_mib(command: list[str]) -> float:
+    process = subprocess.Popen(command)
+    peak = 0.0
+    while process.poll() is None:
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        found = [int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")]
+        peak = max([peak, *found])
+        time.sleep(0.005)
+    assert process.wait() == 0
+    return peak
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["BF16", "F64"])
+@pytest.mark.parametrize("reader", ["map", "pread"])
+def test_memory_stays_below_the_promise_whatever_the_size(tmp_path: Path, reader: str, dtype: str) -> None:
+    numbers = to_bits(np.random.default_rng(0).normal(0, 0.02, 2**12), dtype)
+    repeats = 16 * 2**20 // numbers.nbytes  # 16 MiB a member, so that eight of them are twice the promise
+    members = []
+    for number in range(8):
+        folder = write_member(tmp_path / f"m{number}", {})
+        header = encode_header({"weight": (dtype, (numbers.size * repeats,))}, {"format": "pt"})
+        (folder / "model.safetensors").write_bytes(header + numbers.tobytes() * repeats)
+        members.append(str(folder))
+    (tmp_path / "out").mkdir()
+    peak = peak_rss_anon_mib([sys.executable, "-c", SCRIPT, reader, *members, str(tmp_path / "out")])
+    assert 5 < peak <= LIMIT_MIB

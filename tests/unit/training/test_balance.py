@@ -1,0 +1,85 @@
+"""The router-bias update keeps experts busy that a skewed router would starve."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from ladle.training.arguments import TrainerArguments
+from ladle.training.balance import BIAS, BalanceExperts, load_figures
+from ladle.training.checkpoint import Rotation
+from ladle.training.hf_arguments import make_arguments
+from ladle.training.trainer import LadleTrainer
+from tests.tiny_models import make_model
+
+NUM_ROWS, LENGTH = 64, 32
+
+
+def skewed_model():
+    """A DeepSeek-V3 whose routers all prefer two of four experts: those two's biases are raised."""
+    model = make_model("deepseek_v3")
+    for module in model.modules():
+        if hasattr(module, BIAS):
+            getattr(module, BIAS)[:2] += 0.5
+    return model
+
+
+def train(model, rate: float, folder: Path, steps: int) -> LadleTrainer:
+    torch.manual_seed(0)
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(2, 300, (NUM_ROWS, LENGTH))]
+    arguments = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    trainer = LadleTrainer(
+        model=model,
+        args=make_arguments(TrainerArguments.model_validate(arguments), folder),
+        train_dataset=rows,
+        keep=Rotation(),
+        rows_are_shuffled=False,
+        router_bias_update_rate=rate,
+    )
+    trainer.train_or_resume()
+    return trainer
+
+
+def worst_load(trainer: LadleTrainer) -> float:
+    return [row["experts/max_over_mean"] for row in trainer.state.log_history if "experts/max_over_mean" in row][-1]
+
+
+@pytest.mark.slow
+def test_a_skewed_router_is_balanced_with_the_update_and_not_without(tmp_path):
+    model = skewed_model()
+    without = worst_load(train(copy.deepcopy(model), 0.0, tmp_path, 100))
+    balanced = worst_load(train(copy.deepcopy(model), 1e-2, tmp_path, 100))
+    assert without >= 1.9, "two of four experts take everything: 2 is the most that max/mean can be"
+    assert balanced <= 1.5
+
+
+def test_loads_are_counted_over_accumulation_and_move_the_bias_by_the_rate(tmp_path):
+    model = skewed_model()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if BIAS in name}
+    train(model, 1e-2, tmp_path, 1)
+    assert before
+    for name, buffer in model.named_buffers():
+        if BIAS in name:
+            moved = buffer - before[name]
+            assert set(moved.abs().double().round(decimals=4).tolist()) <= {0.0, 0.01}
+            assert moved[:2].max() < 0 < moved[2:].min()
+
+
+def test_figures_name_the_worst_router_and_the_unused_experts():
+    figures = load_figures([torch.tensor([4, 4, 4, 4]), torch.tensor([12, 4, 0, 0])])
+    assert figures == {"experts/max_over_mean": 3.0, "experts/unused": 2.0}
+
+
+def test_a_dense_model_has_no_figures(tmp_path):
+    trainer = train(make_model("qwen3"), 1e-2, tmp_path, 1)
+    assert not any("experts" in key for row in trainer.state.log_history for key in row)
+    assert isinstance(trainer.balance, BalanceExperts)
