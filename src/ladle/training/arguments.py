@@ -1,7 +1,7 @@
 """The `trainer:` blocks of a recipe: transformers.TrainingArguments by its own names, checked without importing it.
 
-The names are read from the installed transformers' source (a syntax tree, about 60 ms, no torch), so they are those of the
-installed version.
+The names are read from the installed transformers' source (a syntax tree, about 60 ms, no torch), so they are those of
+the installed version.
 """
 
 from __future__ import annotations
@@ -34,9 +34,31 @@ REMOVED = {
     "resume_from_checkpoint": "leave it out: a stopped step goes on by itself",
 }
 EXECUTION_ARGUMENTS = frozenset(
-    "dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_timeout "
-    "disable_tqdm hub_model_id hub_private_repo hub_strategy hub_token log_level log_level_replica log_on_each_node "
-    "logging_first_step logging_steps logging_strategy project push_to_hub report_to run_name trackio_space_id use_cpu".split()
+    [
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "ddp_backend",
+        "ddp_timeout",
+        "disable_tqdm",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_strategy",
+        "hub_token",
+        "log_level",
+        "log_level_replica",
+        "log_on_each_node",
+        "logging_first_step",
+        "logging_steps",
+        "logging_strategy",
+        "project",
+        "push_to_hub",
+        "report_to",
+        "run_name",
+        "trackio_space_id",
+        "use_cpu",
+    ]
 )
 """Arguments that change how a run goes or what it says, never its weights: not part of a step's identity."""
 

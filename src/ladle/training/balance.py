@@ -1,12 +1,15 @@
-"""Keeping experts equally loaded without an auxiliary loss: after each optimizer step every router's bias moves towards the mean load.
+"""Keeping experts equally loaded without an auxiliary loss.
+
+After each optimizer step every router's bias moves towards the mean load,
 
     b_e ← b_e + rate · sign(mean load - load_e)
 
-as in DeepSeek-V3 (arXiv 2412.19437, §2.1.2) and its source (arXiv 2408.15664); the rate of 1e-3 is DeepSeek-V3's and OpenSeek's. The bias only
-chooses experts, it never weighs them, and it carries no gradient. transformers' DeepSeek-V3 leaves it untouched in training.
+as in DeepSeek-V3 (arXiv 2412.19437, §2.1.2) and its source (arXiv 2408.15664); the rate of 1e-3 is DeepSeek-V3's and
+OpenSeek's. The bias only chooses experts, it never weighs them, and it carries no gradient. transformers' DeepSeek-V3
+leaves it untouched in training.
 
-Loads are counted over all microbatches of a step and all processes. Under gradient checkpointing a forward may run twice; that doubles every
-count alike and changes no sign.
+Loads are counted over all microbatches of a step and all processes. Under gradient checkpointing a forward may run
+twice; that doubles every count alike and changes no sign.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ladle.training.processes import reduce_tensor
 
 BIAS = "e_score_correction_bias"
 
@@ -24,7 +29,7 @@ BIAS = "e_score_correction_bias"
 class ExpertLoad:
     """Counts, for each router with a bias, how many tokens each expert was given since the last `take`."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.routers: dict[str, nn.Module] = {
             name: module for name, module in model.named_modules() if hasattr(module, BIAS)
         }
@@ -45,7 +50,7 @@ class ExpertLoad:
         """Return the counts by router, summed over processes, and start again from zero."""
         counts, self.counts = self.counts, {}
         if accelerator.num_processes > 1:
-            return {name: accelerator.reduce(count, reduction="sum") for name, count in sorted(counts.items())}
+            return {name: reduce_tensor(accelerator, count, "sum") for name, count in sorted(counts.items())}
         return counts
 
 
@@ -58,7 +63,7 @@ class BalanceExperts(TrainerCallback):
         accelerator: sums the counts over processes.
     """
 
-    def __init__(self, model: PreTrainedModel, rate: float, accelerator: Accelerator) -> None:
+    def __init__(self, model: nn.Module, rate: float, accelerator: Accelerator) -> None:
         self.load = ExpertLoad(model)
         self.rate, self.accelerator = rate, accelerator
         self.figures: dict[str, float] = {}

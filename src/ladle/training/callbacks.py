@@ -1,28 +1,29 @@
-"""What happens around optimizer steps: progress on the terminal, and stopping cleanly when the machine is taken away."""
+"""What happens around optimizer steps: progress on the terminal, and a clean stop when the machine is taken away."""
 
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ladle.log import ProgressBar, get_logger, progress
+from ladle.training.processes import is_any
 
 logger = get_logger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Slurm and Kubernetes send SIGTERM before they take a machine back; `sbatch --signal=USR1@300` sends SIGUSR1 earlier."""
+"""Slurm and Kubernetes send SIGTERM before they take a machine back; `sbatch --signal=USR1@300`, SIGUSR1 earlier."""
 
 
 class ShowProgress(TrainerCallback):
     """Shows optimizer steps and logged values on the first process."""
 
     def __init__(self) -> None:
-        self.context: Any = None
+        self._open_bar = ExitStack()
         self.bar: ProgressBar | None = None
 
     def on_train_begin(
@@ -30,8 +31,7 @@ class ShowProgress(TrainerCallback):
     ) -> None:
         """Open the bar at the step training goes on from."""
         if state.is_world_process_zero:
-            self.context = progress(state.max_steps, "training", "steps")
-            self.bar = self.context.__enter__()
+            self.bar = self._open_bar.enter_context(progress(state.max_steps, "training", "steps"))
             self.bar.advance(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -56,8 +56,7 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
-        if self.context is not None:
-            self.context.__exit__(None, None, None)
+        self._open_bar.close()
 
 
 class StopOnSignal(TrainerCallback):
@@ -80,15 +79,9 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop all processes at the same step, whichever of them was told."""
-        if self._anyone_was_asked():
+        if is_any(self.accelerator, self.asked):
             logger.warning("asked to stop: saving at step %d; run the same command again to go on", state.global_step)
             self.stopped = control.should_save = control.should_training_stop = True
-
-    def _anyone_was_asked(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self.asked
-        flag = torch.tensor(int(self.asked), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: sealed by a manifest, renamed into place, verified before they are trusted.
 
-A checkpoint is written into `.saving/`, flushed, given `checkpoint.json` (size and blake3 of every file), and renamed to `checkpoint-<step>`.
-Resuming takes the newest one that verifies. Older ones lose their training state (optimizer, scheduler, RNG) or go altogether,
-and only once the newer one has been read back and verified.
+A checkpoint is written into `.saving/`, flushed, given `checkpoint.json` (size and blake3 of every file), and renamed to
+`checkpoint-<step>`. Resuming takes the newest one that verifies. Older ones lose their training state (optimizer,
+scheduler, RNG) or go altogether, and only once the newer one has been read back and verified.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict]:
 
 
 def remove_unfinished(folder: Path, after_step: int) -> None:
-    """Remove what a killed run left half-written, and every checkpoint later than the step that training goes on from."""
+    """Remove what a killed run left half-written, and every checkpoint later than the step training goes on from."""
     shutil.rmtree(folder / STAGING, ignore_errors=True)
     for checkpoint in list_checkpoints(folder):
         if step_of(checkpoint) > after_step or find_fault(checkpoint):
@@ -154,9 +154,10 @@ def _remove_unlisted(checkpoint: Path) -> None:
 
 
 def rotate(folder: Path, keep: Rotation) -> None:
-    """Turn older checkpoints into model-only copies, then remove the oldest copies; the newest checkpoint always stays whole.
+    """Turn older checkpoints into model-only copies, then remove the oldest copies.
 
-    A checkpoint that only a preemption asked for goes as soon as a newer one exists, so that it never shows in the result.
+    The newest checkpoint always stays whole. One that only a preemption asked for goes as soon as a newer one exists,
+    so that it never shows in the result.
     """
     for checkpoint in list_checkpoints(folder)[:-1]:
         if is_preempted(checkpoint):
@@ -172,7 +173,10 @@ def rotate(folder: Path, keep: Rotation) -> None:
 
 
 def strip_training_state(checkpoint: Path) -> None:
-    """Turn a checkpoint into a model-only copy, its manifest first, so that a crash leaves it valid or recognisably unfinished."""
+    """Turn a checkpoint into a model-only copy.
+
+    Its manifest goes first, so that a crash leaves it valid or recognisably unfinished.
+    """
     manifest = _read_manifest(checkpoint)
     state = [path for pattern in TRAINING_STATE for path in checkpoint.glob(pattern)]
     removed = {path.name for path in state}
@@ -202,5 +206,6 @@ def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
     if free < needed_bytes:
         raise UserError(
             f"{what} needs {needed_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free",
-            "free some space (an older run's checkpoints?), or lower trainer.save_total_limit, and run the same command again",
+            "free some space (an older run's checkpoints?), or lower trainer.save_total_limit, "
+            "and run the same command again",
         )

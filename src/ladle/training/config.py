@@ -24,7 +24,8 @@ class PretrainConfig(Config):
     """Dtype of the weights in memory and on disk. Mixed precision (`trainer.bf16`) is apart from it."""
     attn_implementation: Attention = "sdpa"
     router_bias_update_rate: float = Field(1e-3, ge=0)
-    """How far a router's bias moves towards balance in one step (DeepSeek-V3's and OpenSeek's value); 0 leaves it. MoE only."""
+    """How far a router's bias moves towards balance in one step (MoE only); 0 leaves it. The default is DeepSeek-V3's
+    and OpenSeek's value."""
     processes: int = execution(1, ge=1)
     """Processes on this machine, one GPU each where there are GPUs; started with torchrun (DDP)."""
     keep_models: int | None = Field(None, ge=0)
@@ -34,10 +35,13 @@ class PretrainConfig(Config):
 
 
 class KtoConfig(Config):
-    """Kahneman-Tversky alignment (arXiv 2402.01306); names and defaults are those of TRL's KTOConfig where the meaning is."""
+    """Kahneman-Tversky alignment (arXiv 2402.01306).
+
+    Names and defaults are those of TRL's KTOConfig where the meaning is.
+    """
 
     model: str | None = location(None)
-    """The policy to start from, and the reference: `soup`, `pretrained`, `base` or a path; unset is the recipe's latest."""
+    """The policy to start from, and the reference: `soup`, `pretrained`, `base` or a path; unset: the recipe's latest."""
     beta: float = Field(0.1, gt=0)
     """KTO's β: how strongly the policy is held to the reference."""
     desirable_weight: float | Literal["auto"] = 1.0

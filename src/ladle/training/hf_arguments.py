@@ -29,9 +29,9 @@ def make_arguments(arguments: TrainerArguments, out: Path) -> TrainingArguments:
     Raises:
         UserError: transformers refuses a value.
     """
-    values = DEFAULTS | arguments.values() | {"output_dir": str(out / CHECKPOINTS)}
+    values: dict[str, Any] = DEFAULTS | arguments.values() | {"output_dir": str(out / CHECKPOINTS)}
     if not torch.cuda.is_available():
-        gloo = {"ddp_backend": "gloo"} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
+        gloo: dict[str, Any] = {"ddp_backend": "gloo"} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
         values = {"dataloader_pin_memory": False, "use_cpu": True} | gloo | values
     try:
         return TrainingArguments(**values)

@@ -1,14 +1,15 @@
 """KTO's examples as token ids, and which completion each prompt is mismatched with.
 
-Pairs are fixed by (seed, example ids) before training: the examples in a keyed order, each one's mismatched completion that of its successor.
-Nobody is paired with itself, every completion serves exactly once, and neither batches nor workers can change it.
+Pairs are fixed by (seed, example ids) before training: the examples in a keyed order, each one's mismatched completion
+that of its successor. Nobody is paired with itself, every completion serves exactly once, and neither batches nor
+workers can change it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from blake3 import blake3
@@ -84,11 +85,13 @@ def _tokenize(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> _Token
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         completion_ids = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     else:
-        prompt_text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        whole_text = tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+        # tokenize=False gives the text; the stub's return type is that of every setting
+        prompt_text = cast(str, tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        whole_text = cast(str, tokenizer.apply_chat_template(prompt + completion, tokenize=False))
         if not whole_text.startswith(prompt_text):
             raise UserError(
-                "the chat template writes a prompt differently once the answer follows, so that the two cannot be told apart",
+                "the chat template writes a prompt differently once the answer follows, "
+                "so that the two cannot be told apart",
                 "use a chat template whose generation prompt is the start of the assistant's turn",
             )
         prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]

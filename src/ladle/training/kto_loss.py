@@ -55,6 +55,7 @@ def completion_logps(
     The head is applied at the positions that predict a completion token, and nowhere else.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
+    assert head is not None
     hidden_BTD = decoder(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False).last_hidden_state
     predicts_BT = is_completion_BT[:, 1:]
     logits_NV = head(hidden_BTD[:, :-1][predicts_BT]).float()

@@ -1,4 +1,7 @@
-"""KTO on the shared Trainer: reference log-probabilities computed once before training, z0 over each microbatch as TRL defines it."""
+"""KTO on the shared Trainer.
+
+Reference log-probabilities are computed once before training, and z0 over each microbatch, as TRL defines it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from transformers import PreTrainedModel
 from ladle.log import progress
 from ladle.training.kto_data import KtoExample, pad_sequences
 from ladle.training.kto_loss import KtoWeights, completion_logps, kto_loss, reference_point
+from ladle.training.processes import reduce_tensor
 from ladle.training.trainer import LadleTrainer
 
 Row = dict[str, Any]
@@ -43,9 +47,8 @@ class KtoTrainer(LadleTrainer):
 
     def __init__(self, *args: Any, weights: KtoWeights, pad_id: int, **kwargs: Any) -> None:
         super().__init__(*args, data_collator=lambda rows: collate_kto(rows, pad_id), **kwargs)
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is a mean over examples; Trainer divides it by the accumulation steps
-        )
+        # the loss is a mean over examples, which Trainer is to divide by the accumulation steps
+        self.model_accepts_loss_kwargs = False
         self.weights = weights
         self._sums: dict[str, list[float]] = {}
 
@@ -56,7 +59,7 @@ class KtoTrainer(LadleTrainer):
         unwrapped = self.accelerator.unwrap_model(model)
         with torch.no_grad():
             kl_ratio_B = completion_logps(unwrapped, **inputs["kl"]) - inputs["ref_kl_logp"]
-        z0 = self.accelerator.reduce(reference_point(kl_ratio_B), reduction="mean")
+        z0 = reduce_tensor(self.accelerator, reference_point(kl_ratio_B), "mean")
         ratio_B = completion_logps(unwrapped, **inputs["matched"]) - inputs["ref_logp"]
         self._count(ratio_B.detach() * self.weights.beta, inputs["is_desirable"], z0)
         return kto_loss(ratio_B, inputs["is_desirable"], z0, self.weights).mean()

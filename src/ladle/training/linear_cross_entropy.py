@@ -1,8 +1,9 @@
 """Cross-entropy of a linear head without ever holding the full logits, its loss and its gradients in one pass.
 
-For a chunk of tokens: logits = h Wᵀ, loss = logsumexp(logits) - logits[target], d logits = softmax(logits) - onehot, d h = d logits W,
-d W += d logitsᵀ h. So the logits are computed once a step (a checkpointed head computes them twice) and take chunk × V, not T × V. The idea is
-that of Liger's fused linear cross-entropy (arXiv 2410.10989); this one is plain PyTorch, for CPU and GPU.
+For a chunk of tokens: logits = h Wᵀ, loss = logsumexp(logits) - logits[target], d logits = softmax(logits) - onehot,
+d h = d logits W, d W += d logitsᵀ h. So the logits are computed once a step (a checkpointed head computes them twice)
+and take chunk × V, not T × V. The idea is that of Liger's fused linear cross-entropy (arXiv 2410.10989); this one is
+plain PyTorch, for CPU and GPU.
 
 Shape suffixes: N labelled tokens, C tokens of a chunk, D hidden size, V vocabulary.
 """
@@ -10,22 +11,22 @@ Shape suffixes: N labelled tokens, C tokens of a chunk, D hidden size, V vocabul
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.autograd.function import FunctionCtx
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 IGNORED_LABEL = -100
 CHUNK_ELEMENTS = 2**24
-"""Logits held at once: 64 MiB in float32, about 110 tokens of a 152k vocabulary. Larger chunks were no faster on CPU."""
+"""Logits held at once: 64 MiB in float32, about 110 tokens of a 152k vocabulary. Larger chunks were no faster on a CPU.
+"""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, needs_gradient: bool
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, needs_gradient: bool
     ) -> torch.Tensor:
         chunk = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
@@ -46,17 +47,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_CV = grad_CV.to(weight_VD.dtype)
             grad_hidden_ND[start : start + chunk] = grad_CV @ weight_VD
             if grad_weight_VD is not None:
-                grad_weight_VD.addmm_(
-                    grad_CV.T.float(), hidden_CD.float()
-                ) if weight_VD.dtype != torch.float32 else grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)  # type: ignore[attr-defined]
-        ctx.weight_dtype = weight_VD.dtype  # type: ignore[attr-defined]
+                grad_weight_VD.addmm_(grad_CV.T.float(), hidden_CD.float())
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
         return total
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_weight = None if grad_weight_VD is None else grad_weight_VD.mul_(grad_total).to(ctx.weight_dtype)  # type: ignore[attr-defined]
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        grad_weight = None if grad_weight_VD is None else grad_weight_VD.mul_(grad_total).to(ctx.weight_dtype)
         return grad_hidden_ND.mul_(grad_total.to(grad_hidden_ND.dtype)), grad_weight, None, None
 
 
@@ -89,7 +88,7 @@ def _loss_sum(
     hidden_BTD = model.get_decoder()(*args, **(kwargs | {"use_cache": False})).last_hidden_state
     target_BT = labels_BT[:, 1:]
     is_labelled_BT = target_BT != IGNORED_LABEL
-    weight_VD = model.get_output_embeddings().weight
+    weight_VD = cast(torch.nn.Linear, model.get_output_embeddings()).weight
     loss_sum = linear_cross_entropy_sum(hidden_BTD[:, :-1][is_labelled_BT], weight_VD, target_BT[is_labelled_BT])
     return loss_sum, is_labelled_BT.sum()
 

@@ -1,13 +1,13 @@
-"""The order in which training takes rows, as arithmetic: any position of any epoch can be started from without replaying what came before.
+"""The order in which training takes rows, as arithmetic: it can start at any position of any epoch without a replay.
 
-A mixture's rows are already shuffled, so the first epoch takes them as they stand; later ones (and data that is not shuffled) in a keyed
-permutation of (seed, epoch).
+A mixture's rows are already shuffled, so the first epoch takes them as they stand; later ones (and data that is not
+shuffled) in a keyed permutation of (seed, epoch).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice, repeat
+from itertools import repeat
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -25,35 +25,36 @@ class RowOrder(Sampler[list[int]]):
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int, shuffled: bool, drop_last: bool = False) -> None:
-        self.num_rows, self.batch_size, self.seed, self.shuffled, self.drop_last = (
-            num_rows,
-            batch_size,
-            seed,
-            shuffled,
-            drop_last,
-        )
+        self.num_rows, self.batch_size, self.drop_last = num_rows, batch_size, drop_last
+        self.seed, self.shuffled = seed, shuffled
         self.epoch = 0
-        self.first_batch = 0
+        self.first_batch = self.num_real = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration takes."""
         self.epoch = epoch
 
-    def start_at(self, batch: int) -> None:
-        """Let the next iteration give placeholders up to `batch`, for a loader that skips that many, and real rows from there."""
-        self.first_batch = batch
+    def start_at(self, batch: int, num_processes: int = 1) -> None:
+        """Let the next iteration give placeholders up to `batch`, for a loader that skips that many, then real rows.
+
+        The first batch of each process stays real: accelerate fills up an uneven last round of an epoch with those.
+        """
+        self.first_batch, self.num_real = batch, min(batch, num_processes)
 
     def __len__(self) -> int:
         return self.num_rows // self.batch_size if self.drop_last else -(-self.num_rows // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        first, self.first_batch = self.first_batch, 0
+        first, num_real = self.first_batch, self.num_real
+        self.first_batch = self.num_real = 0
         order = rows_of_epoch(self.num_rows, self.seed, self.epoch, self.shuffled)
-        batches = (
-            order[start : start + self.batch_size].tolist()
-            for start in range(first * self.batch_size, self.num_rows, self.batch_size)
-        )
-        return chain(repeat([0] * self.batch_size, first), islice(batches, len(self) - first))
+        yield from self._batches(order, 0, num_real)
+        yield from repeat([0] * self.batch_size, first - num_real)
+        yield from self._batches(order, first, len(self))
+
+    def _batches(self, order: np.ndarray, first: int, last: int) -> Iterator[list[int]]:
+        for start in range(first * self.batch_size, last * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size].tolist()
 
 
 def rows_of_epoch(num_rows: int, seed: int, epoch: int, shuffled: bool) -> np.ndarray:

@@ -1,9 +1,12 @@
-"""The Trainer that pretraining and KTO share: transformers.Trainer that resumes exactly and stops before it spoils anything.
+"""The Trainer that pretraining and KTO share: it resumes exactly and stops before it spoils anything.
 
 What it changes of transformers 5.23, each for a measured fault:
-- checkpoints are sealed before they have a name, and the newest one that verifies is resumed (upstream takes half-written ones);
-- weights are loaded through `from_pretrained`, every parameter and buffer accounted for (upstream drops DeepSeek-V3's routed experts);
-- the loss accumulated since the last log line is restored too, so that a resumed run logs what an uninterrupted one does;
+- checkpoints are sealed before they have a name, and the newest one that verifies is resumed (upstream takes
+  half-written ones);
+- weights are loaded through `from_pretrained`, every parameter and buffer accounted for (upstream drops DeepSeek-V3's
+  routed experts);
+- the loss accumulated since the last log line is restored too, so that a resumed run logs what an uninterrupted one
+  does;
 - a loss or gradient that is not finite stops the run before the optimizer step (upstream logs 0.0 and saves NaN);
 - rows are found by arithmetic on the step, not by replaying batches.
 """
@@ -11,19 +14,17 @@ What it changes of transformers 5.23, each for a measured fault:
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from transformers.trainer_utils import SaveStrategy
 
-from ladle.artifacts.files import hash_bytes, pretty_json
+from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, Preempted
 from ladle.log import get_logger
 from ladle.models.load import complete_config, load_model
@@ -44,14 +45,11 @@ from ladle.training.checkpoint import (
     step_of,
     strip_training_state,
 )
+from ladle.training.guard import FiniteGuard, as_number
 from ladle.training.order import RowOrder, rows_of_epoch
+from ladle.training.outcome import optimizer_digest, write_log
 
 logger = get_logger(__name__)
-
-LOG_NAME = "training_log.jsonl"
-_TIMINGS = frozenset(
-    "train_runtime train_samples_per_second train_steps_per_second train_tokens_per_second total_flos".split()
-)
 
 
 class LadleTrainer(Trainer):
@@ -63,15 +61,22 @@ class LadleTrainer(Trainer):
         rows_are_shuffled: the dataset's rows stand in random order, so the first epoch takes them as they are.
     """
 
-    def __init__(self, *args: Any, keep: Rotation, rows_are_shuffled: bool, router_bias_update_rate: float, **kwargs: Any) -> None:
+    # Trainer's own annotations allow None, which these are not while a training runs.
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self, *args: Any, keep: Rotation, rows_are_shuffled: bool, router_bias_update_rate: float, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.keep = keep
         self.rows_are_shuffled = rows_are_shuffled
         self.stop_on_signal = StopOnSignal(self.accelerator)
+        assert self.args.output_dir is not None
         self.folder = Path(self.args.output_dir)
         self.staging: Path | None = None
         self.resumed_from: Path | None = None
-        self.bad_loss: float | None = None
+        self.guard = FiniteGuard(self.accelerator)
         self.remove_callback(PrinterCallback)
         self.balance = BalanceExperts(self.model, router_bias_update_rate, self.accelerator)
         for callback in (_RestoreProgress(self), self.balance, ShowProgress(), self.stop_on_signal):
@@ -101,7 +106,8 @@ class LadleTrainer(Trainer):
         self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.stop_on_signal.stopped and self.state.global_step < self.state.max_steps:
             raise Preempted(
-                f"stopped at step {self.state.global_step} of {self.state.max_steps}, saved; run the same command again to go on"
+                f"stopped at step {self.state.global_step} of {self.state.max_steps}, saved; "
+                "run the same command again to go on"
             )
 
     def finish_checkpoints(self) -> None:
@@ -151,12 +157,13 @@ class LadleTrainer(Trainer):
 
     def _is_scheduled(self) -> bool:
         step, every = self.state.global_step, self.state.save_steps
-        return self.args.save_strategy == SaveStrategy.STEPS and (
-            step % every == 0 or step == self.state.max_steps
-        )
+        return self.args.save_strategy == SaveStrategy.STEPS and (step % every == 0 or step == self.state.max_steps)
 
     def _checkpoint_bytes(self) -> int:
-        """Estimate a checkpoint's size: the weights, and twice the trainable ones in float32 for AdamW unless only the model is saved."""
+        """Estimate a checkpoint's size: the weights, and twice the trainable ones in float32 for AdamW.
+
+        AdamW's part is left out where only the model is saved.
+        """
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return weights + (0 if self.args.save_only_model else 8 * trainable)
@@ -194,16 +201,15 @@ class LadleTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of microbatches, in `RowOrder`."""
-        assert isinstance(self.train_dataset, Sized)
         self.order = RowOrder(
-            len(self.train_dataset),
+            self._num_rows(),
             self._train_batch_size,
             self._data_seed(),
             self.rows_are_shuffled,
             self.args.dataloader_drop_last,
         )
         loader = DataLoader(
-            self.train_dataset,  # type: ignore[arg-type]
+            cast(Dataset[Any], self.train_dataset),
             batch_sampler=self.order,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -213,63 +219,51 @@ class LadleTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # resumed from the last checkpoint: upstream would take one step too many
+            self.control.should_training_stop = True
+            return
         if kwargs["epoch"] == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None:
-            self.order.start_at(kwargs["steps_trained_in_current_epoch"] * self.accelerator.num_processes)
+            processes = self.accelerator.num_processes
+            self.order.start_at(kwargs["steps_trained_in_current_epoch"] * processes, processes)
         self.order.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def rows_of_step(self, step: int) -> list[int]:
         """Return the numbers of the rows that optimizer step `step` (from 1) takes, over all processes."""
-        num_rows = len(self.train_dataset)  # type: ignore[arg-type]
+        num_rows = self._num_rows()
         per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         steps_in_epoch = max(1, -(-num_rows // per_step))
         epoch, index = divmod(step - 1, steps_in_epoch)
         order = rows_of_epoch(num_rows, self._data_seed(), epoch, self.rows_are_shuffled)
         return order[index * per_step : (index + 1) * per_step].tolist()
 
+    def _num_rows(self) -> int:
+        assert isinstance(self.train_dataset, Sized)
+        return len(self.train_dataset)
+
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
-    # Guards.
+    # The guard.
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one microbatch and note a loss that is not finite."""
         loss = super().training_step(*args, **kwargs)
-        if not math.isfinite(loss.item()):
-            self.bad_loss = loss.item()
+        self.guard.note_loss(loss.item())
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Return the gradient norm; stop every process here, before the optimizer step, if it or a loss is not finite."""
+        """Return the gradient norm; stop every process here, before the optimizer step, if the guard refuses it."""
         norm = super()._get_grad_norm(model, grad_norm)
-        value = norm.item() if isinstance(norm, torch.Tensor) else norm
-        is_bad = torch.tensor(
-            int(
-                self.bad_loss is not None
-                or (value is not None and not math.isfinite(value) and not self._scales_loss())
-            )
-        )
-        if self.accelerator.num_processes > 1:
-            is_bad = self.accelerator.reduce(is_bad.to(self.args.device), reduction="sum")
-        if is_bad.item():
-            raise CheckFailed(self._explain_bad_step(value))
+        if self.guard.refuses(as_number(norm)):
+            raise CheckFailed(self._explain_bad_step(as_number(norm)))
         return norm
 
-    def _scales_loss(self) -> bool:
-        return (
-            getattr(self.accelerator, "scaler", None) is not None
-        )  # fp16: an overflow is skipped and the scale lowered
-
-    def _explain_bad_step(self, grad_norm: Any) -> str:
+    def _explain_bad_step(self, grad_norm: float | None) -> str:
         step = self.state.global_step + 1
-        seen = f"a loss of {self.bad_loss}" if self.bad_loss is not None else f"a gradient norm of {grad_norm}"
-        rows = self.rows_of_step(step)
-        shown = ", ".join(map(str, rows[:16])) + (", …" if len(rows) > 16 else "")
         good = list_checkpoints(self.folder)
-        return (
-            f"step {step} gave {seen}: training stopped before the optimizer used it. Its rows: {shown}. "
-            f"Last good checkpoint: {good[-1].name if good else 'none'}. Lower trainer.learning_rate, or look at those rows"
-        )
+        return self.guard.explain(step, grad_norm, self.rows_of_step(step), good[-1] if good else None)
 
     # The log.
 
@@ -279,19 +273,11 @@ class LadleTrainer(Trainer):
 
     def write_log(self, path: Path) -> None:
         """Write what was logged, a JSON object a line, without timings: equal runs give equal files."""
-        rows = ({key: value for key, value in entry.items() if key not in _TIMINGS} for entry in self.state.log_history)
-        path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
+        write_log(self.state.log_history, path)
 
     def optimizer_digest(self) -> str:
         """Return the blake3 over the optimizer's tensors, in parameter order: equal runs give equal digests."""
-        state = self.optimizer.state_dict()["state"]  # type: ignore[union-attr]
-        digests = [
-            [index, name, hash_bytes(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())]
-            for index, entry in sorted(state.items())
-            for name, value in sorted(entry.items())
-            if isinstance(value, torch.Tensor)
-        ]
-        return hash_bytes(json.dumps(digests).encode())
+        return optimizer_digest(self.optimizer)
 
 
 class _RestoreProgress(TrainerCallback):

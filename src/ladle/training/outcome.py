@@ -1,0 +1,45 @@
+"""What a training leaves beside the model, made so that equal runs leave equal bytes: its log and its optimizer's digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ladle.artifacts.files import hash_bytes
+
+LOG_NAME = "training_log.jsonl"
+_TIMINGS = frozenset(
+    [
+        "train_runtime",
+        "train_samples_per_second",
+        "train_steps_per_second",
+        "train_tokens_per_second",
+        "total_flos",
+    ]
+)
+
+
+def write_log(history: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write the Trainer's log history, a JSON object a line, without timings."""
+    rows = ({key: value for key, value in entry.items() if key not in _TIMINGS} for entry in history)
+    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
+
+
+def optimizer_digest(optimizer: torch.optim.Optimizer) -> str:
+    """Return the blake3 over the optimizer's tensors, in parameter order."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    digests = [
+        [index, name, _tensor_digest(value)]
+        for index, entry in sorted(state.items())
+        for name, value in sorted(entry.items())
+        if isinstance(value, torch.Tensor)
+    ]
+    return hash_bytes(json.dumps(digests).encode())
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    return hash_bytes(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
