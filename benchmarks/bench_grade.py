@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
-from grade_pairs import MIX, LabelledPair, make_pairs
 from math_verify import parse, verify
 
+from grade_pairs import MIX, LabelledPair, make_pairs
 from ladle.grading.config import GraderConfig
 from ladle.grading.grade import Grader, Pair, Verdict
 

@@ -16,7 +16,7 @@ MIX = {
     "polynomial": 4,
     "tuple, interval, list or equation": 4,
 }
-"""Pairs of each type in a hundred: what the answers of gsm8k, math500 and olympiadbench are, roughly, taken together."""
+"""Pairs of each type in a hundred: roughly what the answers of gsm8k, math500 and olympiadbench are together."""
 
 
 class LabelledPair(NamedTuple):

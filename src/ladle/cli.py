@@ -138,7 +138,39 @@ def _stage_command(name: str, what: str) -> None:
     app.command(name)(command)
 
 
-_stage_command("mix", "Mix datasets by ratio into packed rows of tokens.")
+@app.command()
+def mix(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Out = None,
+    root: Root = DEFAULT_ROOT,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; they never change the data.")] = None,
+    executor: Annotated[str | None, typer.Option("--executor", help="Where shards run: processes.")] = None,
+    export: Annotated[str | None, typer.Option("--export", help="arrow: also write what load_from_disk opens.")] = None,
+) -> None:
+    """Mix datasets by ratio into packed rows of tokens.
+
+    Examples:
+
+      ladle mix --config recipes/quickstart.yaml --out mixture
+
+      ladle mix --config recipes/quickstart.yaml --out mixture --export arrow
+    """
+    if export not in (None, "arrow"):
+        raise UserError(f"unknown form --export {export}", "use --export arrow")
+    options = [f"{name}={value}" for name, value in (("workers", workers), ("executor", executor)) if value is not None]
+    steps, workspace = _load(config, [*(overrides or []), *options], root, only="mix", section="mix", out=out)
+    _build_all(steps, workspace)
+    path = workspace.path_of(steps[-1])
+    sys.stdout.write(f"{path}\n")
+    if export == "arrow":
+        from ladle.data.arrow import export_arrow
+
+        arrow = path.with_name(path.name + "-arrow")
+        export_arrow(path, arrow)
+        sys.stdout.write(f"{arrow}\n")
+
+
 _stage_command("pretrain", "Continue pretraining a model on a mixture.")
 _stage_command("rollout", "Sample completions of the policy and label them by their answers.")
 _stage_command("prefer", "Join preference data into prompt, completion and label.")

@@ -3,9 +3,9 @@
     python -m tests.distributed.kill_training --shape deepseek_v3 --processes 2 --kills 100 --seed 1
 
 A training of 40 steps that saves every 4 is started, killed, started again, … until it ends; then another one is, until
-enough kills were made. Every fifth kill waits for a save to be under way; the others come at a random moment within a
-few saves of the start. Each start must go on from the newest valid checkpoint, and each end must equal the
-uninterrupted run: final weights, model copies, log, optimizer.
+enough kills were made. About every fifth kill waits for a save to be under way; the others come at a random moment
+soon after one of the next few saves. Each start must go on from the newest valid checkpoint, and each end must equal
+the uninterrupted run: final weights, model copies, log, optimizer.
 
 Training processes are forked from this one, which has torch loaded already, so that a start costs a second and not ten.
 """
@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -172,7 +173,7 @@ class Kill:
 
 
 def kill_once(job: Job, out: Path, rng: random.Random, in_save: bool) -> Kill:
-    """Start the training, let it save a few times, kill a process at a random moment, and check that nothing was lost."""
+    """Start the training, let it save a few times, kill a process at a random moment, and check what is left."""
     folder = out / "checkpoints"
     expected = newest_resumable(folder) if folder.is_dir() else None
     done = step_of(expected) if expected else 0
@@ -257,7 +258,7 @@ def run_apart(shape: str, processes: int, kills: int, seed: int, dtype: str = "f
     command += ["--processes", str(processes), "--kills", str(kills), "--seed", str(seed)]
     root = Path(__file__).parent.parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert done.returncode == 0, f"{shlex.join(command)}\n" + done.stdout[-2000:] + done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 

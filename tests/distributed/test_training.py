@@ -50,7 +50,7 @@ def losses(out: Path) -> list[float]:
 
 @pytest.mark.parametrize("shape", ["qwen3", "deepseek_v3"])
 def test_two_processes_train_as_one_with_twice_the_accumulation(shape, tmp_path):
-    """Losses differ by rounding alone: 1e-6 over 20 steps for a dense model; experts may flip, so an MoE's first step."""
+    """Losses differ by rounding alone: 1e-6 over 20 steps of a dense model; an MoE's experts may flip, so one step."""
     job = with_trainer(
         make_job(tmp_path, shape, 1), max_steps=20, gradient_accumulation_steps=2, logging_steps=1, save_strategy="no"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,8 @@ def _read_row(line: str, place: str) -> tuple[dict[str, Any], Pair]:
         value = row.get(name)
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds == (bool,))):
             raise UserError(f"{place} has {name} {value!r}", f"make it a {kinds[-1].__name__}, or leave it out")
+        if name == "tolerance" and value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{place} has tolerance {value!r}", "make it zero or more")
         if value is not None:
             fields[name] = value
     try:

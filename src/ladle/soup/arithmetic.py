@@ -22,8 +22,7 @@ except ImportError:  # built where there is a C compiler
 
 KERNEL_FORMATS = {"BF16": 0, "F16": 1, "F32": 2}
 COLUMNS = 2**14
-"""Numbers that the numpy ways take at a time: their temporaries are tens of bytes a number, and memory is promised to
-be flat."""
+"""Numbers that the numpy ways take at a time, to keep their temporaries, tens of bytes a number, small."""
 
 logger = get_logger(__name__)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ladle.errors import UserError
 from ladle.soup.headers import Header, Tensor, read_header
@@ -99,8 +100,7 @@ def read_json(path: Path) -> Any:
 
 
 def _name_members(folders: Sequence[Path]) -> list[str]:
-    """Name members by their folders, numbered where two have the same name; paths stay out, for they are no part of a
-    result."""
+    """Name members by their folders, numbered where two are the same; paths stay out, for a result has no place."""
     plain = [(path.parent if path.name == "model" else path).name for path in (folder.resolve() for folder in folders)]
     seen: Counter[str] = Counter()
     names = []

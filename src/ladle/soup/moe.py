@@ -105,10 +105,10 @@ def _distances(name: str, reader: _Reader) -> list[np.ndarray]:
     return found
 
 
-def _mean_and_max(values: np.ndarray) -> dict[str, float]:
+def _mean_and_max(values: np.ndarray) -> dict[str, float | None]:
     return {"mean": _rounded(values.mean()), "max": _rounded(values.max())}
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float) -> float | None:
     """Four digits: more is noise of the estimate, and would differ in the last place between machines."""
-    return float(f"{value:.4g}")
+    return float(f"{value:.4g}") if math.isfinite(value) else None

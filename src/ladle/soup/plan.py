@@ -146,7 +146,7 @@ def _source(members: Sequence[Member], position: int, name: str, dtype: str) -> 
 
 
 def _join(run: Run, after: Run) -> bool:
-    """Append a run to the one before it where it follows it in every source too, as it does in members of one layout."""
+    """Append a run to the one before it where it follows it in every source too, as in members of one layout."""
     expected = [
         source._replace(offset=source.offset + run.num_elements * size_of(source.dtype)) for source in run.sources
     ]

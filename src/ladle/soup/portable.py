@@ -55,8 +55,7 @@ def _encode(values: np.ndarray, target: str) -> np.ndarray:
 
 
 def _round_to_odd(values: np.ndarray) -> np.ndarray:
-    """Return the bits of the floats next to `values`, the last bit set where not equal, so that they can be rounded
-    once more."""
+    """Return the bits of the floats next to `values`, the last bit set where not equal, to be rounded once more."""
     nearest = values.astype(np.float32)
     bits = nearest.view(np.uint32)
     is_beyond = np.abs(nearest.astype(np.float64)) > np.abs(values)

@@ -18,8 +18,7 @@ WANTED_BY_VLLM = {"deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "si
 
 
 def write_side_files(members: Sequence[Member], files: Sequence[OutputFile], config: SoupConfig, out: Path) -> None:
-    """Complete a model folder: the first member's configs, the first tokenizer there is, and an index where one is
-    needed."""
+    """Complete a model folder: the first member's configs, the first tokenizer, and an index where one is needed."""
     first = members[0].folder
     _write_json(out / "config.json", _model_config(read_json(first / "config.json"), config))
     if (first / "generation_config.json").is_file():

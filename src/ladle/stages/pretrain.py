@@ -1,4 +1,4 @@
-"""Pretrain a model further on a mixture: `checkpoints/`, the final model in `model/`, the log in `training_log.jsonl`."""
+"""Continue pretraining on a mixture: `checkpoints/`, the final model in `model/`, the log in `training_log.jsonl`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: sealed by a manifest, renamed into place, verified before they are trusted.
 
-A checkpoint is written into `.saving/`, flushed, given `checkpoint.json` (size and blake3 of every file), and renamed to
-`checkpoint-<step>`. Resuming takes the newest one that verifies. Older ones lose their training state (optimizer,
+A checkpoint is written into `.saving/`, flushed, given `checkpoint.json` (size and blake3 of every file), and renamed
+to `checkpoint-<step>`. Resuming takes the newest one that verifies. Older ones lose their training state (optimizer,
 scheduler, RNG) or go altogether, and only once the newer one has been read back and verified.
 """
 

@@ -24,8 +24,7 @@ class PretrainConfig(Config):
     """Dtype of the weights in memory and on disk. Mixed precision (`trainer.bf16`) is apart from it."""
     attn_implementation: Attention = "sdpa"
     router_bias_update_rate: float = Field(1e-3, ge=0)
-    """How far a router's bias moves towards balance in one step (MoE only); 0 leaves it. The default is DeepSeek-V3's
-    and OpenSeek's value."""
+    """How far a router's bias moves towards balance in a step (MoE only; DeepSeek-V3's and OpenSeek's); 0 leaves it."""
     processes: int = execution(1, ge=1)
     """Processes on this machine, one GPU each where there are GPUs; started with torchrun (DDP)."""
     keep_models: int | None = Field(None, ge=0)
@@ -41,7 +40,7 @@ class KtoConfig(Config):
     """
 
     model: str | None = location(None)
-    """The policy to start from, and the reference: `soup`, `pretrained`, `base` or a path; unset: the recipe's latest."""
+    """The policy's start and the reference: `soup`, `pretrained`, `base` or a path; unset is the recipe's latest."""
     beta: float = Field(0.1, gt=0)
     """KTO's β: how strongly the policy is held to the reference."""
     desirable_weight: float | Literal["auto"] = 1.0

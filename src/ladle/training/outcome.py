@@ -1,4 +1,4 @@
-"""What a training leaves beside the model, made so that equal runs leave equal bytes: its log and its optimizer's digest."""
+"""What a training leaves beside the model: its log and its optimizer's digest, equal for equal runs."""
 
 from __future__ import annotations
 

@@ -47,6 +47,8 @@ def test_the_same_rows_in_order_with_verdicts(tmp_path: Path) -> None:
         ({"gold": "1", "answer": "1", "type": "nubmer"}, ":2: answer type 'nubmer'"),
         ({"gold": "1", "answer": "1", "type": 3}, ":2 has type 3"),
         ({"gold": "1", "answer": "1", "tolerance": "big"}, ":2 has tolerance 'big'"),
+        ({"gold": "1", "answer": "1", "tolerance": -0.1}, ":2 has tolerance -0.1"),
+        ('{"gold": "1", "answer": "1", "tolerance": NaN}\n', ":2 has tolerance nan"),
         ({"gold": "1", "answer": "1", "tolerance": True}, ":2 has tolerance True"),
         ({"gold": "1", "answer": "1", "multiple": 1}, ":2 has multiple 1"),
     ],

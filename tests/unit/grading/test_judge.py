@@ -122,6 +122,38 @@ def test_lists_have_no_order_but_tuples_do() -> None:
     assert verdict_on(Pair(r"\{1,2\}", "(1,2)")) is WRONG
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "verdict"),
+    [
+        ("4:30 p.m.", "4:30", CORRECT),
+        ("4:30", r"4:30 \text{ PM}", CORRECT),
+        ("4:30 p.m.", "4:30 a.m.", WRONG),
+        ("3:45", "1:15", WRONG),
+        ("3:45", r"\frac{1}{15}", CORRECT),  # a ratio, if the answer takes it for one
+    ],
+)
+def test_times(gold: str, answer: str, verdict: Verdict) -> None:
+    assert verdict_on(Pair(gold, answer)) is verdict
+
+
+def test_a_gold_in_plain_words_has_its_unit_read() -> None:
+    for gold in ("5 apples", r"5 \text{ apples}", r"\text{5 apples}"):
+        assert verdict_on(Pair(gold, "5")) is CORRECT
+        assert verdict_on(Pair(gold, "6 apples")) is WRONG
+    assert verdict_on(Pair(r"\$32,\!348", r"\text{\$}32,348")) is CORRECT
+
+
+@pytest.mark.parametrize("answer", ["5 squared", "5 dozen", "5 billion", "5 point 3", "5 bn"])
+def test_words_that_change_the_number_are_not_its_unit(answer: str) -> None:
+    assert verdict_on(Pair("5", answer)) is UNPARSED
+
+
+def test_a_tolerance_in_per_cent_is_on_the_golds_scale() -> None:
+    assert verdict_on(Pair("4.2", "4.25%", unit="%", tolerance=0.1)) is CORRECT
+    assert verdict_on(Pair("4.2", "0.0425", unit="%", tolerance=0.1)) is CORRECT
+    assert verdict_on(Pair("4.2", "0.05", unit="%", tolerance=0.1)) is WRONG
+
+
 def test_words_for_a_number_are_wrong_and_noise_is_unparsed() -> None:
     assert verdict_on(Pair("5", "no solution")) is WRONG
     assert verdict_on(Pair("5", "")) is UNPARSED

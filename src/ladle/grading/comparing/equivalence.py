@@ -92,8 +92,10 @@ def _compare_real_sets(gold: Tree, answer: Tree) -> bool:
 
 
 def _compare_single(gold: Any, answer: Tree, rules: Rules) -> bool | None:
-    if isinstance(answer, BaseNumeral):
-        answer = Number(Fraction(int(answer.digits, answer.base))) if _has_valid_digits(answer) else answer
+    if isinstance(answer, BaseNumeral) and _has_valid_digits(answer):
+        answer = Number(Fraction(int(answer.digits, answer.base)))
+    if isinstance(answer, ClockTime) and answer.half is None and answer.minute > 0:
+        answer = _as_ratio(answer)
     if isinstance(answer, (Quantity, *EXPRESSIONS)):
         return are_equal_quantities(_as_quantity(gold), _as_quantity(answer), rules)
     return False
@@ -118,8 +120,16 @@ def _has_valid_digits(numeral: BaseNumeral) -> bool:
     return 2 <= numeral.base <= 36 and all(int(digit) < numeral.base for digit in numeral.digits)
 
 
-def _compare_time(gold: ClockTime, answer: Tree, rules: Rules) -> bool:
-    return answer == gold
+def _compare_time(gold: ClockTime, answer: Tree, rules: Rules) -> bool | None:
+    """The half of the day may be left out; two numbers and a colon may be a ratio, which a fraction can be equal to."""
+    if isinstance(answer, ClockTime):
+        same = (gold.hour, gold.minute) == (answer.hour, answer.minute)
+        return same and (None in (gold.half, answer.half) or gold.half == answer.half)
+    return gold.half is None and gold.minute > 0 and _compare_single(_as_ratio(gold), answer, rules)
+
+
+def _as_ratio(time: ClockTime) -> Number:
+    return Number(Fraction(time.hour, time.minute))
 
 
 def _compare_text(gold: Text, answer: Tree, rules: Rules) -> bool:
@@ -185,13 +195,17 @@ def _compare_with_relation(gold: Relation, answer: Tree, rules: Rules) -> bool |
             return True
         return _compare_real_sets(gold, answer)
     answer = align_argument(gold, answer)
-    same_operators = set(gold.operators) | set(answer.operators) <= {"="} or gold.operators == answer.operators
-    if same_operators and _compare(gold.sides[0], answer.sides[0], rules):
-        if _compare_all(gold.sides[-1:], answer.sides[-1:], rules) and len(gold.sides) == len(answer.sides) == 2:
-            return True
-        if set(gold.operators) == {"="} and _compare(gold.sides[-1], answer.sides[-1], rules):
-            return True
-    return are_equivalent_conditions(gold, answer) or _compare_real_sets(gold, answer)
+    if _compare_sides(gold, answer, rules) or are_equivalent_conditions(gold, answer):
+        return True
+    return _compare_real_sets(gold, answer)
+
+
+def _compare_sides(gold: Relation, answer: Relation, rules: Rules) -> bool | None:
+    """Compare side by side; of two equations only what they begin and end with, the rest being the way there."""
+    if {*gold.operators, *answer.operators} == {"="} and stated_value(answer, rules) is not None:
+        ends = [[relation.sides[0], relation.sides[-1]] for relation in (gold, answer)]
+        return _compare_all(ends[0], ends[1], rules)
+    return gold.operators == answer.operators and _compare_all(gold.sides, answer.sides, rules)
 
 
 _COMPARISONS: dict[type, Callable[[Any, Tree, Rules], bool | None]] = {

@@ -97,12 +97,18 @@ def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: boo
     text = normalise(text)
     may_group = not multiple and kind not in _ORDERED_TYPES and not re.search(r"[(\[]|\\\{", text)
     grouped = may_group and "," not in ungroup(text)
-    try:
-        tree = read(text, Reading(grouped, accepts_nouns=False, accepts_unit_letters=False))
-    except (Unreadable, TooLarge) as error:
-        return _Gold(text, None, Reading(grouped, False, False), error)
-    has_unit |= isinstance(tree, Quantity) and bool(tree.unit)
-    return _Gold(text, tree, Reading(grouped, not all_symbols(tree), has_unit), None)
+    refusal: Unreadable | TooLarge | None = None
+    for accepts_nouns in (False, True):  # `5 apples` is read the second time, but `2 ab` is two times a times b
+        try:
+            tree = read(text, Reading(grouped, accepts_nouns, accepts_unit_letters=False))
+        except Foreign as error:
+            return _Gold(text, None, Reading(grouped, False, False), error)
+        except (Unreadable, TooLarge) as error:
+            refusal = refusal or error
+        else:
+            has_unit |= isinstance(tree, Quantity) and bool(tree.unit)
+            return _Gold(text, tree, Reading(grouped, not all_symbols(tree), has_unit), None)
+    return _Gold(text, None, Reading(grouped, False, False), refusal)
 
 
 def _judge_trees(gold: _Gold, answer: Tree, text: str, rules: Rules) -> Judgement | Algebra:

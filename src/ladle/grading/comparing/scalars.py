@@ -15,6 +15,7 @@ from ladle.grading.reading.units import Unit, is_same_unit
 _PERCENT: Unit = {"%": 1}
 _DEGREE: Unit = {"degree": 1}
 _PER_CENT = Number(Fraction(1, 100))
+_HUNDRED = Number(Fraction(100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def _readings(gold: Expression, answer: Expression, asked: Unit, given: Unit) ->
         return [(_in_radians(gold), answer)] if (asked, given) == (_DEGREE, {"radian": 1}) else []
     readings = [(gold, answer)]
     if asked == _PERCENT != given:
-        readings.append((Product([gold, _PER_CENT]), answer))
+        readings.append((gold, Product([answer, _HUNDRED])))  # on the gold's scale, for the sake of its tolerance
     elif given == _PERCENT != asked:
         readings.append((gold, Product([answer, _PER_CENT])))
     elif asked == _DEGREE != given and _has_pi(answer):

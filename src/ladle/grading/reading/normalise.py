@@ -148,11 +148,13 @@ def _spell_word(found: re.Match[str]) -> str:
 
 
 def _spell_text(group: str) -> str:
-    """Take numbers and per cent signs out of a text group: `\\text{12 cm}` is 12 and a unit."""
+    """Take numbers, per cent and dollar signs out of a text group: `\\text{12 cm}` is 12 and a unit."""
     command, _, inside = group.partition("{")
     inside = inside[:-1].strip()
     if inside.lower() in _PERCENT_WORDS:
         return "%"
+    if inside == r"\dollar":
+        return inside + " "
     number = _LEADING_NUMBER.match(inside)
     if number is None:
         return group

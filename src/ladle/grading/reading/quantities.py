@@ -20,7 +20,7 @@ class Reading:
 
     Attributes:
         is_grouped: a comma before three digits separates thousands; else it separates answers.
-        accepts_nouns: any word after a number is its unit (`18 eggs`); else only units of measure are.
+        accepts_nouns: any word after a number is its unit (`18 eggs`); else it must be marked as text, or name one.
         accepts_unit_letters: a lone letter after a number is a unit too (`10 m/s`); else it is a variable.
     """
 
@@ -57,10 +57,11 @@ def read_quantity(tokens: Sequence[Token], reading: Reading) -> Quantity | None:
     start = _find_unit(tokens, reading)
     if start is None:
         return None
+    kinds = {token.kind for token in tokens[start:]}
     try:
-        unit = read_unit(tokens[start:], reading.accepts_nouns)
+        unit = read_unit(tokens[start:], reading.accepts_nouns or kinds == {"word"})
     except Unreadable:
-        if reading.accepts_nouns and all(token.kind in ("word", "run") for token in tokens[start:]):
+        if reading.accepts_nouns and kinds <= {"word", "run"}:
             raise
         return None
     return Quantity(read_expression(tokens[:start]), unit)

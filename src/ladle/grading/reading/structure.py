@@ -30,7 +30,10 @@ from ladle.grading.reading.tree import (
 from ladle.grading.reading.words import plain_words
 
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_CLOCK = re.compile(r"(?:\\text\s*\{)?\s*(\d{1,2}):(\d{2})\s*(?:\\text\s*\{)?\s*([ap])\.?\s*m\.?\s*\}?", re.IGNORECASE)
+_CLOCK = re.compile(
+    r"(?:\\text\s*\{)?\s*(\d{1,2})\s*:\s*(\d{2})\s*(?:(?:\\(?:text|mathrm)\s*\{)?\s*([ap])\.?\s*m\.?\s*)?\}?",
+    re.IGNORECASE,
+)
 _CAPITALS = re.compile(r"[A-Z]{3,}")  # the name of a triangle, not a product
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
 _COMMANDS = _RELATIONS.keys() | {
@@ -63,7 +66,7 @@ def read(text: str, reading: Reading) -> Tree:
     """
     clock = _CLOCK.fullmatch(text)
     if clock is not None:
-        return ClockTime(int(clock[1]), int(clock[2]), clock[3].lower() + "m")
+        return ClockTime(int(clock[1]), int(clock[2]), f"{clock[3].lower()}m" if clock[3] else None)
     if _CAPITALS.fullmatch(text):
         return Text(plain_words(text))
     if reading.is_grouped:

@@ -35,10 +35,10 @@ _POWER_AFTER = {"squared": 2, "cubed": 3}
 _MULTIPLES = ("dozen", "hundred", "thousand", "million", "billion", "trillion", "pair")
 _PARTS = ("half", "third", "quarter", "tenth", "hundredth")
 _OPERATIONS = ("minus", "plus", "times", "over", "negative", "not", "no", "factorial", "root", "base", "mod", "pi")
+_DIGITS = ("point", "squared", "cubed", "mil", "bn", "mn")
 _CONDITIONS = ("to", "than", "if", "unless", "except", "where", "either", "neither", "halves")
-_NOT_UNITS = frozenset(
-    (*_MULTIPLES, *_PARTS, *_OPERATIONS, *_CONDITIONS, *(f"{word}s" for word in _MULTIPLES + _PARTS))
-)
+_PLURALS = tuple(f"{word}s" for word in (*_MULTIPLES, *_PARTS))
+_NOT_UNITS = frozenset((*_MULTIPLES, *_PARTS, *_PLURALS, *_OPERATIONS, *_DIGITS, *_CONDITIONS))
 _CURRENCIES = {"\\dollar": "dollar", "\\euro": "euro", "\\pounds": "sterling", "\\cents": "cent"}
 _PIECE = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"

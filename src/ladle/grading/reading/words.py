@@ -33,7 +33,7 @@ def option_letter(text: str, is_answer: bool) -> str | None:
     return None if labelled is None else (labelled[1] or labelled[2]).upper()
 
 
-_MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?\(\s*[A-J]\s*\)\s*\}}?\s*(?=\S)")
+_MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?\(\s*[A-J]\s*\)(?:\s*\}}\s*|\s+)(?=\S)")
 
 
 def drop_option_label(text: str) -> str:
