@@ -295,6 +295,43 @@ def grade(
         raise UserError("nothing to grade", "give --gold and --answer, or PAIRS.jsonl and --out VERDICTS.jsonl")
 
 
+@app.command()
+def rescore(
+    results: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A result file, or a folder of them.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl, for gold answers.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Grade stored completions again, ours or upstream's, and list every verdict that differs from the stored score.
+
+    Example:
+
+      ladle rescore scores
+    """
+    from ladle.evaluation.rescore import rescore as grade_again
+    from ladle.grading.config import GraderConfig
+
+    display.print_rescored(grade_again(results, GraderConfig(), data), as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Result file or folder of one model.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Result file or folder of the other.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models item by item: difference with interval, test, and the smallest difference that could be seen.
+
+    Example:
+
+      ladle compare scores-before scores-after
+    """
+    from ladle.evaluation.compare import compare_runs
+
+    display.print_comparison(compare_runs(first, second), as_json)
+
+
 # What the commands share.
 
 

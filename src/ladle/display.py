@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,42 @@ def print_grade(grade: dict[str, Any], as_json: bool) -> None:
         _print_json(grade)
     else:
         sys.stdout.write(f"{grade['verdict']}: {grade['reason']}\n")
+
+
+def print_rescored(rescored: list[Any], as_json: bool) -> None:
+    """Print each file's accuracy before and after, and every changed verdict with its reason."""
+    if as_json:
+        files = [{**asdict(file), "rows": len(file.rows), "path": str(file.path)} for file in rescored]
+        _print_json(files)
+        return
+    for file in rescored:
+        before, after = file.accuracy_before, file.accuracy_after
+        sys.stdout.write(f"{file.path}: {file.num_answers} answers, {before:.1%} stored, {after:.1%} now\n")
+        rows = [[str(c.idx), str(c.stored), c.verdict, c.reason, c.gold, c.answer] for c in file.changes]
+        if rows:
+            _print_table(["item", "stored", "now", "why", "gold", "answer"], rows)
+
+
+def print_comparison(comparison: Any, as_json: bool) -> None:
+    """Print the paired difference on each benchmark and over all items, and how many items flipped."""
+    if as_json:
+        _print_json(asdict(comparison))
+        return
+    rows = [
+        [
+            result.benchmark,
+            str(result.n),
+            f"{result.first:.1%}",
+            f"{result.second:.1%}",
+            f"{result.difference:+.1%}",
+            f"{result.low:+.1%} to {result.high:+.1%}",
+            f"{result.p_value:.3g} ({result.test})",
+            f"{result.minimum_detectable_effect:.1%}",
+        ]
+        for result in [*comparison.benchmarks, comparison.overall]
+    ]
+    _print_table(["benchmark", "n", "A", "B", "B - A", "95 % interval", "p", "detectable"], rows)
+    sys.stdout.write(f"{len(comparison.flipped)} items flipped (--json lists them)\n")
 
 
 def _print_json(value: Any) -> None:

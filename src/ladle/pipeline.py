@@ -18,7 +18,7 @@ from ladle.data.config import MixConfig
 from ladle.data.datasets_config import FetchDatasetConfig
 from ladle.data.preference_config import PreferConfig
 from ladle.errors import UserError
-from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
+from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig
 from ladle.hub import is_repo_id, resolve_commit
 from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import Recipe
@@ -198,19 +198,11 @@ class Pipeline:
             inputs: Inputs = {"model": (self._model(choice.model, "evaluate.models"),)}
             for benchmark in config.benchmarks:
                 inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data)
-            if choice.few_shot:
-                inputs["examples"] = self._examples(choice)
             one_model = EvaluateModelConfig.of(config, choice)
+            if one_model.examples is not None:
+                inputs["examples"] = self._dataset(one_model.examples.dataset)
             volatile = ("*_metrics.json", "final_result.json")
             self._add(Step(f"evaluate/{choice.label}", "evaluate", one_model, inputs, "evaluate", volatile=volatile))
-
-    def _examples(self, choice: ModelChoice) -> tuple[StepInput, ...]:
-        config = self.recipe.evaluate
-        if config is None or config.examples is None:
-            raise UserError(
-                f"evaluate.models asks for few_shot={choice.few_shot} and has no examples", "set evaluate.examples"
-            )
-        return self._dataset(config.examples.dataset)
 
     def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> tuple[StepInput, ...]:
         if benchmark.dataset is not None:
