@@ -47,11 +47,14 @@ def grade_file(pairs: Path, verdicts: Path, config: GraderConfig | None = None) 
         UserError: a row is not a pair; the message names its line.
     """
     rows = list(_read_rows(pairs))
+    verdicts.parent.mkdir(parents=True, exist_ok=True)
     counts: Counter[str] = Counter({verdict.value: 0 for verdict in Verdict})
     partial = verdicts.with_name(verdicts.name + ".partial")
     with (
         Grader(config) as grader,
-        partial.open("w", encoding="utf-8") as out,
+        partial.open(
+            "w", encoding="utf-8", errors="backslashreplace"
+        ) as out,  # half a surrogate pair, as JSON spells it
         progress(len(rows), "grading", "answers") as bar,
     ):
         for (row, _), grade in zip(rows, grader.grade_many(pair for _, pair in rows), strict=True):
@@ -65,40 +68,45 @@ def grade_file(pairs: Path, verdicts: Path, config: GraderConfig | None = None) 
 
 def _read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Pair]]:
     try:
-        lines = path.open(encoding="utf-8")
+        lines = path.open("rb")
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}", "name a file of JSON lines with gold and answer"
-        ) from error
+        problem = f"{path} cannot be read: {error.strerror}"
+        raise UserError(problem, "name a file of JSON lines with gold and answer") from error
     with lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _read_row(line, f"{path}:{number}")
 
 
-def _read_row(line: str, place: str) -> tuple[dict[str, Any], Pair]:
+def _read_row(line: bytes, place: str) -> tuple[dict[str, Any], Pair]:
     try:
         row = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not UTF-8: {error.reason}", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{place} is not JSON: {error.msg} at column {error.colno}", "write one JSON object a line"
-        ) from error
+        problem = f"{place} is not JSON: {error.msg} at column {error.colno}"
+        raise UserError(problem, "write one JSON object a line") from error
     if not isinstance(row, dict):
         raise UserError(f"{place} is not an object", 'write {"gold": …, "answer": …}')
     fields: dict[str, Any] = {name: _read_text(row, name, place) for name in _TEXTS}
-    for name, kinds in _TYPES.items():
-        value = row.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool) != (kinds == (bool,))):
-            raise UserError(f"{place} has {name} {value!r}", f"make it a {kinds[-1].__name__}, or leave it out")
-        if name == "tolerance" and value is not None and not 0 <= value < math.inf:
-            raise UserError(f"{place} has tolerance {value!r}", "make it zero or more")
-        if value is not None:
-            fields[name] = value
+    fields |= {name: row[name] for name, kinds in _TYPES.items() if _is_given(row, name, kinds, place)}
     try:
         answer_type(fields.get("type"))
     except UserError as error:
         raise UserError(f"{place}: {error.problem}", error.fix) from error
     return row, Pair(**fields)
+
+
+def _is_given(row: dict[str, Any], name: str, kinds: tuple[type, ...], place: str) -> bool:
+    """Whether the row has the field; a field of another type is the user's to mend."""
+    value = row.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, kinds) or isinstance(value, bool) != (kinds == (bool,)):
+        raise UserError(f"{place} has {name} {value!r}", f"make it a {kinds[-1].__name__}, or leave it out")
+    if name == "tolerance" and not 0 <= value < math.inf:
+        raise UserError(f"{place} has tolerance {value!r}", "make it zero or more")
+    return True
 
 
 def _read_text(row: dict[str, Any], name: str, place: str) -> str:

@@ -24,7 +24,7 @@ class GraderConfig(Config):
     """Address space of one worker process, in MiB."""
 
     max_characters: int = Field(default=2000, ge=1, le=4000)
-    """Longer answers are `unparsed` unless they equal the gold text; the longest gold of the six benchmarks has 332."""
+    """Longer answers are `unparsed` unless they equal the gold text; the longest gold of the six benchmarks has 210."""
 
     rounding_digits: int = Field(default=5, ge=2, le=30)
     """A decimal stands for an exact value that rounds or truncates to it from this many significant digits on.

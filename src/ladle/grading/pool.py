@@ -110,19 +110,19 @@ class WorkerPool:
     def _replace(self, worker: _Worker, waiting: deque[int], limit: float, results: dict[int, Timed]) -> list[_Lost]:
         """End a worker that is over its limit or dead, and put back what it had not begun."""
         seconds = worker.seconds_at_current()
-        died_of = worker.end()
+        status = worker.end()
         results.update(worker.collect())
         self._workers.remove(worker)
         if not worker.ahead:
             return []
         current, *rest = worker.ahead
         waiting.extendleft(reversed(rest))
-        if died_of == signal.SIGVTALRM:
+        if status == -signal.SIGVTALRM:
             reason = f"more than {self._config.cpu_seconds:g} s of CPU time"
             results[current] = Timed(Judgement(Verdict.TIMEOUT, reason), seconds)
             return []
-        over = seconds > limit
-        return [_Lost(current, seconds, f"more than {limit:g} s" if over else f"the worker died of signal {died_of}")]
+        reason = f"more than {limit:.2g} s" if seconds > limit else f"the worker ended with status {status}"
+        return [_Lost(current, seconds, reason)]
 
 
 def _start_worker(config: GraderConfig) -> _Worker:
@@ -230,11 +230,11 @@ class _Worker:
         return time.monotonic() - self._since if self.ahead else 0.0
 
     def end(self) -> int:
-        """Kill the process; return the signal that ended it, which is another where it was dead already."""
+        """Kill the process, unless it is dead already, and return its exit status, negative for a signal."""
         if self._process.poll() is None and not self._gone:
             self._process.kill()
-        code = self._process.wait()
+        status = self._process.wait()
         self._drain()
         self._input.close()
         self.output.close()
-        return -code if code < 0 else code
+        return status

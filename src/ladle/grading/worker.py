@@ -71,6 +71,7 @@ class _Grading:
         left = judgement
         spent = time.process_time() - started
         judge_algebra = self._judge_algebra or self._load()
+        self._guard.take_refused()
         judged = self._within_limits(lambda: judge_algebra(left), max(self._cpu_seconds - spent, 0.01))
         assert isinstance(judged, Judgement)
         refused = self._guard.take_refused()

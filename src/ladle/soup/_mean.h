@@ -17,12 +17,17 @@
 #ifndef LADLE_SOUP_MEAN_H
 #define LADLE_SOUP_MEAN_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors are little-endian, and this file reads them as they are"
+#endif
+
+#if FLT_EVAL_METHOD != 0
+#error "sums must be rounded to the type they are written in, or rounding them again is no longer harmless"
 #endif
 
 #if defined(__GNUC__)

@@ -65,6 +65,20 @@ def test_a_missing_file_is_the_users_to_mend(tmp_path: Path) -> None:
         grade_file(tmp_path / "none.jsonl", tmp_path / "out.jsonl")
 
 
+def test_characters_that_no_file_can_hold_are_written_as_json_spells_them(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "verdicts.jsonl"
+    grade_file(write(tmp_path / "pairs.jsonl", '{"gold": "5", "answer": "\\ud800\\u0000"}\n'), out)
+    row = json.loads(out.read_text(encoding="utf-8"))
+    assert row["answer"] == "\ud800\x00"
+    assert row["verdict"] == "unparsed"
+
+
+def test_a_file_in_another_encoding_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(b'{"gold": "1", "answer": "\xff\xfe"}\n')
+    with pytest.raises(UserError, match=":1 is not UTF-8"):
+        grade_file(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl")
+
+
 def test_one_pair() -> None:
     grade = grade_one(r"\frac{1}{2}", "0.5")
     assert grade["verdict"] == "correct"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ladle.grading.comparing.evaluate import evaluate, symbols_of, walk
+from ladle.grading.comparing.evaluate import BARE_LOGARITHM, evaluate, symbols_of, walk
 from ladle.grading.comparing.functions import apply_function
 from ladle.grading.comparing.identity import are_identical
 from ladle.grading.comparing.values import CONTEXT, Undefined, Value, add, is_real, is_within, multiply, real_part
@@ -97,7 +97,7 @@ def _infinity_sign(value: Expression) -> int:
 def evaluate_constant(value: Expression) -> Value | None:
     """Return the value of an expression without symbols, with `\\log` natural; None where it has none."""
     try:
-        return evaluate(value, {"log": CONTEXT.mpf(1)})
+        return evaluate(value, {BARE_LOGARITHM: CONTEXT.mpf(1)})
     except Undefined:
         return None
 

@@ -122,8 +122,8 @@ def power(base: Value, exponent: Value) -> Value:
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
     if exponent.denominator > 1:
-        root = _exact_root(base, exponent.denominator) if base >= 0 else None
-        return None if root is None else _exact_power(root, Fraction(exponent.numerator))
+        rational = _exact_root(base, exponent.denominator) if base >= 0 else None
+        return None if rational is None else _exact_power(rational, Fraction(exponent.numerator))
     if abs(base) == 1:
         return base if exponent.numerator % 2 else Fraction(1)
     bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent.numerator)
