@@ -19,6 +19,8 @@ from ladle.errors import UserError
 
 MADV_POPULATE_READ = 22
 """From linux/mman.h; Python does not name it yet."""
+ALIGNMENT = 4
+"""The kernel reads numbers of up to 4 bytes where they stand; a file may put them anywhere, say after 3 booleans."""
 WINDOW = 32 * 2**20
 """Bytes of a file let go at a time: often enough to stay small, seldom enough to cost nothing."""
 
@@ -91,7 +93,10 @@ class _MappedFile:
             self.mapped.madvise(MADV_POPULATE_READ, *_pages(offset, len(buffer)))
         except OSError as error:
             raise _changed(self.path) from error
-        return self.bytes[offset:stop]
+        if offset % ALIGNMENT == 0:
+            return self.bytes[offset:stop]
+        buffer[:] = self.bytes[offset:stop]
+        return buffer
 
     def release(self, offset: int, size: int) -> None:
         window = (offset + size) // WINDOW

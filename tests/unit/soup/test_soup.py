@@ -16,6 +16,7 @@ from ladle.soup import writer
 from ladle.soup.config import SoupConfig
 from ladle.soup.exact import exact_mean
 from ladle.soup.formats import FLOATS
+from ladle.soup.headers import read_header
 from ladle.soup.members import open_members
 from ladle.soup.preflight import open_soup
 from ladle.soup.recompute import recompute
@@ -183,6 +184,21 @@ def test_a_model_of_empty_and_scalar_tensors_is_no_special_case(tmp_path: Path) 
     members = [write_member(tmp_path / f"m{j}", tensors) for j in range(2)]
     run(members, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == pack(tensors)
+
+
+def test_numbers_may_stand_at_odd_places(tmp_path: Path) -> None:
+    flags = {"flags": ("BOOL", np.array([True, False, True]))}
+    members = [write_member(tmp_path / f"m{j}", flags | random_tensors(j, rows=900)) for j in range(3)]
+    run(members, tmp_path / "out")
+    run(members, tmp_path / "pread", reader="pread")
+    assert open_members([tmp_path / "out"])[0].tensor("embed.weight").start % 2 == 1
+    assert read_tree(tmp_path / "out") == read_tree(tmp_path / "pread")
+    assert recompute(tmp_path / "out", members) == []
+    result = (tmp_path / "out" / "model.safetensors").read_bytes()
+    run([write_member(tmp_path / f"even{j}", random_tensors(j, rows=900)) for j in range(3)], tmp_path / "even")
+    even = (tmp_path / "even" / "model.safetensors").read_bytes()
+    size = len(even) - read_header(tmp_path / "even" / "model.safetensors").data_start
+    assert result[-size:] == even[-size:]
 
 
 def test_deepseek_v3_keeps_what_vllm_needs(tmp_path: Path) -> None:
