@@ -144,7 +144,7 @@ class Pipeline:
         config = self.recipe.soup
         if config is None:
             return
-        members = [item for member in config.members for item in self._soup_member(member, config)]
+        members = [item for member in config.ordered_members for item in self._soup_member(member, config)]
         inputs: Inputs = {"members": tuple(members)}
         if config.select != "none":
             if "mix" not in self.steps:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ladle.artifacts.build import natural_key
 from ladle.artifacts.files import hash_file, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import LocalFiles
@@ -45,7 +46,7 @@ def find_local(reference: str) -> tuple[Path, ...]:
     if path.exists():
         return (path,)
     matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return tuple(Path(match) for match in sorted(matches))
+    return tuple(sorted(map(Path, matches), key=natural_key))
 
 
 def hash_local(paths: tuple[Path, ...], hashes: FileHashes) -> LocalFiles:
