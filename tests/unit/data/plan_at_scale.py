@@ -8,7 +8,7 @@ One source is far larger than the rest (Pareto shares), lengths are log-normal l
 from __future__ import annotations
 
 import json
-import resource
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -49,6 +49,13 @@ def make_source(config: MixConfig, index: int, tokens: float, first_shard: int) 
     return TokenizedSource(config.sources[index], tuple(shards), tuple(shard.path for shard in shards), first_shard)
 
 
+def peak_bytes() -> int:
+    """Return this program's peak memory; `ru_maxrss` would hand down that of the process which started it."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 def main(num_tokens: int, folder: Path) -> None:
     shares = np.random.default_rng(1).pareto(1.2, NUM_SOURCES) + 0.2
     shares /= shares.sum()
@@ -64,7 +71,7 @@ def main(num_tokens: int, folder: Path) -> None:
     counts = write_split(drawn, config, "train", folder)
     result = {
         "seconds": time.monotonic() - started,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "tokens": counts.num_tokens,
         "documents": sum(len(source.lengths) for source in sources),
         "padding_share": 1 - counts.num_tokens / (counts.num_rows * config.sequence_length),
