@@ -6,7 +6,7 @@ Reference log-probabilities are computed once before training, and z0 over each 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -56,7 +56,7 @@ class KtoTrainer(LadleTrainer):
         self, model: PreTrainedModel, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Return the mean KTO loss of a microbatch (scalar)."""
-        unwrapped = self.accelerator.unwrap_model(model)
+        unwrapped = cast(PreTrainedModel, self.accelerator.unwrap_model(model))
         with torch.no_grad():
             kl_ratio_B = completion_logps(unwrapped, **inputs["kl"]) - inputs["ref_kl_logp"]
         z0 = reduce_tensor(self.accelerator, reference_point(kl_ratio_B), "mean")
