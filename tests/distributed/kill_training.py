@@ -50,7 +50,6 @@ class Job:
 
     config: PretrainConfig
     inputs: dict[str, list[Path]]
-    processes: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,14 @@ class Ending:
     optimizer_digest: str
 
 
-def make_job(folder: Path, shape: str, processes: int, dtype: str = "float32", accumulation: int = 2) -> Job:
+def make_job(
+    folder: Path,
+    shape: str,
+    processes: int = 1,
+    dtype: str = "float32",
+    distributed: str = "ddp",
+    accumulation: int = 2,
+) -> Job:
     """Write a model and a mixture and return the training on them."""
     model, tokenizer = folder / "base", make_tokenizer()
     save_model(make_model(shape, len(tokenizer)), tokenizer, model)
@@ -86,11 +92,8 @@ def make_job(folder: Path, shape: str, processes: int, dtype: str = "float32", a
         "logging_steps": 1,
         "seed": 7,
     }
-    return Job(
-        PretrainConfig.model_validate({"trainer": trainer, "dtype": dtype}),
-        {"model": [model], "mixture": [mixture]},
-        processes,
-    )
+    sections = {"trainer": trainer, "dtype": dtype, "processes": processes, "distributed": distributed}
+    return Job(PretrainConfig.model_validate(sections), {"model": [model], "mixture": [mixture]})
 
 
 def start(job: Job, out: Path) -> list[int]:
@@ -100,7 +103,7 @@ def start(job: Job, out: Path) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [_fork(job, out, rank, port) for rank in range(job.processes)]
+    return [_fork(job, out, rank, port) for rank in range(job.config.processes)]
 
 
 def _fork(job: Job, out: Path, rank: int, port: int) -> int:
@@ -111,9 +114,10 @@ def _fork(job: Job, out: Path, rank: int, port: int) -> int:
     if rank == 0:
         logging.getLogger("ladle").addHandler(logging.FileHandler(out.with_suffix(".log")))
         logging.getLogger("ladle").setLevel(logging.INFO)
-    if job.processes > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.processes)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(job.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = job.config.processes
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     code = 1
     try:
         summary = pretrain.run(job.config, job.inputs, out)
@@ -212,7 +216,9 @@ def _is_running(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
-def run(shape: str, processes: int, kills: int, seed: int, dtype: str = "float32") -> dict[str, Any]:
+def run(
+    shape: str, processes: int, kills: int, seed: int, dtype: str = "float32", distributed: str = "ddp"
+) -> dict[str, Any]:
     """Make `kills` kills and return what was seen.
 
     Raises:
@@ -223,6 +229,7 @@ def run(shape: str, processes: int, kills: int, seed: int, dtype: str = "float32
         "shape": shape,
         "processes": processes,
         "dtype": dtype,
+        "distributed": distributed,
         "seed": seed,
         "kills": 0,
         "in_saves": 0,
@@ -231,7 +238,7 @@ def run(shape: str, processes: int, kills: int, seed: int, dtype: str = "float32
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        job = make_job(folder, shape, processes, dtype)
+        job = make_job(folder, shape, processes, dtype, distributed)
         reference = finish(job, folder / "reference")
         while seen["kills"] < kills:
             out = folder / f"run-{seen['endings']}"
@@ -248,7 +255,9 @@ def run(shape: str, processes: int, kills: int, seed: int, dtype: str = "float32
     return seen
 
 
-def run_apart(shape: str, processes: int, kills: int, seed: int, dtype: str = "float32") -> dict[str, Any]:
+def run_apart(
+    shape: str, processes: int, kills: int, seed: int, dtype: str = "float32", distributed: str = "ddp"
+) -> dict[str, Any]:
     """Do `run` in a fresh process of one thread: forking is only safe while torch has started none.
 
     Raises:
@@ -256,6 +265,7 @@ def run_apart(shape: str, processes: int, kills: int, seed: int, dtype: str = "f
     """
     command = [sys.executable, "-m", "tests.distributed.kill_training", "--shape", shape, "--dtype", dtype]
     command += ["--processes", str(processes), "--kills", str(kills), "--seed", str(seed)]
+    command += ["--distributed", distributed]
     root = Path(__file__).parent.parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"{shlex.join(command)}\n" + done.stdout[-2000:] + done.stderr[-6000:]
@@ -270,6 +280,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--distributed", default="ddp")
     arguments = parser.parse_args()
     log.configure(quiet=True)
     logging.getLogger("ladle").handlers.clear()

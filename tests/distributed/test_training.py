@@ -22,15 +22,22 @@ from tests.distributed.kill_training import Job, make_job
 
 KILLS = int(os.environ.get("LADLE_KILLS", "4"))
 SEED = int(os.environ.get("LADLE_KILL_SEED", random.SystemRandom().randrange(2**31)))
+WRAPPERS = {"ddp": "DistributedDataParallel", "zero2": "DeepSpeedEngine"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.mark.parametrize(
-    ("shape", "processes", "dtype"),
-    [("deepseek_v3", 1, "float32"), ("deepseek_v3", 2, "float32"), ("qwen3", 1, "bfloat16"), ("qwen3", 2, "float32")],
+    ("shape", "processes", "dtype", "distributed"),
+    [
+        ("deepseek_v3", 1, "float32", "ddp"),
+        ("deepseek_v3", 2, "float32", "ddp"),
+        ("qwen3", 1, "bfloat16", "ddp"),
+        ("qwen3", 2, "float32", "ddp"),
+        ("deepseek_v3", 2, "bfloat16", "zero2"),
+    ],
 )
-def test_killed_training_ends_with_the_same_bytes(shape, processes, dtype):
-    seen = kill_training.run_apart(shape, processes, KILLS, SEED, dtype)
+def test_killed_training_ends_with_the_same_bytes(shape, processes, dtype, distributed):
+    seen = kill_training.run_apart(shape, processes, KILLS, SEED, dtype, distributed)
     assert seen["kills"] >= KILLS, seen
     assert seen["resumes"] >= 1, seen
 
@@ -41,13 +48,19 @@ def with_trainer(job: Job, **arguments: object) -> Job:
     return dataclasses.replace(job, config=config)
 
 
+def with_processes(job: Job, processes: int, distributed: str) -> Job:
+    update = {"processes": processes, "distributed": distributed}
+    return dataclasses.replace(job, config=job.config.model_copy(update=update))
+
+
 def losses(out: Path) -> list[float]:
     rows = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.parametrize("distributed", ["ddp", "zero2"])
 @pytest.mark.parametrize("shape", ["qwen3", "deepseek_v3"])
-def test_two_processes_train_as_one_with_twice_the_accumulation(shape, tmp_path):
+def test_two_processes_train_as_one_with_twice_the_accumulation(shape, distributed, tmp_path):
     """Losses differ by rounding alone: 1e-6 over 20 steps of a dense model; an MoE's experts may flip, so one step."""
     job = with_trainer(
         make_job(tmp_path, shape, 1), max_steps=20, gradient_accumulation_steps=2, logging_steps=1, save_strategy="no"
@@ -56,9 +69,10 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(shape, tmp_path)
     for out in (one, two):
         out.mkdir()
     pretrain.run(job.config, job.inputs, one)
-    halved = with_trainer(job, gradient_accumulation_steps=1)
+    halved = with_processes(with_trainer(job, gradient_accumulation_steps=1), 2, distributed)
     summary = run_in_processes("pretrain", halved.config, halved.inputs, two, 2)
     assert summary["counters"]["processes"] == 2
+    assert summary["metrics"]["wrapper"] == WRAPPERS[distributed]
     steps = 20 if shape == "qwen3" else 1
     torch.testing.assert_close(losses(two)[:steps], losses(one)[:steps], rtol=0, atol=1e-6 * max(losses(one)))
 
@@ -102,7 +116,7 @@ def test_the_rows_named_are_the_rows_trained_on(tmp_path):
             return super().__getitem__(row)
 
     dataset = Recorder(job.inputs["mixture"][0])
-    arguments = pretrain.make_arguments(with_trainer(job, save_strategy="no", max_steps=35).config.trainer, tmp_path)
+    arguments = pretrain.make_arguments(with_trainer(job, save_strategy="no", max_steps=35).config, tmp_path)
     trainer = pretrain.LadleTrainer(
         model=pretrain.load_model(job.inputs["model"][0]),
         args=arguments,

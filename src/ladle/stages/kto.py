@@ -27,7 +27,7 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     assert isinstance(pad_id, int)
-    arguments = make_arguments(config.trainer, out)
+    arguments = make_arguments(config, out)
     rows = list(read_rows([inputs["preference"][0] / "preference"]))
     examples, counters = make_examples(rows, tokenizer, config.max_length, arguments.seed)
     weights = _weights(config, examples)
@@ -47,12 +47,12 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
         save_model(model, tokenizer, out / "model")
         trainer.finish_checkpoints()
         trainer.write_log(out / LOG_NAME)
-    trainer.accelerator.end_training()
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     metrics: dict[str, Any] = {
         name: last[name] for name in ("loss", "z0", "rewards/chosen", "rewards/rejected") if name in last
     }
     metrics["optimizer_digest"] = trainer.optimizer_digest()
+    trainer.accelerator.end_training()
     return {"counters": counters | {"steps": trainer.state.global_step}, "metrics": metrics}
 
 

@@ -26,7 +26,7 @@ def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dic
     use_linear_cross_entropy(model)
     _refuse_other_vocabulary(dataset, model.config.vocab_size)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
-    arguments = make_arguments(config.trainer, out)
+    arguments = make_arguments(config, out)
     trainer = LadleTrainer(
         model=model,
         args=arguments,
@@ -43,8 +43,9 @@ def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dic
         save_model(model, tokenizer, out / "model")
         trainer.finish_checkpoints()
         trainer.write_log(out / LOG_NAME)
+    summary = _summarise(trainer, dataset)
     trainer.accelerator.end_training()
-    return _summarise(trainer, dataset)
+    return summary
 
 
 def _refuse_other_vocabulary(dataset: MixedDataset, vocab_size: int) -> None:
@@ -67,5 +68,5 @@ def _summarise(trainer: LadleTrainer, dataset: MixedDataset) -> dict[str, Any]:
             "processes": trainer.accelerator.num_processes,
             "resumed_from_step": step_of(trainer.resumed_from) if trainer.resumed_from else 0,
         },
-        "metrics": metrics | {"optimizer_digest": trainer.optimizer_digest()},
+        "metrics": metrics | {"wrapper": trainer.wrapper, "optimizer_digest": trainer.optimizer_digest()},
     }

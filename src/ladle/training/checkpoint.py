@@ -32,7 +32,7 @@ TRAINING_STATE = (
     "trainer_state.json",
     "training_args.bin",
     "latest",
-    "zero_to_fp32.py",
+    "zero_to_*.py",
     "global_step*",
 )
 """What only resuming needs (the last three are DeepSpeed's); without it a checkpoint is a model-only copy."""

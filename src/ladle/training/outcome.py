@@ -29,16 +29,20 @@ def write_log(history: Iterable[Mapping[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), encoding="utf-8")
 
 
-def optimizer_digest(optimizer: torch.optim.Optimizer) -> str:
-    """Return the blake3 over the optimizer's tensors, in parameter order."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer's tensors by parameter number and name."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    digests = [
-        [index, name, _tensor_digest(value)]
+    return {
+        f"{index}.{name}": value
         for index, entry in sorted(state.items())
         for name, value in sorted(entry.items())
         if isinstance(value, torch.Tensor)
-    ]
-    return hash_bytes(json.dumps(digests).encode())
+    }
+
+
+def digest_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the blake3 over tensors and their names, in their order."""
+    return hash_bytes(json.dumps([[name, _tensor_digest(tensor)] for name, tensor in tensors.items()]).encode())
 
 
 def _tensor_digest(tensor: torch.Tensor) -> str:

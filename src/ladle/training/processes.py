@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+import os
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
+from torch import distributed
+
+from ladle.errors import UserError
+
+
+def require_processes(wanted: int) -> None:
+    """Check that a training runs in as many processes on this machine as its recipe says, each with a GPU if any has.
+
+    Raises:
+        UserError: it does not.
+    """
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    if started != wanted:
+        raise UserError(
+            f"the recipe asks for {wanted} processes a machine and {started} were started",
+            f"set processes={started}, or start it by `ladle run`, which starts as many as it says",
+        )
+    gpus = torch.cuda.device_count()
+    if gpus and wanted > gpus:
+        raise UserError(f"the recipe asks for {wanted} processes and this machine has {gpus} GPUs", f"processes={gpus}")
+
+
+def gather_objects(accelerator: Accelerator, value: Any) -> list[Any]:
+    """Return every process's `value`, in rank order, on every process."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * accelerator.num_processes
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def reduce_tensor(accelerator: Accelerator, tensor: torch.Tensor, reduction: Literal["sum", "mean"]) -> torch.Tensor:

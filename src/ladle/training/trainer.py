@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from ladle.artifacts.files import pretty_json
-from ladle.errors import CheckFailed, Preempted
+from ladle.artifacts.files import hash_bytes, pretty_json
+from ladle.errors import CheckFailed, Preempted, UserError
 from ladle.log import get_logger
 from ladle.models.load import complete_config, load_model
 from ladle.training.balance import BalanceExperts
@@ -47,7 +47,9 @@ from ladle.training.checkpoint import (
 )
 from ladle.training.guard import FiniteGuard, as_number
 from ladle.training.order import RowOrder, rows_of_epoch
-from ladle.training.outcome import optimizer_digest, write_log
+from ladle.training.outcome import digest_tensors, optimizer_tensors, write_log
+from ladle.training.processes import gather_objects
+from ladle.training.zero2 import DEEPSPEED_ENGINE, guard_engine, partition_tensors
 
 logger = get_logger(__name__)
 
@@ -64,6 +66,7 @@ class LadleTrainer(Trainer):
     # Trainer's own annotations allow None, which these are not while a training runs.
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    deepspeed: Any
 
     def __init__(
         self, *args: Any, keep: Rotation, rows_are_shuffled: bool, router_bias_update_rate: float, **kwargs: Any
@@ -103,11 +106,22 @@ class LadleTrainer(Trainer):
             logger.info("going on from %s", self.resumed_from.name)
         elif self.args.save_strategy != SaveStrategy.NO and self.args.should_save:
             require_free_space(self.folder, self._checkpoint_bytes(), "a checkpoint")
+        self._refuse_other_world()
         self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.stop_on_signal.stopped and self.state.global_step < self.state.max_steps:
             raise Preempted(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}, saved; "
                 "run the same command again to go on"
+            )
+
+    def _refuse_other_world(self) -> None:
+        if self.resumed_from is None:
+            return
+        then, now = len(list(self.resumed_from.glob("progress_*.json"))), self.accelerator.num_processes
+        if then != now:
+            raise UserError(
+                f"{self.resumed_from} was saved by {then} processes and {now} are running: they cannot go on exactly",
+                f"set processes={then} as before, or start afresh in another folder",
             )
 
     def finish_checkpoints(self) -> None:
@@ -162,11 +176,13 @@ class LadleTrainer(Trainer):
     def _checkpoint_bytes(self) -> int:
         """Estimate a checkpoint's size: the weights, and twice the trainable ones in float32 for AdamW.
 
-        AdamW's part is left out where only the model is saved.
+        DeepSpeed saves the weights once more, and float32 ones. Where only the model is saved, it is the weights alone.
         """
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        return weights + (0 if self.args.save_only_model else 8 * trainable)
+        if self.args.save_only_model:
+            return weights
+        return 2 * weights + 12 * trainable if self.is_deepspeed_enabled else weights + 8 * trainable
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load weights so that every parameter and buffer is accounted for."""
@@ -247,6 +263,25 @@ class LadleTrainer(Trainer):
 
     # The guard.
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self._require_wrapper()
+        if self.is_deepspeed_enabled:
+            guard_engine(self.deepspeed, self.guard.note_loss, self._refuse_bad_step)
+        return prepared
+
+    @property
+    def wrapper(self) -> str:
+        """Name of the class that holds the model in training."""
+        return type(self.model_wrapped).__name__
+
+    def _require_wrapper(self) -> None:
+        """Refuse to train some other way than asked: accelerate falls back to one process or plain DDP in silence."""
+        expected = "DistributedDataParallel" if self.accelerator.num_processes > 1 else type(self.model).__name__
+        expected = DEEPSPEED_ENGINE if self.args.deepspeed else expected
+        if self.wrapper != expected and not self.args.torch_compile:
+            raise CheckFailed(f"the model is held by {self.wrapper}, where {expected} was asked for")
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one microbatch and note a loss that is not finite."""
         loss = super().training_step(*args, **kwargs)
@@ -256,14 +291,15 @@ class LadleTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Return the gradient norm; stop every process here, before the optimizer step, if the guard refuses it."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.guard.refuses(as_number(norm)):
-            raise CheckFailed(self._explain_bad_step(as_number(norm)))
+        if not self.is_deepspeed_enabled:  # whose step was taken, and guarded, inside its backward
+            self._refuse_bad_step(as_number(norm))
         return norm
 
-    def _explain_bad_step(self, grad_norm: float | None) -> str:
-        step = self.state.global_step + 1
-        good = list_checkpoints(self.folder)
-        return self.guard.explain(step, grad_norm, self.rows_of_step(step), good[-1] if good else None)
+    def _refuse_bad_step(self, grad_norm: float | None) -> None:
+        if self.guard.refuses(grad_norm):
+            step = self.state.global_step + 1
+            good = list_checkpoints(self.folder)
+            raise CheckFailed(self.guard.explain(step, grad_norm, self.rows_of_step(step), good[-1] if good else None))
 
     # The log.
 
@@ -276,8 +312,14 @@ class LadleTrainer(Trainer):
         write_log(self.state.log_history, path)
 
     def optimizer_digest(self) -> str:
-        """Return the blake3 over the optimizer's tensors, in parameter order: equal runs give equal digests."""
-        return optimizer_digest(self.optimizer)
+        """Return the blake3 over the optimizer's tensors, in parameter order: equal runs give equal digests.
+
+        Under ZeRO-2 over every process's share, float32 weights included; every process must call this.
+        """
+        if not self.is_deepspeed_enabled:
+            return digest_tensors(optimizer_tensors(self.optimizer))
+        share = digest_tensors(partition_tensors(self.deepspeed.optimizer))
+        return hash_bytes(json.dumps(gather_objects(self.accelerator, share)).encode())
 
 
 class _RestoreProgress(TrainerCallback):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladle.training.arguments import TrainerArguments
 from ladle.training.balance import BIAS, BalanceExperts, load_figures
 from ladle.training.checkpoint import Rotation
+from ladle.training.config import PretrainConfig
 from ladle.training.hf_arguments import make_arguments
 from ladle.training.trainer import LadleTrainer
 from tests.tiny_models import make_model
@@ -39,7 +39,7 @@ def train(model, rate: float, folder: Path, steps: int) -> LadleTrainer:
     }
     trainer = LadleTrainer(
         model=model,
-        args=make_arguments(TrainerArguments.model_validate(arguments), folder),
+        args=make_arguments(PretrainConfig.model_validate({"trainer": arguments}), folder),
         train_dataset=rows,
         keep=Rotation(),
         rows_are_shuffled=False,
