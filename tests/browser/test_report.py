@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,17 +41,52 @@ def record(stage: str, **values: object) -> dict:
     return {"stage": stage, "environment": {"python": "3", "packages": {"torch": "2"}}, **empty, **values}
 
 
+def evaluated(folder: Path, right: int) -> tuple[Path, dict]:
+    """Write what evaluating 400 items leaves, the first `right` of them answered right."""
+    results = folder / "word_problems" / "test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl"
+    results.parent.mkdir(parents=True)
+    rows = [
+        {"idx": idx, "question": f"{idx} + 1?", "gt": "1", "code": ["1"], "pred": ["1"], "score": [idx < right]}
+        for idx in range(400)
+    ]
+    results.write_text("".join(json.dumps(row | {"gt_cot": "", "report": ["None"]}) + "\n" for row in rows))
+    score = {"accuracy": right / 400, "low": right / 400 - 0.01, "high": right / 400 + 0.01, "n": 400}
+    return folder, record("evaluate", metrics={"word_problems": score, "other": score})
+
+
+def mixture(folder: Path) -> tuple[Path, dict]:
+    source = {
+        "name": "web",
+        "ratio": 1.0,
+        "train_tokens": 1234,
+        "train_documents": 3,
+        "epochs": 1.5,
+        "dropped_rows": {},
+    }
+    source |= {"dropped_rows": {}, "dropped_tokens": {"unused": 77}, "length_histogram": {"64-127": 3}}
+    splits = {"train": {"rows": 2, "tokens": 1234, "padding_share": 0.001}}
+    folder.mkdir()
+    (folder / "mixture.json").write_text(json.dumps({"sources": [source], "splits": splits}))
+    return folder, record("mix")
+
+
+def soup(folder: Path) -> tuple[Path, dict]:
+    members = [{"name": "base", "coefficient": "1/2"}, {"name": "checkpoint-10", "coefficient": "1/2"}]
+    chosen = {"chosen": "uniform", "candidates": [{"name": "last", "loss": 1.5}, {"name": "uniform", "loss": 1.25}]}
+    folder.mkdir()
+    (folder / "merge_info.json").write_text(json.dumps({"method": "uniform", "members": members, "selection": chosen}))
+    return folder, record("soup")
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    score = {"accuracy": 0.75, "low": 0.7, "high": 0.8, "n": 400}
     (tmp_path / "training_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     records = {
+        "mix": mixture(tmp_path / "mix"),
         "pretrain": (tmp_path, record("pretrain", counters={"steps": 2})),
-        "evaluate/base": (
-            tmp_path,
-            record("evaluate", metrics={"word_problems": score | {"accuracy": 0.01, "low": 0.0, "high": 0.03}}),
-        ),
-        "evaluate/kto <b>": (tmp_path, record("evaluate", metrics={"word_problems": score})),
+        "soup": soup(tmp_path / "soup"),
+        "evaluate/base": evaluated(tmp_path / "base", 4),
+        "evaluate/kto <b>": evaluated(tmp_path / "kto", 300),
     }
     path = tmp_path / "index.html"
     path.write_text(render_page("A <run> & its results", records), encoding="utf-8")
@@ -61,9 +97,14 @@ def test_the_page_shows_results_and_plots_and_escapes_names(page, tmp_path):
     dom = browse("--dump-dom", page.as_uri(), profile=tmp_path / "profile").stdout
     assert "A &lt;run&gt; &amp; its results" in dom
     assert "75.0 %" in dom
-    assert "70.0 to 80.0 %" in dom
+    assert "74.0 to 76.0 %" in dom
     assert "kto &lt;b&gt;" in dom
-    assert dom.count("<svg") == 2
+    assert "+74.0" in dom
+    assert "296 / 0 of 400" in dom
+    assert "77 unused" in dom
+    assert "1/2 base + 1/2 checkpoint-10" in dom
+    assert "1.25000" in dom
+    assert dom.count("<svg") == 4
     assert "http://" not in dom.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ladle.reporting.plots import accuracy_plot, curve_plot
+from ladle.reporting.mixtures import collect_mixtures
+from ladle.reporting.plots import accuracy_plot, curve_plot, length_plot
+from ladle.reporting.records import Records
+from ladle.reporting.samples import collect_samples
+from ladle.reporting.scores import collect_changes, collect_scores, mean_scores
+from ladle.reporting.soups import collect_soups
 
 LOG_NAME = "training_log.jsonl"
-CURVES = {"pretrain": ("loss",), "kto": ("loss", "z0", "rewards/chosen", "rewards/rejected")}
+CURVES = {
+    "pretrain": ("loss", "eval_loss"),
+    "kto": ("loss", "z0", "rewards/chosen", "rewards/rejected"),
+}
 """Logged values to draw, by stage."""
-
-Records = Mapping[str, tuple[Path, dict[str, Any]]]
-"""Step name to the artifact's folder and its record."""
 
 
 def render_page(title: str, records: Records) -> str:
@@ -25,26 +29,21 @@ def render_page(title: str, records: Records) -> str:
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(files("ladle.reporting").joinpath("page.html").read_text(encoding="utf-8"))
-    scores = collect_scores(records)
+    scores, mixtures = collect_scores(records), collect_mixtures(records)
     return template.render(
         title=title,
         scores=scores,
+        means=mean_scores(scores) if len(scores) > 1 else {},
+        changes=collect_changes(records),
         accuracy_plots=[accuracy_plot(models, benchmark) for benchmark, models in scores.items()],
         curves=[plot for name, (folder, record) in records.items() for plot in _curves(name, folder, record)],
+        mixtures=mixtures,
+        length_plots=[length_plot(mixture["sources"], mixture["name"]) for mixture in mixtures],
+        soups=collect_soups(records),
+        samples=collect_samples(records),
         steps=[_step_row(name, record) for name, (_, record) in records.items()],
-        samples=[sample for name, (folder, record) in records.items() for sample in _samples(name, folder, record)],
         environment=next(iter(records.values()))[1]["environment"] if records else {},
     )
-
-
-def collect_scores(records: Records) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return benchmark → model → {accuracy, n, low, high}, both in the recipe's order."""
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, (_, record) in records.items():
-        if record["stage"] == "evaluate":
-            for benchmark, metrics in record["metrics"].items():
-                scores.setdefault(benchmark, {})[name.rsplit("/", 1)[-1]] = metrics
-    return scores
 
 
 def _curves(name: str, folder: Path, record: dict[str, Any]) -> list[str]:
@@ -65,25 +64,3 @@ def _step_row(name: str, record: dict[str, Any]) -> dict[str, Any]:
         "counters": record["counters"],
         "config": json.dumps(record["config"], indent=2, ensure_ascii=False),
     }
-
-
-def _samples(name: str, folder: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the first completion of each benchmark, so that a reader sees what the models say."""
-    if record["stage"] != "evaluate":
-        return []
-    rows = []
-    for path in sorted(folder.glob("*/*_result.jsonl")):
-        with path.open(encoding="utf-8") as lines:
-            row = json.loads(next(lines, "null"))
-        if row is not None:
-            verdict = "right" if row["score"][0] else "wrong"
-            rows.append(
-                {
-                    "model": name.rsplit("/", 1)[-1],
-                    "question": row["question"],
-                    "completion": row["code"][0],
-                    "gold": row["gt"],
-                    "verdict": verdict,
-                }
-            )
-    return rows

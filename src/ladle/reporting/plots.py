@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 mpl.rcParams |= {
     "svg.hashsalt": "ladle",
@@ -47,11 +48,37 @@ def curve_plot(title: str, log: Sequence[Mapping[str, Any]], names: Sequence[str
     for name in names:
         points = [(entry["step"], entry[name]) for entry in log if name in entry and "step" in entry]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4, marker="." if len(points) < 3 else None)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(title, loc="left")
     axes.legend(frameon=False)
     return _svg(figure)
+
+
+def length_plot(sources: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Draw how many documents of each source have which length, in tokens, by powers of two.
+
+    Args:
+        sources: each with `name` and `length_histogram`, a range such as `64-127` to its number of documents.
+        title: the plot's title.
+    """
+    figure, axes = _axes()
+    ranges = sorted({name for source in sources for name in source["length_histogram"]}, key=_first_number)
+    for source in sources:
+        counts = [source["length_histogram"].get(name, 0) for name in ranges]
+        total = max(1, sum(counts))
+        axes.plot(range(len(ranges)), [100 * count / total for count in counts], label=source["name"], marker=".")
+    axes.set_xticks(range(len(ranges)), ranges, rotation=45, ha="right", fontsize=7)
+    axes.set_xlabel("tokens in a document")
+    axes.set_ylabel("documents, %")
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _first_number(name: str) -> int:
+    return int(name.split("-")[0])
 
 
 def _axes() -> tuple[Figure, Any]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from ladle.artifacts.record import read_record
 from ladle.reporting.config import PageConfig
-from ladle.reporting.page import collect_scores, render_page
+from ladle.reporting.page import render_page
+from ladle.reporting.scores import collect_scores
 
 
 def run(config: PageConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
