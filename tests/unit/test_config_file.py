@@ -43,6 +43,8 @@ def fault(tmp_path: Path, text: str, *overrides: str) -> str:
         ("1E3", 1e3),
         ("7_500_000", 7_500_000),
         ("true", True),
+        ("no", "no"),
+        ("on", "on"),
         ("null", None),
         ("[a, 1]", ["a", 1]),
         ("a: b: c", "a: b: c"),

@@ -1,7 +1,7 @@
 """Reading YAML into a tree of plain values, with the line of every key.
 
-Two things differ from plain PyYAML: numbers such as `2e-4` and `7_500_000` are numbers, and a key that stands twice in
-one mapping is refused.
+Three things differ from plain PyYAML: numbers such as `2e-4` and `7_500_000` are numbers, `no`, `yes`, `on` and `off`
+are words (so `save_strategy: no` means what it says), and a key that stands twice in one mapping is refused.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ KeyPath = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose floats need no dot: YAML 1.1 reads `2e-4` as a string."""
+    """SafeLoader that reads floats and booleans as YAML 1.2 does: 1.1 takes `2e-4` for a string and `no` for false."""
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
