@@ -38,6 +38,15 @@ def configure(verbose: bool = False, quiet: bool = False) -> None:
     ladle.handlers[:] = [handler]
     ladle.propagate = False
     ladle.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("DeepSpeed").addFilter(_say_on_standard_error)
+
+
+def _say_on_standard_error(record: logging.LogRecord) -> bool:
+    """Take over what DeepSpeed would print among a command's results; as a detail, for its warnings are of no use."""
+    get_logger("ladle.deepspeed").log(
+        record.levelno if record.levelno >= logging.ERROR else logging.DEBUG, record.getMessage()
+    )
+    return False
 
 
 @contextmanager
