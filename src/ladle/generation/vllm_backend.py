@@ -60,7 +60,9 @@ class VllmGenerator:
         self.tokenizer = tokenizer
         self.dtype = dtype
         self.batch_size = batch_size
-        self.context = _read_json(self.model / "config.json").get("max_position_embeddings")
+        config = _read_json(self.model / "config.json")
+        self.context = config.get("max_position_embeddings")
+        self._has_latent_attention = "kv_lora_rank" in config
         eos = _read_json(self.model / "generation_config.json").get("eos_token_id")
         self.stop_ids = stop_token_ids(eos, tokenizer)
         self._engine: Any = None
@@ -127,9 +129,16 @@ class VllmGenerator:
                 max_model_len=min(limit, self._engine_length),
                 max_num_seqs=self.batch_size,
                 disable_log_stats=True,
-                **({} if torch.cuda.is_available() else _ON_CPU),
+                **self._settings_on_cpu(),
             )
         return self._engine
+
+    def _settings_on_cpu(self) -> dict[str, Any]:
+        if torch.cuda.is_available():
+            return {}
+        # Where the processor has AMX tiles, vLLM 0.32 takes them for latent attention, and they hold no float32.
+        exact = {"attention_backend": "CPU_MLA"} if self._has_latent_attention and self.dtype == "float32" else {}
+        return _ON_CPU | exact
 
 
 def _prepare_environment(worker: int) -> None:

@@ -1,7 +1,6 @@
 """The vLLM backend, run by a real vLLM in its own environment, against the transformers loop.
 
-LADLE_VLLM_PYTHON names that environment's interpreter; without it the tests are skipped. vLLM pins a transformers of
-its own, so it cannot share this environment.
+Without that environment (`make setup-vllm`) the tests are skipped: vLLM pins a transformers of its own.
 """
 
 from __future__ import annotations
@@ -21,14 +20,6 @@ from ladle.generation.transformers_loop import TransformersGenerator
 from ladle.models.load import save_model
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def vllm_python() -> str:
-    python = os.environ.get("LADLE_VLLM_PYTHON")
-    if not python:
-        pytest.skip("LADLE_VLLM_PYTHON names no interpreter with vLLM")
-    return python
 
 
 @pytest.fixture(scope="module", params=["qwen3_for_vllm", "deepseek_v3_for_vllm"])

@@ -1,4 +1,4 @@
-"""The HTTP backend against vLLM's own server, in the environment that LADLE_VLLM_PYTHON names."""
+"""The HTTP backend against vLLM's own server, in an environment of its own (`make setup-vllm`)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ START_SECONDS = 400
 
 
 @pytest.fixture(scope="module")
-def endpoint(trained, tokenizer, tmp_path_factory) -> Iterator[str]:
-    python = os.environ.get("LADLE_VLLM_PYTHON")
-    if not python:
-        pytest.skip("LADLE_VLLM_PYTHON names no interpreter with vLLM")
+def endpoint(vllm_python, trained, tokenizer, tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
     save_model(trained("qwen3_for_vllm"), tokenizer, folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [
-        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", "tiny"),
+        *(
+            vllm_python,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(folder),
+            "--served-model-name",
+            "tiny",
+        ),
         *(
             "--host",
             "127.0.0.1",

@@ -17,6 +17,7 @@ from ladle.grading.comparing.scalars import Rules, are_equal_quantities
 from ladle.grading.reading.tree import (
     EXPRESSIONS,
     BaseNumeral,
+    Call,
     ClockTime,
     Expression,
     Interval,
@@ -149,6 +150,8 @@ def _compare_listing(gold: Listing, answer: Tree, rules: Rules) -> bool | None:
 def _compare_ordered(gold: Ordered, answer: Tree, rules: Rules) -> bool | None:
     if isinstance(answer, (Ordered, Listing)):
         return _compare_all(gold.items, answer.items, rules)
+    if isinstance(answer, Call) and len(answer.arguments) > 1:  # a point with its name: A(1, 2)
+        return _compare_all(gold.items, answer.arguments, rules)
     if isinstance(answer, Matrix) and 1 in (len(answer.rows), len(answer.rows[0])):
         return _compare_all(gold.items, [cell for row in answer.rows for cell in row], rules)
     return False

@@ -104,6 +104,12 @@ def _binomial(above: Value, below: Value) -> Value:
     return bound(CONTEXT.binomial(as_float(above), as_float(below)))
 
 
+def _permutation(total: Value, chosen: Value) -> Value:
+    if is_integer(total) and is_integer(chosen) and 0 <= chosen <= total <= _MAX_EXACT_FACTORIAL:
+        return bound_exact(Fraction(math.perm(total.numerator, chosen.numerator)))
+    return bound(as_float(_factorial(total)) / as_float(_factorial(total - chosen)))
+
+
 def _logarithm(value: Value, base: Value) -> Value:
     return bound(CONTEXT.ln(as_float(value)) / CONTEXT.ln(as_float(base)))
 
@@ -138,6 +144,7 @@ _FUNCTIONS: dict[str, Callable[..., Value]] = {
     "factorial": _factorial,
     "gamma": lambda value: _factorial(value - 1),
     "binomial": _binomial,
+    "permutation": _permutation,
     "log": _logarithm,
     "ln": _natural_logarithm,
     "gcd": _of_integers(math.gcd),

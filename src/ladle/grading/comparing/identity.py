@@ -19,7 +19,7 @@ _SCALES = (Fraction(1, 4), Fraction(1), Fraction(3))  # below 1 and above, for r
 _SIGNS = ((1, 1), (-1, 1), (-1, -1))
 _INTEGER_POINTS = 20  # enough for the residues that floors of small quotients tell apart, and for both k < n and n < k
 _FEWEST_INTEGER_POINTS = 3  # where fewer have a value, d!/(d-k)! has been seen at d = k only
-_INTEGER_FUNCTIONS = frozenset({"floor", "ceil", "factorial", "gamma", "binomial", "gcd", "lcm"})
+_INTEGER_FUNCTIONS = frozenset({"floor", "ceil", "factorial", "gamma", "binomial", "permutation", "gcd", "lcm"})
 _ROOTS_AND_LOGARITHMS = frozenset({"root", "ln", "log"})
 _BARE_BASES = (CONTEXT.mpf(1), CONTEXT.ln(10))  # `\log` without a base is natural or decimal: either reading may match
 

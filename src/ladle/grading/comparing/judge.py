@@ -6,21 +6,33 @@ Nothing here bounds time or memory; a worker process does that (`ladle.grading.w
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
 from ladle.grading.comparing.equivalence import are_equivalent
-from ladle.grading.comparing.renaming import all_symbols
+from ladle.grading.comparing.families import are_same_families
+from ladle.grading.comparing.renaming import align_bound_letter, all_symbols
 from ladle.grading.comparing.scalars import Rules
 from ladle.grading.exact import judge_exactly
+from ladle.grading.reading.declarations import Declared, split_declarations
 from ladle.grading.reading.normalise import normalise
 from ladle.grading.reading.quantities import Reading
 from ladle.grading.reading.structure import read, ungroup
 from ladle.grading.reading.tokens import tokenize
-from ladle.grading.reading.tree import Foreign, Quantity, Text, TooLarge, Tree, Unreadable
+from ladle.grading.reading.tree import (
+    Foreign,
+    Quantity,
+    Relation,
+    Text,
+    TooLarge,
+    Tree,
+    Unordered,
+    Unreadable,
+)
 from ladle.grading.reading.units import Unit, read_unit
-from ladle.grading.reading.words import drop_option_label, option_letter, plain_words
+from ladle.grading.reading.words import NO_SOLUTION, drop_option_label, option_letter, plain_words
 from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
@@ -32,6 +44,7 @@ class _Gold(NamedTuple):
     tree: Tree | None
     reading: Reading
     refusal: Unreadable | TooLarge | None
+    declared: Declared
 
 
 class Algebra(NamedTuple):
@@ -65,12 +78,25 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if isinstance(gold.tree, Text):
         return _decide(plain_words(answer) == gold.tree.words, "words")
     rules = Rules(rounding_digits, _exact_tolerance(pair.tolerance), _read_asked_unit(pair.unit))
+    declared = split_declarations(answer)
     try:
-        return _judge_trees(gold, read(answer, gold.reading), answer, rules)
+        return _judge_trees(gold, _read_answer(declared.text, gold), declared, rules)
     except Foreign as error:
         return _leave(gold, answer, str(error))
     except (Unreadable, TooLarge) as error:
         return Judgement(Verdict.UNPARSED, str(error))
+
+
+def _read_answer(text: str, gold: _Gold) -> Tree:
+    """Read an answer; of a calculation that cannot be read, such as `1+2+\\cdots+9 = 45`, what it arrives at."""
+    try:
+        return read(text, gold.reading)
+    except Foreign:
+        way, equals, end = text.rpartition("=")
+        is_calculation = equals and way.count("{") == way.count("}") and not re.search(r"[<>]|\\[lgn]e\b", way)
+        if not is_calculation or gold.tree is None or isinstance(gold.tree, Relation):
+            raise
+        return read(end, gold.reading)
 
 
 def _judge_words(pair: Pair, kind: AnswerType | None) -> Judgement | None:
@@ -94,7 +120,8 @@ def _judge_words(pair: Pair, kind: AnswerType | None) -> Judgement | None:
 @lru_cache(maxsize=512)
 def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: bool) -> _Gold:
     """Read the gold, and say how to take an answer to it."""
-    text = normalise(text)
+    declared = split_declarations(normalise(text))
+    text = declared.text
     may_group = not multiple and kind not in _ORDERED_TYPES and not re.search(r"[(\[]|\\\{", text)
     grouped = may_group and "," not in ungroup(text)
     refusal: Unreadable | TooLarge | None = None
@@ -102,24 +129,52 @@ def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: boo
         try:
             tree = read(text, Reading(grouped, accepts_nouns, accepts_unit_letters=False))
         except Foreign as error:
-            return _Gold(text, None, Reading(grouped, False, False), error)
+            return _Gold(text, None, Reading(grouped, False, False), error, declared)
         except (Unreadable, TooLarge) as error:
             refusal = refusal or error
         else:
             has_unit |= isinstance(tree, Quantity) and bool(tree.unit)
-            return _Gold(text, tree, Reading(grouped, not all_symbols(tree), has_unit), None)
-    return _Gold(text, None, Reading(grouped, False, False), refusal)
+            return _Gold(text, tree, Reading(grouped, not all_symbols(tree), has_unit), None, declared)
+    return _Gold(text, None, Reading(grouped, False, False), refusal, declared)
 
 
-def _judge_trees(gold: _Gold, answer: Tree, text: str, rules: Rules) -> Judgement | Algebra:
+def _judge_trees(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> Judgement | Algebra:
     if isinstance(gold.refusal, Foreign):
-        return _leave(gold, text, str(gold.refusal))
+        return _leave(gold, declared.text, str(gold.refusal))
     if gold.tree is None:
         return Judgement(Verdict.UNPARSED, f"the gold: {gold.refusal}")
     if isinstance(answer, Text):
+        if answer.words == NO_SOLUTION and gold.tree == Unordered([]):
+            return Judgement(Verdict.CORRECT, "no solution, in words")
         return Judgement(Verdict.WRONG, "words where the gold has a value")
+    bound = gold.declared.letters | declared.letters
+    verdict = _compare(gold, align_bound_letter(gold.tree, answer, bound), declared, rules)
+    if verdict is None:
+        return _leave(gold, declared.text, "no value to compare")
+    return _decide(verdict, "values") if not verdict else _judge_declarations(gold.declared, declared)
+
+
+def _compare(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> bool | None:
+    assert gold.tree is not None
     verdict = are_equivalent(gold.tree, answer, rules)
-    return _leave(gold, text, "no value to compare") if verdict is None else _decide(verdict, "values")
+    if verdict is not False:
+        return verdict
+    if isinstance(answer, Quantity) and answer.unit and all_symbols(gold.tree):
+        measured = read(gold.text, replace(gold.reading, accepts_unit_letters=True))  # `9.8 m/s^2` beside a marked unit
+        return isinstance(measured, Quantity) and are_equivalent(measured, answer, rules)
+    if gold.declared.kinds | declared.kinds != {"integer"}:
+        return False
+    shared = all_symbols(gold.tree) & all_symbols(answer)
+    return any(are_same_families(gold.tree, answer, letter) for letter in shared)
+
+
+def _judge_declarations(gold: Declared, answer: Declared) -> Judgement:
+    """Decide on equal values by what is said of their letters; the kind of a letter may be left unsaid."""
+    if gold.kinds and answer.kinds and gold.kinds != answer.kinds:
+        return Judgement(Verdict.WRONG, f"{' '.join(sorted(answer.kinds))} is not {' '.join(sorted(gold.kinds))}")
+    if gold.condition != answer.condition:
+        return Judgement(Verdict.UNPARSED, "equal values under conditions that cannot be compared")
+    return _decide(True, "values")
 
 
 def _leave(gold: _Gold, answer: str, refusal: str) -> Algebra:

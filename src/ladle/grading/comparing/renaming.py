@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from ladle.grading.reading.tree import Call, Relation, Symbol, Tree
+from ladle.grading.reading.tree import Call, Constant, Relation, Symbol, Tree
 
 Node = TypeVar("Node")
+_INTEGER_LETTERS = frozenset("nkmlj")  # where they multiply pi they stand for every integer, said or unsaid
 
 
 def rename(node: Node, names: Mapping[str, str]) -> Node:
@@ -47,6 +48,33 @@ def align_names(gold: Tree, answer: Tree) -> tuple[Tree, Tree]:
     }
     gold_short, answer_short = _short_derivatives(golds, answers), _short_derivatives(answers, golds)
     return rename(gold, gold_short), rename(answer, constants | answer_short)
+
+
+def align_bound_letter(gold: Tree, answer: Tree, bound: Set[str]) -> Tree:
+    """Return the answer with the one letter that the gold lacks named as the one that the answer lacks.
+
+    Only where one of the two is bound, or both are letters of integers beside pi: `n \\pi` for `k \\pi`.
+
+    Args:
+        gold: what the gold says.
+        answer: what the answer says.
+        bound: the letters that either declares.
+    """
+    golds, answers = all_symbols(gold), all_symbols(answer)
+    ours, theirs = golds - answers, answers - golds
+    if len(ours) != 1 or len(theirs) != 1:
+        return answer
+    (one,), (other,) = ours, theirs
+    periodic = {one, other} <= _INTEGER_LETTERS and _holds_pi(gold) and _holds_pi(answer)
+    return rename(answer, {other: one}) if periodic or {one, other} & bound else answer
+
+
+def _holds_pi(node: Any) -> bool:
+    if isinstance(node, list):
+        return any(_holds_pi(item) for item in node)
+    if is_dataclass(node) and not isinstance(node, type):
+        return node == Constant("pi") or any(_holds_pi(getattr(node, field.name)) for field in fields(node))
+    return False
 
 
 def _short_derivatives(names: set[str], others: set[str]) -> dict[str, str]:

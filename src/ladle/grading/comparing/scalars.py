@@ -10,7 +10,7 @@ from ladle.grading.comparing.functions import apply_function
 from ladle.grading.comparing.identity import are_identical
 from ladle.grading.comparing.values import CONTEXT, Undefined, Value, add, is_real, is_within, multiply, real_part
 from ladle.grading.reading.tree import Constant, Expression, Number, Product, Quantity
-from ladle.grading.reading.units import Unit, is_same_unit
+from ladle.grading.reading.units import Unit, conversion, is_same_unit
 
 _PERCENT: Unit = {"%": 1}
 _DEGREE: Unit = {"degree": 1}
@@ -46,7 +46,10 @@ def are_equal_quantities(gold: Quantity, answer: Quantity, rules: Rules) -> bool
 def _readings(gold: Expression, answer: Expression, asked: Unit, given: Unit) -> list[tuple[Expression, Expression]]:
     """Return the pairs of plain values that the units allow to compare, the likeliest first; none if units differ."""
     if given and asked and not is_same_unit(asked, given):
-        return [(_in_radians(gold), answer)] if (asked, given) == (_DEGREE, {"radian": 1}) else []
+        if (asked, given) == (_DEGREE, {"radian": 1}):
+            return [(_in_radians(gold), answer)]
+        factor = conversion(asked, given)
+        return [] if factor is None else [(gold, Product([answer, Number(factor)]))]
     readings = [(gold, answer)]
     if asked == _PERCENT != given:
         readings.append((gold, Product([answer, _HUNDRED])))  # on the gold's scale, for the sake of its tolerance

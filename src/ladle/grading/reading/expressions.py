@@ -30,6 +30,7 @@ from ladle.grading.reading.tree import (
 )
 
 _PLAIN_CLOSING = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_ARGUMENT_CLOSING = _PLAIN_CLOSING | {"\\{": "\\}"}
 _ROUNDING = {"\\lfloor": "floor", "\\lceil": "ceil"}
 _TIMES = frozenset({"*", "\\cdot", "\\times"})
 _OPERATORS = _TIMES | frozenset("+-/:)]}!^_,;=<>'%&\"") | {"\\}", "\\rfloor", "\\rceil", "\\\\"}
@@ -197,13 +198,13 @@ class _Reader:
         arguments = self._take_call(name.text)
         if arguments is None:
             return Symbol(name.text)
-        return Call("gamma" if name.text == "\\Gamma" else f"apply {name.text}", _read_arguments(arguments))
+        return _make_call(name.text, _read_arguments(arguments))
 
     def _take_call(self, name: str) -> list[Token] | None:
         """Take the arguments of a name that is a function, None of one that is a factor.
 
-        A function is `f(...)`, any `I(0)` or `x(t)`, since nobody writes a product with one letter in parentheses, and
-        whatever stands in braces and parentheses, as sympy prints calls.
+        A function is `f(...)`, any `I(0)` or `x(t)`, since nobody writes a product with one letter in parentheses,
+        any letter before a list (`C(n,2)`), and whatever stands in braces and parentheses, as sympy prints calls.
         """
         braced = (
             self.next == "{" and self.position + 1 < len(self.tokens) and self.tokens[self.position + 1].text == "("
@@ -216,7 +217,7 @@ class _Reader:
             if find_closing(inside, 0) != len(inside) - 1:
                 return None
             inside = inside[1:-1]
-        elif name not in _FUNCTION_LETTERS and not _is_plain_argument(inside):
+        elif not (name in _FUNCTION_LETTERS or _is_plain_argument(inside) or _is_list(inside)):
             return None
         self.position = closing + 1
         return inside
@@ -230,7 +231,7 @@ class _Reader:
         """Take what stands in the bracket just opened, and the bracket that closes it."""
         start = self.position - 1
         closing = find_closing(self.tokens, start)
-        if self.tokens[closing].text != _PLAIN_CLOSING[self.tokens[start].text]:
+        if self.tokens[closing].text != _ARGUMENT_CLOSING[self.tokens[start].text]:
             raise Unreadable(f"{self.tokens[start].text} is closed by {self.tokens[closing].text}")
         self.position = closing + 1
         return self.tokens[start + 1 : closing]
@@ -293,7 +294,7 @@ class _Reader:
         return value if power is None else Power(value, power)
 
     def _read_function_arguments(self, name: str) -> list[Expression]:
-        if self.next in ("(", "[", "{"):
+        if self.next in ("(", "[", "{", "\\{"):
             self.take()
             inside = self._take_bracketed()
             return _read_arguments(inside) if name in _SEVERAL_ARGUMENTS else [read_expression(inside)]
@@ -301,6 +302,19 @@ class _Reader:
         while self._at_factor() and self.next not in _FUNCTIONS and self.next != "(":
             factors.append(self._read_factor())
         return [factors[0] if len(factors) == 1 else Product(factors)]
+
+
+def _make_call(name: str, arguments: list[Expression]) -> Call:
+    """Return the call of a letter: `C(n,2)` counts choices, `P(6,3)` arrangements, `P(x,y)` may be anything."""
+    if name == "C" and len(arguments) == 2:
+        return Call("binomial", arguments)
+    if name == "P" and len(arguments) == 2 and any(isinstance(argument, Number) for argument in arguments):
+        return Call("permutation", arguments)
+    return Call("gamma" if name == "\\Gamma" else f"apply {name}", arguments)
+
+
+def _is_list(tokens: Sequence[Token]) -> bool:
+    return len(split_at(tokens, lambda token: token.text == ",")[0]) > 1
 
 
 def _is_plain_argument(tokens: Sequence[Token]) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 
 from ladle.grading.reading.characters import spell_as_latex
+from ladle.grading.reading.choices import spell_choices
+from ladle.grading.reading.number_words import spell_multiples, spell_number_words
 
 FUNCTION_NAMES = frozenset(
     prefix + name
@@ -64,6 +66,10 @@ _OUTSIDE_TEXT = re.compile(
     r"|sqrt\s*(?:(?P<radicand>\d+(?:\.\d+)?)|(?P<root>(?=[(\[{])))"
     rf"|(?P<function>{'|'.join(sorted(FUNCTION_NAMES, key=len, reverse=True))})(?=\s*[\\(\[{{^_|\d]|\s+[a-z](?![a-z])))"
 )
+_TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
+_UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\}")
+_POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
+_CONTINUED = re.compile(r"(\d*\.)(\d+)\s*(?:\.{3,}|…|\\(?:l|c)?dots(?![a-z]))")
 _LEADING_NUMBER = re.compile(r"[-+]?\d[\d.,/]*(?![\w:])")
 _PERCENT_WORDS = frozenset({"percent", "%", "percentage", "pct"})
 _OPERATORS = {"**": "^", "<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
@@ -74,16 +80,47 @@ _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'
 
 def normalise(text: str) -> str:
     """Return the answer in the one spelling that the reader knows."""
-    text = _unwrap(spell_as_latex(text))
+    text = _unwrap(_CONTINUED.sub(_spell_continued, spell_as_latex(text)))
+    text = _spell_words(text)
     text = _THOUSANDS_MARK.sub("", text)
     if "$" in text:
         text = _drop_math_marks(text)
     if "\\" in text or "~" in text:
-        text = _spell_commands(text)
+        text = _flatten_groups(_spell_commands(text))
+    text = spell_choices(text)
     text = _OUTSIDE_TEXT.sub(_spell_word, text)
-    text = _OPERATOR.sub(lambda found: _OPERATORS[found[0]], text)
+    text = spell_multiples(_OPERATOR.sub(lambda found: _OPERATORS[found[0]], text))
     text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
     return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
+
+
+def _spell_words(text: str) -> str:
+    """Write an answer that is a number in words, marked as text or not, in digits."""
+    group = _TEXT_GROUP.fullmatch(text)
+    words = group[1].strip() if group is not None else text
+    spelled = spell_number_words(words)
+    return text if spelled == words else spelled
+
+
+def _spell_continued(found: re.Match[str]) -> str:
+    """Write a decimal that goes on as one that repeats, if its digits do: `0.1666...`; else leave out the dots."""
+    whole, decimals = found[1], found[2]
+    for period in range(1, len(decimals) // 2 + 1):
+        repeating = decimals[-period:]
+        start = len(decimals)
+        while start >= period and decimals[start - period : start] == repeating:
+            start -= period
+        if len(decimals) - start >= max(2 * period, 3) or (start == 0 and len(decimals) >= 2 * period):
+            return rf"{whole}{decimals[:start]}\overline{{{repeating}}}"
+    return whole + decimals
+
+
+def _flatten_groups(text: str) -> str:
+    """Write upright `i` and `e` as letters, and powers inside a text group without braces: `\\mathrm{m s^-2}`."""
+    text = _UPRIGHT_LETTER.sub(r" \1 ", text)
+    while (flat := _POWER_IN_TEXT.sub(r"\1\2\3", text)) != text:
+        text = flat
+    return text
 
 
 def _unwrap(text: str) -> str:

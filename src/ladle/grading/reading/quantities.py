@@ -11,6 +11,8 @@ from ladle.grading.reading.tree import BaseNumeral, Quantity, Unreadable
 from ladle.grading.reading.units import currency, is_unit_run, read_unit
 
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_TRIGONOMETRIC = frozenset({"\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc"})
+_MARKS = frozenset({"'", '"'})
 _BOUND_TO_WHAT_FOLLOWS = frozenset({"_", "^", "-", "+", "/", "*"})
 
 
@@ -80,7 +82,11 @@ def _starts_unit(tokens: Sequence[Token], index: int, reading: Reading) -> bool:
     token, before = tokens[index], tokens[index - 1]
     if before.text in _BOUND_TO_WHAT_FOLLOWS:
         return False
+    if token.text in _MARKS:
+        return before.kind == "number" and tokens[0].text != "\\frac"
     if token.text == "^":
+        if any(piece.text in _TRIGONOMETRIC for piece in tokens[:index]):
+            return False  # the degrees are the argument's: tan 30^\circ
         return [piece.text for piece in tokens[index + 1 : index + 3] if piece.text != "{"][:1] == ["\\circ"]
     if token.text == "\\frac" and len(tokens) > index + 2:
         kinds = ("word", "run") if reading.accepts_unit_letters else ("word",)

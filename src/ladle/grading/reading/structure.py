@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from ladle.grading.reading.expressions import is_foreign_command, negate, read_expression
 from ladle.grading.reading.quantities import Reading, read_numeral, read_quantity
@@ -17,7 +18,9 @@ from ladle.grading.reading.tree import (
     Interval,
     Listing,
     Matrix,
+    Number,
     Ordered,
+    Product,
     Quantity,
     Relation,
     Text,
@@ -148,8 +151,9 @@ class _Structure:
                 return bracketed
         if [token.text for token in tokens] == ["\\emptyset"]:
             return Unordered([])
-        if len(tokens) == 1 and tokens[0] == Token("face", "R"):
-            return Interval(negate(Constant("infinity")), Constant("infinity"), False, False)
+        special = _read_reals(tokens) or self._read_membership(tokens) or self._read_scaled_matrix(tokens)
+        if special is not None:
+            return special
         return read_numeral(tokens) or read_quantity(tokens, self._reading) or read_expression(tokens)
 
     def _read_words(self, tokens: Sequence[Token]) -> Text | None:
@@ -160,6 +164,32 @@ class _Structure:
         if is_word or (self._reading.accepts_nouns and len(tokens[0].text) > 2):
             return Text(plain_words(" ".join(token.text for token in tokens)))
         return None
+
+    def _read_membership(self, tokens: Sequence[Token]) -> Relation | None:
+        """Read `t(0,4]`, a letter and its range; the brackets of other letters before a pair are their arguments'."""
+        brackets = tokens[1].text + tokens[-1].text if len(tokens) > 2 else ""
+        if brackets not in ("(]", "[)") or tokens[0].kind != "run" or find_closing(tokens, 1) != len(tokens) - 1:
+            return None
+        return Relation([read_expression(tokens[:1]), self.read_side(tokens[1:])], ["in"])
+
+    def _read_scaled_matrix(self, tokens: Sequence[Token]) -> Matrix | None:
+        """Read a matrix with a factor before it, or the sign of transposition after it."""
+        texts = [token.text for token in tokens]
+        if "\\begin" not in texts:
+            return None
+        start = texts.index("\\begin")
+        start -= start > 0 and texts[start - 1] in ("(", "[")
+        end = find_closing(tokens, start) + 1
+        factor = tokens[: start - (start > 0 and texts[start - 1] in ("\\cdot", "\\times", "*"))]
+        is_transposed = "".join(texts[end:]).replace("{", "").replace("}", "") in ("^T", "^\\top")
+        matrix = self._read_bracketed(tokens[start:end])
+        if not isinstance(matrix, Matrix) or (texts[end:] and not is_transposed):
+            return None
+        rows = [list(column) for column in zip(*matrix.rows, strict=True)] if is_transposed else matrix.rows
+        if not factor:
+            return Matrix(rows)
+        scale = negate(Number(Fraction(1))) if texts[:start] == ["-"] else read_expression(factor)
+        return Matrix([[Product([scale, cell]) for cell in row] for row in rows])
 
     def _read_bracketed(self, tokens: Sequence[Token]) -> Tree | None:
         opening, closing, inside = tokens[0].text, tokens[-1].text, tokens[1:-1]
@@ -207,6 +237,21 @@ class _Structure:
         ):
             raise Unreadable("an interval whose ends are not values")
         return side
+
+
+def _read_reals(tokens: Sequence[Token]) -> Interval | None:
+    """Read the real numbers, or the half of them that a mark chooses: `\\mathbb{R}^+`, `\\mathbb{R}_{\\ge 0}`."""
+    if tokens[0] != Token("face", "R"):
+        return None
+    mark = "".join(token.text for token in tokens[1:] if token.text not in ("{", "}"))
+    zero, infinity = Number(Fraction(0)), Constant("infinity")
+    if mark in ("^+", "_+", "_>0", "^>0"):
+        return Interval(zero, infinity, False, False)
+    if mark in ("_\\ge0", "^\\ge0"):
+        return Interval(zero, infinity, True, False)
+    if mark in ("^-", "_-", "_<0", "^<0"):
+        return Interval(negate(infinity), zero, False, False)
+    return Interval(negate(infinity), infinity, False, False) if not mark else None
 
 
 def _encloses_list(tokens: Sequence[Token]) -> bool:

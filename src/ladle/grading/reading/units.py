@@ -1,12 +1,14 @@
 """Units of measure: one name for each, whatever its spelling, and the power it is raised to.
 
-Units are compared, never converted: 5 m is not accepted for 500 cm, because the question asked for one of them.
+An answer in another unit of the same kind is converted, exactly: 0.12 m is 12 cm. Money is not exchanged, and
+temperatures are left alone, since their scales have different zeros.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from ladle.grading.reading.tokens import Token
 from ladle.grading.reading.tree import Unreadable
@@ -30,6 +32,31 @@ _COMPOUNDS: dict[str, Unit] = {
     "kmph": {"kilometer": 1, "hour": -1},
     "kph": {"kilometer": 1, "hour": -1},
 }
+_MULTIPLES_OF = {
+    "meter": "centimeter 0.01 millimeter 0.001 kilometer 1000 nanometer 1e-9 angstrom 1e-10 inch 0.0254 foot 0.3048 "
+    "yard 0.9144 mile 1609.344",
+    "second": "minute 60 hour 3600 day 86400 week 604800",
+    "month": "year 12",
+    "kilogram": "gram 0.001 milligram 1e-6",
+    "pound": "ounce 0.0625",
+    "liter": "milliliter 0.001",
+    "dollar": "cent 0.01",
+    "joule": "erg 1e-7",
+}
+_DERIVED: dict[str, tuple[str, Unit]] = {
+    "newton": ("1", {"kilogram": 1, "meter": 1, "second": -2}),
+    "joule": ("1", {"kilogram": 1, "meter": 2, "second": -2}),
+    "watt": ("1", {"kilogram": 1, "meter": 2, "second": -3}),
+    "pascal": ("1", {"kilogram": 1, "meter": -1, "second": -2}),
+    "hertz": ("1", {"second": -1}),
+    "liter": ("0.001", {"meter": 3}),
+}
+_IN_OTHERS = _DERIVED | {
+    name: (factor, {base: 1})
+    for base, words in _MULTIPLES_OF.items()
+    for name, factor in zip(words.split()[::2], words.split()[1::2], strict=True)
+}
+"""A unit is this many of another one, or of a product of others; all of them exact by definition."""
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
 _MULTIPLES = ("dozen", "hundred", "thousand", "million", "billion", "trillion", "pair")
@@ -44,7 +71,8 @@ _PIECE = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
 )
 _QUOTIENT = re.compile(r"\\frac \{([^{}]*)\} \{([^{}]*)\}")
-_COMMAND_NAMES = re.compile(r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu)\b")
+_COMMAND_NAMES = re.compile(r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu)\b|^(?:' '|[\"'])$")
+_MARKS = {"'": " foot", "' '": " inch", '"': " inch"}
 
 
 def currency(token: Token) -> str | None:
@@ -94,6 +122,8 @@ def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
 
 
 def _name_command(found: re.Match[str]) -> str:
+    if found[0] in _MARKS:
+        return _MARKS[found[0]]
     if "circ" not in found[0]:
         return " "
     return {"C": " celsius", "F": " fahrenheit"}.get(found[1], " degree")
@@ -122,3 +152,21 @@ def is_same_unit(gold: Unit, answer: Unit) -> bool:
         return True
     is_noun = not any(name in _SPELLINGS for name in gold)
     return is_noun and gold.items() <= answer.items()
+
+
+def conversion(asked: Unit, given: Unit) -> Fraction | None:
+    """Return how many of the unit asked for the given one is; None where they measure different things."""
+    (asked_factor, asked_base), (given_factor, given_base) = _reduce(asked), _reduce(given)
+    return given_factor / asked_factor if asked_base == given_base else None
+
+
+def _reduce(unit: Mapping[str, int]) -> tuple[Fraction, Unit]:
+    """Return the unit as a multiple of base units."""
+    factor, base = Fraction(1), dict[str, int]()
+    for name, power in unit.items():
+        times, others = _IN_OTHERS.get(name, ("1", None))
+        inner, reduced = (Fraction(1), {name: 1}) if others is None else _reduce(others)
+        factor *= (Fraction(times) * inner) ** power
+        for part, exponent in reduced.items():
+            base[part] = base.get(part, 0) + exponent * power
+    return factor, {name: power for name, power in base.items() if power}

@@ -7,16 +7,34 @@ import re
 from ladle.grading.reading.normalise import TEXT_COMMANDS
 
 _MARKUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\b|\\[a-zA-Z]+|[\\{{}}$*_~]")
+NO_SOLUTION = "no solution"
+_SIGN_WORDS = {"\\infty": " infinity ", "∞": " infinity ", "\\emptyset": NO_SOLUTION, "\\varnothing": NO_SOLUTION}
+_SIGNS = re.compile(r"\\(?:infty|emptyset|varnothing)(?![a-zA-Z])|∞")
+_SYNONYMS = {
+    same: words
+    for words, others in {
+        NO_SOLUTION: "none|empty set|no real solution|no solution exist|does not exist|dne|there is no solution",
+        "infinity": "infinitely many|infinite|infinitely many solution|infinite solution|infinite number of solution",
+    }.items()
+    for same in others.split("|")
+}
 _NOT_WORDS = re.compile(r"[^\w\s%+-]|_")
 _ARTICLES = frozenset({"a", "an", "the"})
 _OPTION = re.compile(r"\(?\s*([A-J])\s*\)?")
+_INTRODUCED = re.compile(r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+(?:choice|is))?\s*:?\s*(?=\S)", re.I)
 _LABELLED = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:])(?:\s.*)?", re.DOTALL)
 
 
 def plain_words(text: str) -> str:
     """Return the words of a text: lower case, without markup, punctuation and articles."""
-    words = _NOT_WORDS.sub(" ", _without_markup(text).lower()).split()
-    return " ".join(words[1:] if len(words) > 1 and words[0] in _ARTICLES else words)
+    text = _without_markup(_SIGNS.sub(lambda found: _SIGN_WORDS[found[0]], text))
+    words = _NOT_WORDS.sub(" ", text.lower()).split()
+    plain = " ".join(_singular(word) for word in (words[1:] if len(words) > 1 and words[0] in _ARTICLES else words))
+    return _SYNONYMS.get(plain, plain)
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 4 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
 def _without_markup(text: str) -> str:
@@ -26,6 +44,8 @@ def _without_markup(text: str) -> str:
 def option_letter(text: str, is_answer: bool) -> str | None:
     """Return the letter of the option that the text chooses: `C`, `(C)`, and in an answer also `(C) 12` and `C. 12`."""
     plain = " ".join(_without_markup(text).split())
+    if is_answer:
+        plain = _INTRODUCED.sub("", plain, count=1) if _INTRODUCED.match(plain) else plain
     found = _OPTION.fullmatch(plain.upper() if is_answer else plain)
     if found is not None:
         return found[1]
