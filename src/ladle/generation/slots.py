@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from ladle.errors import UserError
+
 ATTENTION = "ladle_slots"
 _FIRST_COLUMNS = 64
 
@@ -147,9 +149,16 @@ def attend_slots(
 
     Returns:
         The output [rows, tokens, H, E], and no weights.
+
+    Raises:
+        UserError: the model's attention does more than this one.
     """
     if slots is None or attention_mask is not None or softcap is not None or s_aux is not None:
-        raise NotImplementedError(f"{type(module).__name__} needs an attention that the slot cache does not have")
+        raise UserError(
+            f"{type(module).__name__} needs an attention that this generator does not have "
+            "(capped scores, as in Gemma 2, or attention sinks, as in gpt-oss)",
+            "use sampling.backend=vllm",
+        )
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     if slots.prompt_rows is not None:
         slots.write_prompts(layer, key, value)

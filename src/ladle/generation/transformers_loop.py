@@ -133,9 +133,10 @@ class TransformersGenerator:
 
     def _check_layers(self, cache: SlotCache) -> None:
         if len(cache.layers) != self.model.config.num_hidden_layers:
-            raise NotImplementedError(
+            raise UserError(
                 f"{type(self.model).__name__} has {self.model.config.num_hidden_layers} layers, "
-                f"but only {len(cache.layers)} of them attend through transformers' attention interface"
+                f"but only {len(cache.layers)} of them attend through transformers' attention interface",
+                "use sampling.backend=vllm",
             )
 
 

@@ -130,7 +130,7 @@ def test_rope_that_depends_on_the_batch_is_refused(tokenizer):
 
 def test_attention_that_bypasses_the_interface_is_found_out(model, tokenizer, monkeypatch, requests):
     monkeypatch.setattr(model.config, "num_hidden_layers", 3)
-    with pytest.raises(NotImplementedError, match="only 2 of them"):
+    with pytest.raises(UserError, match="only 2 of them"):
         _tokens(model, tokenizer, requests[:1])
 
 
@@ -169,3 +169,21 @@ def test_cut_keeps_the_fewest_tokens(tokenizer):
     assert "\nQuestion:" in tokenizer.decode(cut[0])
     assert "\nQuestion:" not in tokenizer.decode(cut[0][:-1])
     assert cut_at_stop(tokenizer, ids, ("zzz",)) is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("gemma2", {"head_dim": 16, "attn_logit_softcapping": 50.0}),
+        ("gpt_oss", {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    ],
+)
+def test_an_attention_that_does_more_is_refused_with_the_way_out(tokenizer, requests, model_type, fields):
+    shape = {
+        **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 512, "sliding_window": 32},
+    }
+    config = AutoConfig.for_model(model_type, bos_token_id=0, eos_token_id=0, pad_token_id=1, **shape, **fields)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with pytest.raises(UserError, match=r"Attention needs an attention.*backend=vllm"):
+        _tokens(model, tokenizer, requests[:2])
