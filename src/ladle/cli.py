@@ -211,7 +211,9 @@ def soup(
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or a Hub id.")],
     overrides: Overrides = None,
-    benchmarks: Annotated[str, typer.Option("--benchmarks", help="Names, separated by commas.")] = "gsm8k,math500",
+    benchmarks: Annotated[
+        str, typer.Option("--benchmarks", help="Names, or jsonl files of questions and answers, separated by commas.")
+    ] = "gsm8k,math500",
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl; unset fetches from the Hub.")
     ] = None,
@@ -291,6 +293,8 @@ def grade(
         )
     elif gold is not None and answer is not None:
         display.print_grade(grade_one(gold, answer), as_json)
+    elif pairs is not None:
+        raise UserError(f"there is no file to write the verdicts on {pairs} to", "add --out VERDICTS.jsonl")
     else:
         raise UserError("nothing to grade", "give --gold and --answer, or PAIRS.jsonl and --out VERDICTS.jsonl")
 

@@ -18,7 +18,7 @@ from ladle.data.config import MixConfig
 from ladle.data.datasets_config import FetchDatasetConfig
 from ladle.data.preference_config import PreferConfig
 from ladle.errors import UserError
-from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig
+from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
 from ladle.hub import is_repo_id, resolve_commit
 from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import Recipe
@@ -82,6 +82,8 @@ class Pipeline:
 
     def _add_base(self) -> None:
         base = self.recipe.base
+        if base is None:
+            return
         if base.init is not None:
             self.models["base"] = self._init_step("base" if base.pretrain is None else "base/init", base.init)
         else:
@@ -112,7 +114,7 @@ class Pipeline:
             self._mix_step("mix", self.recipe.mix, "mix")
 
     def _mix_step(self, name: str, config: MixConfig, section: str) -> Step:
-        inputs: Inputs = {"tokenizer": (StepOutput(self.models["base"]),)}
+        inputs: Inputs = {"tokenizer": (self._model(None, section),)}
         for source in config.sources:
             inputs[f"source:{source.name}"] = self._dataset(source.dataset, source.revision)
         if config.contamination is not None:
@@ -195,7 +197,7 @@ class Pipeline:
         config = self.recipe.evaluate
         for choice in config.models if config is not None else ():
             assert config is not None
-            inputs: Inputs = {"model": (self._model(choice.model, "evaluate.models"),)}
+            inputs: Inputs = {"model": (self._evaluated_model(choice),)}
             for benchmark in config.benchmarks:
                 inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data)
             one_model = EvaluateModelConfig.of(config, choice)
@@ -203,6 +205,13 @@ class Pipeline:
                 inputs["examples"] = self._dataset(one_model.examples.dataset)
             volatile = ("*_metrics.json", "final_result.json")
             self._add(Step(f"evaluate/{choice.label}", "evaluate", one_model, inputs, "evaluate", volatile=volatile))
+
+    def _evaluated_model(self, choice: ModelChoice) -> StepInput:
+        """Return a model of the recipe, a folder, or the import of a model of the Hub."""
+        if choice.model in self.models or find_local(choice.model) or not is_repo_id(choice.model):
+            return self._model(choice.model, "evaluate.models")
+        inputs = {"model": self._files_or_hub("model", choice.model, choice.revision, "evaluate.models")}
+        return StepOutput(self._add(Step(f"models/{choice.label}", "fetch", FetchModelConfig(), inputs, "evaluate")))
 
     def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> tuple[StepInput, ...]:
         if benchmark.dataset is not None:
@@ -227,6 +236,8 @@ class Pipeline:
 
     def _model(self, reference: str | None, key: str) -> StepInput:
         """Return a model: the latest one made so far where none is named."""
+        if reference is None and not self.models:
+            raise UserError(f"{key} needs a model, and the recipe has none", "add `base: {model: ORG/NAME}`")
         if reference is None:
             return StepOutput(list(self.models.values())[-1])
         if reference in self.models:

@@ -68,7 +68,8 @@ class Recipe(Config):
     data_root: str | None = location(None)
     """A folder that `${data_root}` stands for in the recipe's paths."""
     datasets: dict[str, DatasetConfig] = {}
-    base: BaseConfig
+    base: BaseConfig | None = None
+    """Left out where no stage starts from a model, as in a recipe that only evaluates models of the Hub."""
     mix: MixConfig | None = None
     pretrain: PretrainConfig | None = None
     soup: SoupConfig | None = None

@@ -47,8 +47,11 @@ def evaluate_step(
     )
     inputs: dict[str, tuple[StepInput, ...]] = {"model": (_local_or_hub("model", model, None, hashes),)}
     for benchmark in config.benchmarks:
-        if data is not None:
-            item: StepInput = hash_local(_existing(str(data / benchmark.name / "test.jsonl")), hashes)
+        item: StepInput
+        if benchmark.dataset is not None:
+            item = _local_or_hub("dataset", benchmark.dataset, None, hashes)
+        elif data is not None:
+            item = hash_local(_existing(str(data / benchmark.name / "test.jsonl")), hashes)
         else:
             repo_id, revision = benchmark.hub_source()
             item = HubRepository("dataset", repo_id, resolve_commit("dataset", repo_id, revision))

@@ -30,6 +30,8 @@ class ModelChoice(Config):
 
     model: str = location()
     """A name of the recipe (`base`, `pretrained`, `soup`, `kto`), a folder, or a Hub id."""
+    revision: str | None = location(None)
+    """Branch, tag or commit of a model of the Hub."""
     name: str | None = None
     """What results call it; unset is the model's own name."""
     few_shot: int | None = Field(default=None, ge=0)
@@ -44,7 +46,7 @@ class ModelChoice(Config):
 
 
 class BenchmarkChoice(Config):
-    """A benchmark to evaluate on; a plain string is its `name`.
+    """A benchmark to evaluate on; a plain string is its `name`, or the jsonl or parquet file of a custom one.
 
     A name that is not built in is a custom one: rows with a question and an answer.
     """
@@ -95,12 +97,21 @@ class ExamplesConfig(Config):
     """Field with the whole worked answer."""
 
 
+def _named_or_file(value: object) -> object:
+    """A string is a benchmark's name, or the file or folder of a custom one."""
+    if not isinstance(value, str) or re.fullmatch(r"[\w.-]+", value) and not value.endswith((".jsonl", ".parquet")):
+        return {"name": value} if isinstance(value, str) else value
+    path = PurePath(value)
+    name = path.parent.name if path.stem == "test" and path.parent.name else path.stem
+    return {"name": re.sub(r"[^\w.-]+", "-", name), "dataset": value}
+
+
 def _named(key: str) -> BeforeValidator:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 class _Shared(Config):
-    benchmarks: list[Annotated[BenchmarkChoice, _named("name")]] = Field(min_length=1)
+    benchmarks: list[Annotated[BenchmarkChoice, BeforeValidator(_named_or_file)]] = Field(min_length=1)
     prompt: PromptStyle | None = None
     """`cot`, `openseek_sft`, `qwen25-math-cot`, or `chat` for the model's own template; unset: the benchmark's own."""
     few_shot: int = Field(default=0, ge=0)
