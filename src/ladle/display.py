@@ -163,7 +163,7 @@ def print_comparison(comparison: Any, as_json: bool) -> None:
             f"{result.difference:+.1%}",
             f"{result.low:+.1%} to {result.high:+.1%}",
             f"{result.p_value:.3g} ({result.test})",
-            f"{result.minimum_detectable_effect:.1%}",
+            "-" if result.minimum_detectable_effect is None else f"{result.minimum_detectable_effect:.1%}",
         ]
         for result in [*comparison.benchmarks, comparison.overall]
     ]

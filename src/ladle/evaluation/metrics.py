@@ -115,13 +115,13 @@ def sign_flip_p_value(differences: Sequence[float], seed: int) -> float:
 def minimum_detectable_effect(differences: Sequence[float], power: float = 0.8) -> float | None:
     """Return the paired difference that a test at the 5 % level finds with the given power on items like these.
 
-    (z_{0.975} + z_{power}) · sd / √n, sd being the standard deviation of the items' differences;
-    None for fewer than two items.
+    (z_{0.975} + z_{power}) · sd / √n, sd being the standard deviation of the items' differences; None where it is
+    unknown: for fewer than two items, and where no two of them differ.
     """
     values = np.asarray(differences, dtype=np.float64)
-    if len(values) < 2:
+    if len(values) < 2 or not (spread := float(values.std(ddof=1))):
         return None
-    return (_Z + NormalDist().inv_cdf(power)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return (_Z + NormalDist().inv_cdf(power)) * spread / math.sqrt(len(values))
 
 
 def items_to_detect(differences: Sequence[float], effect: float, power: float = 0.8) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ladle.errors import UserError
 from ladle.grading.config import GraderConfig
+from ladle.grading.extract import bare_answer
 from ladle.grading.grade import Grader
 from ladle.grading.verdict import Pair, Verdict, answer_type
 from ladle.log import progress
@@ -25,9 +26,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def grade_one(gold: str, answer: str, config: GraderConfig | None = None) -> dict[str, Any]:
-    """Grade one bare answer; returns its verdict, reason and seconds."""
+    """Grade one answer, bare or at the end of a sentence; returns its verdict, reason and seconds."""
     with Grader(config) as grader:
-        grade = grader.grade(Pair(gold, answer))
+        grade = grader.grade(Pair(gold, bare_answer(answer)))
     return {"verdict": grade.verdict.value, "reason": grade.reason, "seconds": grade.seconds}
 
 
@@ -94,6 +95,7 @@ def _read_row(line: bytes, place: str) -> tuple[dict[str, Any], Pair]:
         answer_type(fields.get("type"))
     except UserError as error:
         raise UserError(f"{place}: {error.problem}", error.fix) from error
+    fields["answer"] = bare_answer(fields["answer"], fields.get("multiple", False))
     return row, Pair(**fields)
 
 

@@ -17,6 +17,9 @@ _HOPE = "$. I hope"
 _BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BARE_BOX = re.compile(r"\\boxed\s+(-?[\w.]+)")
 _PHRASES = ("he answer is", "final answer is", "答案是")
+_PROSE = re.compile(
+    r"(?<![\\\w])(?:[Tt]he\s+(?:[a-z]+\s+){0,2}answer\s+is\b|(?:[A-Za-z]+\s+){2}[A-Za-z]+\s*:?\s*\$?\\boxed\b)"
+)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|。")
 _MATH = re.compile(r"\$\$?([^$]+)\$\$?")
@@ -50,6 +53,19 @@ def extract_answer(completion: str, multiple: bool = False) -> Extracted:
                 return Extracted(answer, "phrase")
     numbers = _NUMBER.findall(text)
     return Extracted(numbers[-1].rstrip(","), "last_number") if numbers else Extracted("", "none")
+
+
+def bare_answer(answer: str, multiple: bool = False) -> str:
+    """Return an answer to grade: the text as it is, or what it ends in if it is prose that says so.
+
+    Args:
+        answer: a bare answer, or a sentence such as `So the answer is \\boxed{5}.`
+        multiple: whether several answers are asked for.
+    """
+    if not _PROSE.search(answer):
+        return answer
+    extracted = extract_answer(answer, multiple)
+    return extracted.answer if extracted.method in ("boxed", "phrase", "final_answer_phrase") else answer
 
 
 def _after_thoughts(text: str) -> str:

@@ -20,6 +20,14 @@ def test_names_stand_for_models_and_benchmarks():
     assert [choice.name for choice in config.benchmarks] == ["gsm8k", "mine"]
 
 
+@pytest.mark.parametrize(
+    ("given", "name"), [("mine.jsonl", "mine"), ("data/mine/test.jsonl", "mine"), ("data/my set.parquet", "my-set")]
+)
+def test_a_file_is_a_custom_benchmark(given, name):
+    (choice,) = _config(benchmarks=[given]).benchmarks
+    assert (choice.name, choice.dataset) == (name, given)
+
+
 def test_the_defaults_are_the_published_settings():
     sampling = _config().sampling
     assert (sampling.temperature, sampling.samples, sampling.max_new_tokens, sampling.seed) == (0.6, 1, 3072, 1)

@@ -122,3 +122,4 @@ def test_items_to_detect_is_the_inverse_of_the_minimum_effect():
     assert items_to_detect(differences, effect) in (100, 101)
     assert items_to_detect(differences, 0.0) is None
     assert minimum_detectable_effect([1.0]) is None
+    assert minimum_detectable_effect([0.0, 0.0, 0.0]) is None  # nothing says how far such items may differ

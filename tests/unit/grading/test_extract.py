@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ladle.grading.extract import extract_answer
+from ladle.grading.extract import bare_answer, extract_answer
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,18 @@ def test_linear_time(piece: str) -> None:
     started = time.perf_counter()
     extract_answer(piece * 40_000)
     assert time.perf_counter() - started < 2.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "bare"),
+    [
+        (r"So the answer is $\boxed{5}$.", "5"),
+        ("The answer is 42.", "42"),
+        (r"Thus we get \boxed{3,4}", "3,4"),
+        (r"p + q = \boxed{809}", r"p + q = \boxed{809}"),
+        ("18 eggs per day", "18 eggs per day"),
+        (r"kx \text{ for some constant } k", r"kx \text{ for some constant } k"),
+    ],
+)
+def test_a_sentence_gives_the_answer_it_ends_in(answer: str, bare: str) -> None:
+    assert bare_answer(answer) == bare
