@@ -32,7 +32,7 @@ from ladle.grading.reading.tree import (
     Unreadable,
 )
 from ladle.grading.reading.units import Unit, read_unit
-from ladle.grading.reading.words import NO_SOLUTION, drop_option_label, option_letter, plain_words
+from ladle.grading.reading.words import NO_SOLUTION, drop_option_label, drop_statement, option_letter, plain_words
 from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
@@ -70,7 +70,7 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if decided is not None:
         return decided
     gold = _read_gold(pair.gold, kind, pair.multiple, bool(pair.unit))
-    answer = normalise(drop_option_label(pair.answer) if kind is not AnswerType.TEXT else pair.answer)
+    answer = normalise(drop_statement(drop_option_label(pair.answer)) if kind is not AnswerType.TEXT else pair.answer)
     if not answer:
         return Judgement(Verdict.UNPARSED, "the answer is empty")
     if answer == gold.text:
@@ -110,7 +110,7 @@ def _judge_words(pair: Pair, kind: AnswerType | None) -> Judgement | None:
             return _decide(chosen == option, f"option {chosen}")
     if kind is AnswerType.TEXT or _WORDS.fullmatch(pair.gold):
         words = plain_words(pair.answer)
-        if words and words == plain_words(pair.gold):
+        if words and plain_words(pair.gold) in (words, plain_words(drop_statement(pair.answer))):
             return Judgement(Verdict.CORRECT, "the same words")
         if kind is AnswerType.TEXT and not any(letter.isdigit() for letter in pair.gold):
             return _decide(False, "words") if words else Judgement(Verdict.UNPARSED, "the answer is empty")
@@ -147,7 +147,7 @@ def _judge_trees(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) ->
         if answer.words == NO_SOLUTION and gold.tree == Unordered([]):
             return Judgement(Verdict.CORRECT, "no solution, in words")
         return Judgement(Verdict.WRONG, "words where the gold has a value")
-    bound = gold.declared.letters | declared.letters
+    bound = frozenset[str]() if gold.declared.condition else gold.declared.letters | declared.letters
     verdict = _compare(gold, align_bound_letter(gold.tree, answer, bound), declared, rules)
     if verdict is None:
         return _leave(gold, declared.text, "no value to compare")

@@ -35,13 +35,13 @@ class Declared(NamedTuple):
         text: the answer.
         letters: the letters that they bind.
         kinds: what kind of numbers the letters are, such as `positive` and `integer`; empty if unsaid.
-        condition: what else is said, piece by piece in alphabetical order; empty if nothing is.
+        condition: the words and signs of what else is said; empty if nothing is.
     """
 
     text: str
     letters: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset()
-    condition: tuple[str, ...] = ()
+    condition: frozenset[str] = frozenset()
 
 
 def split_declarations(text: str) -> Declared:
@@ -54,7 +54,7 @@ def split_declarations(text: str) -> Declared:
                 found.text,
                 declared.letters | found.letters,
                 declared.kinds | found.kinds,
-                declared.condition + found.condition,
+                declared.condition | found.condition,
             )
     return declared
 
@@ -84,8 +84,9 @@ def _split_clause(text: str) -> Declared | None:
     letters = frozenset(piece for piece in pieces if len(piece) == 1 and piece.isalpha() and piece != "a")
     letters |= {"a"} if re.search(r"\ba\b\s*(?:,|\bis\b|\band\b|$)", rest) else set()
     kinds = frozenset(word for word in words if word in _KINDS)
-    left = (word for word in words if word not in _KINDS and word not in _NO_WORDS and word not in letters | {"a"})
-    return Declared(text[: found.start()].rstrip(" ,;("), letters, kinds, tuple(sorted(left)))
+    said = {word for word in words if word not in _KINDS and word not in _NO_WORDS}
+    condition = said if said - letters - {"a"} else set[str]()  # with its letters, which a condition does not bind
+    return Declared(text[: found.start()].rstrip(" ,;("), letters, kinds, frozenset(condition))
 
 
 def _plain(word: str) -> str:

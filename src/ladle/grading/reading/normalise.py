@@ -32,6 +32,7 @@ _COMMAND_SPELLINGS = {
     "wedge": r"\text{and}", "backslash": r"\setminus ", "varepsilon": r"\epsilon ", "varphi": r"\phi ",
     "vartheta": r"\theta ", "dfrac": r"\frac ", "tfrac": r"\frac ", "cfrac": r"\frac ", "dbinom": r"\binom ",
     "tbinom": r"\binom ", "dots": r"\ldots ", "cdots": r"\ldots ", "left": "", "right": "", "displaystyle": "",
+    "underline": "", "uline": "",
     "textstyle": "", "scriptstyle": "", "limits": "", "nolimits": "", "big": "", "Big": "", "bigg": "", "Bigg": "",
     "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "boxed": "", "fbox": "", "framebox": "", "quad": " ", "qquad": " ",
     "enspace": " ", "thinspace": " ", "rm": "", "bf": "", "it": "", "operatorname*": r"\operatorname",
@@ -66,6 +67,11 @@ _OUTSIDE_TEXT = re.compile(
     r"|sqrt\s*(?:(?P<radicand>\d+(?:\.\d+)?)|(?P<root>(?=[(\[{])))"
     rf"|(?P<function>{'|'.join(sorted(FUNCTION_NAMES, key=len, reverse=True))})(?=\s*[\\(\[{{^_|\d]|\s+[a-z](?![a-z])))"
 )
+_ALL_REALS = re.compile(
+    r"(?:the\s+set\s+of\s+)?all\s+(?:the\s+)?real(?:s|\s+numbers?|\s+values(?:\s+of\s+[a-z])?|\s+[a-z])", re.I
+)
+_NEGATIVE = re.compile(r"^(?:negative|minus)\s+(?=[\d\\.]|[a-z]+$)", re.I)
+_EQUALS = re.compile(r"(?<=\b[a-z])\s+(?:equals|is equal to)\s+", re.I)
 _TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\}")
 _POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
@@ -98,7 +104,9 @@ def _spell_words(text: str) -> str:
     """Write an answer that is a number in words, marked as text or not, in digits."""
     group = _TEXT_GROUP.fullmatch(text)
     words = group[1].strip() if group is not None else text
-    spelled = spell_number_words(words)
+    if _ALL_REALS.fullmatch(words):
+        return r"\mathbb{R}"
+    spelled = spell_number_words(_EQUALS.sub(" = ", _NEGATIVE.sub("-", words)))
     return text if spelled == words else spelled
 
 

@@ -1,4 +1,4 @@
-"""Numbers in words: `twenty-five` is 25, `two apples` is 2 apples, `2.5 million` is 2.5 times a power of ten.
+"""Numbers in words: `twenty-five` is 25, `two thirds` 2/3, `two apples` 2 apples, `2.5 million` 2.5 times a power.
 
 English alone, and only at the front of an answer: words anywhere else are names (`one-to-one`, `the two of them`).
 """
@@ -15,6 +15,14 @@ _VALUES = {word: number for number, word in enumerate(_SMALL.split())} | {
     word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
 }
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_PARTS = {
+    name: number
+    for number, names in {
+        **{2: "half halve", 3: "third", 4: "quarter fourth", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth"},
+        **{9: "ninth", 10: "tenth", 100: "hundredth"},
+    }.items()
+    for name in names.split()
+}
 _ANSWER = re.compile(r"[A-Za-z]+(?:(?:-|\s+)[A-Za-z]+)*")
 _MAX_NOUNS = 3
 _JOINTS = frozenset({"to", "of", "or", "and", "in", "per", "over", "out"})  # more than a number and a noun
@@ -28,6 +36,9 @@ def spell_number_words(text: str) -> str:
     if _ANSWER.fullmatch(text) is None:
         return text
     words = text.lower().replace("-", " ").split()
+    denominator = _PARTS.get(words[-1].removesuffix("s"))
+    if denominator is not None and (numerator := read_number_words(words[:-1])) is not None:
+        return f"{numerator}/{denominator}"
     count = next((i for i, word in enumerate(words) if not _is_numeral(word, words[i + 1 : i + 2])), len(words))
     nouns = words[count:]
     if len(nouns) > _MAX_NOUNS or _JOINTS & set(nouns) or nouns and "-" in text.split()[-1]:

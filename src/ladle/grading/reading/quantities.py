@@ -55,7 +55,7 @@ def read_quantity(tokens: Sequence[Token], reading: Reading) -> Quantity | None:
     money = 1 if tokens[0].text == "-" and len(tokens) > 1 else 0
     name = currency(tokens[money])
     if name is not None:
-        return Quantity(read_expression([*tokens[:money], *tokens[money + 1 :]]), {name: 1})
+        return _read_money([*tokens[:money], *tokens[money + 1 :]], name, reading)
     start = _find_unit(tokens, reading)
     if start is None:
         return None
@@ -67,6 +67,13 @@ def read_quantity(tokens: Sequence[Token], reading: Reading) -> Quantity | None:
             raise
         return None
     return Quantity(read_expression(tokens[:start]), unit)
+
+
+def _read_money(tokens: Sequence[Token], name: str, reading: Reading) -> Quantity:
+    """Read what follows a money sign: an amount, and perhaps what it is paid for (`\\$45 per year`)."""
+    start = _find_unit(tokens, reading)
+    paid_for = {} if start is None else read_unit(tokens[start:], accept_nouns=True)
+    return Quantity(read_expression(tokens[:start]), {name: 1} | paid_for)
 
 
 def _find_unit(tokens: Sequence[Token], reading: Reading) -> int | None:

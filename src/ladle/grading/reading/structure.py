@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ladle.grading.reading.compounds import read_compound
 from ladle.grading.reading.expressions import is_foreign_command, negate, read_expression
 from ladle.grading.reading.quantities import Reading, read_numeral, read_quantity
 from ladle.grading.reading.tokens import Token, depth_step, find_closing, split_at, tokenize
@@ -104,6 +105,9 @@ class _Structure:
         self._reading = reading
 
     def read_list(self, tokens: Sequence[Token]) -> Tree:
+        compound = read_compound(tokens)
+        if compound is not None:
+            return compound
         pieces, joints = split_at(tokens, _is_joint)
         pieces = [piece for piece in pieces if piece]  # "3, 5, and 7" has two joints in a row
         if len(pieces) > MAX_ITEMS:
@@ -202,6 +206,8 @@ class _Structure:
             return self._read_condition(inside) or self._read_set(pieces if inside else [])
         if opening in ("(", "[") and len(pieces) == 1:
             return self._read_redundant(inside)
+        if opening == "[" and all(_is_row(piece) for piece in pieces):
+            return _read_rows([split_at(piece[1:-1], _is_comma)[0] for piece in pieces])
         if len(pieces) == 2 and (opening, closing) in (("[", "]"), ("(", "]"), ("[", ")")):
             low, high = (self.read_value(piece) for piece in pieces)
             return Interval(low, high, opening == "[", closing == "]")
@@ -267,7 +273,20 @@ def _read_matrix(environment: str, inside: Sequence[Token]) -> Matrix:
     if environment == "array" and inside and inside[0].text == "{":
         inside = inside[find_closing(inside, 0) + 1 :]
     rows, _ = split_at(inside, lambda token: token.text == "\\\\")
-    cells = [split_at(row, lambda token: token.text == "&")[0] for row in rows if row]
+    return _read_rows([split_at(row, lambda token: token.text == "&")[0] for row in rows if row])
+
+
+def _is_row(tokens: Sequence[Token]) -> bool:
+    """Whether the tokens are a list in square brackets, as a row of a matrix in Python is."""
+    return (
+        len(tokens) > 2
+        and tokens[0].text == "["
+        and tokens[-1].text == "]"
+        and find_closing(tokens, 0) == len(tokens) - 1
+    )
+
+
+def _read_rows(cells: list[list[list[Token]]]) -> Matrix:
     if not cells or any(len(row) != len(cells[0]) for row in cells):
         raise Unreadable("a matrix whose rows differ in length")
     return Matrix([[read_expression(cell) for cell in row] for row in cells])

@@ -71,7 +71,9 @@ _PIECE = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
 )
 _QUOTIENT = re.compile(r"\\frac \{([^{}]*)\} \{([^{}]*)\}")
-_COMMAND_NAMES = re.compile(r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu)\b|^(?:' '|[\"'])$")
+_COMMAND_NAMES = re.compile(
+    r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu|dollar|cents|euro|pounds)\b|^(?:' '|[\"'])$"
+)
 _MARKS = {"'": " foot", "' '": " inch", '"': " inch"}
 
 
@@ -124,6 +126,8 @@ def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
 def _name_command(found: re.Match[str]) -> str:
     if found[0] in _MARKS:
         return _MARKS[found[0]]
+    if found[0] in _CURRENCIES:
+        return f" {_CURRENCIES[found[0]]}"
     if "circ" not in found[0]:
         return " "
     return {"C": " celsius", "F": " fahrenheit"}.get(found[1], " degree")
