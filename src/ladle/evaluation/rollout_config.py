@@ -1,4 +1,4 @@
-"""Recipe section of the rollout stage: prompts with known answers, sampled by the policy and labelled by a verifier."""
+"""Recipe sections of rollouts and gates: problems with known answers, attempted by a model and graded by a verifier."""
 
 from __future__ import annotations
 
@@ -21,19 +21,36 @@ class PromptSource(Config):
     """How a row becomes a question: text with the row's columns in braces."""
     answer: str = "{answer}"
     """How a row becomes the known answer."""
+    first: int = Field(0, ge=0)
+    """Number of the first problem to use; past the last one they start over."""
     limit: int | None = Field(None, gt=0)
-    """Problems to use, from the first; unset uses all."""
+    """Problems to use; unset uses all."""
 
 
-class RolloutConfig(SamplingConfig):
+class AttemptConfig(SamplingConfig):
+    """How problems are attempted."""
+
+    prompts: PromptSource
+    prompt: PromptStyle = "cot"
+    """Prompt format, by the names that evaluation uses."""
+    verifier: Literal["math"] = "math"
+    """What judges a completion: `math` grades its answer; unparsed and timed-out ones are counted apart."""
+
+
+class RolloutConfig(AttemptConfig):
     """Completions of the policy, labelled by whether the verifier finds the known answer in them."""
 
     model: str | None = location(None)
     """The policy: `soup`, `pretrained`, `base` or a path; unset is the recipe's latest."""
-    prompts: PromptSource
-    prompt: PromptStyle = "cot"
-    """Prompt format, by the names that evaluation uses."""
     samples: int = Field(4, ge=1)
     """Completions a problem."""
-    verifier: Literal["math"] = "math"
-    """What labels a completion: `math` grades its answer; unparsed and timed-out ones are dropped and counted."""
+    corrupt_answers: bool = False
+    """Where no attempt at a problem was wrong, add one of its right ones with another problem's answer, as undesirable.
+    A fallback: the policy may learn to tell such text from its own instead of getting better at the problem."""
+
+
+class GateConfig(AttemptConfig):
+    """Problems that decide whether a round's model replaces its parent: in neither training nor test data."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    """Divisor of the logits; 0 takes the most likely token (greedy)."""

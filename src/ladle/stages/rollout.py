@@ -7,101 +7,72 @@ wrong.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ladle.data.read_rows import read_rows
+from ladle.data.problems import rows_of_problems
 from ladle.data.templates import fill
-from ladle.errors import CheckFailed, UserError
-from ladle.evaluation.config import PromptStyle
-from ladle.evaluation.prompts import Prompt, encode_prompt, make_prompt
+from ladle.evaluation.attempts import Attempt, Problem, attempt_problems, count_verdicts
+from ladle.evaluation.corruption import corrupt_answers
 from ladle.evaluation.rollout_config import PromptSource, RolloutConfig
-from ladle.executors import SerialExecutor
-from ladle.generation.backends import make_generator
-from ladle.generation.complete import complete, discard_logs
-from ladle.generation.request import Sample, make_request, sample_seed
-from ladle.grading.config import GraderConfig
-from ladle.grading.grade import Grader, Pair
+from ladle.generation.complete import discard_logs
+from ladle.log import get_logger
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
+
+logger = get_logger(__name__)
 
 
 def run(config: RolloutConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
     """Sample `config.samples` completions of each problem in `prompts` from the policy in `model`, and grade them."""
     model = model_dir(inputs["model"][0])
-    tokenizer = load_fast_tokenizer(model)
     problems = _read_problems(config.prompts, inputs["prompts"])
-    style = cast(PromptStyle, config.prompt)  # the recipe's schema leaves the name open
-    prompts = [make_prompt(style, question, tokenizer) for question, _ in problems]
-    requests = [
-        make_request(
-            config,
-            f"{index}/{sample}",
-            encode_prompt(prompt, tokenizer),
-            sample_seed(config.seed, "rollout", index, sample),
-            prompt.stop,
-        )
-        for index, prompt in enumerate(prompts)
-        for sample in range(config.samples)
-    ]
-    samples = complete(
-        requests, partial(make_generator, config, model, tokenizer), out, SerialExecutor(), description="rollouts"
-    ).samples
-    rows, verdicts = _label(samples, problems, prompts)
-    (out / "train.jsonl").write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
+    attempts = attempt_problems(config, problems, model, load_fast_tokenizer(model), out, "rollout")
+    counters = count_verdicts(attempts, len(problems) * config.samples)
+    rows = [_row(attempt, attempt.verdict == "correct") for attempt in attempts if _is_decided(attempt)]
+    if config.corrupt_answers:
+        rows += _corrupted_rows(attempts, config.seed, counters)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (out / "train.jsonl").write_text(lines, encoding="utf-8")
     discard_logs(out)
-    return _summarise(rows, verdicts, len(samples))
-
-
-def _read_problems(source: PromptSource, paths: list[Path]) -> list[tuple[str, str]]:
-    """Return (question, known answer) of each problem."""
-    problems = []
-    for row in islice(read_rows(paths, source.split), source.limit):
-        question = fill(source.question, row, "rollout.prompts.question")
-        problems.append((question, fill(source.answer, row, "rollout.prompts.answer")))
-    if not problems:
-        raise UserError(f"{source.dataset} holds no problems", "name another rollout.prompts.dataset or split")
-    return problems
-
-
-def _label(
-    samples: dict[str, Sample], problems: list[tuple[str, str]], prompts: list[Prompt]
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    names = list(samples)
-    indices = [int(name.partition("/")[0]) for name in names]
-    pairs = [
-        Pair(gold=problems[index][1], answer=samples[name].text) for name, index in zip(names, indices, strict=True)
-    ]
-    rows: list[dict[str, Any]] = []
-    verdicts: Counter[str] = Counter()
-    with Grader(GraderConfig()) as grader:
-        for name, index, grade in zip(names, indices, grader.grade_completions(pairs), strict=True):
-            verdicts[str(grade.verdict)] += 1
-            if grade.verdict in ("correct", "wrong"):
-                rows.append(_row(prompts[index], samples[name].text, grade.verdict == "correct"))
-    return rows, verdicts
-
-
-def _row(prompt: Prompt, completion: str, label: bool) -> dict[str, Any]:
-    if prompt.messages is None:
-        return {"prompt": prompt.text, "completion": completion, "label": label}
     return {
-        "prompt": list(prompt.messages),
-        "completion": [{"role": "assistant", "content": completion}],
+        "counters": counters | {"rows": len(rows)},
+        "metrics": {"accuracy": counters["correct"] / counters["samples"]},
+    }
+
+
+def _read_problems(source: PromptSource, paths: list[Path]) -> list[Problem]:
+    rows = rows_of_problems(source.dataset, paths, source.split, source.first, source.limit)
+    return [
+        Problem(
+            number,
+            fill(source.question, row, "rollout.prompts.question"),
+            fill(source.answer, row, "rollout.prompts.answer"),
+        )
+        for number, row in enumerate(rows, start=source.first)
+    ]
+
+
+def _is_decided(attempt: Attempt) -> bool:
+    return attempt.verdict in ("correct", "wrong")
+
+
+def _corrupted_rows(attempts: list[Attempt], seed: int, counters: dict[str, int]) -> list[dict[str, Any]]:
+    corrupted = corrupt_answers(attempts, seed)
+    counters["corrupted"] = len(corrupted)
+    logger.warning(
+        "%d undesirable completions are right ones with another answer put in (rollout.corrupt_answers): "
+        "the policy may learn to spot the change instead of the error; prefer its own wrong attempts",
+        len(corrupted),
+    )
+    return [_row(attempt, False) for attempt in corrupted]
+
+
+def _row(attempt: Attempt, label: bool) -> dict[str, Any]:
+    if attempt.prompt.messages is None:
+        return {"prompt": attempt.prompt.text, "completion": attempt.completion, "label": label}
+    return {
+        "prompt": list(attempt.prompt.messages),
+        "completion": [{"role": "assistant", "content": attempt.completion}],
         "label": label,
     }
-
-
-def _summarise(rows: list[dict[str, Any]], verdicts: Counter[str], num_samples: int) -> dict[str, Any]:
-    if sum(verdicts.values()) != num_samples:
-        raise CheckFailed(f"{num_samples} completions were sampled and {sum(verdicts.values())} graded")
-    counters = {
-        "samples": num_samples,
-        **{verdict: verdicts[verdict] for verdict in ("correct", "wrong", "unparsed", "timeout")},
-    }
-    return {"counters": counters | {"rows": len(rows)}, "metrics": {"accuracy": verdicts["correct"] / num_samples}}

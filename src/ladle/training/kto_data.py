@@ -1,121 +1,157 @@
-"""KTO's examples as token ids, and which completion each prompt is mismatched with.
+"""KTO's examples as token ids, in flat arrays that are mapped from disk.
 
-Pairs are fixed by (seed, example ids) before training: the examples in a keyed order, each one's mismatched completion
-that of its successor. Nobody is paired with itself, every completion serves exactly once, and neither batches nor
-workers can change it.
+A text prompt is encoded with the tokenizer's own start token and a text completion ends with eos; a conversation goes
+through the chat template. A prompt is never cut: one that leaves no room for a completion within `max_length` is left
+out and counted; a completion that does not fit loses its end, and is counted too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
-import torch
-from blake3 import blake3
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ladle.errors import UserError
+from ladle.models.chat_template import ensure_chat_template
+
+Row = dict[str, Any]
+ROWS_AT_ONCE = 1_000
+ARRAYS = ("prompt_ids", "prompt_bounds", "completion_ids", "completion_bounds", "is_desirable", "prompt_of")
 
 
 @dataclass(frozen=True)
-class KtoExample:
-    """One labelled completion as token ids; `kl_ids` is another example's completion."""
+class KtoExamples:
+    """Labelled completions.
 
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    is_desirable: bool
-    kl_ids: list[int]
+    Attributes:
+        prompt_ids: every example's prompt, one after the other, int32.
+        prompt_bounds: where each starts and the last one ends, int64, shape (N + 1,).
+        completion_ids: every example's completion likewise.
+        completion_bounds: as `prompt_bounds`.
+        is_desirable: labels, bool, shape (N,).
+        prompt_of: number of each example's prompt, equal for equal prompts, int64, shape (N,).
+        max_length: prompt and completion together never exceed it.
+    """
+
+    prompt_ids: np.ndarray
+    prompt_bounds: np.ndarray
+    completion_ids: np.ndarray
+    completion_bounds: np.ndarray
+    is_desirable: np.ndarray
+    prompt_of: np.ndarray
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.is_desirable)
+
+    def prompt(self, index: int) -> np.ndarray:
+        """Return the prompt's token ids."""
+        return self.prompt_ids[self.prompt_bounds[index] : self.prompt_bounds[index + 1]]
+
+    def completion(self, index: int, prompt: int) -> np.ndarray:
+        """Return the token ids of a completion, cut to what fits behind the prompt of example `prompt`."""
+        start, end = self.completion_bounds[index : index + 2]
+        room = self.max_length - (self.prompt_bounds[prompt + 1] - self.prompt_bounds[prompt])
+        return self.completion_ids[start : min(end, start + room)]
+
+    def lengths(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+        """Return how many tokens each prompt with each completion has, int64."""
+        prompt_lengths = np.diff(self.prompt_bounds)[prompts]
+        return np.minimum(prompt_lengths + np.diff(self.completion_bounds)[completions], self.max_length)
+
+    def save(self, folder: Path) -> None:
+        """Write one array a file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+
+    @classmethod
+    def load(cls, folder: Path, max_length: int) -> KtoExamples:
+        """Map what `save` wrote."""
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        return cls(**arrays, max_length=max_length)
 
 
-@dataclass(frozen=True)
-class _Tokenized:
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    is_desirable: bool
-
-
-def make_examples(
-    rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int
-) -> tuple[list[KtoExample], dict[str, int]]:
-    """Tokenize rows of prompt, completion and label, cut to `max_length` tokens, and pair them.
-
-    Returns:
-        The examples, and the counts of dropped and cut ones.
+def tokenize_examples(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[KtoExamples, dict[str, int]]:
+    """Return the examples of rows of prompt, completion and label, and the counts of dropped and cut ones.
 
     Raises:
-        UserError: fewer than two rows are left, so that no mismatched pair exists.
+        UserError: fewer than two rows fit, so that no mismatched pair exists.
     """
-    tokenized = [_tokenize(row, tokenizer) for row in rows]
-    fitting = [example for example in tokenized if len(example.prompt_ids) < max_length]
-    cut = [_cut(example, max_length) for example in fitting]
-    if len(cut) < 2:
-        raise UserError(f"KTO needs at least two examples and has {len(cut)}", "add data, or raise kto.max_length")
-    partner = mismatched_partners(len(cut), seed)
-    counters = {
-        "dropped_long_prompts": len(tokenized) - len(fitting),
-        "cut_completions": sum(
-            len(a.completion_ids) != len(b.completion_ids) for a, b in zip(fitting, cut, strict=True)
-        ),
-    }
-    examples = [
-        KtoExample(
-            example.prompt_ids,
-            example.completion_ids,
-            example.is_desirable,
-            cut[partner[index]].completion_ids[: max_length - len(example.prompt_ids)],
+    prompts: list[list[int]] = []
+    completions: list[list[int]] = []
+    labels: list[bool] = []
+    num_long_prompts = num_cut = 0
+    rows = iter(rows)
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        for row, (prompt, completion) in zip(batch, _encode(batch, tokenizer), strict=True):
+            if len(prompt) >= max_length:
+                num_long_prompts += 1
+                continue
+            num_cut += len(prompt) + len(completion) > max_length
+            prompts.append(prompt)
+            completions.append(completion)
+            labels.append(row["label"])
+    if len(labels) < 2:
+        raise UserError(
+            f"KTO needs at least two examples and has {len(labels)} ({num_long_prompts} prompts do not fit "
+            f"kto.max_length={max_length})",
+            "add data, or raise kto.max_length",
         )
-        for index, example in enumerate(cut)
-    ]
-    return examples, counters
+    examples = _flatten(prompts, completions, labels, max_length)
+    return examples, {"examples": len(labels), "dropped_long_prompts": num_long_prompts, "cut_completions": num_cut}
 
 
-def mismatched_partners(count: int, seed: int) -> list[int]:
-    """Return for each of `count` examples the index of the one whose completion it is mismatched with; never itself."""
-    order = sorted(range(count), key=lambda index: blake3(f"{seed} {index}".encode()).digest())
-    partner = [0] * count
-    for position, index in enumerate(order):
-        partner[index] = order[(position + 1) % count]
-    return partner
+def _flatten(
+    prompts: list[list[int]], completions: list[list[int]], labels: list[bool], max_length: int
+) -> KtoExamples:
+    numbers: dict[tuple[int, ...], int] = {}
+    prompt_of = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    return KtoExamples(
+        *_flat(prompts), *_flat(completions), np.array(labels), np.array(prompt_of, dtype=np.int64), max_length
+    )
 
 
-def _tokenize(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> _Tokenized:
+def _flat(sequences: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    bounds = np.zeros(len(sequences) + 1, dtype=np.int64)
+    np.cumsum([len(sequence) for sequence in sequences], out=bounds[1:])
+    return np.fromiter((token for sequence in sequences for token in sequence), np.int32, int(bounds[-1])), bounds
+
+
+def _encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
+    """Return (prompt, completion) token ids of each row."""
+    if not isinstance(rows[0]["prompt"], str):
+        ensure_chat_template(tokenizer)
+        texts = [_conversation_texts(row, tokenizer) for row in rows]
+        ids = _ids([text for pair in texts for text in pair], tokenizer, special=False)
+        return list(zip(ids[::2], ids[1::2], strict=True))
+    eos = tokenizer.eos_token_id
+    prompts = _ids([row["prompt"] for row in rows], tokenizer, special=True)
+    completions = _ids([row["completion"] for row in rows], tokenizer, special=False)
+    # a tokenizer that closes every text with eos would have the model answer after the end
+    prompts = [ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids for ids in prompts]
+    return [(prompt, [*completion, eos]) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> list[list[int]]:
+    return cast(list[list[int]], tokenizer(texts, add_special_tokens=special)["input_ids"])
+
+
+def _conversation_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str):
-        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        completion_ids = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    else:
-        # tokenize=False gives the text; the stub's return type is that of every setting
-        prompt_text = cast(str, tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-        whole_text = cast(str, tokenizer.apply_chat_template(prompt + completion, tokenize=False))
-        if not whole_text.startswith(prompt_text):
-            raise UserError(
-                "the chat template writes a prompt differently once the answer follows, "
-                "so that the two cannot be told apart",
-                "use a chat template whose generation prompt is the start of the assistant's turn",
-            )
-        prompt_ids = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
-        completion_ids = tokenizer(whole_text[len(prompt_text) :], add_special_tokens=False)["input_ids"]
-    return _Tokenized(list(prompt_ids), list(completion_ids), row["label"])
-
-
-def _cut(example: _Tokenized, max_length: int) -> _Tokenized:
-    room = max_length - len(example.prompt_ids)
-    return _Tokenized(example.prompt_ids, example.completion_ids[:room], example.is_desirable)
-
-
-def pad_sequences(
-    prompts: Sequence[list[int]], completions: Sequence[list[int]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """Return input_ids, attention_mask and is_completion of right-padded rows, each of shape (B, T)."""
-    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    shape = (len(prompts), max(lengths))
-    input_ids = torch.full(shape, pad_id)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    is_completion = torch.zeros(shape, dtype=torch.bool)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        end = len(prompt) + len(completion)
-        input_ids[row, :end] = torch.tensor(prompt + completion)
-        attention_mask[row, :end] = 1
-        is_completion[row, len(prompt) : end] = True
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "is_completion": is_completion}
+    # tokenize=False gives the text; the stub's return type is that of every setting
+    prompt_text = cast(str, tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    whole_text = cast(str, tokenizer.apply_chat_template(prompt + completion, tokenize=False))
+    if not whole_text.startswith(prompt_text):
+        raise UserError(
+            "the chat template writes a prompt differently once the answer follows, so the two cannot be told apart",
+            "use a chat template whose generation prompt is the start of the assistant's turn",
+        )
+    return prompt_text, whole_text[len(prompt_text) :]

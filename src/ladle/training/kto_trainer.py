@@ -1,103 +1,289 @@
-"""KTO on the shared Trainer.
+"""KTO on the shared Trainer: one optimizer step at a time, repacked.
 
-Reference log-probabilities are computed once before training, and z0 over each microbatch, as TRL defines it.
+Every process is given the rows of the whole step. It puts the mismatched pairs into bins of like lengths, takes its
+share of the bins without gradient, and z0 follows from the sums of all; then the same with the completions themselves,
+whose loss and gradients the head gives in one pass. `per_device_train_batch_size` and `gradient_accumulation_steps`
+therefore say how many rows make a step (and, with `kl_scope: microbatch`, which of them share a z0), not what is held
+in memory: that is `max_tokens_per_microbatch`.
+
+The loss of a step is the mean over its rows, also of a last step that is not full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from accelerate.utils import DistributedType
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from ladle.log import progress
-from ladle.training.kto_data import KtoExample, pad_sequences
-from ladle.training.kto_loss import KtoWeights, completion_logps, kto_loss, reference_point
+from ladle.training.kto_batches import Bin, make_bin, plan_bins
+from ladle.training.kto_data import KtoExamples
+from ladle.training.kto_forward import is_packing
+from ladle.training.kto_loss import KtoWeights, kto_loss, reference_points
+from ladle.training.kto_metrics import KtoMetrics
+from ladle.training.kto_plan import KtoPlan
+from ladle.training.kto_reference import KtoReference
+from ladle.training.order import RowOrder
 from ladle.training.processes import reduce_tensor
 from ladle.training.trainer import LadleTrainer
 
-Row = dict[str, Any]
+Pair = tuple[int, int]
+"""(example whose prompt, example whose completion)."""
 
 
-@torch.no_grad()
-def add_reference_logps(
-    model: PreTrainedModel, examples: Sequence[KtoExample], pad_id: int, batch_size: int
-) -> list[Row]:
-    """Return the examples as rows for training, each with log π_ref of its own and of its mismatched completion.
+@dataclass(frozen=True)
+class KtoData:
+    """Examples with what was decided and computed about them beforehand."""
 
-    `model` is the policy before its first step, which is the reference. Rows of similar length share a batch.
+    examples: KtoExamples
+    plan: KtoPlan
+    reference: KtoReference
+
+
+@dataclass(frozen=True)
+class KtoOptions:
+    """How the loss is computed.
+
+    Attributes:
+        weights: β, λ_D, λ_U.
+        kl_scope: rows that share a z0.
+        budget: tokens of one forward pass, padding included.
     """
-    model.eval()
-    rows: list[Row] = [{"example": example} for example in examples]
-    by_length = sorted(rows, key=lambda row: len(row["example"].prompt_ids) + len(row["example"].completion_ids))
-    with progress(len(rows), "reference log-probs", "examples") as bar:
-        for start in range(0, len(rows), batch_size):
-            batch = by_length[start : start + batch_size]
-            for name, inputs in zip(("ref_logp", "ref_kl_logp"), _matched_and_kl(batch, pad_id), strict=True):
-                logps = completion_logps(model, **_to_model(inputs, model))
-                for row, logp in zip(batch, logps.tolist(), strict=True):
-                    row[name] = logp
-            bar.advance(len(batch))
-    return rows
+
+    weights: KtoWeights
+    kl_scope: Literal["step", "microbatch", "none"]
+    budget: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Rows of one optimizer step, the same on every process, and the group of each that shares a z0."""
+
+    rows: np.ndarray
+    group_of: np.ndarray
+    epoch: int
 
 
 class KtoTrainer(LadleTrainer):
-    """Trainer whose loss is KTO's."""
+    """Trainer whose loss is KTO's.
 
-    def __init__(self, *args: Any, weights: KtoWeights, pad_id: int, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=lambda rows: collate_kto(rows, pad_id), **kwargs)
-        # the loss is a mean over examples, which Trainer is to divide by the accumulation steps
-        self.model_accepts_loss_kwargs = False
-        self.weights = weights
-        self._sums: dict[str, list[float]] = {}
+    Args:
+        data: what to train on.
+        eval_data: what to evaluate on, where there is any.
+        options: how the loss is computed.
+        pad_id: what padding is filled with.
+    """
 
-    def compute_loss(
-        self, model: PreTrainedModel, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+    def __init__(
+        self,
+        *args: Any,
+        data: KtoData,
+        options: KtoOptions,
+        pad_id: int,
+        eval_data: KtoData | None = None,
+        **kwargs: Any,
+    ) -> None:
+        rows = _RowNumbers(len(data.examples))
+        super().__init__(*args, train_dataset=rows, eval_dataset=eval_data and rows, **kwargs)
+        self.data, self.eval_data, self.options, self.pad_id = data, eval_data, options, pad_id
+        self.metrics = KtoMetrics()
+
+    # The rows of a step.
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of row numbers; it is the same on every process, for each sees the whole step."""
+        self.order = _WholeRows(
+            len(self.data.examples),
+            self._train_batch_size * self.accelerator.num_processes,
+            self._data_seed(),
+            shuffled=False,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return DataLoader(_RowNumbers(len(self.data.examples)), batch_sampler=self.order, collate_fn=list)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[int]], num_batches: int, device: Any
+    ) -> tuple[list, None]:
+        """Return the whole step in place of its last microbatch; the others are empty."""
+        microbatches = list(islice(epoch_iterator, num_batches))
+        rows = np.array([row for microbatch in microbatches for row in microbatch])
+        group_of = np.repeat(np.arange(len(microbatches)), [len(microbatch) for microbatch in microbatches])
+        if self.options.kl_scope != "microbatch":
+            group_of = np.zeros_like(group_of)
+        return [*[None] * (len(microbatches) - 1), _Step(rows, group_of, self.order.epoch)], None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: the Trainer's estimate counts neither the pass without gradient nor the head."""
+        return 0
+
+    # The step.
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: _Step | None, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Return the mean KTO loss of a microbatch (scalar)."""
-        unwrapped = cast(PreTrainedModel, self.accelerator.unwrap_model(model))
-        with torch.no_grad():
-            kl_ratio_B = completion_logps(unwrapped, **inputs["kl"]) - inputs["ref_kl_logp"]
-        z0 = reduce_tensor(self.accelerator, reference_point(kl_ratio_B), "mean")
-        ratio_B = completion_logps(unwrapped, **inputs["matched"]) - inputs["ref_logp"]
-        self._count(ratio_B.detach() * self.weights.beta, inputs["is_desirable"], z0)
-        return kto_loss(ratio_B, inputs["is_desirable"], z0, self.weights).mean()
+        """Run the step's passes and return this process's part of its loss (their mean is the step's)."""
+        if inputs is None:
+            return torch.zeros((), device=self.args.device)
+        model.train()
+        z0_G = self._reference_points(self.data, inputs)
+        pairs = [(row, row) for row in inputs.rows.tolist()]
+        bins = self._my_bins(self.data.examples, pairs)
+        total = torch.zeros((), device=self.args.device)
+        for number, sequences in enumerate(bins):
+            with self._synchronising(model, number == len(bins) - 1):
+                # where there are fewer rows than processes, one without a row goes along with weight 0
+                one_bin = self._make_bin(self.data.examples, pairs, sequences or [0])
+                loss = self._loss(model, self.data, inputs, one_bin, z0_G, weight=float(bool(sequences)))
+                self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self._is_deepspeed() else {}))
+            total += loss.detach()
+        self.guard.note_loss(total.item())
+        return total
 
-    def _count(self, reward_B: torch.Tensor, is_desirable_B: torch.Tensor, z0: torch.Tensor) -> None:
-        self._sums.setdefault("z0", []).append(z0.item())
-        for name, chosen_B in (("rewards/chosen", is_desirable_B), ("rewards/rejected", ~is_desirable_B)):
-            self._sums.setdefault(name, []).extend(reward_B[chosen_B].tolist())
+    def _synchronising(self, model: torch.nn.Module, is_last: bool) -> Any:
+        """Return the context of one backward pass: processes exchange gradients in the step's last one alone."""
+        self.accelerator.gradient_state._set_sync_gradients(is_last)
+        return nullcontext() if is_last or self._is_deepspeed() else self.accelerator.no_sync(model)
+
+    def _is_deepspeed(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    def _loss(
+        self, model: torch.nn.Module, data: KtoData, step: _Step, one_bin: Bin, z0_G: torch.Tensor, weight: float = 1.0
+    ) -> torch.Tensor:
+        """Return a bin's share of the step's mean loss, times the processes, over which gradients are averaged."""
+        device = z0_G.device
+        places = np.array(one_bin.sequences)
+        rows = step.rows[places]
+        reference_B = torch.from_numpy(data.reference.logp_N[rows]).to(device)
+        is_desirable_B = torch.from_numpy(data.examples.is_desirable[rows]).to(device)
+        z0_B = z0_G[torch.from_numpy(step.group_of[places]).to(device)]
+        scale = weight * self.accelerator.num_processes / len(step.rows)
+
+        def objective(logp_b: torch.Tensor, which: slice) -> torch.Tensor:
+            ratio_b = logp_b - reference_B[which]
+            return scale * kto_loss(ratio_b, is_desirable_B[which], z0_B[which], self.options.weights)
+
+        loss, logp_B, entropy_B = model(bin=one_bin, objective=objective)
+        if weight:
+            self.metrics.add(
+                self.options.weights.beta,
+                is_desirable_B,
+                logp_B,
+                logp_B - reference_B,
+                entropy_B,
+                torch.tensor(one_bin.sizes),
+            )
+        return loss
+
+    @torch.no_grad()
+    def _reference_points(self, data: KtoData, step: _Step) -> torch.Tensor:
+        """Return z0 of each group of the step, float32, shape (G,)."""
+        num_groups = int(step.group_of[-1]) + 1
+        sums = torch.zeros(2, num_groups, device=self.args.device)
+        if self.options.kl_scope != "none":
+            self._add_kl(data, step, sums)
+            sums = reduce_tensor(self.accelerator, sums, "sum")
+        z0_G = reference_points(sums[0], sums[1])
+        if self.accelerator.is_main_process:
+            self.metrics.add_step(sums[0].sum().item(), int(sums[1].sum()), z0_G.mean().item())
+        return z0_G
+
+    def _add_kl(self, data: KtoData, step: _Step, sums: torch.Tensor) -> None:
+        """Add the log-ratios of this process's share of the mismatched pairs, and their number, to their groups."""
+        chosen = data.plan.estimates_kl(step.epoch)[step.rows]
+        rows, group_of = step.rows[chosen], step.group_of[chosen]
+        pairs = list(zip(rows.tolist(), data.plan.partners(step.epoch)[rows].tolist(), strict=True))
+        reference = data.reference.kl_logp_PN[data.plan.pairing_of(step.epoch)]
+        model = self._policy()
+        for sequences in filter(None, self._my_bins(data.examples, pairs)):
+            one_bin = self._make_bin(data.examples, pairs, sequences)
+            ratio_B = model(bin=one_bin) - torch.from_numpy(reference[rows[sequences]]).to(sums.device)
+            for place, ratio in zip(sequences, ratio_B.unbind(), strict=True):
+                sums[0, group_of[place]] += ratio
+                sums[1, group_of[place]] += 1
+
+    def _my_bins(self, examples: KtoExamples, pairs: list[Pair]) -> list[list[int]]:
+        """Return this process's share of the bins; every process has as many, so that they can go in step."""
+        prompts, completions = np.array(pairs).T
+        processes, packed = self.accelerator.num_processes, is_packing(self._policy())
+        bins = plan_bins(examples.lengths(prompts, completions), self.options.budget, processes, packed)
+        return bins[self.accelerator.process_index :: processes]
+
+    def _make_bin(self, examples: KtoExamples, pairs: list[Pair], sequences: list[int]) -> Bin:
+        policy = self._policy()
+        return make_bin(examples, pairs, sequences, self.pad_id, is_packing(policy)).to(self.args.device)
+
+    def _policy(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.accelerator.unwrap_model(self.model))
+
+    # Evaluation.
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """Return and log loss and metrics of the evaluation split, its pairs those of epoch 0, z0 over all of it."""
+        assert self.eval_data is not None
+        data, training_metrics, self.metrics = self.eval_data, self.metrics, KtoMetrics()
+        self.model.eval()
+        count = len(data.examples)
+        step = _Step(np.arange(count), np.zeros(count, dtype=int), epoch=0)
+        z0_G = self._reference_points(data, step)
+        pairs = [(row, row) for row in range(count)]
+        loss = torch.zeros((), device=self.args.device)
+        for sequences in filter(None, self._my_bins(data.examples, pairs)):
+            loss += self._loss(self._policy(), data, step, self._make_bin(data.examples, pairs, sequences), z0_G)
+        loss = reduce_tensor(self.accelerator, loss, "mean")
+        figures = {"loss": loss.item(), **self.metrics.take(self.accelerator)}
+        self.metrics = training_metrics
+        figures = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(figures)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    # The log, and what resuming needs of it.
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the means of the KTO metrics since the last log beside the Trainer's own."""
-        means = {name: sum(values) / len(values) for name, values in self._sums.items() if values}
-        self._sums.clear()
-        super().log(logs | means, *args, **kwargs)
+        """Log the KTO metrics since the last log line beside the Trainer's own."""
+        super().log(logs | (self.metrics.take(self.accelerator) if "loss" in logs else {}), *args, **kwargs)
+
+    def _save_progress(self, staged: Path) -> None:
+        super()._save_progress(staged)
+        self._progress_file(staged).write_text(json.dumps(self.metrics.sums))
+
+    def restore_progress(self) -> None:
+        """Put back the loss and the metrics summed since the last log line, of this process."""
+        super().restore_progress()
+        if self.resumed_from is not None:
+            self.metrics.sums = json.loads(self._progress_file(self.resumed_from).read_text())
+
+    def _progress_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"progress_kto_{self.args.process_index}.json"
 
 
-def collate_kto(rows: Sequence[Row], pad_id: int) -> Row:
-    """Return the matched and the mismatched batch, labels and reference log-probabilities (float32, shape (B,))."""
-    matched, kl = _matched_and_kl(rows, pad_id)
-    return {
-        "matched": _named(matched),
-        "kl": _named(kl),
-        "is_desirable": torch.tensor([row["example"].is_desirable for row in rows]),
-        "ref_logp": torch.tensor([row["ref_logp"] for row in rows]),
-        "ref_kl_logp": torch.tensor([row["ref_kl_logp"] for row in rows]),
-    }
+class _RowNumbers(Dataset[int]):
+    """The numbers of the rows, which are all that a step is made from."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return index
 
 
-def _matched_and_kl(rows: Sequence[Row], pad_id: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    examples: list[KtoExample] = [row["example"] for row in rows]
-    prompts = [example.prompt_ids for example in examples]
-    matched = pad_sequences(prompts, [example.completion_ids for example in examples], pad_id)
-    return matched, pad_sequences(prompts, [example.kl_ids for example in examples], pad_id)
+class _WholeRows(RowOrder):
+    """Batches that every process takes alike, so that none is skipped for another process."""
 
-
-def _named(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"{name}_BT": value for name, value in batch.items()}
-
-
-def _to_model(batch: dict[str, torch.Tensor], model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    return {name: value.to(model.device) for name, value in _named(batch).items()}
+    def start_at(self, batch: int, num_processes: int = 1) -> None:
+        """Let the next iteration give placeholders up to the batch, counted over one process."""
+        super().start_at(batch // num_processes)

@@ -1,0 +1,181 @@
+"""Log-probability of whole completions under a linear head, their loss and its gradients, in one pass over the logits.
+
+The loss of a completion depends on its tokens through one number, log π(y|x) = Σ_t log p_t, so with d = dL/d log π(y|x)
+
+    d logits_t = d (onehot(target_t) - softmax_t)
+    d h_t      = d logits_t W            d W += d logits_tᵀ h_t
+
+and once a completion's logits are there, everything else is: the loss, both gradients and the entropy
+(Σ_v p_v logit_v = h · Σ_v p_v W_v, whose sum the gradient needs anyway). Logits live for a block of completions at a
+time; only a completion longer than a block is gone over twice.
+
+Plain PyTorch, for CPU and GPU; sums of a completion run over its own slice, so that GPUs repeat them bit for bit.
+
+Shape suffixes: N completion tokens, C tokens of a block, B completions, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+BLOCK_ELEMENTS = 2**25
+"""Logits held at once: 128 MiB in float32, about 220 tokens of a 152k vocabulary."""
+
+Objective = Callable[[torch.Tensor, slice], torch.Tensor]
+"""From log-probabilities of the completions in a slice, shape (b,), to the loss that each adds, shape (b,)."""
+
+
+@torch.no_grad()
+def completion_logps(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, sizes: Sequence[int]):
+    """Return log π of each completion, float32, shape (B,), without gradient.
+
+    Args:
+        hidden_ND: hidden states that predict the completions' tokens, one completion after another.
+        weight_VD: the head.
+        target_N: the tokens.
+        sizes: tokens of each completion, B of them, summing to N.
+    """
+    block = max(1, BLOCK_ELEMENTS // weight_VD.shape[0])
+    logps = [
+        _softmax_terms(hidden_CD, weight_VD, target_C).logp_C
+        for hidden_CD, target_C in zip(hidden_ND.split(block), target_N.split(block), strict=True)
+    ]
+    return _sum_each(torch.cat(logps), sizes)
+
+
+def loss_of_completions(
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    target_N: torch.Tensor,
+    sizes: Sequence[int],
+    objective: Objective,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the summed loss (with gradient), each completion's log π and its summed entropy (without).
+
+    Args:
+        hidden_ND: as in `completion_logps`.
+        weight_VD: the head.
+        target_N: the tokens.
+        sizes: tokens of each completion.
+        objective: each completion's loss as a function of its log π.
+    """
+    return _LossOfCompletions.apply(hidden_ND, weight_VD, target_N, sizes, objective)
+
+
+class _Softmax:
+    """What one block's logits give: unnormalised probabilities, their sums, and each target's log-probability."""
+
+    def __init__(self, exp_CV: torch.Tensor, sum_C: torch.Tensor, target_logit_C: torch.Tensor, lse_C: torch.Tensor):
+        self.exp_CV, self.sum_C, self.target_logit_C, self.lse_C = exp_CV, sum_C, target_logit_C, lse_C
+        self.logp_C = target_logit_C - lse_C
+
+
+def _softmax_terms(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, target_C: torch.Tensor) -> _Softmax:
+    logits_CV = (hidden_CD @ weight_VD.T).float()
+    target_logit_C = logits_CV.gather(1, target_C[:, None])[:, 0]
+    max_C = logits_CV.amax(dim=1)
+    exp_CV = logits_CV.sub_(max_C[:, None]).exp_()
+    sum_C = exp_CV.sum(dim=1)
+    return _Softmax(exp_CV, sum_C, target_logit_C, max_C + sum_C.log())
+
+
+class _LossOfCompletions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND, weight_VD, target_N, sizes, objective):  # noqa: ANN001, ANN205
+        pass_ = _OnePass(hidden_ND, weight_VD, target_N)
+        losses, logps, entropies = [], [], []
+        for completions, tokens, block_sizes in blocks(sizes, max(1, BLOCK_ELEMENTS // weight_VD.shape[0])):
+            loss_b, logp_b, entropy_b = pass_.run(
+                tokens, block_sizes, lambda logp_b, which=completions: objective(logp_b, which)
+            )
+            losses.append(loss_b)
+            logps.append(logp_b)
+            entropies.append(entropy_b)
+        ctx.save_for_backward(pass_.grad_hidden_ND, pass_.grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        logp_B, entropy_B = torch.cat(logps), torch.cat(entropies)
+        ctx.mark_non_differentiable(logp_B, entropy_B)
+        return torch.cat(losses).sum(), logp_B, entropy_B
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        scale = grads[0]
+        grad_weight = None if grad_weight_VD is None else (grad_weight_VD * scale).to(ctx.weight_dtype)
+        return (grad_hidden_ND * scale).to(grad_hidden_ND.dtype), grad_weight, None, None, None
+
+
+class _OnePass:
+    """Goes over blocks of completions, filling the gradients of the hidden states and of the head."""
+
+    def __init__(self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor) -> None:
+        self.hidden_ND, self.weight_VD, self.target_N = hidden_ND, weight_VD, target_N
+        self.grad_hidden_ND = torch.empty_like(hidden_ND)
+        self.grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_VD.requires_grad else None
+
+    def run(
+        self, tokens: slice, sizes: Sequence[int], objective: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return loss, log π and entropy of the completions whose tokens are `tokens`, each of shape (b,)."""
+        block = max(1, BLOCK_ELEMENTS // self.weight_VD.shape[0])
+        spans = [slice(at, min(at + block, tokens.stop)) for at in range(tokens.start, tokens.stop, block)]
+        kept = self._terms(spans[0]) if len(spans) == 1 else None
+        logp_C = kept.logp_C if kept is not None else torch.cat([self._terms(span).logp_C for span in spans])
+        logp_b = _sum_each(logp_C, sizes)
+        loss_b, slope_b = _value_and_slope(objective, logp_b)
+        slope_C = slope_b.repeat_interleave(torch.tensor(sizes, device=slope_b.device))
+        entropies = [
+            self._add_gradients(span, self._terms(span) if kept is None else kept, slope_span)
+            for span, slope_span in zip(spans, slope_C.split(block), strict=True)
+        ]
+        return loss_b, logp_b, _sum_each(torch.cat(entropies), sizes)
+
+    def _terms(self, span: slice) -> _Softmax:
+        return _softmax_terms(self.hidden_ND[span], self.weight_VD, self.target_N[span])
+
+    def _add_gradients(self, span: slice, term: _Softmax, slope_C: torch.Tensor) -> torch.Tensor:
+        """Add a block's gradients, consuming its softmax, and return its tokens' entropies, shape (C,)."""
+        hidden_CD, target_C = self.hidden_ND[span].float(), self.target_N[span]
+        rows_C = torch.arange(len(target_C), device=target_C.device)
+        minus_CV = term.exp_CV
+        minus_CV[rows_C, target_C] -= term.sum_C  # softmax - onehot, times sum_C
+        pull_CD = (minus_CV.to(self.weight_VD.dtype) @ self.weight_VD).float()
+        expected_logit_C = (hidden_CD * pull_CD).sum(1) / term.sum_C + term.target_logit_C
+        factor_C1 = (-slope_C / term.sum_C)[:, None]
+        self.grad_hidden_ND[span] = (pull_CD * factor_C1).to(self.grad_hidden_ND.dtype)
+        if self.grad_weight_VD is not None:
+            self.grad_weight_VD.addmm_(minus_CV.T, hidden_CD * factor_C1)
+        return term.lse_C - expected_logit_C
+
+
+def _value_and_slope(
+    objective: Callable[[torch.Tensor], torch.Tensor], logp_b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.enable_grad():
+        at_b = logp_b.detach().requires_grad_()
+        loss_b = objective(at_b)
+        (slope_b,) = torch.autograd.grad(loss_b.sum(), at_b)
+    return loss_b.detach(), slope_b
+
+
+def blocks(sizes: Sequence[int], capacity: int) -> list[tuple[slice, slice, list[int]]]:
+    """Group consecutive completions into blocks of at most `capacity` tokens; a longer one is a block of its own.
+
+    Returns:
+        For each block its completions, its tokens, and the completions' sizes.
+    """
+    found, first, start, filled = [], 0, 0, 0
+    for index, size in enumerate(sizes):
+        if filled and filled + size > capacity:
+            found.append((slice(first, index), slice(start, start + filled), list(sizes[first:index])))
+            first, start, filled = index, start + filled, 0
+        filled += size
+    found.append((slice(first, len(sizes)), slice(start, start + filled), list(sizes[first:])))
+    return found
+
+
+def _sum_each(value_N: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    return torch.stack([part.sum() for part in value_N.split(list(sizes))])

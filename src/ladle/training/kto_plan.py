@@ -1,0 +1,86 @@
+"""What a KTO training will need: for each epoch the order of its rows, their pairs, and which of them estimate z0.
+
+All of it follows from (seeds, epoch, number of rows), so the reference pass can compute beforehand exactly the
+log-probabilities that training will ask for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from ladle.training.kto_pairs import mismatched_partners
+from ladle.training.order import rows_of_epoch
+
+
+@dataclass(frozen=True, eq=False)
+class KtoPlan:
+    """Order, pairs and KL rows of every epoch.
+
+    Attributes:
+        prompt_of: number of each example's prompt.
+        num_epochs: epochs begun.
+        order_seed: key of the order of rows.
+        pair_seed: key of the pairs.
+        pairs_per_epoch: pair anew in each epoch.
+        kl_fraction: share of the rows whose mismatched pair enters z0; 0 for a loss without z0.
+        rows_seen: rows that training takes over all epochs; None for whole epochs.
+    """
+
+    prompt_of: np.ndarray
+    num_epochs: int
+    order_seed: int
+    pair_seed: int
+    pairs_per_epoch: bool
+    kl_fraction: float
+    rows_seen: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the data."""
+        return len(self.prompt_of)
+
+    @cached_property
+    def num_pairings(self) -> int:
+        """Different pairings over all epochs; none where the loss has no z0."""
+        if self.kl_fraction == 0:
+            return 0
+        return self.num_epochs if self.pairs_per_epoch else 1
+
+    def pairing_of(self, epoch: int) -> int:
+        """Return the number of the pairing that an epoch uses."""
+        return epoch if self.pairs_per_epoch else 0
+
+    def partners(self, epoch: int) -> np.ndarray:
+        """Return for each row the one whose completion it is mismatched with, int64, shape (N,)."""
+        return _partners(self, self.pairing_of(epoch))
+
+    def used_rows(self, epoch: int) -> np.ndarray:
+        """Return the rows that training takes in an epoch, in its order."""
+        order = rows_of_epoch(self.num_rows, self.order_seed, epoch, shuffled=False)
+        return order if self.rows_seen is None else order[: max(0, self.rows_seen - epoch * self.num_rows)]
+
+    def estimates_kl(self, epoch: int) -> np.ndarray:
+        """Return for each row whether its pair enters z0, bool, shape (N,): every 1/kl_fraction-th in the order."""
+        return _estimates_kl(self, epoch)
+
+    def rows_of_pairing(self, pairing: int) -> np.ndarray:
+        """Return the rows whose mismatched log-probability some epoch with this pairing asks for, sorted."""
+        epochs = [epoch for epoch in range(self.num_epochs) if self.pairing_of(epoch) == pairing]
+        return np.flatnonzero(np.any([self.estimates_kl(epoch) for epoch in epochs], axis=0))
+
+
+@lru_cache(maxsize=2)
+def _partners(plan: KtoPlan, pairing: int) -> np.ndarray:
+    return mismatched_partners(plan.prompt_of, plan.pair_seed, pairing)
+
+
+@lru_cache(maxsize=2)
+def _estimates_kl(plan: KtoPlan, epoch: int) -> np.ndarray:
+    rows = plan.used_rows(epoch)
+    chosen = np.zeros(plan.num_rows, dtype=bool)
+    place = np.arange(len(rows))
+    chosen[rows[np.floor((place + 1) * plan.kl_fraction) > np.floor(place * plan.kl_fraction)]] = True
+    return chosen

@@ -1,0 +1,113 @@
+"""Log-probabilities of the reference model: computed once, in batches of like lengths, kept across crashes.
+
+The reference is the policy before its first step, so with these numbers on disk no second model is held in training.
+Sequences are sorted by length and dealt into items of the shard journal; an item's sequences and bins are fixed, so its
+bytes are too, whatever was killed in between and whichever process works it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from ladle.artifacts.journal import ShardJournal
+from ladle.executors import SerialExecutor
+from ladle.training.kto_batches import make_bin, plan_bins
+from ladle.training.kto_data import KtoExamples
+from ladle.training.kto_forward import is_packing
+from ladle.training.kto_plan import KtoPlan
+
+TOKENS_PER_ITEM = 2**16
+MATCHED, MISMATCHED = "reference_logps.npy", "reference_kl_logps.npy"
+
+
+@dataclass(frozen=True)
+class KtoReference:
+    """log π_ref of what training will ask for, NaN elsewhere.
+
+    Attributes:
+        logp_N: of each example's own completion, float32.
+        kl_logp_PN: of the mismatched completions, a row for each pairing.
+    """
+
+    logp_N: np.ndarray
+    kl_logp_PN: np.ndarray
+
+    def save(self, folder: Path) -> None:
+        """Write both arrays."""
+        np.save(folder / MATCHED, self.logp_N)
+        np.save(folder / MISMATCHED, self.kl_logp_PN)
+
+    @classmethod
+    def load(cls, folder: Path) -> KtoReference:
+        """Read what `save` wrote."""
+        return cls(np.load(folder / MATCHED), np.load(folder / MISMATCHED))
+
+
+@dataclass(frozen=True)
+class ReferencePass:
+    """How to run the reference model.
+
+    Attributes:
+        model: prepared by `use_kto_forward`.
+        pad_id: what padding is filled with.
+        budget: tokens of one forward pass.
+        autocast: dtype of mixed precision, the one that training uses; None for none.
+    """
+
+    model: PreTrainedModel
+    pad_id: int
+    budget: int
+    autocast: torch.dtype | None = None
+
+    def run(self, examples: KtoExamples, plan: KtoPlan, folder: Path) -> KtoReference:
+        """Compute all log-probabilities that `plan` asks for, journalled in `folder`, shared out over the processes."""
+        rows = [np.unique(np.concatenate([plan.used_rows(epoch) for epoch in range(plan.num_epochs)]))]
+        completions = [rows[0]]
+        for pairing in range(plan.num_pairings):
+            rows.append(plan.rows_of_pairing(pairing))
+            completions.append(plan.partners(pairing)[rows[-1]])
+        logps = self._logps(examples, np.concatenate(rows), np.concatenate(completions), folder)
+        parts = np.split(logps, np.cumsum([len(part) for part in rows])[:-1])
+        spread = np.full((1 + plan.num_pairings, plan.num_rows), np.nan, dtype=np.float32)
+        for line, part, indices in zip(spread, parts, rows, strict=True):
+            line[indices] = part
+        return KtoReference(spread[0], spread[1:])
+
+    def _logps(self, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, folder: Path) -> np.ndarray:
+        """Return log π of each (prompt, completion), float32, in the order given."""
+        lengths = examples.lengths(prompts, completions)
+        order = np.argsort(-lengths, kind="stable")
+        item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM
+        parts = np.split(order, np.flatnonzero(np.diff(item_of)) + 1)
+        items = {f"{number:06d}.npy": part.tolist() for number, part in enumerate(parts)}
+
+        def work(indices: Sequence[int], path: Path) -> None:
+            pairs = [(int(prompts[index]), int(completions[index])) for index in indices]
+            with path.open("wb") as file:
+                np.save(file, self._item_logps(examples, pairs, lengths[indices]))
+
+        state, journal = PartialState(), ShardJournal(folder)
+        mine = dict(list(items.items())[state.process_index :: state.num_processes])
+        journal.run(mine, work, SerialExecutor(), "reference log-probs", "batches")
+        state.wait_for_everyone()
+        result = np.empty(len(prompts), dtype=np.float32)
+        for name, indices in items.items():
+            result[indices] = np.load(folder / name)
+        return result
+
+    @torch.no_grad()
+    def _item_logps(self, examples: KtoExamples, pairs: list[tuple[int, int]], lengths: np.ndarray) -> np.ndarray:
+        device, packed = self.model.device, is_packing(self.model)
+        logps = np.empty(len(pairs), dtype=np.float32)
+        for sequences in plan_bins(lengths, self.budget, packed=packed):
+            one_bin = make_bin(examples, pairs, sequences, self.pad_id, packed).to(device)
+            with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+                logps[sequences] = self.model(bin=one_bin).cpu().numpy()
+        return logps
