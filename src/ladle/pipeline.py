@@ -1,7 +1,7 @@
 """From a recipe to its graph of steps: the whole method on one page.
 
     datasets ─┐
-    base ─────┼─ mix ── pretrain ── soup ── rollout ── prefer ── kto
+    base ─────┼─ mix ── pretrain ── soup ── [rollout ── prefer ── kto ── gate] × rounds
               └──────────── evaluate each model ──────────────── report
 
 Every function below adds one stage. A model or a dataset is referred to by name (`base`, `pretrained`, `soup`, `kto`;
@@ -16,15 +16,16 @@ from ladle.artifacts.local import FileHashes, find_local, hash_local
 from ladle.artifacts.step import HubRepository, Step, StepInput, StepOutput, in_build_order
 from ladle.data.config import MixConfig
 from ladle.data.datasets_config import FetchDatasetConfig
-from ladle.data.preference_config import PreferConfig
+from ladle.data.preference_config import ROLLOUTS, PreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
 from ladle.hub import is_repo_id, resolve_commit
 from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
-from ladle.recipe import Recipe
+from ladle.recipe import KtoSection, Recipe
 from ladle.reporting.config import PageConfig
 from ladle.soup.config import SoupConfig
-from ladle.training.config import KtoConfig, PretrainConfig
+from ladle.training.config import PretrainConfig
+from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
 
 Inputs = dict[str, tuple[StepInput, ...]]
 """What a step reads, by role."""
@@ -47,8 +48,7 @@ class Pipeline:
         self._add_mix()
         self._add_pretrain()
         self._add_soup()
-        self._add_rollout()
-        self._add_kto()
+        self._add_alignments()
         self._add_evaluate()
         self._add_report()
 
@@ -170,28 +170,48 @@ class Pipeline:
             )
         return (StepOutput(self.models["pretrained"], CHECKPOINTS),)
 
-    def _add_rollout(self) -> None:
-        config = self.recipe.rollout
-        if config is None:
-            return
-        prompts = self._dataset(config.prompts.dataset)
-        inputs = {"model": (self._model(config.model, "rollout.model"),), "prompts": prompts}
-        self._add(Step("rollout", "rollout", config, inputs, "rollout"))
+    def _add_alignments(self) -> None:
+        """Add rollout, preference data, reference pass, training and gate of every round of every alignment."""
+        alignments = self.recipe.alignments
+        rounds = [(section, number) for section in alignments for number in range(section.rounds)]
+        if not rounds and self.recipe.rollout is not None:
+            self._add_rollout("rollout", 0, self._model(self.recipe.rollout.model, "rollout.model"))
+        for number, (section, _) in enumerate(rounds):
+            parent = self._model(section.model if number == 0 else None, "kto.model")
+            self.models["kto"] = self._add_round(section, number, parent, is_last=number == len(rounds) - 1)
 
-    def _add_kto(self) -> None:
-        section = self.recipe.kto
-        if section is None:
-            return
+    def _add_rollout(self, name: str, number: int, policy: StepInput) -> None:
+        config = self.recipe.rollout
+        if config is not None:
+            prompts = self._dataset(config.prompts.dataset)
+            inputs = {"model": (policy,), "prompts": prompts}
+            self._add(Step(name, "rollout", config.in_round(number), inputs, "rollout"))
+
+    def _add_round(self, section: KtoSection, number: int, parent: StepInput, is_last: bool) -> Step:
+        """Add one round and return the step whose model is its result; the last round's is called `kto`."""
+        suffix = f"/round-{number + 1}" if number else ""
+        rollout = self.recipe.rollout
+        if rollout is not None and (number == 0 or section.takes_rollouts):
+            policy = self._model(rollout.model, "rollout.model") if number == 0 and rollout.model else parent
+            self._add_rollout(f"rollout{suffix}", number, policy)
         prefer = PreferConfig(**{name: getattr(section, name) for name in PreferConfig.model_fields})
-        inputs = {
-            f"source:{index}": self._preference(source.dataset, source.revision)
+        inputs: Inputs = {
+            f"source:{index}": self._preference(source.dataset, source.revision, f"rollout{suffix}")
             for index, source in enumerate(prefer.data)
         }
-        preference = self._add(Step("prefer", "prefer", prefer, inputs, "kto"))
+        preference = self._add(Step(f"prefer{suffix}", "prefer", prefer, inputs, "kto"))
         training = KtoConfig(**{name: getattr(section, name) for name in KtoConfig.model_fields})
-        policy = self._model(section.model, "kto.model")
-        inputs = {"model": (policy,), "preference": (StepOutput(preference),)}
-        self.models["kto"] = self._add(Step("kto", "kto", training, inputs, "kto", volatile=TRAINING_VOLATILE))
+        inputs = {"model": (parent,), "preference": (StepOutput(preference),)}
+        passes = KtoReferenceConfig.of(training, section.seed)
+        reference = self._add(Step(f"kto/reference-{number + 1}", "kto_reference", passes, inputs, "kto"))
+        inputs = {"model": (parent,), "reference": (StepOutput(reference),)}
+        name = "kto" if is_last and section.gate is None else f"kto/training-{number + 1}"
+        result = self._add(Step(name, "kto", training, inputs, "kto", version=2, volatile=TRAINING_VOLATILE))
+        if section.gate is None:
+            return result
+        inputs = {"parent": (parent,), "candidate": (StepOutput(result),)}
+        inputs["prompts"] = self._dataset(section.gate.prompts.dataset)
+        return self._add(Step("kto" if is_last else f"kto/gate-{number + 1}", "gate", section.gate, inputs, "kto.gate"))
 
     def _add_evaluate(self) -> None:
         config = self.recipe.evaluate
@@ -250,14 +270,14 @@ class Pipeline:
             f"use one of {known}, or a path",
         )
 
-    def _preference(self, reference: str, revision: str | None) -> tuple[StepInput, ...]:
-        if reference != "rollouts":
+    def _preference(self, reference: str, revision: str | None, rollout: str) -> tuple[StepInput, ...]:
+        if reference != ROLLOUTS:
             return self._dataset(reference, revision)
-        if "rollout" not in self.steps:
+        if rollout not in self.steps:
             raise UserError(
                 "kto.data names rollouts, and the recipe has no `rollout:` section", "add one, or other data"
             )
-        return (StepOutput(self.steps["rollout"]),)
+        return (StepOutput(self.steps[rollout]),)
 
     def _dataset(self, reference: str, revision: str | None = None) -> tuple[StepInput, ...]:
         if f"datasets/{reference}" in self.steps:

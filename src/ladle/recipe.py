@@ -11,13 +11,14 @@ from ladle.config import Config, execution, location
 from ladle.config_file import ConfigFile
 from ladle.data.config import MixConfig
 from ladle.data.datasets_config import DatasetConfig
-from ladle.data.preference_config import PreferConfig
+from ladle.data.preference_config import ROLLOUTS, PreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
-from ladle.evaluation.rollout_config import RolloutConfig
+from ladle.evaluation.rollout_config import GateConfig, RolloutConfig
 from ladle.models.config import InitConfig
 from ladle.soup.config import SoupConfig
-from ladle.training.config import Dtype, KtoConfig, PretrainConfig
+from ladle.training.config import Dtype, PretrainConfig
+from ladle.training.kto_config import KtoConfig
 
 
 class BaseConfig(Config):
@@ -50,7 +51,30 @@ class BaseConfig(Config):
 
 
 class KtoSection(KtoConfig, PreferConfig):
-    """The `kto:` section: the preference data, and the training on it."""
+    """The `kto:` section: the preference data, the training on it, and whether its result is kept."""
+
+    rounds: int = Field(1, ge=1)
+    """Rollout, training and gate, this many times, each round from the last one's model and with prompts of its own."""
+    gate: GateConfig | None = None
+    """Problems by which a round's model must not get worse, lest its parent be kept; several rounds need it."""
+
+    @property
+    def takes_rollouts(self) -> bool:
+        """Whether the recipe's rollouts are among the data."""
+        return any(source.dataset == ROLLOUTS for source in self.data)
+
+    @model_validator(mode="after")
+    def _gate_rounds(self) -> KtoSection:
+        if self.rounds > 1 and self.gate is None:
+            raise UserError(
+                f"kto.rounds is {self.rounds}, and nothing says whether a round made the model worse",
+                "add kto.gate: {prompts: {dataset: …, split: validation}}",
+            )
+        if self.rounds > 1 and not self.takes_rollouts:
+            raise UserError(
+                f"kto.rounds is {self.rounds}, and kto.data takes no rollouts", "add `rollouts` to kto.data"
+            )
+        return self
 
 
 class ReportConfig(Config):
@@ -74,10 +98,18 @@ class Recipe(Config):
     pretrain: PretrainConfig | None = None
     soup: SoupConfig | None = None
     rollout: RolloutConfig | None = None
-    kto: KtoSection | None = None
+    kto: KtoSection | list[KtoSection] | None = None
+    """One alignment, or several in a row (a curriculum), each from the last one's model."""
     evaluate: EvaluateConfig | None = None
     report: ReportConfig | None = None
     source: str = execution("")
+
+    @property
+    def alignments(self) -> list[KtoSection]:
+        """The `kto:` sections, in order."""
+        if self.kto is None:
+            return []
+        return self.kto if isinstance(self.kto, list) else [self.kto]
 
     @field_validator("datasets")
     @classmethod
@@ -110,8 +142,10 @@ def _spread_seed(tree: dict[str, Any]) -> None:
     seed = tree.get("seed", Recipe.model_fields["seed"].default)
     base = tree.get("base")
     generated = [d for d in _values(tree.get("datasets")) if isinstance(d, dict) and d.get("kind") == "word_problems"]
-    sections = [tree.get("mix"), tree.get("rollout"), tree.get("kto"), *generated]
-    trainings = [tree.get("pretrain"), tree.get("kto")]
+    alignments = tree["kto"] if isinstance(tree.get("kto"), list) else [tree.get("kto")]
+    sections = [tree.get("mix"), tree.get("rollout"), *alignments, *generated]
+    sections += [alignment.get("gate") for alignment in alignments if isinstance(alignment, dict)]
+    trainings = [tree.get("pretrain"), *alignments]
     if isinstance(base, dict):
         sections += [base.get("init"), base.get("mix")]
         trainings.append(base.get("pretrain"))

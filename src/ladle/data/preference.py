@@ -1,8 +1,8 @@
 """Preference data in TRL's unpaired form: `prompt`, `completion` (text, or role/content messages) and `label`.
 
-Rows come unpaired, paired (prompt, chosen, rejected: one row each), or as `messages` (first turn the prompt, second
-the completion, one label for all), or as columns of a template. A row that cannot be used is counted by reason and,
-past a cap, refused; it is never repaired.
+Rows come unpaired (one completion, or several alternatives), paired (chosen and rejected: one row each), as `messages`
+(first turn the prompt, second the completion, one label for all), as columns of a template, or with people's ratings.
+A row that cannot be used is counted by reason and, past a cap, refused; it is never repaired.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ladle.errors import UserError
 
 Row = dict[str, Any]
 COLUMNS = ("prompt", "completion", "label")
-_NEEDED = {"unpaired": COLUMNS, "paired": ("prompt", "chosen", "rejected"), "messages": ("messages",)}
-"""Columns that a format needs; a template names its own."""
+_NEEDED = {"unpaired": COLUMNS, "paired": ("chosen", "rejected"), "messages": ("messages",)}
+"""Columns that a format needs; those made of templates name their own."""
 
 
 class BadRow(ValueError):
@@ -37,9 +37,14 @@ def unpaired_rows(rows: Iterable[Row], source: PreferenceSource, bad: Counter[st
     for row in rows:
         _require_columns(row, source)
         try:
-            yield from _examples_of(row, source)
+            yield from _kept(_examples_of(row, source), source)
         except BadRow as reason:
             bad[str(reason)] += 1
+
+
+def _kept(examples: Iterator[Row], source: PreferenceSource) -> list[Row]:
+    found = list(examples)
+    return [row for row in found if source.keep_label in (None, row["label"])]
 
 
 def _require_columns(row: Row, source: PreferenceSource) -> None:
@@ -52,38 +57,86 @@ def _require_columns(row: Row, source: PreferenceSource) -> None:
 
 
 def _columns_of(source: PreferenceSource) -> set[str]:
-    if source.format != "template":
+    if source.format in _NEEDED:
         return set(_NEEDED[source.format])
-    return {*columns_of(source.prompt, "kto.data.prompt"), *columns_of(source.completion, "kto.data.completion")}
+    prompt, completion = source.templates
+    columns = {*columns_of(prompt, "kto.data.prompt"), *columns_of(completion, "kto.data.completion")}
+    return columns | ({source.rating} if source.format == "thumbs" else set())
 
 
 def _examples_of(row: Row, source: PreferenceSource) -> Iterator[Row]:
-    if source.format == "paired":
-        yield _example(row["prompt"], row["chosen"], True)
-        yield _example(row["prompt"], row["rejected"], False)
-    elif source.format == "messages":
-        yield from _from_messages(row["messages"], source.label)
-    elif source.format == "template":
-        yield _from_template(row, source)
-    else:
-        yield _example(row["prompt"], row["completion"], row.get("label", source.label))
+    match source.format:
+        case "paired":
+            yield from _from_pair(row)
+        case "messages":
+            yield from _from_messages(row["messages"], source.label)
+        case "template":
+            yield _from_template(row, source, source.label)
+        case "thumbs":
+            yield _from_template(row, source, _label_of_rating(row[source.rating], source))
+        case _:
+            yield from _from_unpaired(row, row.get("label", source.label))
 
 
-def _from_template(row: Row, source: PreferenceSource) -> Row:
-    prompt = fill(source.prompt, row, "kto.data.prompt")
-    completion = fill(source.completion, row, "kto.data.completion")
+def _from_unpaired(row: Row, label: Any) -> Iterator[Row]:
+    """Yield a row for each alternative; one label is all alternatives', a list holds one for each."""
+    alternatives = _alternatives(row["completion"])
+    labels = label if isinstance(label, list) else [label] * len(alternatives)
+    if len(labels) != len(alternatives):
+        raise BadRow("not as many labels as completions")
+    # all or none, so that rows in = rows out + counts
+    yield from [_example(row["prompt"], one, its) for one, its in zip(alternatives, labels, strict=True)]
+
+
+def _alternatives(completion: Any) -> list[Any]:
+    """Return the completions that a column holds: texts, conversations, or several assistant turns on end."""
+    if not isinstance(completion, list) or not completion:
+        return [completion]
+    if all(isinstance(one, (str, list)) for one in completion):
+        return completion
+    if len(completion) > 1 and all(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in completion):
+        return [[turn] for turn in completion]
+    return [completion]
+
+
+def _from_pair(row: Row) -> list[Row]:
+    """Return a row of each label; conversations that hold their prompt are split where they part."""
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if isinstance(chosen, list) and isinstance(rejected, list) and not isinstance(prompt, list):
+        shared = _shared_length(chosen, rejected)
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    return [_example(prompt, chosen, True), _example(prompt, rejected, False)]
+
+
+def _shared_length(first: list[Any], second: list[Any]) -> int:
+    """Return how many turns two conversations open with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _label_of_rating(rating: Any, source: PreferenceSource) -> bool:
+    value = str(rating).strip().lower()
+    if value in {word.lower() for word in source.up}:
+        return True
+    if value in {word.lower() for word in source.down}:
+        return False
+    raise BadRow("rating that is neither up nor down")
+
+
+def _from_template(row: Row, source: PreferenceSource, label: bool | None) -> Row:
+    prompt, completion = source.templates
+    prompt = fill(prompt, row, "kto.data.prompt")
+    completion = fill(completion, row, "kto.data.completion")
     if not source.conversational:
-        return _example(prompt, completion, source.label)
-    return _example([{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}], source.label)
+        return _example(prompt, completion, label)
+    return _example([{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}], label)
 
 
 def _from_messages(messages: Any, label: bool | None) -> Iterator[Row]:
     """Yield the first exchange; an opening system turn belongs to the prompt."""
-    if not isinstance(messages, list) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in messages
-    ):
+    if not _are_turns(messages):
         raise BadRow("messages without role and content")
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+    turns = messages
     split = 2 if turns and turns[0]["role"] == "system" else 1
     if [turn["role"] for turn in turns[split - 1 : split + 1]] != ["user", "assistant"]:
         raise BadRow("messages that do not open with a user and an assistant turn")
@@ -95,16 +148,31 @@ def _example(prompt: Any, completion: Any, label: Any) -> Row:
         raise BadRow("label that is not a boolean")
     if type(prompt) is not type(completion) or not isinstance(prompt, (str, list)):
         raise BadRow("prompt and completion that are not both text or both messages")
+    if isinstance(prompt, list) and not (_are_turns(prompt) and _are_turns(completion)):
+        raise BadRow("messages without role and content")
     if not prompt or not completion or not _text_of(completion).strip():
         raise BadRow("empty prompt or completion")
-    return {"prompt": prompt, "completion": completion, "label": label}
+    return {"prompt": _bare(prompt), "completion": _bare(completion), "label": label}
+
+
+def _are_turns(messages: Any) -> bool:
+    return isinstance(messages, list) and all(
+        isinstance(turn, dict) and turn.get("role") and isinstance(turn.get("content"), str) for turn in messages
+    )
+
+
+def _bare(value: Any) -> Any:
+    """Return text as it is, and turns with their role and content alone."""
+    return value if isinstance(value, str) else [{"role": turn["role"], "content": turn["content"]} for turn in value]
 
 
 def _text_of(value: Any) -> str:
     return value if isinstance(value, str) else "".join(str(turn.get("content") or "") for turn in value)
 
 
-def join_rows(rows: list[Row], bad: Counter[str], config: PreferConfig) -> tuple[list[Row], dict[str, int]]:
+def join_rows(
+    rows: list[Row], bad: Counter[str], config: PreferConfig, balance: bool | None = None
+) -> tuple[list[Row], dict[str, int]]:
     """De-duplicate, balance and check the rows of all sources together.
 
     Returns:
@@ -121,7 +189,7 @@ def join_rows(rows: list[Row], bad: Counter[str], config: PreferConfig) -> tuple
             "mend the data, or raise kto.max_bad_fraction",
         )
     kept = _deduplicate(rows) if config.deduplicate else rows
-    balanced = _balance(kept, config.seed) if config.balance else kept
+    balanced = _balance(kept, config.seed) if (config.balance if balance is None else balance) else kept
     if not balanced:
         raise UserError("no preference rows are left", "add data whose labels differ, or set kto.balance=false")
     counters = {

@@ -8,6 +8,13 @@ from pydantic import Field, model_validator
 
 from ladle.config import Config, location
 
+ROLLOUTS = "rollouts"
+"""Stands for the recipe's own rollouts."""
+TRAIN = "train"
+EVERY_SPLIT = "*"
+_TEMPLATES = {"template": ("{question}", "{answer}"), "thumbs": ("{prompt}", "{completion}")}
+"""Prompt and completion of the formats made of columns, where the source names none."""
+
 
 class PreferenceSource(Config):
     """One source of preference data."""
@@ -15,20 +22,50 @@ class PreferenceSource(Config):
     dataset: str = location()
     """`rollouts`, a name of the recipe's `datasets:`, a Hub id, a `load_from_disk` folder, or a jsonl/parquet glob."""
     split: str = "train"
+    """Split to read; `*` reads every one, each into the split of its own name."""
+    into: str = TRAIN
+    """Split of the result that the rows go to: `train` is trained on, `kto.eval_split` evaluated on."""
     revision: str | None = location(None)
-    format: Literal["unpaired", "paired", "messages", "template"] = "unpaired"
-    """`unpaired`: prompt, completion, label. `paired`: prompt, chosen, rejected. `messages`: first user turn, then
-    answer. `template`: text made of the row's columns."""
-    prompt: str = "{question}"
-    """Prompt of `format: template`, with columns in braces."""
-    completion: str = "{answer}"
-    """Completion of `format: template`, with columns in braces."""
+    format: Literal["unpaired", "paired", "messages", "template", "thumbs"] = "unpaired"
+    """`unpaired`: prompt, completion (one, or a list of alternatives, one row each), label. `paired`: chosen, rejected,
+    and prompt unless they open with it. `messages`: first user turn, then answer. `template`: text made of the row's
+    columns. `thumbs`: the same, labelled by a column of people's ratings."""
+    prompt: str | None = None
+    """Prompt of `template` (unset: `{question}`) and `thumbs` (unset: `{prompt}`), with columns in braces."""
+    completion: str | None = None
+    """Completion of `template` (unset: `{answer}`) and `thumbs` (unset: `{completion}`), with columns in braces."""
+    rating: str = "rating"
+    """Column of `format: thumbs` with the rating."""
+    up: list[str] = ["up", "thumbs up", "thumbs_up", "thumbs-up", "👍", "+1", "1", "true"]
+    """Ratings that mean desirable, in any case."""
+    down: list[str] = [
+        "down",
+        "thumbs down",
+        "thumbs_down",
+        "thumbs-down",
+        "👎",
+        "-1",
+        "0",
+        "false",
+        "no",
+        "bad",
+        "dislike",
+    ]
+    """Ratings that mean undesirable, in any case."""
     conversational: bool = False
     """Make the template's prompt a user turn and its completion an assistant turn, for a model that chats."""
     label: bool | None = None
     """The label of rows that have none (`messages`, `template`)."""
+    keep_label: bool | None = None
+    """Use only the examples with this label, to see what one side alone teaches; unset uses both."""
     limit: int | None = Field(default=None, gt=0)
     """Rows to use, from the first; unset uses all."""
+
+    @property
+    def templates(self) -> tuple[str, str]:
+        """How a row's columns become prompt and completion."""
+        prompt, completion = _TEMPLATES.get(self.format, ("", ""))
+        return self.prompt or prompt, self.completion or completion
 
     @model_validator(mode="before")
     @classmethod

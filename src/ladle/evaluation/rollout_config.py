@@ -48,6 +48,20 @@ class RolloutConfig(AttemptConfig):
     """Where no attempt at a problem was wrong, add one of its right ones with another problem's answer, as undesirable.
     A fallback: the policy may learn to tell such text from its own instead of getting better at the problem."""
 
+    def in_round(self, number: int) -> RolloutConfig:
+        """Return the settings of a later round: the problems that follow those of the rounds before it.
+
+        Args:
+            number: the round, from 0.
+        """
+        if number == 0:
+            return self
+        prompts = self.prompts
+        first = prompts.first + number * (prompts.limit or 0)
+        # a round that goes over the same problems again samples them by other seeds
+        seed = self.seed if prompts.limit else self.seed + number
+        return self.model_copy(update={"prompts": prompts.model_copy(update={"first": first}), "seed": seed})
+
 
 class GateConfig(AttemptConfig):
     """Problems that decide whether a round's model replaces its parent: in neither training nor test data."""

@@ -2,86 +2,95 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from ladle.data.read_rows import read_rows
-from ladle.errors import UserError
+from transformers import PreTrainedModel, TrainingArguments
+
 from ladle.log import get_logger
-from ladle.models.load import load_model, model_dir, save_model
+from ladle.models.chat_template import ensure_chat_template
+from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.training.checkpoint import Rotation
-from ladle.training.config import KtoConfig
 from ladle.training.hf_arguments import make_arguments
-from ladle.training.kto_data import KtoExample, make_examples
-from ladle.training.kto_loss import KtoWeights
-from ladle.training.kto_trainer import KtoTrainer, add_reference_logps
+from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
+from ladle.training.kto_data import KtoExamples
+from ladle.training.kto_forward import use_kto_forward
+from ladle.training.kto_labels import choose_weights
+from ladle.training.kto_plan import make_plan
+from ladle.training.kto_reference import KtoReference
+from ladle.training.kto_trainer import KtoData, KtoOptions, KtoTrainer
 from ladle.training.outcome import LOG_NAME
+from ladle.training.policy import add_adapter, keep_applicable_kernels, load_policy_base, pad_id_of, save_policy
 
 logger = get_logger(__name__)
+SHOWN_METRICS = ("loss", "z0", "kl", "rewards/chosen", "rewards/rejected", "rewards/margins", "nll/chosen")
 
 
 def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    """Train `model` on `preference`."""
-    model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
-    tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(pad_id, int)
+    """Train `model` on the examples and reference log-probabilities in `reference`."""
+    start, reference = inputs["model"][0], inputs["reference"][0]
+    tokenizer = load_fast_tokenizer(model_dir(start))
+    if json.loads((reference / "data.json").read_text(encoding="utf-8"))["conversational"]:
+        ensure_chat_template(tokenizer)
     arguments = make_arguments(config, out)
-    rows = list(read_rows([inputs["preference"][0] / "preference"]))
-    examples, counters = make_examples(rows, tokenizer, config.max_length, arguments.seed)
-    weights = _weights(config, examples)
-    trainer = KtoTrainer(
-        model=model,
+    model = load_policy_base(start, config)
+    keep_applicable_kernels(arguments, model)
+    use_kto_forward(model)
+    model.config.use_cache = False
+    policy = model if config.peft is None else add_adapter(model, config.peft, arguments.seed)
+    trainer = _make_trainer(config, arguments, policy, reference, pad_id_of(tokenizer))
+    trainer.processing_class = tokenizer
+    trainer.train_or_resume()
+    if arguments.should_save:
+        model.config.use_cache = True
+        save_policy(policy, tokenizer, start, config, out)
+        trainer.finish_checkpoints()
+        trainer.write_log(out / LOG_NAME)
+    summary = _summarise(trainer)
+    trainer.accelerator.end_training()
+    return summary
+
+
+def _make_trainer(
+    config: KtoConfig, arguments: TrainingArguments, policy: PreTrainedModel, reference: Path, pad_id: int
+) -> KtoTrainer:
+    passes = KtoReferenceConfig.of(config, config.seed)
+    data = _read(passes, reference, config, is_training=True)
+    options = KtoOptions(
+        choose_weights(config, data.examples.is_desirable),
+        config.kl_scope if config.estimates_kl else "none",
+        config.max_tokens_per_microbatch,
+    )
+    return KtoTrainer(
+        model=policy,
         args=arguments,
-        train_dataset=add_reference_logps(model, examples, pad_id, arguments.per_device_train_batch_size),
-        processing_class=tokenizer,
-        weights=weights,
+        data=data,
+        eval_data=_read(passes, reference, config, is_training=False) if passes.eval_split else None,
+        options=options,
         pad_id=pad_id,
         keep=Rotation(resumable=arguments.save_total_limit, models=config.keep_models),
         rows_are_shuffled=False,
         router_bias_update_rate=0.0,
     )
-    trainer.train_or_resume()
-    if arguments.should_save:
-        save_model(model, tokenizer, out / "model")
-        trainer.finish_checkpoints()
-        trainer.write_log(out / LOG_NAME)
+
+
+def _read(passes: KtoReferenceConfig, reference: Path, config: KtoConfig, is_training: bool) -> KtoData:
+    folder = reference / ("train" if is_training else config.eval_split)
+    examples = KtoExamples.load(folder, config.max_length)
+    return KtoData(examples, make_plan(passes, examples.prompt_of, is_training), KtoReference.load(folder))
+
+
+def _summarise(trainer: KtoTrainer) -> dict[str, Any]:
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
-    metrics: dict[str, Any] = {
-        name: last[name] for name in ("loss", "z0", "rewards/chosen", "rewards/rejected") if name in last
+    labels = trainer.data.examples.is_desirable
+    counters = {
+        "steps": trainer.state.global_step,
+        "desirable": int(labels.sum()),
+        "undesirable": int((~labels).sum()),
+        "processes": trainer.accelerator.num_processes,
     }
-    metrics["optimizer_digest"] = trainer.optimizer_digest()
-    trainer.accelerator.end_training()
-    return {"counters": counters | {"steps": trainer.state.global_step}, "metrics": metrics}
-
-
-def _weights(config: KtoConfig, examples: list[KtoExample]) -> KtoWeights:
-    num_desirable = sum(example.is_desirable for example in examples)
-    num_undesirable = len(examples) - num_desirable
-    if 0 in (num_desirable, num_undesirable):
-        _refuse_single_label(config, num_desirable > 0)
-    if config.desirable_weight == "auto":
-        desirable = (
-            config.undesirable_weight * num_undesirable / num_desirable if num_desirable and num_undesirable else 1.0
-        )
-    else:
-        desirable = config.desirable_weight
-    logger.info(
-        "KTO: %d desirable (weight %.3g), %d undesirable (weight %.3g)",
-        num_desirable,
-        desirable,
-        num_undesirable,
-        config.undesirable_weight,
-    )
-    return KtoWeights(config.beta, desirable, config.undesirable_weight)
-
-
-def _refuse_single_label(config: KtoConfig, label: bool) -> None:
-    problem = f"every example is labelled {label}"
-    if not config.allow_single_label:
-        raise UserError(
-            f"{problem}: z0 would grow with the reward and the policy drift as unbounded SFT",
-            "add examples of the other label (a `rollout:` section makes them), or set kto.allow_single_label=true",
-        )
-    logger.warning("%s, and kto.allow_single_label=true: z0 will cancel the reward; watch the log's z0", problem)
+    metrics = {name: last[name] for name in SHOWN_METRICS if name in last}
+    digest = {"wrapper": trainer.wrapper, "optimizer_digest": trainer.optimizer_digest()}
+    return {"counters": counters, "metrics": metrics | digest}

@@ -3,40 +3,69 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, DatasetDict, disable_progress_bars
 
-from ladle.data.preference import COLUMNS, join_rows, unpaired_rows
-from ladle.data.preference_config import PreferConfig
-from ladle.data.read_rows import read_rows
+from ladle.data.preference import COLUMNS, Row, join_rows, unpaired_rows
+from ladle.data.preference_config import EVERY_SPLIT, ROLLOUTS, TRAIN, PreferConfig, PreferenceSource
+from ladle.data.read_rows import read_rows, splits_of
 from ladle.errors import UserError
+from ladle.log import get_logger
 
+logger = get_logger(__name__)
 DATASET = "preference"
 
 disable_progress_bars()
 
 
 def run(config: PreferConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    """Read the sources in order (inputs `source:0`, `source:1`, …) and write `preference/`."""
-    rows: list[dict[str, Any]] = []
-    bad: Counter[str] = Counter()
+    """Read the sources in order (inputs `source:0`, `source:1`, …) and write every split of `preference/`."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    bad: dict[str, Counter[str]] = defaultdict(Counter)
     for index, source in enumerate(config.data):
-        split = "train" if source.dataset == "rollouts" else source.split
-        rows += unpaired_rows(islice(read_rows(inputs[f"source:{index}"], split), source.limit), source, bad)
-    rows, counters = join_rows(rows, bad, config)
-    _refuse_mixed_forms(rows)
+        paths = inputs[f"source:{index}"]
+        for split, into in _splits(source, paths):
+            read = islice(read_rows(paths, split), source.limit)
+            rows[into] += unpaired_rows(read, source, bad[into])
+    counters: dict[str, int] = {}
+    splits = {}
+    for split in sorted(rows, key=lambda name: (name != TRAIN, name)):
+        _say_bad(split, bad[split])
+        kept, counts = join_rows(rows[split], bad[split], config, balance=config.balance and split == TRAIN)
+        counts |= _count_labels(kept)
+        counters |= counts if split == TRAIN else {f"{split}: {name}": count for name, count in counts.items()}
+        splits[split] = Dataset.from_list([{name: row[name] for name in COLUMNS} for row in kept])
+        rows[split] = kept
+    _refuse_mixed_forms([row for kept in rows.values() for row in kept])
     shutil.rmtree(out / DATASET, ignore_errors=True)
-    Dataset.from_list([{name: row[name] for name in COLUMNS} for row in rows]).save_to_disk(out / DATASET)
-    num_desirable = sum(row["label"] for row in rows)
-    counters |= {"desirable": num_desirable, "undesirable": len(rows) - num_desirable}
+    DatasetDict(splits).save_to_disk(out / DATASET)
     return {"counters": counters}
 
 
-def _refuse_mixed_forms(rows: list[dict[str, Any]]) -> None:
+def _splits(source: PreferenceSource, paths: list[Path]) -> list[tuple[str, str]]:
+    """Return the splits of a source to read, each with the one its rows go to."""
+    if source.dataset == ROLLOUTS:
+        return [(TRAIN, source.into)]
+    if source.split == EVERY_SPLIT:
+        return [(split, split) for split in splits_of(paths)]
+    return [(source.split, source.into)]
+
+
+def _count_labels(rows: list[Row]) -> dict[str, int]:
+    num_desirable = sum(row["label"] for row in rows)
+    return {"desirable": num_desirable, "undesirable": len(rows) - num_desirable}
+
+
+def _say_bad(split: str, bad: Counter[str]) -> None:
+    for reason, count in bad.most_common():
+        logger.warning("%d rows of %s left out: %s", count, split, reason)
+
+
+def _refuse_mixed_forms(rows: list[Row]) -> None:
     forms = {"text" if isinstance(row["prompt"], str) else "messages" for row in rows}
     if len(forms) > 1:
         raise UserError("some preference sources hold text and others messages", "bring them to one form")

@@ -1,4 +1,4 @@
-"""Recipe sections of the two training stages."""
+"""Recipe sections of training; KTO's is in `kto_config`."""
 
 from __future__ import annotations
 
@@ -44,24 +44,3 @@ class PretrainConfig(TrainingConfig):
     """The mixture: `mix`, or the path of one; unset is the recipe's mixture."""
     router_bias_update_rate: float = Field(1e-3, ge=0)
     """How far a router's bias moves towards balance in a step (MoE only; DeepSeek-V3's and OpenSeek's); 0 leaves it."""
-
-
-class KtoConfig(TrainingConfig):
-    """Kahneman-Tversky alignment (arXiv 2402.01306).
-
-    Names and defaults are those of TRL's KTOConfig where the meaning is. `model` is the policy's start and the
-    reference.
-    """
-
-    beta: float = Field(0.1, gt=0)
-    """KTO's β: how strongly the policy is held to the reference."""
-    desirable_weight: float | Literal["auto"] = 1.0
-    """KTO's λ_D; `auto` sets λ_D n_D = λ_U n_U, the lower end of the paper's range [1, 4/3]."""
-    undesirable_weight: float = Field(1.0, gt=0)
-    """KTO's λ_U."""
-    max_length: int = Field(1024, gt=0)
-    """Prompt and completion together, in tokens; a longer completion loses its end, a prompt is never cut."""
-    allow_single_label: bool = False
-    """Train although every label is the same: z0 then grows with the reward and the policy drifts as unbounded SFT."""
-    keep_models: int | None = Field(0, ge=0)
-    """Checkpoints past `trainer.save_total_limit` to keep as models alone; unset keeps all."""

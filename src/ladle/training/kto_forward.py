@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ladle.errors import UserError
+from ladle.training.attention import use_fused_attention
 from ladle.training.kto_batches import Bin
 from ladle.training.kto_head import Objective, completion_logps, loss_of_completions
 
@@ -30,7 +31,8 @@ RESCALED_LOGITS = (
 def use_kto_forward(model: PreTrainedModel) -> None:
     """Let `model(bin=…)` return log π of each completion, and `model(bin=…, objective=…)` loss, log π and entropy.
 
-    Dropout is switched off, since a log-ratio is to compare two models and not two masks.
+    Dropout is switched off, since a log-ratio is to compare two models and not two masks; attention takes the fused
+    kernel where it can.
 
     Raises:
         UserError: an architecture whose logits are not hidden states times a matrix.
@@ -39,6 +41,7 @@ def use_kto_forward(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_fused_attention(model)
     plain_forward = model.forward
 
     def forward(

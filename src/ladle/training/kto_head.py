@@ -21,8 +21,11 @@ from typing import Any
 
 import torch
 
-BLOCK_ELEMENTS = 2**25
-"""Logits held at once: 128 MiB in float32, about 220 tokens of a 152k vocabulary."""
+BLOCK_ELEMENTS, BLOCK_TOKENS = 2**21, 256
+"""Logits of a block, 8 MiB in float32, unless that were fewer tokens than a matrix product needs to be efficient."""
+KEPT_ELEMENTS = 2**26
+"""Logits that are kept for one long completion, 256 MiB in float32 (440 tokens of a 152k vocabulary), so that they need
+not be computed again for its gradient."""
 
 Objective = Callable[[torch.Tensor, slice], torch.Tensor]
 """From log-probabilities of the completions in a slice, shape (b,), to the loss that each adds, shape (b,)."""
@@ -38,7 +41,7 @@ def completion_logps(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N:
         target_N: the tokens.
         sizes: tokens of each completion, B of them, summing to N.
     """
-    block = max(1, BLOCK_ELEMENTS // weight_VD.shape[0])
+    block = tokens_of_block(weight_VD)
     logps = [
         _softmax_terms(hidden_CD, weight_VD, target_C).logp_C
         for hidden_CD, target_C in zip(hidden_ND.split(block), target_N.split(block), strict=True)
@@ -87,7 +90,7 @@ class _LossOfCompletions(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND, weight_VD, target_N, sizes, objective):  # noqa: ANN001, ANN205
         pass_ = _OnePass(hidden_ND, weight_VD, target_N)
         losses, logps, entropies = [], [], []
-        for completions, tokens, block_sizes in blocks(sizes, max(1, BLOCK_ELEMENTS // weight_VD.shape[0])):
+        for completions, tokens, block_sizes in blocks(sizes, tokens_of_block(weight_VD)):
             loss_b, logp_b, entropy_b = pass_.run(
                 tokens, block_sizes, lambda logp_b, which=completions: objective(logp_b, which)
             )
@@ -120,7 +123,7 @@ class _OnePass:
         self, tokens: slice, sizes: Sequence[int], objective: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return loss, log π and entropy of the completions whose tokens are `tokens`, each of shape (b,)."""
-        block = max(1, BLOCK_ELEMENTS // self.weight_VD.shape[0])
+        block = max(tokens_of_block(self.weight_VD), KEPT_ELEMENTS // self.weight_VD.shape[0])
         spans = [slice(at, min(at + block, tokens.stop)) for at in range(tokens.start, tokens.stop, block)]
         kept = self._terms(spans[0]) if len(spans) == 1 else None
         logp_C = kept.logp_C if kept is not None else torch.cat([self._terms(span).logp_C for span in spans])
@@ -159,6 +162,11 @@ def _value_and_slope(
         loss_b = objective(at_b)
         (slope_b,) = torch.autograd.grad(loss_b.sum(), at_b)
     return loss_b.detach(), slope_b
+
+
+def tokens_of_block(weight_VD: torch.Tensor) -> int:
+    """Return how many tokens' logits are computed at once."""
+    return max(BLOCK_TOKENS, BLOCK_ELEMENTS // weight_VD.shape[0])
 
 
 def blocks(sizes: Sequence[int], capacity: int) -> list[tuple[slice, slice, list[int]]]:

@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ladle.training.kto_config import KtoReferenceConfig
 from ladle.training.kto_pairs import mismatched_partners
 from ladle.training.order import rows_of_epoch
 
@@ -26,7 +27,8 @@ class KtoPlan:
         pair_seed: key of the pairs.
         pairs_per_epoch: pair anew in each epoch.
         kl_fraction: share of the rows whose mismatched pair enters z0; 0 for a loss without z0.
-        rows_seen: rows that training takes over all epochs; None for whole epochs.
+        max_steps: optimizer steps in all; None for whole epochs.
+        rows_per_step: examples of an optimizer step, where `max_steps` counts them.
     """
 
     prompt_of: np.ndarray
@@ -35,7 +37,8 @@ class KtoPlan:
     pair_seed: int
     pairs_per_epoch: bool
     kl_fraction: float
-    rows_seen: int | None = None
+    max_steps: int | None = None
+    rows_per_step: int = 1
 
     @property
     def num_rows(self) -> int:
@@ -60,7 +63,10 @@ class KtoPlan:
     def used_rows(self, epoch: int) -> np.ndarray:
         """Return the rows that training takes in an epoch, in its order."""
         order = rows_of_epoch(self.num_rows, self.order_seed, epoch, shuffled=False)
-        return order if self.rows_seen is None else order[: max(0, self.rows_seen - epoch * self.num_rows)]
+        if self.max_steps is None:
+            return order
+        steps_left = self.max_steps - epoch * steps_in_epoch(self.num_rows, self.rows_per_step)
+        return order[: max(0, steps_left) * self.rows_per_step]
 
     def estimates_kl(self, epoch: int) -> np.ndarray:
         """Return for each row whether its pair enters z0, bool, shape (N,): every 1/kl_fraction-th in the order."""
@@ -70,6 +76,32 @@ class KtoPlan:
         """Return the rows whose mismatched log-probability some epoch with this pairing asks for, sorted."""
         epochs = [epoch for epoch in range(self.num_epochs) if self.pairing_of(epoch) == pairing]
         return np.flatnonzero(np.any([self.estimates_kl(epoch) for epoch in epochs], axis=0))
+
+
+def make_plan(config: KtoReferenceConfig, prompt_of: np.ndarray, is_training: bool) -> KtoPlan:
+    """Return the plan of a training, or of evaluations, which take all rows in one pairing."""
+    if not is_training:
+        fraction = 1.0 if config.kl_fraction else 0.0
+        return KtoPlan(prompt_of, 1, 0, config.seed, pairs_per_epoch=False, kl_fraction=fraction)
+    num_epochs, rows_per_step = config.epochs, config.rows_per_step or 1
+    if num_epochs is None:
+        assert config.max_steps is not None  # one of the two is given
+        num_epochs = -(-config.max_steps // steps_in_epoch(len(prompt_of), rows_per_step))
+    return KtoPlan(
+        prompt_of,
+        num_epochs,
+        config.order_seed or 0,
+        config.seed,
+        config.pairs == "per_epoch",
+        config.kl_fraction,
+        config.max_steps,
+        rows_per_step,
+    )
+
+
+def steps_in_epoch(num_rows: int, rows_per_step: int) -> int:
+    """Return the optimizer steps of an epoch, the last of which may not be full."""
+    return -(-num_rows // rows_per_step)
 
 
 @lru_cache(maxsize=2)

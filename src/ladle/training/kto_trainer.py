@@ -256,16 +256,17 @@ class KtoTrainer(LadleTrainer):
 
     def _save_progress(self, staged: Path) -> None:
         super()._save_progress(staged)
-        self._progress_file(staged).write_text(json.dumps(self.metrics.sums))
+        path = self._progress_file(staged)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"kto": self.metrics.sums}))
 
     def restore_progress(self) -> None:
         """Put back the loss and the metrics summed since the last log line, of this process."""
         super().restore_progress()
         if self.resumed_from is not None:
-            self.metrics.sums = json.loads(self._progress_file(self.resumed_from).read_text())
+            self.metrics.sums = json.loads(self._progress_file(self.resumed_from).read_text())["kto"]
 
     def _progress_file(self, checkpoint: Path) -> Path:
-        return checkpoint / f"progress_kto_{self.args.process_index}.json"
+        return checkpoint / f"progress_{self.args.process_index}.json"
 
 
 class _RowNumbers(Dataset[int]):

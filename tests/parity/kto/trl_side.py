@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trl.trainer.kto_trainer import KTOTrainer
 from ladle.training.arguments import TrainerArguments
 from ladle.training.checkpoint import Rotation
 from ladle.training.hf_arguments import make_arguments
+from ladle.training.kto_config import KtoConfig
 from ladle.training.kto_data import KtoExamples, tokenize_examples
 from ladle.training.kto_forward import use_kto_forward
 from ladle.training.kto_loss import KtoWeights
@@ -88,6 +90,7 @@ def run_trl(model: PreTrainedModel, rows: list[dict], out: Path, peft: bool, **a
     )
     return KTOTrainer(
         model=model,
+        ref_model=None if peft else copy.deepcopy(model),
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=make_tokenizer(),
@@ -124,7 +127,7 @@ def make_ladle(
     rate = values.pop("router_bias_update_rate")
     return trainer_class(
         model=policy,
-        args=make_arguments(TrainerArguments(**values), out),
+        args=make_arguments(KtoConfig(trainer=TrainerArguments(**values)), out),
         data=KtoData(examples, plan, reference),
         options=KtoOptions(WEIGHTS, kl_scope, budget),  # type: ignore[arg-type]
         pad_id=PAD_ID,

@@ -1,0 +1,229 @@
+"""The contenders of bench_kto: TRL's KTOTrainer at two settings and Ladle, on the same model, rows and pairs.
+
+Each trains for some epochs from the same weights and tells when each epoch ended, the reference pass included and
+tokenizing left out. Run as a program, it does one short training and prints the process's peak memory as JSON.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers.utils import logging as transformers_logging
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
+
+from ladle.models.train_tokenizer import train_tokenizer
+from ladle.training.arguments import TrainerArguments
+from ladle.training.checkpoint import Rotation
+from ladle.training.hf_arguments import make_arguments
+from ladle.training.kto_config import KtoConfig
+from ladle.training.kto_data import KtoExamples
+from ladle.training.kto_forward import use_kto_forward
+from ladle.training.kto_loss import KtoWeights
+from ladle.training.kto_plan import KtoPlan
+from ladle.training.kto_reference import ReferencePass
+from ladle.training.kto_trainer import KtoData, KtoOptions, KtoTrainer
+
+PROMPT_DECILES = (8, 22, 30, 35, 41, 50, 59, 71, 87, 141, 791)
+COMPLETION_DECILES = (18, 63, 82, 105, 133, 165, 201, 251, 319, 468, 1389)
+"""Tokens of MATH-500's problems and solutions under OpenSeek's vocabulary."""
+MAX_LENGTH = 1024
+ROWS_PER_STEP = 16
+VOCABULARIES = {"4k": 4_096, "152k": 151_936}
+COMMON = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 2_048}
+SHAPES: dict[str, dict[str, Any]] = {
+    "moe": {
+        **COMMON, "model_type": "deepseek_v3", "intermediate_size": 256, "moe_intermediate_size": 64,
+        "first_k_dense_replace": 1, "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": None, "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32,
+    },
+    "dense": {**COMMON, "model_type": "qwen3", "intermediate_size": 384, "num_key_value_heads": 2, "head_dim": 32},
+}  # fmt: skip
+PAD_ID = 1
+Ends = list[float]
+"""Seconds from the start at which each epoch ended."""
+
+
+def quieten() -> None:
+    """Keep libraries' own messages and progress bars out of the benchmark's output."""
+    disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+
+
+def make_rows(count: int, vocab_size: int, seed: int) -> list[dict[str, Any]]:
+    """Return rows of token ids whose lengths follow the deciles, every quantile once, and alternating labels."""
+    random = np.random.default_rng(seed)
+    quantile = (np.arange(count) + 0.5) / count
+    prompts, completions = (
+        random.permutation(np.interp(quantile, np.linspace(0, 1, 11), deciles).astype(int))
+        for deciles in (PROMPT_DECILES, COMPLETION_DECILES)
+    )
+    return [
+        {
+            "prompt_ids": random.integers(2, vocab_size, prompt).tolist(),
+            "completion_ids": random.integers(2, vocab_size, completion).tolist(),
+            "label": index % 2 == 0,
+        }
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+    ]
+
+
+def make_model(shape: str, vocabulary: str) -> PreTrainedModel:
+    """Return the benchmark's model with random weights, always the same."""
+    torch.manual_seed(0)
+    fields = dict(SHAPES[shape])
+    config = AutoConfig.for_model(
+        fields.pop("model_type"), vocab_size=VOCABULARIES[vocabulary], bos_token_id=0, eos_token_id=0,
+        pad_token_id=PAD_ID, **fields,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+class _EpochEnds(TrainerCallback):
+    def __init__(self) -> None:
+        self.ends: Ends = []
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def _any_tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["a tokenizer that the trainers ask for and the benchmark does not use"], 300)
+
+
+def train_with_trl(model: PreTrainedModel, rows: list[dict], epochs: int, out: Path, **arguments: Any) -> Ends:
+    """Train with TRL's KTOTrainer, which makes its pairs in microbatches of `per_device_train_batch_size`."""
+    config = KTOConfig(
+        output_dir=str(out), num_train_epochs=epochs, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
+        save_strategy="no", max_length=MAX_LENGTH, learning_rate=1e-5, **arguments,
+    )  # fmt: skip
+    batch = config.per_device_train_batch_size
+    partners = [row // batch * batch + (row - 1) % batch for row in range(len(rows))]
+    with_pairs = [
+        {**row, "KL_completion_ids": rows[partner]["completion_ids"]}
+        for row, partner in zip(rows, partners, strict=True)
+    ]
+    precomputing = 0.0
+    own = KTOTrainer._precompute_ref_logps
+
+    def timed(self: KTOTrainer, *args: Any) -> Any:
+        nonlocal precomputing
+        started = time.perf_counter()
+        result = own(self, *args)
+        precomputing += time.perf_counter() - started
+        return result
+
+    KTOTrainer._precompute_ref_logps = timed
+    reference = None if config.precompute_ref_log_probs else copy.deepcopy(model)
+    dataset = Dataset.from_list(with_pairs)
+    prepare, KTOTrainer._prepare_dataset = KTOTrainer._prepare_dataset, lambda self, dataset, *rest: dataset
+    try:
+        trainer = KTOTrainer(
+            model=model, ref_model=reference, args=config, train_dataset=dataset, processing_class=_any_tokenizer()
+        )
+    finally:
+        KTOTrainer._precompute_ref_logps, KTOTrainer._prepare_dataset = own, prepare
+    clock = _EpochEnds()
+    trainer.add_callback(clock)
+    started = time.perf_counter() - precomputing
+    trainer.train()
+    return [end - started for end in clock.ends]
+
+
+class _RotatedPlan(KtoPlan):
+    """TRL's pairs, for microbatches of `rows_per_step`."""
+
+    def partners(self, epoch: int) -> np.ndarray:
+        rows = np.arange(self.num_rows)
+        return rows // self.rows_per_step * self.rows_per_step + (rows - 1) % self.rows_per_step
+
+
+def train_with_ladle(
+    model: PreTrainedModel, rows: list[dict], epochs: int, out: Path, new_pairs: bool, pairs_of: int, budget: int
+) -> Ends:
+    """Train with Ladle, on TRL's pairs in microbatches of `pairs_of`, or on new pairs each epoch."""
+    examples = flatten(rows)
+    kind, batch = (KtoPlan, 1) if new_pairs else (_RotatedPlan, pairs_of)
+    plan = kind(examples.prompt_of, epochs, 42, 42, new_pairs, kl_fraction=1.0, rows_per_step=batch)
+    use_kto_forward(model)
+    clock = _EpochEnds()
+    started = time.perf_counter()
+    reference = ReferencePass(model.eval(), PAD_ID, budget).run(examples, plan, out / "reference")
+    values = {
+        "num_train_epochs": epochs, "per_device_train_batch_size": ROWS_PER_STEP // 2, "gradient_accumulation_steps": 2,
+        "save_strategy": "no", "learning_rate": 1e-5,
+    }  # fmt: skip
+    trainer = KtoTrainer(
+        model=model,
+        args=make_arguments(KtoConfig(trainer=TrainerArguments(**values)), out),
+        data=KtoData(examples, plan, reference),
+        options=KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget),
+        pad_id=PAD_ID,
+        keep=Rotation(),
+        rows_are_shuffled=False,
+        router_bias_update_rate=0.0,
+    )
+    trainer.add_callback(clock)
+    trainer.train()
+    return [end - started for end in clock.ends]
+
+
+def flatten(rows: list[dict]) -> KtoExamples:
+    """Return rows of token ids as Ladle's examples."""
+
+    def flat(name: str) -> tuple[np.ndarray, np.ndarray]:
+        bounds = np.cumsum([0, *(len(row[name]) for row in rows)])
+        return np.concatenate([np.array(row[name], dtype=np.int32) for row in rows]), bounds
+
+    labels = np.array([row["label"] for row in rows])
+    return KtoExamples(*flat("prompt_ids"), *flat("completion_ids"), labels, np.arange(len(rows)), MAX_LENGTH)
+
+
+TRL_DEFAULT = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+TRL_BEST = {
+    "per_device_train_batch_size": ROWS_PER_STEP,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "precompute_ref_log_probs": True,
+    "precompute_ref_batch_size": ROWS_PER_STEP,
+}
+CONTENDERS: dict[str, Callable[..., Ends]] = {
+    "trl_default": lambda *args, **_: train_with_trl(*args, **TRL_DEFAULT),
+    "trl_best": lambda *args, **_: train_with_trl(*args, **TRL_BEST),
+    "ladle": lambda *args, budget: train_with_ladle(*args, new_pairs=False, pairs_of=8, budget=budget),
+    "ladle_new_pairs": lambda *args, budget: train_with_ladle(*args, new_pairs=True, pairs_of=8, budget=budget),
+}
+
+
+def run(contender: str, shape: str, vocabulary: str, num_rows: int, epochs: int, seed: int, budget: int) -> Ends:
+    """Train one contender from fresh weights and return the seconds at which each epoch ended."""
+    rows = make_rows(num_rows, VOCABULARIES[vocabulary], seed)
+    with tempfile.TemporaryDirectory() as out:
+        return CONTENDERS[contender](make_model(shape, vocabulary), rows, epochs, Path(out), budget=budget)
+
+
+def _memory_mib(field: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    quieten()
+    before = _memory_mib("VmRSS")
+    job = json.loads(sys.argv[1])
+    run(**job)
+    print(json.dumps({"libraries_mib": before, "peak_mib": _memory_mib("VmHWM")}))

@@ -1,0 +1,188 @@
+"""Recipe section of KTO, and what its reference pass depends on. Free of torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ladle.config import Config, execution
+from ladle.errors import UserError
+from ladle.training.config import Attention, Dtype, TrainingConfig
+
+
+class LoraConfig(Config):
+    """A low-rank adapter (arXiv 2106.09685), by peft's names."""
+
+    r: int = Field(16, gt=0)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: Literal[0] = 0
+    """KTO compares two models, not two dropout masks: only 0."""
+    target_modules: str | list[str] = "all-linear"
+    """Modules with an adapter, by name or pattern; the output head is none of them."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _spare_the_head(cls, modules: str | list[str]) -> str | list[str]:
+        named = [modules] if isinstance(modules, str) else modules
+        if head := [name for name in named if name.rpartition(".")[2] in HEADS]:
+            raise UserError(
+                f"peft.target_modules names {head[0]}, the output head, which KTO goes over in one pass with the loss",
+                "leave it out (all-linear does)",
+            )
+        return modules
+
+
+class QuantizationConfig(Config):
+    """Weights held in 4 or 8 bits under an adapter (QLoRA, arXiv 2305.14314), by transformers' BitsAndBytesConfig."""
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_compute_dtype: Dtype = "float32"
+
+    @model_validator(mode="after")
+    def _one_width(self) -> QuantizationConfig:
+        if self.load_in_4bit == self.load_in_8bit:
+            seen = "both" if self.load_in_4bit else "neither"
+            raise UserError(f"quantization sets {seen} of load_in_4bit and load_in_8bit", "set one of them to true")
+        return self
+
+
+class KtoConfig(TrainingConfig):
+    """Kahneman-Tversky alignment (arXiv 2402.01306).
+
+    Names and defaults are those of TRL's KTOConfig where the meaning is. `model` is the policy's start and the
+    reference.
+    """
+
+    seed: int = 233
+    """Key of the pairs, and of which examples are left out to balance labels."""
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    """`apo_zero_unpaired` (arXiv 2408.06266) is KTO with z0 = 0."""
+    beta: float = Field(0.1, gt=0)
+    """KTO's β: how strongly the policy is held to the reference."""
+    desirable_weight: float | Literal["auto"] = 1.0
+    """KTO's λ_D; `auto` sets λ_D n_D = λ_U n_U, the lower end of the paper's range [1, 4/3]."""
+    undesirable_weight: float = Field(1.0, gt=0)
+    """KTO's λ_U."""
+    kl_scope: Literal["step", "microbatch", "none"] = "step"
+    """Examples whose mismatched pairs make one z0: those of an optimizer step, or of a microbatch over all processes
+    (TRL's way); `none` sets z0 = 0."""
+    kl_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the examples whose mismatched pair enters z0: fewer cost less and make z0 noisier."""
+    pairs: Literal["per_epoch", "fixed"] = "per_epoch"
+    """Mismatched pairs: new ones each epoch, or the same in all (TRL's way, and one reference pass less an epoch)."""
+    max_length: int = Field(1024, gt=0)
+    """Prompt and completion together, in tokens; a longer completion loses its end, a prompt is never cut."""
+    max_tokens_per_microbatch: int = Field(8192, gt=0)
+    """Tokens of one forward pass, padding included; an optimizer step's sequences are repacked to it. It bounds memory,
+    as the microbatch does elsewhere, and changes results by rounding alone."""
+    allow_single_label: bool = False
+    """Train although every label is the same: z0 then grows with the reward and the policy drifts as unbounded SFT."""
+    eval_split: str = "test"
+    """Split of the preference data that `trainer.eval_strategy` evaluates on."""
+    peft: LoraConfig | None = None
+    """Train an adapter; the result in `model/` has it merged, `adapter/` holds it alone."""
+    quantization: QuantizationConfig | None = None
+    """Hold the frozen weights in 4 or 8 bits; needs `peft` and the extra `quantization`."""
+    keep_models: int | None = Field(0, ge=0)
+    """Checkpoints past `trainer.save_total_limit` to keep as models alone; unset keeps all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_absent(cls, values: Any) -> Any:
+        for name, (problem, fix) in ABSENT.items():
+            if isinstance(values, dict) and values.get(name):
+                raise UserError(f"kto.{name}: {problem}", fix)
+        return (
+            {key: value for key, value in values.items() if key not in ABSENT} if isinstance(values, dict) else values
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> KtoConfig:
+        if self.quantization is not None and self.peft is None:
+            raise UserError("kto.quantization freezes the weights, and there is no adapter to train", "add `peft: {}`")
+        if self.peft is not None and self.distributed == "zero2" and self.quantization is not None:
+            raise UserError("quantized weights cannot be held by DeepSpeed", "set kto.distributed=ddp")
+        return self
+
+    @property
+    def estimates_kl(self) -> bool:
+        """Whether the loss has a z0."""
+        return self.loss_type == "kto" and self.kl_scope != "none"
+
+
+HEADS = ("lm_head", "embed_out", "output_layer")
+_MOVING_REFERENCE = (
+    "the reference's log-probabilities are computed once, so it cannot move during training",
+    "leave it out, and align in several rounds (kto.rounds) or stages (a list under kto:)",
+)
+ABSENT = {
+    "sync_ref_model": _MOVING_REFERENCE,
+    "ref_model_mixup_alpha": _MOVING_REFERENCE,
+    "ref_model_sync_steps": _MOVING_REFERENCE,
+    "ref_model": ("the reference is always the policy's start", "name the start as kto.model"),
+    "precompute_ref_log_probs": ("this is what Ladle always does", "leave it out"),
+}
+"""TRL's options that Ladle has no counterpart of, and what to do instead; false or null is as good as leaving out."""
+
+
+class KtoReferenceConfig(Config):
+    """The reference pass of a KTO training: what of its settings the examples and log-probabilities depend on."""
+
+    max_length: int
+    pairs: Literal["per_epoch", "fixed"]
+    seed: int
+    """Key of the pairs."""
+    kl_fraction: float
+    """0 for a loss without z0."""
+    epochs: int | None
+    """Epochs begun; None where `max_steps` says it."""
+    max_steps: int | None
+    rows_per_step: int | None
+    """Examples of an optimizer step, where `max_steps` counts them."""
+    order_seed: int | None
+    """Key of the order of rows, where fewer than all are needed."""
+    eval_split: str | None
+    max_tokens_per_microbatch: int
+    dtype: Dtype
+    autocast: Literal["bfloat16", "float16"] | None
+    """Mixed precision of the forward passes, as in training."""
+    attn_implementation: Attention
+    quantization: QuantizationConfig | None
+    processes: int = execution(1, ge=1)
+
+    @classmethod
+    def of(cls, config: KtoConfig, seed: int) -> KtoReferenceConfig:
+        """Return the reference pass that a training needs."""
+        trainer = config.trainer.values()
+        is_deepspeed = config.distributed == "zero2"
+        mixed = "bfloat16" if trainer.get("bf16") else "float16" if trainer.get("fp16") else None
+        max_steps = int(trainer.get("max_steps", -1))
+        rows_per_step = (
+            int(trainer.get("per_device_train_batch_size", 8))
+            * int(trainer.get("gradient_accumulation_steps", 1))
+            * config.processes
+        )
+        needs_order = max_steps > 0 or config.kl_fraction < 1
+        order_seed = trainer.get("data_seed", trainer.get("seed", 42)) if needs_order else None
+        return cls(
+            max_length=config.max_length,
+            pairs=config.pairs,
+            seed=seed,
+            kl_fraction=config.kl_fraction if config.estimates_kl else 0.0,
+            epochs=None if max_steps > 0 else math.ceil(float(trainer.get("num_train_epochs", 3))),
+            max_steps=max_steps if max_steps > 0 else None,
+            rows_per_step=rows_per_step if max_steps > 0 else None,
+            order_seed=order_seed,
+            eval_split=config.eval_split if trainer.get("eval_strategy", "no") != "no" else None,
+            max_tokens_per_microbatch=config.max_tokens_per_microbatch,
+            dtype=mixed if mixed and is_deepspeed else config.dtype,
+            autocast=None if is_deepspeed else mixed,
+            attn_implementation=config.attn_implementation,
+            quantization=config.quantization,
+            processes=config.processes,
+        )

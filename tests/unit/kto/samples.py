@@ -1,0 +1,40 @@
+"""Small preference data and its examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ladle.training.kto_data import KtoExamples, tokenize_examples
+from ladle.training.kto_forward import use_kto_forward
+from ladle.training.kto_plan import KtoPlan
+from ladle.training.kto_reference import KtoReference, ReferencePass
+from tests.tiny_models import make_model, make_tokenizer
+
+PAD_ID = 1
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": f"Question: {i} plus {i * 3 % 7}?\nAnswer: ",
+            "completion": f"{i}+{i * 3 % 7}={i + i * 3 % 7}." * (1 + i % 4),
+            "label": i % 3 != 0,
+        }
+        for i in range(count)
+    ]
+
+
+def examples_of(count: int, max_length: int = 128) -> KtoExamples:
+    return tokenize_examples(rows(count), make_tokenizer(), max_length)[0]
+
+
+def plan_of(examples: KtoExamples, epochs: int = 1, **settings: Any) -> KtoPlan:
+    values = {"pairs_per_epoch": True, "kl_fraction": 1.0} | settings
+    return KtoPlan(examples.prompt_of, epochs, 3, 5, **values)
+
+
+def reference_of(shape: str, examples: KtoExamples, plan: KtoPlan, folder: Path, budget: int = 256) -> KtoReference:
+    model = make_model(shape, len(make_tokenizer())).eval()
+    use_kto_forward(model)
+    return ReferencePass(model, PAD_ID, budget).run(examples, plan, folder)
