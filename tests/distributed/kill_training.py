@@ -13,6 +13,7 @@ Training processes are forked from this one, which has torch loaded already, so 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -35,9 +36,10 @@ from ladle.data.config import MixConfig
 from ladle.data.datasets_config import WordProblemsConfig
 from ladle.data.word_problems import write_word_problems
 from ladle.models.load import save_model
-from ladle.stages import mix, pretrain
+from ladle.stages import mix
 from ladle.training.checkpoint import STAGING, newest_resumable, step_of
-from ladle.training.config import PretrainConfig
+from ladle.training.config import PretrainConfig, TrainingConfig
+from tests.distributed.kto_job import make_kto_job
 from tests.tiny_models import make_model, make_tokenizer
 
 STEPS, SAVE_EVERY = 40, 4
@@ -46,10 +48,11 @@ ONE_IN_SAVES = 5
 
 @dataclass(frozen=True)
 class Job:
-    """One training to repeat."""
+    """One training to repeat; `stage` is the module under `ladle.stages` that runs it."""
 
-    config: PretrainConfig
+    config: TrainingConfig
     inputs: dict[str, list[Path]]
+    stage: str = "pretrain"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _fork(job: Job, out: Path, rank: int, port: int) -> int:
         os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     code = 1
     try:
-        summary = pretrain.run(job.config, job.inputs, out)
+        summary = importlib.import_module(f"ladle.stages.{job.stage}").run(job.config, job.inputs, out)
         if rank == 0:
             (out / "summary.json").write_text(json.dumps(summary))
         code = 0
@@ -217,7 +220,13 @@ def _is_running(pid: int) -> bool:
 
 
 def run(
-    shape: str, processes: int, kills: int, seed: int, dtype: str = "float32", distributed: str = "ddp"
+    shape: str,
+    processes: int,
+    kills: int,
+    seed: int,
+    dtype: str = "float32",
+    distributed: str = "ddp",
+    stage: str = "pretrain",
 ) -> dict[str, Any]:
     """Make `kills` kills and return what was seen.
 
@@ -226,6 +235,7 @@ def run(
     """
     rng = random.Random(seed)
     seen = {
+        "stage": stage,
         "shape": shape,
         "processes": processes,
         "dtype": dtype,
@@ -238,7 +248,8 @@ def run(
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        job = make_job(folder, shape, processes, dtype, distributed)
+        make = make_kto_job if stage == "kto" else make_job
+        job = make(folder, shape, processes, dtype, distributed)
         reference = finish(job, folder / "reference")
         while seen["kills"] < kills:
             out = folder / f"run-{seen['endings']}"
@@ -256,7 +267,13 @@ def run(
 
 
 def run_apart(
-    shape: str, processes: int, kills: int, seed: int, dtype: str = "float32", distributed: str = "ddp"
+    shape: str,
+    processes: int,
+    kills: int,
+    seed: int,
+    dtype: str = "float32",
+    distributed: str = "ddp",
+    stage: str = "pretrain",
 ) -> dict[str, Any]:
     """Do `run` in a fresh process of one thread: forking is only safe while torch has started none.
 
@@ -265,7 +282,7 @@ def run_apart(
     """
     command = [sys.executable, "-m", "tests.distributed.kill_training", "--shape", shape, "--dtype", dtype]
     command += ["--processes", str(processes), "--kills", str(kills), "--seed", str(seed)]
-    command += ["--distributed", distributed]
+    command += ["--distributed", distributed, "--stage", stage]
     root = Path(__file__).parent.parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"{shlex.join(command)}\n" + done.stdout[-2000:] + done.stderr[-6000:]
@@ -281,6 +298,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--distributed", default="ddp")
+    parser.add_argument("--stage", default="pretrain")
     arguments = parser.parse_args()
     log.configure(quiet=True)
     logging.getLogger("ladle").handlers.clear()

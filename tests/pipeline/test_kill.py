@@ -27,6 +27,7 @@ COMPARED = ("mix", "pretrain", "soup", "prefer", "kto")
 ONE_OF_EACH_STAGE = (
     "pretrain",
     "kto",
+    "kto/reference-1",
     "mix",
     "evaluate/soup",
     "soup",

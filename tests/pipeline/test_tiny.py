@@ -62,6 +62,7 @@ def test_a_changed_learning_rate_rebuilds_exactly_what_is_downstream(tiny, tiny_
         "soup",
         "rollout",
         "prefer",
+        "kto/reference-1",
         "kto",
         "evaluate/pretrained",
         "evaluate/soup",
@@ -69,6 +70,12 @@ def test_a_changed_learning_rate_rebuilds_exactly_what_is_downstream(tiny, tiny_
         "report",
     }
     assert plan["soup"]["reasons"] in (["downstream of pretrain"], ["downstream of base, pretrain"])
+
+
+def test_another_beta_needs_no_new_reference_pass(tiny, tiny_run):
+    plan = states(tiny, tiny_run, "kto.beta=0.2", "kto.trainer.learning_rate=1e-5")
+    assert plan["kto/reference-1"]["state"] == "cached"
+    assert plan["kto"]["state"] == "changed"
 
 
 def test_settings_of_the_run_alone_change_nothing(tiny, tiny_run):
@@ -113,7 +120,7 @@ def test_the_soup_is_the_mean_of_its_members(tiny_run):
 
 def test_preference_data_is_trls_unpaired_form(tiny_run):
     dataset = load_from_disk(tiny_run.artifacts()["prefer"] / "preference")
-    assert set(dataset.column_names) == {"prompt", "completion", "label"}
+    assert {split: rows.column_names for split, rows in dataset.items()} == {"train": ["prompt", "completion", "label"]}
 
 
 def test_tokens_in_equal_tokens_out_plus_counted_drops(tiny_run):

@@ -72,7 +72,13 @@ def keep_applicable_kernels(arguments: TrainingArguments, model: PreTrainedModel
 
 
 def add_adapter(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
-    """Return the model under a fresh adapter, random by `seed` alone, its own weights frozen."""
+    """Return the model under a fresh adapter, random by `seed` alone, its own weights frozen.
+
+    Raises:
+        UserError: peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("kto.peft needs peft, which is not installed", "pip install 'ladle[peft]', or leave it out")
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model, prepare_model_for_kbit_training
 

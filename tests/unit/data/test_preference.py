@@ -88,3 +88,63 @@ def test_too_many_unusable_rows_are_refused():
 def test_balancing_one_label_leaves_nothing_and_says_so():
     with pytest.raises(UserError, match="no preference rows are left"):
         join_rows([example(1, True)], Counter(), config(balance=True))
+
+
+def test_alternatives_become_one_row_each():
+    rows, _ = unpair([{"prompt": "a", "completion": ["b", "c"], "label": True}])
+    assert [(row["completion"], row["label"]) for row in rows] == [("b", True), ("c", True)]
+    rows, _ = unpair([{"prompt": "a", "completion": ["b", "c"], "label": [True, False]}])
+    assert [row["label"] for row in rows] == [True, False]
+
+
+def test_alternative_answers_of_a_conversation_become_one_row_each_and_a_longer_exchange_does_not():
+    other = {"role": "assistant", "content": "four"}
+    rows, _ = unpair([{"prompt": [USER], "completion": [ANSWER, other], "label": True}])
+    assert [row["completion"] for row in rows] == [[ANSWER], [other]]
+    rows, _ = unpair([{"prompt": [USER], "completion": [[ANSWER], [other]], "label": True}])
+    assert [row["completion"] for row in rows] == [[ANSWER], [other]]
+    exchange = [ANSWER, USER, other]
+    rows, _ = unpair([{"prompt": [USER], "completion": exchange, "label": True}])
+    assert [row["completion"] for row in rows] == [exchange]
+
+
+def test_a_conversational_pair_without_a_prompt_is_split_where_it_parts():
+    bad_answer = {"role": "assistant", "content": "5"}
+    row = {"prompt": "2+2?", "chosen": [USER, ANSWER], "rejected": [USER, bad_answer]}
+    rows, _ = unpair([row], format="paired")
+    assert [(r["prompt"], r["completion"], r["label"]) for r in rows] == [
+        ([USER], [ANSWER], True),
+        ([USER], [bad_answer], False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rating", "label"), [("👍", True), ("Thumbs Down", False), (1, True), (0, False), (True, True), ("up ", True)]
+)
+def test_thumbs_become_labels(rating, label):
+    rows, bad = unpair([{"prompt": "a", "completion": "b", "rating": rating}], format="thumbs")
+    assert rows == [{"prompt": "a", "completion": "b", "label": label}]
+    assert not bad
+
+
+def test_a_rating_of_neither_kind_is_counted_and_columns_can_be_named():
+    row = {"question": "a", "reply": "b", "vote": "meh"}
+    source = {"format": "thumbs", "prompt": "{question}", "completion": "{reply}", "rating": "vote"}
+    assert unpair([row], **source)[1] == Counter({"rating that is neither up nor down": 1})
+    assert unpair([row | {"vote": "like"}], **source, up=["like"])[0][0]["label"] is True
+
+
+def test_one_label_can_be_kept_alone():
+    rows, bad = unpair([{"prompt": "a", "chosen": "good", "rejected": "bad"}], format="paired", keep_label=True)
+    assert [row["completion"] for row in rows] == ["good"]
+    assert not bad
+
+
+def test_turns_keep_role_and_content_alone():
+    rows, _ = unpair([{"prompt": [USER | {"id": 1}], "completion": [ANSWER | {"weight": None}], "label": True}])
+    assert rows == [{"prompt": [USER], "completion": [ANSWER], "label": True}]
+
+
+def test_a_turn_without_a_role_is_counted():
+    _, bad = unpair([{"prompt": [{"content": "x"}], "completion": [ANSWER], "label": True}])
+    assert bad == Counter({"messages without role and content": 1})

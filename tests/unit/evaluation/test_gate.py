@@ -1,0 +1,89 @@
+"""Which of two models a gate keeps, and which rows a rollout leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ladle.evaluation.attempts import Attempt, Problem
+from ladle.evaluation.corruption import corrupt_answers
+from ladle.evaluation.prompts import Prompt
+from ladle.evaluation.rollout_config import GateConfig, RolloutConfig
+from ladle.models.load import save_model
+from ladle.stages import gate, rollout
+from tests.tiny_models import make_model, make_tokenizer
+
+PROMPT = Prompt("Question: x\nAnswer:", ())
+
+
+def attempts_with(verdicts: list[str], problems: list[Problem]) -> list[Attempt]:
+    return [
+        Attempt(problems[index % len(problems)], PROMPT, f"it is {problems[index % len(problems)].answer}", verdict)
+        for index, verdict in enumerate(verdicts)
+    ]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, list[Path]]:
+    tokenizer = make_tokenizer()
+    for name, seed in (("parent", 0), ("candidate", 1)):
+        save_model(make_model("qwen3", len(tokenizer), seed=seed), tokenizer, tmp_path / name / "model")
+    problems = [{"question": f"q{n}", "answer": str(n)} for n in range(4)]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    paths: dict[str, list[Path]] = {name: [tmp_path / name] for name in ("parent", "candidate")}
+    return paths | {"prompts": [tmp_path]}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "kept"),
+    [
+        (["correct"] * 4, "candidate"),
+        (["correct", "correct", "wrong", "wrong"], "candidate"),
+        (["wrong"] * 4, "parent"),
+    ],
+)
+def test_the_candidate_is_kept_unless_it_solves_fewer(models, candidate, kept, tmp_path, monkeypatch):
+    verdicts = {"parent": ["correct", "correct", "unparsed", "wrong"], "candidate": candidate}
+
+    def attempt(config: Any, problems: list[Problem], model: Path, *_: Any) -> list[Attempt]:
+        return attempts_with(verdicts[model.parent.name], problems)
+
+    monkeypatch.setattr(gate, "attempt_problems", attempt)
+    out = tmp_path / "out"
+    out.mkdir()
+    config = GateConfig.model_validate({"prompts": {"dataset": "d", "split": "validation"}})
+    gate.run(config, models, out)
+    weights = "model/model.safetensors"
+    assert (out / weights).read_bytes() == (tmp_path / kept / weights).read_bytes()
+    assert json.loads((out / "gate.json").read_text())["kept"] == kept
+
+
+def test_a_gate_really_samples_and_grades(models, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    config = GateConfig.model_validate({"prompts": {"dataset": "d", "split": "validation"}, "max_new_tokens": 4})
+    assert gate.run(config, models, out)["counters"]["attempts"] == 4
+    assert sorted(path.name for path in out.iterdir()) == ["gate.json", "model"]
+
+
+def test_rollouts_take_the_problems_from_the_first_on_and_start_over(models, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    source = {"dataset": "d", "split": "validation", "first": 2, "limit": 5}
+    config = RolloutConfig.model_validate({"prompts": source, "samples": 2, "max_new_tokens": 4})
+    counters = rollout.run(config, {"model": models["parent"], "prompts": models["prompts"]}, out)["counters"]
+    assert counters["samples"] == 10
+    assert [problem.number for problem in rollout._read_problems(config.prompts, models["prompts"])] == [2, 3, 4, 5, 6]
+    assert [problem.answer for problem in rollout._read_problems(config.prompts, models["prompts"])] == list("23012")
+
+
+def test_answers_are_corrupted_only_where_nothing_was_wrong():
+    problems = [Problem(n, f"q{n}", str(10 + n)) for n in range(3)]
+    attempts = attempts_with(["correct", "correct", "wrong", "correct", "wrong", "wrong"], problems)
+    corrupted = corrupt_answers(attempts, seed=1)
+    assert [attempt.problem.number for attempt in corrupted] == [0]
+    assert corrupted[0].completion in ("it is 11", "it is 12")
+    assert corrupt_answers(attempts, seed=1) == corrupted
