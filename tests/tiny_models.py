@@ -48,7 +48,9 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-SHAPES = {"deepseek_v3": DEEPSEEK_V3, "qwen3": QWEN3, "llama": LLAMA}
+# bitsandbytes packs 64 weights of a row together
+LLAMA_64 = LLAMA | {"intermediate_size": 128}
+SHAPES = {"deepseek_v3": DEEPSEEK_V3, "qwen3": QWEN3, "llama": LLAMA, "llama_64": LLAMA_64}
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

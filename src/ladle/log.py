@@ -39,6 +39,9 @@ def configure(verbose: bool = False, quiet: bool = False) -> None:
     ladle.propagate = False
     ladle.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(_say_on_standard_error)
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns of kernels it could download, whenever imported
 
 
 def _say_on_standard_error(record: logging.LogRecord) -> bool:

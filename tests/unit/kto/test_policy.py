@@ -82,7 +82,7 @@ def test_an_adapter_is_saved_alone_and_merged(shape, tmp_path):
 @needs_bitsandbytes
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
 def test_an_adapter_trains_on_quantized_weights(bits, tmp_path):
-    out, log = train(tmp_path, "llama", peft=LORA, quantization={bits: True}, learning_rate=1e-2)
+    out, log = train(tmp_path, "llama_64", peft=LORA, quantization={bits: True}, learning_rate=1e-2)
     assert log[0]["rewards/chosen"] == pytest.approx(0, abs=1e-2)
     assert log[-1]["rewards/chosen"] != log[0]["rewards/chosen"]
     assert load_model(out / "model").dtype == torch.float32
