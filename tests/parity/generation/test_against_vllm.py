@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,24 @@ def test_every_request_is_answered_once_and_the_same_in_another_batch(samples, p
 def test_seeds_decide_the_samples(samples):
     texts = {sample["text"] for sample in samples["first"] if sample["id"].startswith("sampled")}
     assert len(texts) > 20
+
+
+def test_the_command_line_evaluates_with_it(vllm_python, trained, tokenizer, repository, tmp_path):
+    save_model(trained("qwen3_for_vllm"), tokenizer, tmp_path / "model")
+    rows = [{"question": f"{n} plus {n % 7}?", "answer": n + n % 7} for n in range(20)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    environment = os.environ | {"PYTHONPATH": str(repository / "src"), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    texts = {}
+    for python, backend in ((sys.executable, "transformers"), (vllm_python, "vllm")):
+        out = tmp_path / backend
+        command = [python, "-m", "ladle", "evaluate", tmp_path / "model", "--benchmarks", tmp_path / "sums.jsonl"]
+        settings = ["sampling.temperature=0", "sampling.max_new_tokens=40", f"sampling.backend={backend}"]
+        place = ["--out", out, "--root", tmp_path / "root"]
+        done = subprocess.run(
+            [*command, *settings, *place], env=environment, capture_output=True, text=True, timeout=500
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        (result,) = out.rglob("*_result.jsonl")
+        texts[backend] = [json.loads(line)["code"] for line in result.read_text().splitlines()]
+    differing = sum(one != other for one, other in zip(texts["transformers"], texts["vllm"], strict=True))
+    assert differing <= 1  # a near-tie may turn
