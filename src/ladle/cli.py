@@ -17,7 +17,7 @@ from ladle import display, log
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.plan import State, make_plan
 from ladle.artifacts.record import read_record
-from ladle.artifacts.step import Step
+from ladle.artifacts.step import Step, in_build_order
 from ladle.artifacts.verify import verify as find_faults
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
 
@@ -220,6 +220,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Items of each benchmark, from the first.")
     ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")] = None,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -231,9 +232,9 @@ def evaluate(
     """
     from ladle.standalone import evaluate_step
 
-    step = evaluate_step(model, benchmarks.split(","), data, limit, overrides or [], root)
+    step = evaluate_step(model, benchmarks.split(","), data, limit, overrides or [], root, revision)
     workspace = _place(step.name, out, root)
-    _build_all([step], workspace)
+    _build_all(in_build_order([step]), workspace)
     display.print_results([step], workspace)
     sys.stdout.write(f"{workspace.path_of(step)}\n")
 

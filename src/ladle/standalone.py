@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.local import FileHashes, find_local, hash_local
-from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput
+from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput, StepOutput
 from ladle.config_file import ConfigFile
 from ladle.data.datasets_config import FetchDatasetConfig
 from ladle.errors import UserError
@@ -33,19 +33,30 @@ def soup_step(members: list[str], overrides: list[str], root: Path) -> Step:
 
 
 def evaluate_step(
-    model: str, benchmarks: list[str], data: Path | None, limit: int | None, overrides: list[str], root: Path
+    model: str,
+    benchmarks: list[str],
+    data: Path | None,
+    limit: int | None,
+    overrides: list[str],
+    root: Path,
+    revision: str | None = None,
 ) -> Step:
-    """Return the step that scores one model, a folder or a Hub id, on benchmarks by name.
+    """Return the step that scores one model, a folder or a Hub id, on benchmarks by name or file.
 
     Raises:
         UserError: an unknown benchmark, or a model or data file that does not exist.
     """
     hashes = _hashes(root)
-    given = {"models": [{"model": model, "name": "model"}], "benchmarks": benchmarks, "limit": limit}
+    given = {
+        "models": [{"model": model, "name": "model", "revision": revision}],
+        "benchmarks": benchmarks,
+        "limit": limit,
+    }
     config = _options(overrides, {key: value for key, value in given.items() if value is not None}).validate(
         EvaluateConfig
     )
-    inputs: dict[str, tuple[StepInput, ...]] = {"model": (_local_or_hub("model", model, None, hashes),)}
+    choice = config.models[0]
+    inputs: dict[str, tuple[StepInput, ...]] = {"model": (_imported(choice.model, choice.revision, hashes),)}
     for benchmark in config.benchmarks:
         item: StepInput
         if benchmark.dataset is not None:
@@ -56,13 +67,20 @@ def evaluate_step(
             repo_id, revision = benchmark.hub_source()
             item = HubRepository("dataset", repo_id, resolve_commit("dataset", repo_id, revision))
         inputs[f"benchmark:{benchmark.name}"] = (item,)
-    return Step(
-        "evaluate/model",
-        "evaluate",
-        EvaluateModelConfig.of(config, config.models[0]),
-        inputs,
-        volatile=("*_metrics.json", "final_result.json"),
-    )
+    one_model = EvaluateModelConfig.of(config, choice)
+    if one_model.examples is not None:
+        inputs["examples"] = (_local_or_hub("dataset", one_model.examples.dataset, None, hashes),)
+    return Step("evaluate/model", "evaluate", one_model, inputs, volatile=("*_metrics.json", "final_result.json"))
+
+
+def _imported(model: str, revision: str | None, hashes: FileHashes) -> StepInput:
+    """Return a folder as it is, and a model of the Hub as the step that imports it."""
+    found = _local_or_hub("model", model, revision, hashes)
+    return found if isinstance(found, LocalFiles) else StepOutput(_import_step(found))
+
+
+def _import_step(source: LocalFiles | HubRepository, config: FetchModelConfig | None = None) -> Step:
+    return Step("model", "fetch", config or FetchModelConfig(), {"model": (source,)})
 
 
 def fetch_step(
@@ -80,7 +98,7 @@ def fetch_step(
     hashes = _hashes(root)
     if model is not None:
         config = _options(overrides, {}).validate(FetchModelConfig)
-        return Step("model", "fetch", config, {"model": (_local_or_hub("model", model, revision, hashes),)})
+        return _import_step(_local_or_hub("model", model, revision, hashes), config)
     if dataset is not None:
         repo_id, _, subset = dataset.partition(":")
         config = _options(overrides, {"dataset": repo_id, "subset": subset or None}).validate(FetchDatasetConfig)
