@@ -229,6 +229,8 @@ _CONDITIONED = r"$f(x)=a x+b$, where $b$ is an arbitrary integer, and $a$ is a p
         ),
         (_CONDITIONED, "f(x)=ax", WRONG),
         (_CONDITIONED, "f(x)=ax+b", UNPARSED),
+        (_CONDITIONED, "f(x)=a x+b", UNPARSED),
+        (r"\sum_{k=1}^{n} k \text{ for } n > 3", r"\sum_{k=1}^{n} k", UNPARSED),
         (_CONDITIONED, _CONDITIONED.replace("=0", "=1"), UNPARSED),
     ],
 )

@@ -73,16 +73,18 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     answer = normalise(drop_statement(drop_option_label(pair.answer)) if kind is not AnswerType.TEXT else pair.answer)
     if not answer:
         return Judgement(Verdict.UNPARSED, "the answer is empty")
-    if answer == gold.text:
-        return Judgement(Verdict.CORRECT, "the same text but for spacing and markup")
-    if isinstance(gold.tree, Text):
-        return _decide(plain_words(answer) == gold.tree.words, "words")
-    rules = Rules(rounding_digits, _exact_tolerance(pair.tolerance), _read_asked_unit(pair.unit))
     declared = split_declarations(answer)
+    if declared.text == gold.text:
+        return _judge_declarations(gold.declared, declared, "the same text but for spacing and markup")
+    if isinstance(gold.tree, Text):
+        if plain_words(declared.text) == gold.tree.words:
+            return _judge_declarations(gold.declared, declared, "equal words")
+        return _decide(False, "words")
+    rules = Rules(rounding_digits, _exact_tolerance(pair.tolerance), _read_asked_unit(pair.unit))
     try:
         return _judge_trees(gold, _read_answer(declared.text, gold), declared, rules)
     except Foreign as error:
-        return _leave(gold, answer, str(error))
+        return _leave(gold, declared, str(error))
     except (Unreadable, TooLarge) as error:
         return Judgement(Verdict.UNPARSED, str(error))
 
@@ -140,7 +142,7 @@ def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: boo
 
 def _judge_trees(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> Judgement | Algebra:
     if isinstance(gold.refusal, Foreign):
-        return _leave(gold, declared.text, str(gold.refusal))
+        return _leave(gold, declared, str(gold.refusal))
     if gold.tree is None:
         return Judgement(Verdict.UNPARSED, f"the gold: {gold.refusal}")
     if isinstance(answer, Text):
@@ -150,8 +152,8 @@ def _judge_trees(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) ->
     bound = frozenset[str]() if gold.declared.condition else gold.declared.letters | declared.letters
     verdict = _compare(gold, align_bound_letter(gold.tree, answer, bound), declared, rules)
     if verdict is None:
-        return _leave(gold, declared.text, "no value to compare")
-    return _decide(verdict, "values") if not verdict else _judge_declarations(gold.declared, declared)
+        return _leave(gold, declared, "no value to compare")
+    return _decide(verdict, "values") if not verdict else _judge_declarations(gold.declared, declared, "equal values")
 
 
 def _compare(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> bool | None:
@@ -168,17 +170,19 @@ def _compare(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> boo
     return any(are_same_families(gold.tree, answer, letter) for letter in shared)
 
 
-def _judge_declarations(gold: Declared, answer: Declared) -> Judgement:
-    """Decide on equal values by what is said of their letters; the kind of a letter may be left unsaid."""
+def _judge_declarations(gold: Declared, answer: Declared, reason: str) -> Judgement:
+    """Decide on equal answers by what is said of their letters; the kind of a letter may be left unsaid."""
     if gold.kinds and answer.kinds and gold.kinds != answer.kinds:
         return Judgement(Verdict.WRONG, f"{' '.join(sorted(answer.kinds))} is not {' '.join(sorted(gold.kinds))}")
     if gold.condition != answer.condition:
-        return Judgement(Verdict.UNPARSED, "equal values under conditions that cannot be compared")
-    return _decide(True, "values")
+        return Judgement(Verdict.UNPARSED, f"{reason}, under conditions that cannot be compared")
+    return Judgement(Verdict.CORRECT, reason)
 
 
-def _leave(gold: _Gold, answer: str, refusal: str) -> Algebra:
-    return Algebra(ungroup(gold.text) if gold.reading.is_grouped else gold.text, answer, refusal)
+def _leave(gold: _Gold, answer: Declared, refusal: str) -> Judgement | Algebra:
+    if gold.declared.condition != answer.condition:
+        return Judgement(Verdict.UNPARSED, f"{refusal}, and the conditions cannot be compared")
+    return Algebra(ungroup(gold.text) if gold.reading.is_grouped else gold.text, answer.text, refusal)
 
 
 def _decide(equal: bool, subject: str) -> Judgement:
