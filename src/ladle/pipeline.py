@@ -238,8 +238,8 @@ class Pipeline:
             return self._dataset(benchmark.dataset)
         if data is not None:
             return self._files_or_hub("dataset", str(Path(data) / benchmark.name / "test.jsonl"), None, "evaluate.data")
-        repo_id, revision = benchmark.hub_source()
-        return (HubRepository("dataset", repo_id, resolve_commit("dataset", repo_id, revision)),)
+        source = benchmark.hub_source()
+        return (HubRepository("dataset", source.id, source.revision, file=source.file),)
 
     def _add_report(self) -> None:
         if self.recipe.report is None:

@@ -64,8 +64,8 @@ def evaluate_step(
         elif data is not None:
             item = hash_local(_existing(str(data / benchmark.name / "test.jsonl")), hashes)
         else:
-            repo_id, revision = benchmark.hub_source()
-            item = HubRepository("dataset", repo_id, resolve_commit("dataset", repo_id, revision))
+            source = benchmark.hub_source()
+            item = HubRepository("dataset", source.id, source.revision, file=source.file)
         inputs[f"benchmark:{benchmark.name}"] = (item,)
     one_model = EvaluateModelConfig.of(config, choice)
     if one_model.examples is not None:

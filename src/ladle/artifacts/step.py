@@ -51,16 +51,26 @@ class LocalFiles:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A model or dataset of the Hub at one commit; `subset` is the configuration of a dataset that has several."""
+    """A model or dataset of the Hub at one commit.
+
+    Attributes:
+        kind: `model` or `dataset`.
+        repo_id: `org/name`.
+        commit: the whole commit id.
+        subset: the configuration of a dataset that has several.
+        file: the one file of it that the stage reads, where it reads one alone; nothing else is fetched then.
+    """
 
     kind: str
     repo_id: str
     commit: str
     subset: str | None = None
+    file: str | None = None
 
     def identity(self) -> Any:
         """Return what enters the fingerprint."""
-        return {"hub": self.kind, "repo_id": self.repo_id, "commit": self.commit, "subset": self.subset}
+        whole = {"hub": self.kind, "repo_id": self.repo_id, "commit": self.commit, "subset": self.subset}
+        return whole if self.file is None else whole | {"file": self.file}
 
 
 StepInput = StepOutput | LocalFiles | HubRepository

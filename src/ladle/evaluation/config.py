@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.errors import UserError
-from ladle.evaluation.benchmark import Benchmark, FieldRule, PromptStyle, builtin_benchmarks, find_hub_source
+from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks, find_hub_source
 from ladle.generation.config import SamplingConfig
 from ladle.grading.config import GraderConfig
 
@@ -75,14 +75,13 @@ class BenchmarkChoice(Config):
             over |= {"type": self.type, "type_field": None}
         return known.model_copy(update=over)
 
-    def hub_source(self) -> tuple[str, str]:
-        """Return the Hub repository and commit of a built-in benchmark.
+    def hub_source(self) -> HubSource:
+        """Return where the Hub has a built-in benchmark: repository, pinned commit and the one file to read.
 
         Raises:
             UserError: the benchmark is not a built-in one.
         """
-        source = find_hub_source(self.name)
-        return source.id, source.revision
+        return find_hub_source(self.name)
 
 
 class ExamplesConfig(Config):
