@@ -19,6 +19,8 @@ from ladle.artifacts.plan import State, make_plan
 from ladle.artifacts.record import read_record
 from ladle.artifacts.step import Step, in_build_order
 from ladle.artifacts.verify import verify as find_faults
+from ladle.commands import push
+from ladle.commands.options import DEFAULT_ROOT, AsJson, ConfigPath, Out, Overrides, RecipePath, Root
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
 
 app = typer.Typer(
@@ -31,22 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
-    ),
-]
-Root = Annotated[Path, typer.Option("--root", help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder that becomes the artifact.")]
-ConfigPath = Annotated[
-    Path, typer.Option("--config", help="A recipe; overrides are relative to this stage's section of it.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-DEFAULT_ROOT = Path("runs")
 
 
 @app.callback()
@@ -335,6 +321,11 @@ def compare(
     from ladle.evaluation.compare import compare_runs
 
     display.print_comparison(compare_runs(first, second), as_json)
+
+
+# Commands with files of their own.
+
+app.command()(push.push)
 
 
 # What the commands share.

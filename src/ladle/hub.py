@@ -59,7 +59,7 @@ def resolve_commit(kind: str, repo_id: str, revision: str | None) -> str:
     return commit
 
 
-def fetch(kind: str, repo_id: str, commit: str, file: str | None = None) -> Path:
+def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None) -> Path:
     """Download (or find in the cache) a repository at a commit, or one file of it, and return its path.
 
     Raises:
@@ -110,10 +110,11 @@ def _verify(kind: str, repo_id: str, commit: str, folder: Path) -> None:
         file.resolve().unlink()
         file.unlink(missing_ok=True)
     if seen.mismatches:
+        first = seen.mismatches[0]
         names = ", ".join(fault["path"] for fault in seen.mismatches)
         raise UserError(
-            f"{names} of {kind} {repo_id} came with other bytes than the Hub has ({seen.mismatches[0]['algorithm']} "
-            f"{seen.mismatches[0]['actual'][:12]}…, not {seen.mismatches[0]['expected'][:12]}…); removed from the cache",
+            f"{names} of {kind} {repo_id} came with other bytes than the Hub has ({first['algorithm']} "
+            f"{first['actual'][:12]}…, not {first['expected'][:12]}…), and is removed from the cache",
             "run the same command again to fetch it anew; if it comes back, the mirror or the disk is at fault",
         )
 

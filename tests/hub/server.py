@@ -76,7 +76,9 @@ class Hub:
 
     def downloads(self) -> list[str]:
         """Return the paths of files whose content was asked for, in order."""
-        return [path for method, path, _ in self.requests if method == "GET" and ("/resolve/" in path or "/cdn/" in path)]
+        return [
+            path for method, path, _ in self.requests if method == "GET" and ("/resolve/" in path or "/cdn/" in path)
+        ]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -33,7 +33,7 @@ def test_a_commit_is_not_asked_about(hub, client):
 def test_a_pinned_commit_stays_what_it_was(client, repository):
     pinned = repository.head
     repository.commit({"config.json": b'{"model_type": "other"}'})
-    folder = Path(client.ask("fetch", "model", "org/name", pinned)["value"])
+    folder = Path(client.ask("snapshot", "model", "org/name", pinned)["value"])
     assert (folder / "config.json").read_bytes() == SMALL
     assert (folder / "model.safetensors").read_bytes() == LARGE
 
@@ -41,7 +41,7 @@ def test_a_pinned_commit_stays_what_it_was(client, repository):
 def test_a_download_that_broke_off_goes_on_from_there(hub, client, repository):
     repository.commit({"model.safetensors": HUGE})
     hub.break_off_after["model.safetensors"] = 23_000_000
-    folder = Path(client.ask("fetch", "model", "org/name", repository.head)["value"])
+    folder = Path(client.ask("snapshot", "model", "org/name", repository.head)["value"])
     assert (folder / "model.safetensors").read_bytes() == HUGE
     assert [wanted for method, path, wanted in hub.requests if "/cdn/" in path and method == "GET"] == [
         "",
@@ -52,32 +52,32 @@ def test_a_download_that_broke_off_goes_on_from_there(hub, client, repository):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_bytes_that_changed_on_the_way_are_refused_and_fetched_anew(hub, client, repository, name):
     hub.corrupt.add(name)
-    refused = client.ask("fetch", "model", "org/name", repository.head)
+    refused = client.ask("snapshot", "model", "org/name", repository.head)
     assert name in refused["problem"]
     assert "other bytes than the Hub has" in refused["problem"]
     hub.corrupt.clear()
-    folder = Path(client.ask("fetch", "model", "org/name", repository.head)["value"])
+    folder = Path(client.ask("snapshot", "model", "org/name", repository.head)["value"])
     assert (folder / name).read_bytes() == {"model.safetensors": LARGE, "config.json": SMALL}[name]
 
 
 def test_one_file_is_fetched_alone(hub, client):
     files = {"data/test.jsonl": b'{"a": 1}\n' * 200, "data/huge.parquet": LARGE, "README.md": b"card"}
     dataset = hub.add("dataset", "org/items", files)
-    path = Path(client.ask("fetch", "dataset", "org/items", dataset.head, "data/test.jsonl")["value"])
+    path = Path(client.ask("snapshot", "dataset", "org/items", dataset.head, "data/test.jsonl")["value"])
     assert path.name == "test.jsonl"
     assert path.read_bytes() == files["data/test.jsonl"]
     assert not [asked for asked in hub.downloads() if "huge" in asked or "README" in asked]
 
 
 def test_what_is_cached_needs_no_network(hub, client, repository):
-    folder = client.ask("fetch", "model", "org/name", repository.head)["value"]
+    folder = client.ask("snapshot", "model", "org/name", repository.head)["value"]
     before = len(hub.requests)
-    assert client.ask("fetch", "model", "org/name", repository.head, HF_HUB_OFFLINE="1") == {"value": folder}
+    assert client.ask("snapshot", "model", "org/name", repository.head, HF_HUB_OFFLINE="1") == {"value": folder}
     assert len(hub.requests) == before
 
 
 def test_offline_without_a_cache_says_how_to_get_it(client, repository):
-    refused = client.ask("fetch", "model", "org/name", repository.head, HF_HUB_OFFLINE="1")
+    refused = client.ask("snapshot", "model", "org/name", repository.head, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in refused["problem"]
     assert "hf download org/name" in refused["fix"]
 
@@ -85,7 +85,7 @@ def test_offline_without_a_cache_says_how_to_get_it(client, repository):
 @pytest.mark.parametrize("token", ["", "hf_good"])
 def test_a_gated_repository_says_where_to_ask(hub, client, token):
     closed = hub.add("model", "org/closed", {"config.json": SMALL}, gated=True)
-    refused = client.ask("fetch", "model", "org/closed", closed.head, **({"HF_TOKEN": token} if token else {}))
+    refused = client.ask("snapshot", "model", "org/closed", closed.head, **({"HF_TOKEN": token} if token else {}))
     assert "is gated" in refused["problem"]
     assert ("the logged-in user" if token else "an anonymous user") in refused["problem"]
     assert f"{client.url}/org/closed" in refused["fix"]
@@ -102,7 +102,7 @@ def test_a_private_repository_opens_with_a_token(hub, client):
 def test_a_missing_repository_revision_or_file_is_named(client, repository):
     assert "there is no model org/absent" in client.ask("resolve_commit", "model", "org/absent", None)["problem"]
     assert "has no revision v9" in client.ask("resolve_commit", "model", "org/name", "v9")["problem"]
-    assert "lacks a file" in client.ask("fetch", "model", "org/name", repository.head, "absent.json")["problem"]
+    assert "lacks a file" in client.ask("snapshot", "model", "org/name", repository.head, "absent.json")["problem"]
 
 
 def test_a_hub_that_cannot_be_reached_is_named(client):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.conftest import client, hub  # noqa: F401 - fixtures of the tests here
+
 LADLE = [sys.executable, "-m", "ladle"]
 
 

@@ -103,9 +103,9 @@ def _paths_of(item: StepInput, workspace: Workspace) -> list[Path]:
     if isinstance(item, LocalFiles):
         return list(item.paths)
     if isinstance(item, HubRepository):
-        from ladle.hub import fetch
+        from ladle.hub import snapshot
 
-        return [fetch(item.kind, item.repo_id, item.commit, item.file)]
+        return [snapshot(item.kind, item.repo_id, item.commit, item.file)]
     folder = workspace.path_of(item.step)
     if not item.glob:
         return [folder]

@@ -1,0 +1,110 @@
+"""`ladle push`: a model, a mixture, preference data and an evaluation, loaded back from the Hub as others would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline.conftest import Run
+
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+LOAD = """
+import sys
+kind, name, revision = sys.argv[1:]
+if kind == "model":
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model, report = AutoModelForCausalLM.from_pretrained(name, revision=revision, output_loading_info=True)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    print(model.num_parameters(), len(tokenizer))
+else:
+    from datasets import load_dataset
+    print({split: rows.num_rows for split, rows in load_dataset(name, revision=revision).items()})
+"""
+
+
+def push(client, artifact: Path, name: str, *more: object, token: str = "hf_good"):
+    return client.ladle("push", artifact, name, *more, **({"HF_TOKEN": token} if token else {}))
+
+
+def load(client, kind: str, name: str, revision: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, kind, name, revision], capture_output=True, text=True, env=client.environment()
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def card_of(repository) -> tuple[dict, str]:
+    text = repository.commits[repository.head]["README.md"].decode()
+    _, header, body = text.split("---\n", 2)
+    return yaml.safe_load(header), body
+
+
+def test_a_model_goes_up_in_one_commit_and_loads(hub, client, tiny_run: Run):
+    artifacts = tiny_run.artifacts()
+    done = push(client, artifacts["kto"], "me/tiny-kto", "--results", artifacts["evaluate/kto"])
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["model", "me/tiny-kto"]
+    assert repository.head in done.stdout
+    assert len(repository.commits) == 2, "one commit beside the one that creating makes"
+    files = repository.commits[repository.head]
+    assert files["model.safetensors"] == (artifacts["kto"] / "model" / "model.safetensors").read_bytes()
+    header, body = card_of(repository)
+    assert header["library_name"] == "transformers"
+    assert "word_problems" in body
+    assert '"beta": 0.1' in body
+    assert "| pretrain | continued pretraining |" in body
+    parameters = json.loads((artifacts["base/init"] / "record.json").read_text())["counters"]["parameters"]
+    assert load(client, "model", "me/tiny-kto", repository.head).split()[0] == str(parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "expected"), [("mix", {"train": 240, "validation": 8}), ("prefer", "rows"), ("rollout", "rows")]
+)
+def test_a_dataset_goes_up_and_loads(hub, client, tiny_run: Run, step, expected):
+    artifact = tiny_run.artifacts()[step]
+    done = push(client, artifact, f"me/{step}")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((artifact / "record.json").read_text())["counters"].get("rows")
+    wanted = {"train": rows} if expected == "rows" else expected
+    repository = hub.repositories["dataset", f"me/{step}"]
+    assert load(client, "dataset", f"me/{step}", repository.head) == str(wanted)
+
+
+def test_an_evaluation_goes_up_file_by_file(hub, client, tiny_run: Run):
+    artifact = tiny_run.artifacts()["evaluate/soup"]
+    done = push(client, artifact, "me/scores", "--private")
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["dataset", "me/scores"]
+    files = repository.commits[repository.head]
+    for path in artifact.rglob("*"):
+        if path.is_file():
+            assert files[path.relative_to(artifact).as_posix()] == path.read_bytes()
+    assert repository.private
+
+
+def test_without_the_right_to_write_nothing_is_made(hub, client, tiny_run: Run):
+    done = push(client, tiny_run.artifacts()["soup"], "me/soup", token="")
+    assert done.returncode == 2
+    assert "may not write to model me/soup" in done.stderr
+    assert "hf auth login" in done.stderr
+    assert not hub.repositories
+
+
+def test_a_changed_artifact_and_a_wrong_name_are_refused(client, tiny_run: Run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_run.artifacts()["rollout"], copy)
+    (copy / "train.jsonl").write_text("{}\n")
+    assert push(client, copy, "me/x").returncode == 1
+    assert push(client, copy, "no-organization").returncode == 2
+    assert push(client, tmp_path, "me/x").returncode == 2
