@@ -21,10 +21,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ladle.artifacts.files import fsync_path, fsync_tree, make_folder, pretty_json, write_text_durably
+from ladle.artifacts.launcher import needs_torchrun
 from ladle.artifacts.record import RECORD_NAME, is_complete, make_record, read_record
 from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput, StepOutput
 from ladle.artifacts.worker import run_in_processes
 from ladle.errors import UserError
+from ladle.executors import Shard
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
@@ -86,10 +88,29 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
 
 
 def _run_stage(step: Step, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    processes = getattr(step.config, "processes", 1)
-    if processes > 1:
+    processes = getattr(step.config, "processes", None)
+    if processes is not None and needs_torchrun(processes):
         return run_in_processes(step.stage, step.config, inputs, out, processes)
     return importlib.import_module(f"ladle.stages.{step.stage}").run(step.config, inputs, out)
+
+
+def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
+    """Work one share of a step whose stage can be shared out; the step itself is built once all shares are done.
+
+    Shares are worked side by side, each by one process anywhere on the file system, in the step's `.partial`.
+
+    Raises:
+        UserError: the stage cannot be shared out, or this share is being worked elsewhere.
+    """
+    if is_complete(workspace.path_of(step), step.fingerprint):
+        return
+    stage = importlib.import_module(f"ladle.stages.{step.stage}")
+    if not hasattr(stage, "run_shard"):
+        raise UserError(f"{step.name} cannot be shared out", "leave --shard out; mix, rollout and evaluate can")
+    partial = workspace.partial_of(step)
+    make_folder(partial)
+    with _locked(partial.with_name(f"{partial.name}-{shard.index}-of-{shard.count}")):
+        stage.run_shard(step.config, resolve_inputs(step, workspace), partial, shard)
 
 
 def resolve_inputs(step: Step, workspace: Workspace) -> dict[str, list[Path]]:

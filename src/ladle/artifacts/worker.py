@@ -1,4 +1,5 @@
-"""Runs a stage in several processes on one machine: `run_in_processes` starts torchrun, which runs this module in each.
+"""Runs a stage in several processes, of one machine or several: `run_in_processes` starts torchrun, which runs this
+module in each.
 
 The job and the outcome pass through two small files, so that an error keeps its message, its exit code, and its
 traceback where it is a bug.
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.files import pretty_json, write_text_durably
+from ladle.artifacts.launcher import end_at_once, pass_on, torchrun_command
+from ladle.artifacts.torchrun import STOP_SIGNALS
 from ladle.config import Config
 from ladle.errors import CheckFailed, LadleError, Preempted, UserError
 
 JOB = ".job.json"
 OUTCOME = ".outcome.json"
-_PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 _FORESEEN = {kind.__name__: kind for kind in (UserError, CheckFailed, Preempted)}
 
 
@@ -30,6 +32,7 @@ def run_in_processes(
 ) -> dict[str, Any]:
     """Run `ladle.stages.<stage>` in `processes` processes that know of each other, and return the first one's summary.
 
+    `processes` are those of one machine; a job of several nodes runs as many on each (`ladle.artifacts.launcher`).
     SIGTERM and SIGUSR1 are passed on to the processes.
 
     Raises:
@@ -45,29 +48,36 @@ def run_in_processes(
     }
     (out / JOB).write_text(pretty_json(job), encoding="utf-8")
     (out / OUTCOME).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
     environment = {"OMP_NUM_THREADS": threads} | os.environ
-    process = subprocess.Popen([*command, "-m", "ladle.artifacts.worker", str(out / JOB)], env=environment)
-    previous = {number: signal.signal(number, lambda n, _: process.send_signal(n)) for number in _PASSED_ON}
+    command = [*torchrun_command(processes), "-m", "ladle.artifacts.worker", str(out / JOB)]
+    process = subprocess.Popen(command, env=environment)
+    asked: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        asked.append(number)
+        pass_on(number, process)
+
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         code = process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         if process.poll() is None:
-            process.terminate()  # torchrun then ends its workers; killing it would orphan them
-            process.wait()
-    return _read_outcome(out, stage, code)
+            end_at_once(process)
+    return _read_outcome(out, stage, code, was_asked=bool(asked))
 
 
-def _read_outcome(out: Path, stage: str, code: int) -> dict[str, Any]:
+def _read_outcome(out: Path, stage: str, code: int, was_asked: bool) -> dict[str, Any]:
     path = out / OUTCOME
     outcome = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in (JOB, OUTCOME):
         (out / name).unlink(missing_ok=True)
     if "error" in outcome:
         raise _FORESEEN[outcome["error"]](*outcome["arguments"])
+    if was_asked and "summary" not in outcome:
+        raise Preempted(f"{stage} was asked to stop and ended; run the same command again to go on")
     if code != 0 or "summary" not in outcome:
         raise CheckFailed(
             f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to go on"
@@ -79,6 +89,8 @@ def work(job_path: Path) -> int:
     """Run the job in this process and, on the first one, write its outcome; returns the exit code."""
     from ladle import log
 
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # torchrun ignores them; a training listens once it has begun
     is_first = os.environ.get("RANK", "0") == "0"
     log.configure(quiet=not is_first)
     job = json.loads(job_path.read_text(encoding="utf-8"))

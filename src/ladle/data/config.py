@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.errors import UserError
+from ladle.executors import ExecutorKind
 
 RATIO_TOLERANCE = Fraction(1, 10**9)
 
@@ -145,7 +146,8 @@ class MixConfig(Config):
     """fastokens (`pip install ladle[fast]`) is used only where it agrees with hf on a sample of the very data."""
     workers: int = execution(0, ge=0)
     """Processes; 0 is one for each core."""
-    executor: Literal["processes", "ray"] = execution("processes")
+    executor: ExecutorKind = execution("processes")
+    """Where those processes are: on this machine, or on a Ray cluster that shares its files."""
     cache: str | None = execution(None)
     """Folder where token shards are kept by content, so that other ratios or sources tokenize nothing twice."""
 

@@ -18,7 +18,7 @@ from ladle.data.tokenize import TokenizeTask, tokenize_piece
 from ladle.data.tokenized import TokenizedSource
 from ladle.data.vocabulary import Vocabulary
 from ladle.errors import UserError
-from ladle.executors import Executor, SerialExecutor, make_executor
+from ladle.executors import Executor, SerialExecutor, Shard, make_executor
 
 SMALL_INPUT_BYTES = 8 * 2**20
 """Below this, starting worker processes takes longer than the work."""
@@ -37,7 +37,8 @@ def find_pieces(source: SourceConfig, paths: Sequence[Path], size_bytes: int) ->
 def choose_executor(config: MixConfig, pieces: Sequence[Sequence[Piece]]) -> Executor:
     """Return where to work the pieces: the executor that the config names, or this process where there is little to
     do."""
-    if sum(piece.size_bytes for of_source in pieces for piece in of_source) < SMALL_INPUT_BYTES:
+    size_bytes = sum(piece.size_bytes for of_source in pieces for piece in of_source)
+    if config.executor == "processes" and size_bytes < SMALL_INPUT_BYTES:
         return SerialExecutor()
     return make_executor(config.executor, config.workers)
 
@@ -57,12 +58,7 @@ def tokenize_sources(
     Raises:
         UserError: a source that cannot be read or trained on.
     """
-    if config.add_bos and vocabulary.bos_id is None:
-        raise UserError("add_bos is set and the tokenizer names no bos_token", "set add_bos=false, or add the token")
-    tasks = [
-        [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
-        for source, of_source in zip(config.sources, pieces, strict=True)
-    ]
+    tasks = _tasks(config, vocabulary, pieces)
     by_name = {task.name(): task for of_source in tasks for task in of_source}
     finished = ShardJournal(kept).run(by_name, tokenize_piece, choose_executor(config, pieces), "tokenizing")
     out.mkdir()
@@ -72,6 +68,24 @@ def tokenize_sources(
     for source in sources:
         source.check(config.max_bad_fraction, vocabulary.vocab_size)
     return sources
+
+
+def tokenize_share(
+    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]], kept: Path, shard: Shard
+) -> None:
+    """Tokenize one share of the pieces into `kept`, where `tokenize_sources` finds them."""
+    by_name = {task.name(): task for of_source in _tasks(config, vocabulary, pieces) for task in of_source}
+    share = {name: by_name[name] for name in shard.of(sorted(by_name))}
+    ShardJournal(kept).run(share, tokenize_piece, choose_executor(config, pieces), "tokenizing")
+
+
+def _tasks(config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]]) -> list[list[TokenizeTask]]:
+    if config.add_bos and vocabulary.bos_id is None:
+        raise UserError("add_bos is set and the tokenizer names no bos_token", "set add_bos=false, or add the token")
+    return [
+        [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
+        for source, of_source in zip(config.sources, pieces, strict=True)
+    ]
 
 
 def _tokenized(config: MixConfig, tasks: Sequence[Sequence[TokenizeTask]], folder: Path) -> list[TokenizedSource]:

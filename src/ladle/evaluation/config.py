@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from ladle.config import Config, execution, location
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks, find_hub_source
+from ladle.executors import ExecutorKind
 from ladle.generation.config import SamplingConfig
 from ladle.grading.config import GraderConfig
 
@@ -128,6 +129,8 @@ class _Shared(Config):
     grader: GraderConfig = GraderConfig()
     workers: int = execution(1, ge=1)
     """Processes that generate side by side, one GPU each where there are several."""
+    executor: ExecutorKind = execution("processes")
+    """Where those processes are: on this machine, or on a Ray cluster."""
 
     @model_validator(mode="after")
     def _check_names(self) -> _Shared:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ladle.executors import Executor
+from ladle.executors import WHOLE, Executor, Shard
 from ladle.generation.request import Generator, Request, Sample
 from ladle.generation.sample_log import SampleLog, read_log
 from ladle.log import progress
@@ -36,8 +36,9 @@ def complete(
     executor: Executor,
     workers: int = 1,
     description: str = "completions",
+    shard: Shard = WHOLE,
 ) -> Completed:
-    """Return a sample for every request.
+    """Return a sample for every request of the shard, which is all of them unless told.
 
     Args:
         requests: what to complete; their ids are unique.
@@ -47,13 +48,17 @@ def complete(
         executor: runs the piles.
         workers: piles that the unfinished requests are dealt into.
         description: what the progress line says.
+        shard: the share to complete, where others complete the rest into the same folder.
     """
+    requests = shard.of(requests)
     folder.mkdir(parents=True, exist_ok=True)
     finished = _read_logs(folder).samples
     unfinished = [request for request in requests if request.id not in finished]
     # Dealt like cards from the longest prompt down, so that every pile takes about as long.
     unfinished.sort(key=lambda request: -len(request.prompt_ids))
-    piles = [(pile, unfinished[pile::workers]) for pile in range(workers) if unfinished[pile::workers]]
+    first = shard.index * workers  # each share has logs of its own
+    dealt = [(first + pile, unfinished[pile::workers]) for pile in range(workers)]
+    piles = [(pile, requests) for pile, requests in dealt if requests]
     for _ in executor.map(partial(_complete_pile, make, folder, description), piles):
         pass
     done = _read_logs(folder)
@@ -68,8 +73,10 @@ def discard_logs(folder: Path) -> None:
 
 def _complete_pile(make: MakeGenerator, folder: Path, description: str, pile: tuple[int, list[Request]]) -> None:
     number, requests = pile
-    generator = make(number)
     log_path = folder / LOG_PATTERN.replace("*", str(number))
+    finished, _ = read_log(log_path)  # by a worker that was lost, where this is its second try
+    requests = [request for request in requests if request.id not in finished]
+    generator = make(number)
     with SampleLog(log_path) as log, progress(len(requests), description, "samples") as bar:
         for sample in generator.generate(requests):
             log.append(sample)

@@ -87,7 +87,8 @@ def _score_rows(record: Record) -> list[tuple[str, ...]]:
 
 
 def _step_row(record: Record) -> tuple[str, ...]:
-    return record["name"], _KINDS.get(record["stage"], record["stage"]), f"`{record['fingerprint'][:12]}`"
+    stage: str = record["stage"]
+    return record["name"], _KINDS.get(stage, stage), f"`{record['fingerprint'][:12]}`"
 
 
 def _settings(record: Record) -> str:

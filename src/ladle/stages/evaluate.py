@@ -6,6 +6,7 @@ with the bytes of an uninterrupted run; times are in the metrics.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ladle.evaluation.results import FINAL_NAME, METRICS_SUFFIX, RESULT_SUFFIX, 
 from ladle.evaluation.rows import Completion, make_row
 from ladle.evaluation.scoring import score_completions
 from ladle.evaluation.summary import summarise, summarise_all
-from ladle.executors import ProcessExecutor, SerialExecutor
+from ladle.executors import WHOLE, Shard, make_executor
 from ladle.generation.backends import make_generator
 from ladle.generation.complete import Completed, MakeGenerator, complete, discard_logs
 from ladle.generation.request import Request, make_request, sample_seed
@@ -32,18 +33,8 @@ LOGS = ".samples"
 
 def run(config: EvaluateModelConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
     """Evaluate the model in `model` on the items in each `benchmark:<name>`, with few-shot prompts from `examples`."""
-    model = model_dir(inputs["model"][0])
-    tokenizer = load_fast_tokenizer(model)
-    examples = load_examples(config.examples, inputs.get("examples", []), config.few_shot)
-    make: MakeGenerator = partial(make_generator, config.sampling, model, tokenizer, dtype=config.dtype)
-    if config.workers == 1:
-        make = cache(make)  # the model is loaded once for all benchmarks
     rows_of, metrics_of = {}, {}
-    for choice in config.benchmarks:
-        items = load_items(choice.definition(), inputs[f"benchmark:{choice.name}"], choice.split)
-        items = take(items, config.limit, config.start, config.end, choice.name)
-        requests = _requests(config, choice, items, examples, tokenizer)
-        done = _complete(config, choice, requests, make, out)
+    for choice, items, done in _completed(config, inputs, out):
         rows = _graded_rows(config, choice, items, done)
         metrics = summarise(rows, config.sampling.seed, done.seconds, _settings(config, choice))
         _write(config, choice, rows, metrics, out)
@@ -52,6 +43,29 @@ def run(config: EvaluateModelConfig, inputs: dict[str, list[Path]], out: Path) -
     write_metrics(out / FINAL_NAME, final)
     _discard(out)
     return _record(final)
+
+
+def run_shard(config: EvaluateModelConfig, inputs: dict[str, list[Path]], out: Path, shard: Shard) -> None:
+    """Complete one share of every benchmark's requests; `run` finds them finished."""
+    for _ in _completed(config, inputs, out, shard):
+        pass
+
+
+def _completed(
+    config: EvaluateModelConfig, inputs: dict[str, list[Path]], out: Path, shard: Shard = WHOLE
+) -> Iterator[tuple[BenchmarkChoice, list[Item], Completed]]:
+    """Yield each benchmark with its items and their samples."""
+    model = model_dir(inputs["model"][0])
+    tokenizer = load_fast_tokenizer(model)
+    examples = load_examples(config.examples, inputs.get("examples", []), config.few_shot)
+    make: MakeGenerator = partial(make_generator, config.sampling, model, tokenizer, dtype=config.dtype)
+    if config.workers == 1:
+        make = cache(make)  # the model is loaded once for all benchmarks
+    for choice in config.benchmarks:
+        items = load_items(choice.definition(), inputs[f"benchmark:{choice.name}"], choice.split)
+        items = take(items, config.limit, config.start, config.end, choice.name)
+        requests = _requests(config, choice, items, examples, tokenizer)
+        yield choice, items, _complete(config, choice, requests, make, out, shard)
 
 
 def _requests(
@@ -74,11 +88,16 @@ def _requests(
 
 
 def _complete(
-    config: EvaluateModelConfig, choice: BenchmarkChoice, requests: list[Request], make: MakeGenerator, out: Path
+    config: EvaluateModelConfig,
+    choice: BenchmarkChoice,
+    requests: list[Request],
+    make: MakeGenerator,
+    out: Path,
+    shard: Shard,
 ) -> Completed:
-    executor = SerialExecutor() if config.workers == 1 else ProcessExecutor(config.workers)
+    executor = make_executor(config.executor, config.workers, on_gpus=True)
     folder = out / LOGS / choice.name
-    return complete(requests, make, folder, executor, config.workers, choice.name)
+    return complete(requests, make, folder, executor, config.workers, choice.name, shard)
 
 
 def _graded_rows(

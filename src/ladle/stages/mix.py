@@ -20,8 +20,9 @@ from ladle.data.index_writer import SplitCounts
 from ladle.data.mixture import count_tokens, describe_mixture, write_mixture
 from ladle.data.pieces import Piece
 from ladle.data.selection import SourceSelection, select
-from ladle.data.tokenize_sources import choose_executor, find_pieces, tokenize_sources
+from ladle.data.tokenize_sources import choose_executor, find_pieces, tokenize_share, tokenize_sources
 from ladle.data.vocabulary import Vocabulary, read_vocabulary
+from ladle.executors import Shard
 
 JOURNAL_FOLDER = "journal"
 """Finished token shards and a converted tokenizer, while the stage runs."""
@@ -58,6 +59,18 @@ def run(config: MixConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
         write_finds(contamination, out)
     shutil.rmtree(journal, ignore_errors=True)
     return {"counters": count_tokens(mixture), "metrics": mixture["splits"]}
+
+
+def run_shard(config: MixConfig, inputs: dict[str, list[Path]], out: Path, shard: Shard) -> None:
+    """Tokenize one share of the sources' pieces; `run` finds them finished."""
+    journal = out / JOURNAL_FOLDER
+    kept = Path(config.cache).expanduser() if config.cache else journal
+    kept.mkdir(parents=True, exist_ok=True)
+    vocabulary = read_vocabulary(inputs["tokenizer"][0], journal / f"tokenizer-{shard.index}")
+    pieces = [
+        find_pieces(source, inputs[f"source:{source.name}"], config.shard_size_bytes) for source in config.sources
+    ]
+    tokenize_share(config, vocabulary, pieces, kept, shard)
 
 
 def _remove_all_but(kept: Path, out: Path) -> None:

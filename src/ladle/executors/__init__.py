@@ -1,4 +1,4 @@
-"""Where shards of work run: in this process, or in a pool of processes on this machine.
+"""Where shards of work run: in this process, in a pool of processes on this machine, or on a Ray cluster.
 
 Results come back in the order of the arguments whatever finishes first, so nothing downstream can depend on the worker
 count.
@@ -8,12 +8,51 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
 
 from ladle.errors import CheckFailed, UserError
+
+ExecutorKind = Literal["processes", "ray"]
+ItemT = TypeVar("ItemT")
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""One thread a worker: the workers are what fills the cores."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` equal shares of some work, by position: share `index` takes every `count`-th item from `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Return the shard written as `INDEX/COUNT`, such as `3/16`.
+
+        Raises:
+            UserError: it is not of that form, or the index is out of range.
+        """
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise UserError(f"{text!r} is no shard", "write INDEX/COUNT, with indices from 0: 0/16 to 15/16")
+        return cls(int(index), int(count))
+
+    def of(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
+        """Return this share of the items."""
+        return items[self.index :: self.count]
+
+
+WHOLE = Shard()
+"""The one share that is all of the work."""
 
 
 class Executor(Protocol):
@@ -59,20 +98,21 @@ class ProcessExecutor:
             ) from error
 
 
-def make_executor(kind: str, workers: int) -> Executor:
+def make_executor(kind: ExecutorKind, workers: int, on_gpus: bool = False) -> Executor:
     """Return the executor that a recipe names.
 
     Args:
-        kind: `processes`.
-        workers: processes to use; 0 means one for each core this process may use.
+        kind: `processes` on this machine, or `ray`.
+        workers: processes to use; 0 means one for each core this process may use. Ray uses what the cluster has.
+        on_gpus: each item is to have a GPU of its own where there are any.
     """
-    if kind != "processes":
-        raise UserError(f"unknown executor {kind!r}", "use executor=processes")
+    if kind == "ray":
+        from ladle.executors.ray_cluster import RayExecutor
+
+        return RayExecutor(on_gpus)
     workers = workers or len(os.sched_getaffinity(0))
     return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 
 
 def _limit_threads() -> None:
-    for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.update(WORKER_ENVIRONMENT)
