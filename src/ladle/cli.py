@@ -14,14 +14,16 @@ import typer
 from typer._click.exceptions import ClickException  # typer carries its own click and exports only parts of it
 
 from ladle import display, log
-from ladle.artifacts.build import Workspace, build
-from ladle.artifacts.plan import State, make_plan
+from ladle.artifacts.build import Workspace, build_shard
+from ladle.artifacts.plan import make_plan
 from ladle.artifacts.record import read_record
-from ladle.artifacts.step import Step, in_build_order
+from ladle.artifacts.step import in_build_order
 from ladle.artifacts.verify import verify as find_faults
-from ladle.commands import push
+from ladle.commands import launch, push
 from ladle.commands.options import DEFAULT_ROOT, AsJson, ConfigPath, Out, Overrides, RecipePath, Root
+from ladle.commands.running import build_all, load_steps
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
+from ladle.executors import Shard
 
 app = typer.Typer(
     name="ladle",
@@ -44,7 +46,16 @@ def _configure(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Sa
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT) -> None:
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    root: Root = DEFAULT_ROOT,
+    only: Annotated[str | None, typer.Option("--only", help="Build this one step, and what it still needs.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="With --only mix, rollout or evaluate/…: work one share of it."),
+    ] = None,
+) -> None:
     """Run a recipe from where it stands; finished steps are kept.
 
     Examples:
@@ -52,9 +63,17 @@ def run(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_RO
       ladle run recipes/quickstart.yaml
 
       ladle run recipes/quickstart.yaml pretrain.trainer.learning_rate=2e-3
+
+      ladle run recipes/quickstart.yaml --only mix
     """
-    steps, workspace = _load(recipe, overrides, root)
-    _build_all(steps, workspace)
+    steps, workspace = load_steps(recipe, overrides, root, only=only)
+    if shard is not None:
+        if only is None:
+            raise UserError("--shard is a share of one step", "name the step with --only")
+        build_all(steps[:-1], workspace)
+        build_shard(steps[-1], workspace, Shard.parse(shard))
+        return
+    build_all(steps, workspace)
     display.print_results(steps, workspace)
 
 
@@ -66,22 +85,22 @@ def plan(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_R
 
       ladle plan recipes/quickstart.yaml pretrain.trainer.learning_rate=2e-3
     """
-    steps, workspace = _load(recipe, overrides, root)
+    steps, workspace = load_steps(recipe, overrides, root)
     display.print_plan(make_plan(steps, workspace), as_json)
 
 
 @app.command()
 def status(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Show which steps are done, with their time and size, and which one is being built by whom."""
-    steps, workspace = _load(recipe, overrides, root)
+    steps, workspace = load_steps(recipe, overrides, root)
     display.print_status(make_plan(steps, workspace), as_json)
 
 
 @app.command()
 def report(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT) -> None:
     """Build a recipe's report (and whatever it still needs) and print its path."""
-    steps, workspace = _load(recipe, overrides, root, only="report")
-    _build_all(steps, workspace)
+    steps, workspace = load_steps(recipe, overrides, root, only="report")
+    build_all(steps, workspace)
     sys.stdout.write(f"{workspace.path_of(steps[-1]) / 'index.html'}\n")
 
 
@@ -114,10 +133,10 @@ def show(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json:
 
 def _stage_command(name: str, what: str) -> None:
     def command(config: ConfigPath, overrides: Overrides = None, out: Out = None, root: Root = DEFAULT_ROOT) -> None:
-        steps, workspace = _load(
+        steps, workspace = load_steps(
             config, overrides, root, only=name, section="kto" if name == "prefer" else name, out=out
         )
-        _build_all(steps, workspace)
+        build_all(steps, workspace)
         sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
 
     command.__doc__ = f"{what}\n\nExample:\n\n  ladle {name} --config recipes/quickstart.yaml --out {name}-out"
@@ -131,7 +150,7 @@ def mix(
     out: Out = None,
     root: Root = DEFAULT_ROOT,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; they never change the data.")] = None,
-    executor: Annotated[str | None, typer.Option("--executor", help="Where shards run: processes.")] = None,
+    executor: Annotated[str | None, typer.Option("--executor", help="Where shards run: processes or ray.")] = None,
     export: Annotated[str | None, typer.Option("--export", help="arrow: also write what load_from_disk opens.")] = None,
 ) -> None:
     """Mix datasets by ratio into packed rows of tokens.
@@ -145,8 +164,8 @@ def mix(
     if export not in (None, "arrow"):
         raise UserError(f"unknown form --export {export}", "use --export arrow")
     options = [f"{name}={value}" for name, value in (("workers", workers), ("executor", executor)) if value is not None]
-    steps, workspace = _load(config, [*(overrides or []), *options], root, only="mix", section="mix", out=out)
-    _build_all(steps, workspace)
+    steps, workspace = load_steps(config, [*(overrides or []), *options], root, only="mix", section="mix", out=out)
+    build_all(steps, workspace)
     path = workspace.path_of(steps[-1])
     sys.stdout.write(f"{path}\n")
     if export == "arrow":
@@ -186,10 +205,10 @@ def soup(
     members = [argument for argument in arguments or [] if "=" not in argument]
     overrides = [argument for argument in arguments or [] if "=" in argument]
     if config is not None:
-        steps, workspace = _load(config, overrides, root, only="soup", section="soup", out=out)
+        steps, workspace = load_steps(config, overrides, root, only="soup", section="soup", out=out)
     else:
         steps, workspace = [soup_step(members, overrides, root)], _place("soup", out, root)
-    _build_all(steps, workspace)
+    build_all(steps, workspace)
     sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
 
 
@@ -220,7 +239,7 @@ def evaluate(
 
     step = evaluate_step(model, benchmarks.split(","), data, limit, overrides or [], root, revision)
     workspace = _place(step.name, out, root)
-    _build_all(in_build_order([step]), workspace)
+    build_all(in_build_order([step]), workspace)
     display.print_results([step], workspace)
     sys.stdout.write(f"{workspace.path_of(step)}\n")
 
@@ -249,7 +268,7 @@ def fetch(
 
     step = fetch_step(model, dataset, init, revision, overrides or [], root)
     workspace = _place(step.name, out, root)
-    _build_all([step], workspace)
+    build_all([step], workspace)
     sys.stdout.write(f"{workspace.path_of(step)}\n")
 
 
@@ -325,41 +344,15 @@ def compare(
 
 # Commands with files of their own.
 
+app.command()(launch.launch)
 app.command()(push.push)
 
 
 # What the commands share.
 
 
-def _load(
-    recipe: Path,
-    overrides: list[str] | None,
-    root: Path,
-    only: str | None = None,
-    section: str = "",
-    out: Path | None = None,
-) -> tuple[list[Step], Workspace]:
-    from ladle.artifacts.local import FileHashes
-    from ladle.pipeline import Pipeline
-    from ladle.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides, section)
-    steps = Pipeline(loaded, FileHashes(root / ".file-hashes.json")).in_build_order(only)
-    placed = ((only, out),) if only is not None and out is not None else ()
-    return steps, Workspace(root / loaded.name, placed)
-
-
 def _place(name: str, out: Path | None, root: Path) -> Workspace:
     return Workspace(root / "standalone", ((name, out),) if out is not None else ())
-
-
-def _build_all(steps: list[Step], workspace: Workspace) -> None:
-    for planned in make_plan(steps, workspace):
-        if planned.state is State.CACHED:
-            display.say_cached(planned)
-        else:
-            with display.building(planned):
-                build(planned.step, workspace)
 
 
 _DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}

@@ -127,6 +127,16 @@ def _describe(item: dict[str, Any]) -> str:
     return ", ".join(entry["path"] for entry in item["files"][:3]) + (", …" if len(item["files"]) > 3 else "")
 
 
+def print_submitted(submitted: list[tuple[Any, str]], as_json: bool) -> None:
+    """Print each Slurm job that was submitted, its id and what it waits for."""
+    if as_json:
+        _print_json([{"job": job.name, "id": number, "after": list(job.after)} for job, number in submitted])
+    elif submitted:
+        _print_table(["job", "id", "after"], [[job.name, number, ", ".join(job.after)] for job, number in submitted])
+    else:
+        sys.stdout.write("every step is finished: nothing to submit\n")
+
+
 def print_grade(grade: dict[str, Any], as_json: bool) -> None:
     """Print one verdict and its reason."""
     if as_json:

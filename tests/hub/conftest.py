@@ -29,7 +29,7 @@ except UserError as error:
 
 @dataclass
 class Client:
-    """Asks the Hub at `url`, with a cache of its own in `home`."""
+    """Asks the Hub at `url`, with a cache of its own in `home`; by plain LFS, which is what the stand-in speaks."""
 
     url: str
     home: Path
@@ -37,7 +37,7 @@ class Client:
     def environment(self, **changes: str) -> dict[str, str]:
         """Return an environment of this Hub alone: no token, no cache of the machine's."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        own = {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        own = {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1"}
         return kept | own | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5"} | changes
 
     def ask(self, function: str, *arguments: object, **environment: str) -> dict[str, Any]:

@@ -1,0 +1,195 @@
+"""The memory estimate beside reality: peak of real trainings, less that of the bare process, on shapes of 2 GB and more.
+
+    python benchmarks/memory_estimate.py [NAME …]
+
+Each training is the pretrain stage in a process of its own (VmHWM of /proc/self/status); the bare process is the same
+stage with a model of a few thousand parameters. Prints a table and, as its last line, one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ladle.artifacts.files import pretty_json
+
+MEGABYTE = 10**6
+QWEN3 = {
+    "model_type": "qwen3",
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "vocab_size": 32_000,
+    "tie_word_embeddings": True,
+}
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 128,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 64,
+    "v_head_dim": 64,
+    "max_position_embeddings": 4096,
+    "vocab_size": 32_000,
+    "tie_word_embeddings": True,
+}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 4096,
+    "vocab_size": 32_000,
+    "tie_word_embeddings": False,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3, 4 x 1024": {"model": QWEN3, "batch": 4, "length": 1024},
+    "qwen3, 8 x 512, accumulation": {"model": QWEN3, "batch": 8, "length": 512, "accumulation": 2},
+    "qwen3 bfloat16, 8 x 1024": {"model": QWEN3, "batch": 8, "length": 1024, "dtype": "bfloat16"},
+    "llama, 2 x 512": {"model": LLAMA, "batch": 2, "length": 512},
+    "llama, sgd, checkpointed, 8 x 1024": {
+        "model": LLAMA,
+        "batch": 8,
+        "length": 1024,
+        "optim": "sgd",
+        "gradient_checkpointing": True,
+    },
+    "llama, adafactor, 2 x 1024": {"model": LLAMA, "batch": 2, "length": 1024, "optim": "adafactor"},
+    "deepseek_v3, 4 x 1024": {"model": DEEPSEEK_V3, "batch": 4, "length": 1024},
+    "deepseek_v3, 152k vocabulary, 2 x 512": {
+        "model": DEEPSEEK_V3 | {"vocab_size": 151_851, "hidden_size": 768},
+        "batch": 2,
+        "length": 512,
+    },
+    "deepseek_v3 bfloat16, checkpointed, 16 x 1024": {
+        "model": DEEPSEEK_V3,
+        "batch": 16,
+        "length": 1024,
+        "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    },
+}
+BARE = {
+    "model": QWEN3 | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 512},
+    "batch": 1,
+    "length": 64,
+}
+
+
+def estimate(shape: dict[str, Any]) -> int:
+    """Return the estimated bytes of a shape."""
+    from ladle.training.memory import TrainingShape, estimate_training
+
+    named = TrainingShape(
+        config=shape["model"],
+        dtype=shape.get("dtype", "float32"),
+        batch_size=shape["batch"],
+        sequence_length=shape["length"],
+        optimizer=shape.get("optim", "adamw_torch_fused"),
+        accumulates=shape.get("accumulation", 1) > 1,
+        gradient_checkpointing=shape.get("gradient_checkpointing", False),
+    )
+    return estimate_training(named).total
+
+
+def prepare(shape: dict[str, Any], folder: Path) -> None:
+    """Write the model and a mixture for it."""
+    from ladle.data.config import MixConfig
+    from ladle.models.load import init_model, save_model
+    from ladle.models.train_tokenizer import train_tokenizer
+    from ladle.stages import mix
+
+    texts = [f"{a} plus {b} is {a + b}, and {b} plus {a} as well." for a in range(40) for b in range(40)]
+    tokenizer = train_tokenizer(texts, 320)
+    model = init_model(shape["model"], tokenizer, shape.get("dtype", "float32"), 0)
+    save_model(model, tokenizer, folder / "model")
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 4))
+    source = {"name": "text", "dataset": "text.jsonl", "ratio": 1.0, "max_epochs": 1000}
+    rows = 3 * shape["batch"] * shape.get("accumulation", 1)
+    config = MixConfig.model_validate(
+        {"sources": [source], "budget": {"sequences": rows}, "sequence_length": shape["length"], "workers": 1}
+    )
+    (folder / "mixture").mkdir()
+    inputs = {"tokenizer": [folder / "model"], "source:text": [folder / "text.jsonl"]}
+    mix.run(config, inputs, folder / "mixture")
+
+
+def train(shape: dict[str, Any], folder: Path) -> int:
+    """Run the pretrain stage in this process and return its peak resident bytes."""
+    from ladle.stages import pretrain
+    from ladle.training.config import PretrainConfig
+
+    trainer = {
+        "max_steps": 2,
+        "per_device_train_batch_size": shape["batch"],
+        "gradient_accumulation_steps": shape.get("accumulation", 1),
+        "gradient_checkpointing": shape.get("gradient_checkpointing", False),
+        "optim": shape.get("optim", "adamw_torch_fused"),
+        "save_strategy": "no",
+    }
+    config = PretrainConfig.model_validate({"dtype": shape.get("dtype", "float32"), "trainer": trainer})
+    (folder / "out").mkdir()
+    pretrain.run(config, {"model": [folder / "model"], "mixture": [folder / "mixture"]}, folder / "out")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def measure(shape: dict[str, Any]) -> int:
+    """Return the peak of a training of the shape, in a process of its own."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "shape.json").write_text(pretty_json(shape))
+        for what in ("--prepare", "--train"):
+            done = subprocess.run([sys.executable, __file__, what, str(folder)], capture_output=True, text=True)
+            if done.returncode != 0:
+                sys.exit(done.stderr)
+        return int(done.stdout.splitlines()[-1])
+
+
+def main(names: list[str]) -> None:
+    """Measure the shapes of these names, or all."""
+    bare = measure(BARE)
+    print(f"bare process: {bare / MEGABYTE:,.0f} MB")
+    ratios = {}
+    for name, shape in SHAPES.items():
+        if names and name not in names:
+            continue
+        measured, estimated = measure(shape) - bare, estimate(shape)
+        ratios[name] = round(estimated / measured, 4)
+        print(
+            f"{name:<48} measured {measured / MEGABYTE:>6,.0f} MB, estimated {estimated / MEGABYTE:>6,.0f} MB, "
+            f"{estimated / measured - 1:+.1%}",
+            flush=True,
+        )
+    print(json.dumps({"name": "memory_estimate", "ratios": ratios, "runs": 1}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] in (["--prepare"], ["--train"]):
+        place = Path(sys.argv[2])
+        wanted = json.loads((place / "shape.json").read_text())
+        print(prepare(wanted, place) if sys.argv[1] == "--prepare" else train(wanted, place))
+    else:
+        main(sys.argv[1:])

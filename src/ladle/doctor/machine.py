@@ -1,0 +1,106 @@
+"""What this machine has, asked without importing torch: GPUs by nvidia-smi, memory by /proc, torch by its files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+QUERY = "index,name,memory.total,compute_cap,driver_version"
+NVIDIA_SMI_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, as nvidia-smi describes it."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    capability: tuple[int, int]
+    driver: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run has to live with.
+
+    Attributes:
+        gpus: those this process may use.
+        cores: cores this process may use.
+        memory_bytes: main memory that is free for a new process, of what this process may use.
+        torch: version of the installed torch; None where there is none.
+        cuda: CUDA version that torch was built for; None is a CPU build.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    cores: int = 1
+    memory_bytes: int = 0
+    torch: str | None = None
+    cuda: str | None = None
+    packages: frozenset[str] = field(default_factory=frozenset)
+
+
+def look_at_machine() -> Machine:
+    """Return what this machine has."""
+    version, cuda = torch_build()
+    known = ("deepspeed", "flash_attn", "flash_attn_interface", "ray", "vllm", "fastokens", "liger_kernel", "peft")
+    return Machine(
+        gpus=gpus_of_machine(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=available_memory(),
+        torch=version,
+        cuda=cuda,
+        packages=frozenset(name for name in known if importlib.util.find_spec(name) is not None),
+    )
+
+
+def gpus_of_machine() -> tuple[Gpu, ...]:
+    """Return the GPUs that CUDA_VISIBLE_DEVICES leaves, or none where there is no working nvidia-smi."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=NVIDIA_SMI_TIMEOUT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    found = [_parse(line) for line in done.stdout.splitlines() if line.count(",") == 4] if done.returncode == 0 else []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not all(part.strip().isdecimal() for part in visible.split(",") if part.strip()):
+        return tuple(found) if visible != "" else ()
+    wanted = {int(part) for part in visible.split(",") if part.strip()}
+    return tuple(gpu for gpu in found if gpu.index in wanted)
+
+
+def _parse(line: str) -> Gpu:
+    index, name, memory, capability, driver = (part.strip() for part in line.split(","))
+    major, _, minor = capability.partition(".")
+    return Gpu(int(index), name, int(memory) * 2**20, (int(major), int(minor)), driver)
+
+
+def available_memory() -> int:
+    """Return the bytes of main memory that a new process could take: MemAvailable, or what a cgroup leaves."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return available
+
+
+def torch_build() -> tuple[str | None, str | None]:
+    """Return the version of the installed torch and the CUDA version it was built for, read from its version file."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None, None
+    text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(__version__|cuda)\b[^=\n]*= *'([^']*)'", text, re.MULTILINE))
+    return found.get("__version__"), found.get("cuda")

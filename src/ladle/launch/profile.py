@@ -1,0 +1,86 @@
+"""A cluster's profile: what its jobs ask for and how they find Ladle. `recipes/slurm/*.yaml` hold examples."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ladle.config import Config
+from ladle.config_file import ConfigFile
+
+
+class Resources(Config):
+    """What one job asks for; unset leaves it to the cluster, or to the profile's general value."""
+
+    partition: str | None = None
+    time: str | None = Field(None, pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
+    """Longest run, as sbatch takes it: `minutes`, `hours:minutes:seconds`, `days-hours`."""
+    nodes: int | None = Field(None, ge=1)
+    """Machines of a training job; each runs the recipe's `processes`."""
+    gpus_per_node: int | None = Field(None, ge=0)
+    """Unset: as many as the step has processes or workers, where the profile has GPUs at all."""
+    cpus_per_task: int | None = Field(None, ge=1)
+    memory: str | None = None
+    """Memory of a node, as sbatch takes it: `64G`."""
+    shards: int | None = Field(None, ge=1)
+    """Array tasks that share a mix, rollout or evaluate step out before it is put together."""
+    options: list[str] = []
+    """More sbatch options, such as `--constraint=a800`."""
+
+
+class Container(Config):
+    """An image that the steps run in, by the cluster's container runtime."""
+
+    image: str
+    runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """`apptainer exec IMAGE`, or pyxis' `srun --container-image`."""
+    options: list[str] = []
+    """More options of the runtime, such as `--nv` and `--bind /data`."""
+
+
+class SlurmProfile(Resources):
+    """Everything that the scripts of one cluster share; `steps` changes some of it for steps by name."""
+
+    account: str | None = None
+    qos: str | None = None
+    has_gpus: bool = True
+    """Whether jobs of training, rollouts and evaluation ask for GPUs."""
+    modules: list[str] = []
+    """Environment modules to load, such as `cuda/12.2`."""
+    conda: str | None = None
+    """Conda environment to activate."""
+    venv: str | None = None
+    """Folder of a virtual environment to activate."""
+    setup: list[str] = []
+    """More shell lines before Ladle starts."""
+    container: Container | None = None
+    python: str | None = None
+    """The Python that has Ladle; unset is `python` of the module, conda, venv or container, else the one running."""
+    environment: dict[str, str] = {}
+    """Variables of the jobs: HF_ENDPOINT, XDG_CACHE_HOME, NCCL_DEBUG, …"""
+    signal_seconds: int = Field(300, ge=0)
+    """Seconds before the time limit at which a job is told to save and make room; it is then requeued. 0: never."""
+    requeue: bool = True
+    """Put a job that was preempted, or stopped to save, back into the queue."""
+    steps: dict[str, Resources] = {}
+    """Resources by step name or glob (`evaluate/*`), over the general ones."""
+
+    def of_step(self, name: str) -> Resources:
+        """Return the resources of one step: the general ones, then those of every matching entry, in order."""
+        values = {field: getattr(self, field) for field in Resources.model_fields}
+        for pattern, resources in self.steps.items():
+            if fnmatch(name, pattern):
+                values |= {field: value for field, value in resources if field in resources.model_fields_set}
+        return Resources.model_validate(values)
+
+
+def load_profile(path: Path | None) -> SlurmProfile:
+    """Read a profile, or return the one that asks for nothing.
+
+    Raises:
+        UserError: a fault of the file, with its key and line.
+    """
+    return SlurmProfile.model_validate({}) if path is None else ConfigFile.read(path).validate(SlurmProfile)

@@ -1,0 +1,161 @@
+"""Recipes on a real Slurm: `ladle launch --slurm` alone, jobs stopped and requeued in the middle, the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ladle.artifacts.record import read_record
+from tests.pipeline.conftest import Run
+from tests.slurm.cluster import slurm, why_absent
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(bool(why_absent()), reason=f"no Slurm here: {why_absent()}"),
+]
+PATIENCE_SECONDS = 1500
+TRAINING = ("pretrain.trainer.max_steps=200", "pretrain.trainer.save_steps=20", "pretrain.trainer.logging_steps=20")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)
+        with slurm(Path(folder)) as environment:
+            yield environment | {"OMP_NUM_THREADS": "1"}
+
+
+def ladle(environment: dict[str, str], cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ladle", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+
+
+def wait_until(what: Callable[[], object], describe: Callable[[], str]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not what():
+        assert time.monotonic() < deadline, describe()
+        time.sleep(0.2)
+
+
+class Queue:
+    """The jobs of one launch."""
+
+    def __init__(self, environment: dict[str, str], submitted: list[dict], root: Path) -> None:
+        self.environment, self.root = environment, root
+        self.ids = {row["job"]: row["id"] for row in submitted}
+
+    def show(self, job: str) -> dict[str, str]:
+        """Return what Slurm knows of a job."""
+        done = subprocess.run(
+            ["scontrol", "show", "job", "--oneliner", self.ids[job]],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        return dict(field.split("=", 1) for field in done.stdout.split("\n")[0].split() if "=" in field)
+
+    def wait(self) -> None:
+        """Wait until every job has left the queue."""
+
+        def left() -> str:
+            return subprocess.run(["squeue", "-h"], env=self.environment, capture_output=True, text=True).stdout
+
+        wait_until(lambda: not left().strip(), lambda: left() + self.logs())
+
+    def logs(self) -> str:
+        """Return the end of every log."""
+        return "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in self.root.rglob("logs/*.out"))
+
+    def wait_for_checkpoint(self, job: str) -> None:
+        """Wait until a training job has a checkpoint and goes on."""
+        wait_until(
+            lambda: list(self.root.glob(f"*/{job}/*.partial/checkpoints/checkpoint-*")),
+            lambda: str(self.show(job)) + self.logs(),
+        )
+
+
+def launch(environment: dict[str, str], repository: Path, recipe: Path, root: Path, *arguments: object) -> Queue:
+    done = ladle(environment, repository, "launch", recipe, "--slurm", "--root", root, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return Queue(environment, json.loads(done.stdout), root)
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {name: read_record(path)["digest"] for name, path in Run(root, "", "").artifacts().items()}
+
+
+def test_a_whole_recipe_with_jobs_stopped_in_the_middle_ends_with_the_same_bytes(cluster, repository, tmp_path):
+    recipe, profile = repository / "recipes/tiny.yaml", tmp_path / "profile.yaml"
+    profile.write_text("has_gpus: false\nsignal_seconds: 60\nsteps: {mix: {shards: 2}, evaluate/kto: {shards: 2}}\n")
+    queue = launch(cluster, repository, recipe, tmp_path / "slurm", "--profile", profile, *TRAINING)
+    assert {"mix.shards", "mix", "pretrain", "evaluate/kto.shards", "report"} <= set(queue.ids)
+    queue.wait_for_checkpoint("pretrain")
+    # the signal that Slurm sends before the time limit: the command ends with 75 and the script requeues itself
+    subprocess.run(["scancel", "--signal=USR1", "--batch", queue.ids["pretrain"]], env=cluster, check=True)
+    wait_until(lambda: queue.show("pretrain").get("Restarts") == "1", queue.logs)
+    wait_until(lambda: queue.show("pretrain")["JobState"] == "RUNNING", queue.logs)
+    wait_until(lambda: "going on from checkpoint-" in queue.logs(), queue.logs)
+    # preemption: Slurm takes the job away with SIGTERM and requeues it by itself
+    subprocess.run(["scontrol", "requeue", queue.ids["pretrain"]], env=cluster, check=True)
+    wait_until(lambda: queue.show("pretrain").get("Restarts") == "2", queue.logs)
+    queue.wait()
+    assert queue.logs().count("asked to stop: saving at step") >= 2, queue.logs()
+    plain = ladle(
+        os.environ | {"OMP_NUM_THREADS": "1"}, repository, "run", recipe, "--root", tmp_path / "plain", *TRAINING
+    )
+    assert plain.returncode == 0, plain.stderr
+    ours, theirs = digests(tmp_path / "slurm"), digests(tmp_path / "plain")
+    assert set(ours) == set(theirs), queue.logs()
+    differing = [name for name in ours if ours[name] != theirs[name] and name != "report"]
+    assert not differing
+
+
+SMALL = """
+name: small
+base: {{model: {model}}}
+mix:
+  sources: [{{name: text, dataset: {data}, ratio: 1, max_epochs: 100}}]
+  budget: {{sequences: 64}}
+  sequence_length: 64
+pretrain:
+  trainer: {{max_steps: 120, per_device_train_batch_size: 2, learning_rate: 1e-3, save_steps: 10, logging_steps: 10}}
+"""
+
+
+def test_two_nodes_meet_train_are_stopped_and_end_as_two_processes_of_one(cluster, repository, tmp_path):
+    from tests.tiny_models import make_model, make_tokenizer
+
+    make_model("llama").save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [json.dumps({"text": f"Question: {a} plus {b}? {a + b}."}) for a in range(20) for b in range(20)]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows) + "\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SMALL.format(model=tmp_path / "model", data=tmp_path / "data.jsonl"))
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("has_gpus: false\nsteps: {pretrain: {nodes: 2}}\n")
+    queue = launch(cluster, repository, recipe, tmp_path / "slurm", "--profile", profile)
+    queue.wait_for_checkpoint("pretrain")
+    assert queue.show("pretrain")["NumNodes"] == "2"
+    subprocess.run(["scancel", "--signal=USR1", "--batch", queue.ids["pretrain"]], env=cluster, check=True)
+    wait_until(lambda: queue.show("pretrain").get("Restarts") == "1", queue.logs)
+    queue.wait()
+    done = Run(tmp_path / "slurm", "", "").artifacts()
+    assert "pretrain" in done, queue.logs()
+    counters = read_record(done["pretrain"])["counters"]
+    assert counters["processes"] == 2
+    assert counters["resumed_from_step"] > 0
+    plain = ladle(
+        os.environ | {"OMP_NUM_THREADS": "1"}, repository, "run", recipe, "pretrain.processes=2", "--root",
+        tmp_path / "plain",
+    )  # fmt: skip
+    assert plain.returncode == 0, plain.stderr
+    assert digests(tmp_path / "slurm") == digests(tmp_path / "plain")
