@@ -1,4 +1,4 @@
-"""The memory estimate beside reality: peak of real trainings, less that of the bare process, on shapes of 2 GB and more.
+"""The memory estimate beside reality: peaks of real trainings of 2 GB and more, less that of the bare process.
 
     python benchmarks/memory_estimate.py [NAME …]
 

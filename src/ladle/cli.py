@@ -19,7 +19,7 @@ from ladle.artifacts.plan import make_plan
 from ladle.artifacts.record import read_record
 from ladle.artifacts.step import in_build_order
 from ladle.artifacts.verify import verify as find_faults
-from ladle.commands import launch, push
+from ladle.commands import doctor, launch, push
 from ladle.commands.options import DEFAULT_ROOT, AsJson, ConfigPath, Out, Overrides, RecipePath, Root
 from ladle.commands.running import build_all, load_steps
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
@@ -344,6 +344,7 @@ def compare(
 
 # Commands with files of their own.
 
+app.command()(doctor.doctor)
 app.command()(launch.launch)
 app.command()(push.push)
 

@@ -137,6 +137,17 @@ def print_submitted(submitted: list[tuple[Any, str]], as_json: bool) -> None:
         sys.stdout.write("every step is finished: nothing to submit\n")
 
 
+def print_findings(found: list[Any], as_json: bool) -> None:
+    """Print what the doctor found: level, where, what, and the fix."""
+    if as_json:
+        _print_json([asdict(finding) for finding in found])
+        return
+    rows = [[finding.level, finding.family, finding.subject, finding.message, finding.fix] for finding in found]
+    _print_table(["", "", "what", "seen", "fix"], rows)
+    counts = {level: sum(finding.level == level for finding in found) for level in ("error", "warning")}
+    sys.stdout.write(f"{counts['error']} error(s), {counts['warning']} warning(s)\n")
+
+
 def print_grade(grade: dict[str, Any], as_json: bool) -> None:
     """Print one verdict and its reason."""
     if as_json:

@@ -202,3 +202,34 @@ def _first_line(error: BaseException) -> str:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def endpoint() -> str:
+    """Return the address that is asked: HF_ENDPOINT, or the Hub's own."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def size_of(kind: str, repo_id: str, commit: str, file: str | None = None) -> int | None:
+    """Return the bytes of a repository at a commit, or of one file of it; None offline, where the cache has it.
+
+    Raises:
+        UserError: it is closed to us, the commit or the file does not exist, or (offline) it is not in the cache.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        if constants.is_offline_mode():
+            snapshot_download(repo_id, repo_type=kind, revision=commit) if file is None else hf_hub_download(
+                repo_id, file, repo_type=kind, revision=commit
+            )
+            return None
+        tree = HfApi().list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)
+        sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    except _hub_errors() as error:
+        _explain(error, kind, repo_id, commit[:12])
+    if file is not None and file not in sizes:
+        raise UserError(f"{kind} {repo_id} at {commit[:12]} has no file {file}", "pin a `revision:` that has it")
+    return sizes[file] if file is not None else sum(sizes.values())

@@ -160,8 +160,16 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "revision":
             siblings = [{"rfilename": path} for path in files]
             return self._json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+        if action == "paths-info":
+            wanted = parse_qs(self.body.decode()).get("paths", [])
+            wanted = wanted or json.loads(self.body or b"{}").get("paths", [])
+            return self._json([entry for path in wanted for entry in _entries(files, path, exact=True)])
         assert action == "tree", self.path
-        return self._json([_tree_entry(path, content) for path, content in sorted(files.items())])
+        below = "/".join(rest[2:])
+        entries = _entries(files, below)
+        if self.query.get("recursive", ["false"])[0].lower() != "true":
+            entries = _one_level(files, below)
+        return self._json(entries)
 
     def _resolve(self, kind: str, name: str, revision: str, path: str, method: str) -> None:
         repository = self._open(kind, name, content=True)
@@ -287,6 +295,25 @@ def _tree_entry(path: str, content: bytes) -> dict[str, object]:
         oid = hashlib.sha256(content).hexdigest()
         entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 130}
     return entry
+
+
+def _entries(files: dict[str, bytes], below: str, exact: bool = False) -> list[dict[str, object]]:
+    """Return the files below a folder; or the file or folder of that very path."""
+    if exact:
+        if below in files:
+            return [_tree_entry(below, files[below])]
+        return [_folder_entry(below)] if any(path.startswith(below + "/") for path in files) else []
+    return [_tree_entry(path, files[path]) for path in sorted(files) if not below or path.startswith(below + "/")]
+
+
+def _one_level(files: dict[str, bytes], below: str) -> list[dict[str, object]]:
+    prefix = below + "/" if below else ""
+    names = sorted({path[len(prefix) :].split("/")[0] for path in files if path.startswith(prefix)})
+    return [entry for name in names for entry in _entries(files, prefix + name, exact=True)]
+
+
+def _folder_entry(path: str) -> dict[str, object]:
+    return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
 
 
 @contextmanager

@@ -230,3 +230,11 @@ def _communication(gradients: int, shape: TrainingShape) -> int:
     if shape.processes == 1:
         return 0
     return gradients if shape.distributed == "ddp" else 0
+
+
+def count_parameters(config: dict[str, Any]) -> int:
+    """Return the number of weights of the model that config.json's fields describe."""
+    fields = dict(config)
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    return model.num_parameters()

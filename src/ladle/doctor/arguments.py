@@ -1,0 +1,113 @@
+"""Are the TrainingArguments what transformers takes, and do steps, saves and rows add up."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from ladle.doctor.finding import Finding, error, guarded, ok, warning
+from ladle.doctor.trainings import Training
+from ladle.recipe import Recipe
+
+FAMILY = "arguments"
+DEFAULT_SAVE_STEPS = 500
+HIGH_LEARNING_RATE = 0.1
+
+
+def check_arguments(recipe: Recipe, trainings: list[Training]) -> Iterator[Finding]:
+    """Yield a finding for each training's arguments."""
+    for training in trainings:
+        yield from guarded(FAMILY, f"{training.key}.trainer", lambda one=training: _check_values(one))
+        yield from _check_steps(recipe, training)
+        yield from _check_rows(training)
+        yield from _check_learning_rate(training)
+
+
+def _check_values(training: Training) -> Iterator[Finding]:
+    """Let transformers itself look at the values, on a CPU: what hangs on the device is looked at elsewhere."""
+    from transformers import TrainingArguments
+
+    from ladle.errors import UserError
+
+    ours: dict[str, Any] = {"use_cpu": True, "report_to": "none", "bf16": False, "fp16": False, "tf32": None}
+    if training.arguments.get("bf16") and training.arguments.get("fp16"):
+        yield error(
+            FAMILY, f"{training.key}.trainer", "bf16 and fp16 are both set", "keep one: bf16 on Ampere and later"
+        )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            values: dict[str, Any] = training.arguments | ours | {"output_dir": folder}
+            TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as fault:
+        raise UserError(str(fault).splitlines()[0], f"mend the value in {training.key}.trainer") from fault
+    yield ok(FAMILY, f"{training.key}.trainer", f"{len(training.arguments)} arguments that transformers takes")
+
+
+def _check_steps(recipe: Recipe, training: Training) -> Iterator[Finding]:
+    key, arguments, steps = f"{training.key}.trainer", training.arguments, training.steps
+    if steps is None:
+        return
+    strategy = str(arguments.get("save_strategy", "steps"))
+    every = float(arguments.get("save_steps", DEFAULT_SAVE_STEPS))
+    every = every * steps if every < 1 else every
+    makes_soup = training.key == "pretrain" and recipe.soup is not None and "checkpoints" in recipe.soup.members
+    saved = int(steps // every) if strategy == "steps" else 0
+    if strategy == "steps" and saved == 0:
+        level = error if makes_soup else warning
+        why = "the soup has only the last checkpoint" if makes_soup else "a stopped run would start again from nothing"
+        yield level(
+            FAMILY,
+            f"{key}.save_steps",
+            f"a checkpoint every {every:g} steps, of {steps:,}: {why}",
+            f"set {key}.save_steps={max(1, steps // 5)}",
+        )
+    last = recipe.soup.last if makes_soup and recipe.soup is not None and recipe.soup.method == "last_n" else None
+    if last is not None and 0 < saved < last:
+        yield error(
+            FAMILY,
+            "soup.last",
+            f"the last {last} checkpoints, and the training saves {saved}",
+            f"set soup.last={saved}, or save more often",
+        )
+    warmup = float(arguments.get("warmup_steps", 0))
+    if warmup >= 1 and warmup >= steps:
+        yield warning(
+            FAMILY,
+            f"{key}.warmup_steps",
+            f"{warmup:g} steps of warm-up, of {steps:,} in all: the learning rate never gets there",
+            f"set {key}.warmup_steps=0.1",
+        )
+
+
+def _check_rows(training: Training) -> Iterator[Finding]:
+    if training.rows is None or training.steps is None:
+        return
+    passes = training.steps * training.rows_per_step / training.rows
+    key = f"{training.key}.trainer"
+    if training.rows < training.rows_per_step:
+        yield error(
+            FAMILY,
+            key,
+            f"a step takes {training.rows_per_step:,} rows, and the mixture has {training.rows:,}",
+            f"lower {key}.gradient_accumulation_steps or per_device_train_batch_size, or mix more",
+        )
+    elif passes > 1.5 and int(training.arguments.get("max_steps", -1)) > 0:
+        yield warning(
+            FAMILY,
+            f"{key}.max_steps",
+            f"{training.steps:,} steps of {training.rows_per_step:,} rows are "
+            f"{passes:.1f} passes over the mixture's {training.rows:,}",
+            "raise the mix budget, or lower max_steps",
+        )
+
+
+def _check_learning_rate(training: Training) -> Iterator[Finding]:
+    rate = float(training.arguments.get("learning_rate", 5e-5))
+    if not 0 < rate < HIGH_LEARNING_RATE:
+        yield error(
+            FAMILY,
+            f"{training.key}.trainer.learning_rate",
+            f"the learning rate is {rate:g}",
+            "set one between 1e-7 and 1e-2",
+        )
