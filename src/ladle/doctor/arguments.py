@@ -13,6 +13,8 @@ from ladle.recipe import Recipe
 FAMILY = "arguments"
 DEFAULT_SAVE_STEPS = 500
 HIGH_LEARNING_RATE = 0.1
+MOST_PASSES = 4.0
+"""Up to four passes over the same text cost little (arXiv 2305.16264)."""
 
 
 def check_arguments(recipe: Recipe, trainings: list[Training]) -> Iterator[Finding]:
@@ -92,7 +94,7 @@ def _check_rows(training: Training) -> Iterator[Finding]:
             f"a step takes {training.rows_per_step:,} rows, and the mixture has {training.rows:,}",
             f"lower {key}.gradient_accumulation_steps or per_device_train_batch_size, or mix more",
         )
-    elif passes > 1.5 and int(training.arguments.get("max_steps", -1)) > 0:
+    elif passes > MOST_PASSES and int(training.arguments.get("max_steps", -1)) > 0:
         yield warning(
             FAMILY,
             f"{key}.max_steps",
