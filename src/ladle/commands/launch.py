@@ -64,7 +64,8 @@ def _on_processes(recipe: Path, overrides: list[str] | None, count: int | None) 
     if count is None:
         return []
     loaded = load_recipe(recipe, overrides)
-    sections = {"base.pretrain": loaded.base.pretrain, "pretrain": loaded.pretrain, "kto": loaded.kto}
+    base = loaded.base.pretrain if loaded.base else None
+    sections = {"base.pretrain": base, "pretrain": loaded.pretrain, "kto": loaded.kto}
     names = [name for key, section in sections.items() for name in _names_of(key, section)]
     return [f"{name}.processes={count}" for name in names]
 

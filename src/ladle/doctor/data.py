@@ -22,7 +22,7 @@ from ladle.data.rows import read_rows as read_piece
 from ladle.data.templates import fill
 from ladle.data.tokenize_sources import find_pieces
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
-from ladle.doctor.references import kto_sections
+from ladle.doctor.references import mixes_of
 from ladle.evaluation.config import BenchmarkChoice
 from ladle.evaluation.items import load_items
 from ladle.recipe import Recipe
@@ -37,13 +37,12 @@ PACKED_SHARE = {"parquet": 3.0, "jsonl.gz": 3.5, "jsonl.zst": 4.0}
 
 def check_data(recipe: Recipe) -> Iterator[Finding]:
     """Yield a finding for each source, prompt set, preference source and benchmark that is on this machine."""
-    for section, mix in (("base.mix", recipe.base.mix), ("mix", recipe.mix)):
-        if mix is not None:
-            yield from _check_mix(section, mix, _tokenizer_folder(recipe))
+    for section, mix in mixes_of(recipe):
+        yield from _check_mix(section, mix, _tokenizer_folder(recipe))
     rollout = recipe.rollout
     if rollout is not None and (paths := find_local(rollout.prompts.dataset)):
         yield from guarded(FAMILY, "rollout.prompts", lambda: _check_prompts(rollout.prompts, list(paths)))
-    for index, section in enumerate(kto_sections(recipe)):
+    for index, section in enumerate(recipe.alignments):
         yield from _check_preference(f"kto.{index}.data", section)
     evaluate = recipe.evaluate
     for choice in evaluate.benchmarks if evaluate is not None else ():
@@ -55,9 +54,10 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
 
 
 def _tokenizer_folder(recipe: Recipe) -> Path:
+    if recipe.base is None:
+        return Path()
     init = recipe.base.init
-    name = recipe.base.model or (init.tokenizer if init is not None and isinstance(init.tokenizer, str) else "")
-    return Path(name)
+    return Path(recipe.base.model or (init.tokenizer if init is not None and isinstance(init.tokenizer, str) else ""))
 
 
 # Mixtures.

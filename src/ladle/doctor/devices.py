@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ladle.doctor.finding import Finding, error, ok, warning
 from ladle.doctor.machine import Machine
+from ladle.doctor.references import mixes_of
 from ladle.doctor.trainings import Training
 from ladle.recipe import Recipe
 
@@ -151,7 +152,7 @@ def _check_workers(recipe: Recipe, machine: Machine) -> Iterator[Finding]:
 
 def _check_packages(recipe: Recipe, trainings: list[Training], machine: Machine) -> Iterator[Finding]:
     evaluate, rollout = recipe.evaluate, recipe.rollout
-    mixes = [mix for mix in (recipe.base.mix, recipe.mix) if mix is not None]
+    mixes = [mix for _, mix in mixes_of(recipe)]
     wanted = {
         "ray": any(getattr(section, "executor", "") == "ray" for section in (*mixes, evaluate, rollout)),
         "deepspeed": any(training.config.distributed == "zero2" for training in trainings),

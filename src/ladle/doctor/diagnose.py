@@ -73,7 +73,7 @@ def _base_config(recipe: Recipe, references: list, there: list[Finding]) -> tupl
         return None, [error("model", "base", f"config.json of the base is not JSON ({fault})", "fetch the file again")]
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as fault:
         # whatever a model's own constructor raises for sizes that do not fit each other
-        key = "base.init.architecture" if recipe.base.init is not None else "base.model"
+        key = "base.init.architecture" if recipe.base and recipe.base.init else "base.model"
         message = (
             f"transformers cannot build this architecture: {(str(fault).splitlines() or [type(fault).__name__])[0]}"
         )

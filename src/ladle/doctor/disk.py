@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ladle.doctor.finding import Finding, error, ok, warning
-from ladle.doctor.references import kto_sections
+from ladle.doctor.references import mixes_of
 from ladle.doctor.trainings import Training, trainings_of
-from ladle.recipe import Recipe
+from ladle.recipe import BaseConfig, Recipe
 
 FAMILY = "disk"
 GIGABYTE = 10**9
@@ -55,26 +55,25 @@ def check_disk(
 def bytes_of_stages(recipe: Recipe, parameters: int | None) -> dict[str, int]:
     """Return about how much each stage leaves or needs at once, in bytes."""
     sizes: dict[str, int] = {}
-    for name, mix in (("base/mix", recipe.base.mix), ("mix", recipe.mix)):
-        if mix is not None:
-            tokens = mix.budget.tokens or (mix.budget.sequences or 0) * mix.sequence_length
-            sizes[name] = 4 * tokens  # ids of more than 65,536 tokens take four bytes
-    if parameters is None:
+    for key, mix in mixes_of(recipe):
+        tokens = mix.budget.tokens or (mix.budget.sequences or 0) * mix.sequence_length
+        sizes[key.replace(".", "/")] = 4 * tokens  # ids of more than 65,536 tokens take four bytes
+    if parameters is None or recipe.base is None:
         return sizes
-    base = 2 if _base_dtype(recipe) in ("bfloat16", "float16") else 4
+    base = 2 if _base_dtype(recipe.base) in ("bfloat16", "float16") else 4
     sizes["base"] = base * parameters
     for training in trainings_of(recipe):
         sizes[training.key.replace(".", "/")] = _training_bytes(training, parameters)
     if recipe.soup is not None:
         sizes["soup"] = (4 if recipe.soup.dtype == "float32" else base) * parameters
-    if recipe.rollout is not None and kto_sections(recipe):
+    if recipe.rollout is not None and recipe.alignments:
         sizes["rollout"] = _rollout_bytes(recipe)
     return sizes
 
 
-def _base_dtype(recipe: Recipe) -> str:
-    init = recipe.base.init
-    return str(recipe.base.dtype or (init.dtype if init is not None else "bfloat16"))
+def _base_dtype(base: BaseConfig) -> str:
+    init = base.init
+    return str(base.dtype or (init.dtype if init is not None else "bfloat16"))
 
 
 def _training_bytes(training: Training, parameters: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ladle.artifacts.local import find_local
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
-from ladle.doctor.references import Reference, kto_sections
+from ladle.doctor.references import Reference, mixes_of
 from ladle.models.config import InitConfig
 from ladle.recipe import Recipe
 
@@ -24,7 +24,7 @@ def config_of_base(recipe: Recipe, reference: Reference | None) -> dict[str, Any
     Raises:
         UserError: the model is nowhere, or its tokenizer cannot be read.
     """
-    init = recipe.base.init
+    init = recipe.base.init if recipe.base else None
     if init is not None:
         size = _tokenizer_size(init)
         return None if size is None else {"vocab_size": size} | init.architecture
@@ -63,8 +63,9 @@ def check_models(recipe: Recipe, references: list[Reference], config: dict[str, 
         if reference.kind == "model" and reference.paths and reference.key != "base.init.tokenizer":
             for path in reference.paths:
                 yield from guarded(FAMILY, reference.key, lambda k=reference.key, p=path: _check_folder(k, p))
-    if recipe.base.init is not None:
-        yield from guarded(FAMILY, "base.init", lambda: _check_init(recipe.base.init, config))
+    init = recipe.base.init if recipe.base else None
+    if init is not None:
+        yield from guarded(FAMILY, "base.init", lambda: _check_init(init, config))
     if config is not None:
         yield from _check_lengths(recipe, config)
     yield from guarded(FAMILY, "tokenizer", lambda: _check_template(recipe))
@@ -154,12 +155,8 @@ def _check_init(init: Any, config: dict[str, Any] | None) -> Iterator[Finding]:
 
 def _check_lengths(recipe: Recipe, config: dict[str, Any]) -> Iterator[Finding]:
     most = config.get("max_position_embeddings")
-    wanted = {
-        f"{key}.sequence_length": mix.sequence_length
-        for key, mix in (("base.mix", recipe.base.mix), ("mix", recipe.mix))
-        if mix
-    }
-    wanted |= {f"kto.{index}.max_length": one.max_length for index, one in enumerate(kto_sections(recipe))}
+    wanted = {f"{key}.sequence_length": mix.sequence_length for key, mix in mixes_of(recipe)}
+    wanted |= {f"kto.{index}.max_length": one.max_length for index, one in enumerate(recipe.alignments)}
     for key, length in wanted.items():
         if most is not None and length > most:
             yield error(
@@ -180,12 +177,14 @@ def _check_lengths(recipe: Recipe, config: dict[str, Any]) -> Iterator[Finding]:
 
 def _check_template(recipe: Recipe) -> Iterator[Finding]:
     needs = [
-        f"mix.sources.{s.name}" for m in (recipe.base.mix, recipe.mix) if m for s in m.sources if s.format == "messages"
+        f"{key}.sources.{one.name}" for key, mix in mixes_of(recipe) for one in mix.sources if one.format == "messages"
     ]
     needs += ["rollout.prompt"] if recipe.rollout is not None and recipe.rollout.prompt == "chat" else []
     needs += ["evaluate.prompt"] if recipe.evaluate is not None and recipe.evaluate.prompt == "chat" else []
-    init, model = recipe.base.init, recipe.base.model
-    name = model or (init.tokenizer if init is not None and isinstance(init.tokenizer, str) else None)
+    if recipe.base is None:
+        return
+    init = recipe.base.init
+    name = recipe.base.model or (init.tokenizer if init is not None and isinstance(init.tokenizer, str) else None)
     found = find_local(name) if name else ()
     if not needs or not found:
         return

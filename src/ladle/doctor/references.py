@@ -11,7 +11,6 @@ from ladle.data.config import MixConfig
 from ladle.data.datasets_config import FetchDatasetConfig
 from ladle.evaluation.config import EvaluateConfig
 from ladle.hub import is_repo_id
-from ladle.models.config import TokenizerSource
 from ladle.recipe import Recipe
 
 OWN_MODELS = ("base", "pretrained", "soup", "kto")
@@ -47,6 +46,12 @@ class Reference:
         return name if not self.paths and is_repo_id(name) else None
 
 
+def mixes_of(recipe: Recipe) -> list[tuple[str, MixConfig]]:
+    """Return the recipe's mixtures by their keys."""
+    found = (("base.mix", recipe.base.mix if recipe.base else None), ("mix", recipe.mix))
+    return [(key, mix) for key, mix in found if mix is not None]
+
+
 def references_of(recipe: Recipe) -> list[Reference]:
     """Return the references of a recipe, in its order, each once; names that the recipe itself defines left out."""
     own = {*recipe.datasets, *OWN_MODELS, "checkpoints", "rollouts", "mix"}
@@ -58,16 +63,15 @@ def _all(recipe: Recipe) -> Iterator[Reference]:
         if isinstance(dataset, FetchDatasetConfig):
             yield Reference(f"datasets.{name}", "dataset", dataset.dataset, dataset.revision)
     base = recipe.base
-    if base.model is not None:
+    if base is not None and base.model is not None:
         yield Reference("base.model", "model", base.model, base.revision)
-    if base.init is not None and not isinstance(base.init.tokenizer, TokenizerSource):
+    if base is not None and base.init is not None and isinstance(base.init.tokenizer, str):
         yield Reference("base.init.tokenizer", "model", base.init.tokenizer)
-    for section, mix in (("base.mix", base.mix), ("mix", recipe.mix)):
-        if mix is not None:
-            yield from _of_mix(section, mix)
+    for section, mix in mixes_of(recipe):
+        yield from _of_mix(section, mix)
     if recipe.rollout is not None:
         yield Reference("rollout.prompts", "dataset", recipe.rollout.prompts.dataset)
-    for index, section in enumerate(kto_sections(recipe)):
+    for index, section in enumerate(recipe.alignments):
         for source in section.data:
             yield Reference(f"kto.{index}.data", "dataset", source.dataset, source.revision)
         if section.model is not None:
@@ -76,13 +80,6 @@ def _all(recipe: Recipe) -> Iterator[Reference]:
         yield from _of_evaluate(recipe.evaluate)
     if recipe.soup is not None:
         yield from (Reference("soup.members", "model", member) for member in recipe.soup.members)
-
-
-def kto_sections(recipe: Recipe) -> list:
-    """Return the recipe's alignments: one section, or the stages of a curriculum."""
-    if recipe.kto is None:
-        return []
-    return list(recipe.kto) if isinstance(recipe.kto, (list, tuple)) else [recipe.kto]
 
 
 def _of_mix(section: str, mix: MixConfig) -> Iterator[Reference]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladle.data.config import MixConfig
-from ladle.doctor.references import kto_sections
 from ladle.recipe import Recipe
 from ladle.training.config import TrainingConfig
 
@@ -59,16 +58,17 @@ class Training:
 
 def trainings_of(recipe: Recipe) -> list[Training]:
     """Return the trainings of a recipe, in its order."""
+    base = recipe.base
     found = [
         Training(key, config, mix.sequence_length if mix else 0, _rows(mix))
         for key, config, mix in (
-            ("base.pretrain", recipe.base.pretrain, recipe.base.mix),
+            ("base.pretrain", base.pretrain if base else None, base.mix if base else None),
             ("pretrain", recipe.pretrain, recipe.mix),
         )
         if config is not None
     ]
     many = isinstance(recipe.kto, (list, tuple))
-    for index, section in enumerate(kto_sections(recipe)):
+    for index, section in enumerate(recipe.alignments):
         found.append(Training(f"kto.{index}" if many else "kto", section, section.max_length, None))
     return found
 
