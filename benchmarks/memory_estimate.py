@@ -5,7 +5,7 @@
 Each training is the pretrain stage in a process of its own (VmHWM of /proc/self/status); the bare process is the same
 stage with a model of a few thousand parameters. glibc keeps freed blocks of up to 32 MB in a heap that fragments, which
 adds 10 to 33 % on the first four shapes here; MALLOC_MMAP_THRESHOLD_=1048576, set unless --default-allocator, returns
-them to the system, and is what `ladle doctor` proposes where memory is tight. Prints a table and, as its last line, one JSON object.
+them to the system, and is what `ladle doctor` proposes where memory is tight.
 """
 
 from __future__ import annotations
