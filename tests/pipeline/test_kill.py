@@ -48,8 +48,8 @@ def moments() -> list[tuple[str, float]]:
     return [(step, rng.random()) for step in steps[:KILLS]]
 
 
-def kill_at(tiny: Path, root: Path, step: str, seconds: float) -> None:
-    """Start a run and kill its whole process group `seconds` after `step` began."""
+def kill_at(tiny: Path, root: Path, step: str, seconds: float) -> bool:
+    """Start a run, kill its whole process group `seconds` after `step` began, and tell whether that came in time."""
     process = subprocess.Popen(
         [*LADLE, "run", str(tiny), "--root", str(root)], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -60,7 +60,7 @@ def kill_at(tiny: Path, root: Path, step: str, seconds: float) -> None:
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.stderr.close()
-    assert process.wait() == -signal.SIGKILL, f"{step} was over before the kill"
+    return process.wait() == -signal.SIGKILL
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -75,13 +75,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 ):
     reference = tiny_run.artifacts()
     seconds = share * 0.9 * read_record(reference[step])["timings"]["seconds"]
+    root = tmp_path / "first"
+    while not kill_at(tiny, root, step, seconds):  # the last step can be quicker than it was for the reference
+        seconds, root = seconds / 2, root.with_name(f"{root.name}-and-again")
     sys.stdout.write(f"seed {SEED}: killed {seconds:.2f} s into {step}\n")  # pytest shows it, to repeat a failure
-    kill_at(tiny, tmp_path, step, seconds)
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*/record.json")}
-    done = ladle("run", tiny, root=tmp_path)
+    finished = {path: path.stat().st_mtime_ns for path in root.glob("*/*/*/record.json")}
+    done = ladle("run", tiny, root=root)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished stage was done again"
-    ours = Run(tmp_path, "", "").artifacts()
+    ours = Run(root, "", "").artifacts()
     for name in COMPARED:
         assert read_record(ours[name])["digest"] == read_record(reference[name])["digest"], name
         assert weights(ours[name]) == weights(reference[name]), name
