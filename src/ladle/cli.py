@@ -14,7 +14,7 @@ import typer
 from typer._click.exceptions import ClickException  # typer carries its own click and exports only parts of it
 
 from ladle import display, log
-from ladle.artifacts.build import Workspace, build_shard
+from ladle.artifacts.build import Workspace, build_shard, recorded_paths
 from ladle.artifacts.plan import make_plan
 from ladle.artifacts.record import read_record
 from ladle.artifacts.step import in_build_order
@@ -108,9 +108,27 @@ def report(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT
 
 
 @app.command()
-def verify(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: AsJson = False) -> None:
-    """Re-hash an artifact and all it was made from; name each changed, missing or extra file and exit 1 if any."""
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")],
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Also average a soup's members again and compare every tensor.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Re-hash an artifact and all it was made from; name each changed, missing or extra file and exit 1 if any.
+
+    Examples:
+
+      ladle verify soup
+
+      ladle verify soup --recompute
+    """
     faults = list(find_faults(artifact))
+    if recompute and not any(fault.startswith("missing") for fault in faults):
+        from ladle.soup.recompute import recompute as find_different
+
+        different = find_different(artifact, recorded_paths(artifact, "members"))
+        faults += [f"not the mean of the members: {name} in {artifact}" for name in different]
     sys.stdout.write(
         json.dumps({"artifact": str(artifact), "faults": faults}) + "\n"
         if as_json
@@ -120,6 +138,8 @@ def verify(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_jso
         raise typer.Exit(EXIT_CHECK_FAILED)
     if not as_json:
         sys.stdout.write(f"{artifact}: every file is as it was recorded, and so is all it was made from\n")
+        if recompute:
+            sys.stdout.write(f"{artifact}: every tensor is the mean of the members\n")
 
 
 @app.command()
@@ -189,25 +209,40 @@ _stage_command("kto", "Align a policy by KTO.")
 def soup(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[MEMBER|KEY=VALUE]...")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="A recipe, instead of members.")] = None,
+    include_base: Annotated[
+        bool | None, typer.Option("--include-base/--no-base", help="Whether a recipe's base is a member.")
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Average only the tensors that all members have; the rest is counted."),
+    ] = False,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Average models of one architecture, every tensor accounted for.
 
+    A member is a model's folder, a folder of checkpoints, a glob, or a Hub id; members go from oldest to newest.
+
     Examples:
 
       ladle soup base checkpoints/checkpoint-1000 checkpoints/checkpoint-2000 --out soup method=uniform
 
-      ladle soup --config recipes/quickstart.yaml --out soup
+      ladle soup base checkpoints --out soup method=ema ema_alpha=0.2
+
+      ladle soup --config recipes/quickstart.yaml --no-base --out soup
     """
     from ladle.standalone import soup_step
 
     members = [argument for argument in arguments or [] if "=" not in argument]
     overrides = [argument for argument in arguments or [] if "=" in argument]
+    flags = {"include_base": include_base, "allow_missing": allow_missing or None}
+    overrides += [f"{key}={str(value).lower()}" for key, value in flags.items() if value is not None]
     if config is not None:
+        if members:
+            raise UserError(f"{members[0]} is named beside a recipe", "leave it out, or set members=[…]")
         steps, workspace = load_steps(config, overrides, root, only="soup", section="soup", out=out)
     else:
-        steps, workspace = [soup_step(members, overrides, root)], _place("soup", out, root)
+        steps, workspace = [soup_step(members, overrides, root, out)], _place("soup", out, root)
     build_all(steps, workspace)
     sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ladle.artifacts.local import FileHashes, find_local, hash_local
+from ladle.artifacts.file_hashes import FileHashes
+from ladle.artifacts.local import find_local, hash_local
 from ladle.artifacts.step import HubRepository, Step, StepInput, StepOutput, in_build_order
 from ladle.data.config import MixConfig
 from ladle.data.datasets_config import FetchDatasetConfig
@@ -24,6 +25,7 @@ from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig, T
 from ladle.recipe import KtoSection, Recipe
 from ladle.reporting.config import PageConfig
 from ladle.soup.config import SoupConfig
+from ladle.soup.members import find_members
 from ladle.training.config import PretrainConfig
 from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
 
@@ -158,7 +160,8 @@ class Pipeline:
 
     def _soup_member(self, member: str, config: SoupConfig) -> tuple[StepInput, ...]:
         if member != "checkpoints":
-            return (self._model(member, "soup.members"),)
+            found = () if member in self.models else find_members(member)
+            return (hash_local(found, self.hashes),) if found else (self._model(member, "soup.members"),)
         training = self.recipe.pretrain
         if training is None:
             raise UserError(

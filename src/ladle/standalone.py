@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.local import FileHashes, find_local, hash_local
+from ladle.artifacts.file_hashes import FileHashes
+from ladle.artifacts.local import find_local, hash_local, leave_unread
+from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput, StepOutput
 from ladle.config_file import ConfigFile
 from ladle.data.datasets_config import FetchDatasetConfig
@@ -14,22 +16,34 @@ from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 from ladle.hub import is_repo_id, resolve_commit
 from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig
 from ladle.soup.config import SoupConfig
+from ladle.soup.members import find_members
 
 COMMAND_LINE = "command line"
 
 
-def soup_step(members: list[str], overrides: list[str], root: Path) -> Step:
-    """Return the step that averages the members, in order; each is a folder or a glob of folders.
+def soup_step(members: list[str], overrides: list[str], root: Path, out: Path | None) -> Step:
+    """Return the step that averages the members, in order; each is a folder, a glob of folders or a Hub id.
+
+    Members are hashed while they are averaged, unless the result's place follows from the hashes, or something stands
+    there already.
 
     Raises:
-        UserError: fewer than one member, or one that does not exist.
+        UserError: fewer than one member, one that does not exist, or a setting that concerns recipes.
     """
     if not members:
         raise UserError("no members are named", "ladle soup MEMBER MEMBER… --out DIR, or --config RECIPE")
+    for override in overrides:
+        if override.partition("=")[0] in ("members", "include_base"):
+            raise UserError(f"{override} concerns a recipe", "name the members alone, or a recipe with --config")
     hashes = _hashes(root)
-    inputs = tuple(hash_local((path,), hashes) for member in members for path in _existing(member))
+    is_new = out is not None and not (out / RECORD_NAME).is_file()
+    describe = leave_unread if is_new else hash_local
+    inputs: list[StepInput] = []
+    for member in members:
+        found = find_members(member)
+        inputs += [describe((path,), hashes) for path in found] or [_local_or_hub("model", member, None, hashes)]
     config = _options(overrides, {"members": members}).validate(SoupConfig)
-    return Step("soup", "soup", config, {"members": inputs})
+    return Step("soup", "soup", config, {"members": tuple(inputs)})
 
 
 def evaluate_step(

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,15 @@ from filelock import FileLock, Timeout
 from ladle.artifacts.files import fsync_path, fsync_tree, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.launcher import needs_torchrun
 from ladle.artifacts.record import RECORD_NAME, is_complete, make_record, read_record
-from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput, StepOutput
+from ladle.artifacts.step import (
+    HubRepository,
+    LocalFiles,
+    Step,
+    StepInput,
+    StepOutput,
+    UnreadFiles,
+    changed_meanwhile,
+)
 from ladle.artifacts.worker import run_in_processes
 from ladle.errors import UserError
 from ladle.executors import Shard
@@ -77,6 +85,9 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     partial.mkdir(exist_ok=True)
     (partial / RECORD_NAME).unlink(missing_ok=True)
     summary = _run_stage(step, resolve_inputs(step, workspace), partial)
+    digests = summary.get("input_hashes", {})
+    step = step.settle(digests)
+    _check_what_was_read(step, workspace, digests)
     inputs = {
         role: [_describe_input(item, workspace, final) for item in items] for role, items in sorted(step.inputs.items())
     }
@@ -113,6 +124,22 @@ def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
         stage.run_shard(step.config, resolve_inputs(step, workspace), partial, shard)
 
 
+def _check_what_was_read(step: Step, workspace: Workspace, digests: Mapping[str, str]) -> None:
+    """Raise if a file, by the hash the stage took while reading it, is not the one planned or made by a parent."""
+    for item in (item for items in step.inputs.values() for item in items):
+        for path, planned in _planned_hashes(item, workspace, digests):
+            if digests.get(path, planned) != planned:
+                raise changed_meanwhile(path)
+
+
+def _planned_hashes(item: StepInput, workspace: Workspace, digests: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    if isinstance(item, LocalFiles):
+        yield from ((path, digest) for path, _, digest in item.files)
+    if isinstance(item, StepOutput) and digests:
+        folder = workspace.path_of(item.step)
+        yield from ((str(folder / name), entry["blake3"]) for name, entry in read_record(folder)["files"].items())
+
+
 def resolve_inputs(step: Step, workspace: Workspace) -> dict[str, list[Path]]:
     """Return the folders and files that the stage reads, by role, in order."""
     return {
@@ -121,16 +148,18 @@ def resolve_inputs(step: Step, workspace: Workspace) -> dict[str, list[Path]]:
 
 
 def _paths_of(item: StepInput, workspace: Workspace) -> list[Path]:
-    if isinstance(item, LocalFiles):
+    if isinstance(item, (LocalFiles, UnreadFiles)):
         return list(item.paths)
     if isinstance(item, HubRepository):
         from ladle.hub import snapshot
 
         return [snapshot(item.kind, item.repo_id, item.commit, item.file)]
-    folder = workspace.path_of(item.step)
-    if not item.glob:
-        return [folder]
-    return sorted(folder.glob(item.glob), key=natural_key)
+    return _matches(workspace.path_of(item.step), item.glob)
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    """Return the folder itself, or what a glob picks inside it."""
+    return sorted(folder.glob(pattern), key=natural_key) if pattern else [folder]
 
 
 def natural_key(path: Path) -> list[tuple[int, int | str]]:
@@ -145,8 +174,26 @@ def _describe_input(item: StepInput, workspace: Workspace, final: Path) -> dict[
         path = os.path.relpath(folder.resolve(), final.parent.resolve())
         return {"artifact": path, "fingerprint": record["fingerprint"], "digest": record["digest"], "glob": item.glob}
     if isinstance(item, LocalFiles):
-        return {"files": [{"path": str(Path(path).absolute()), "blake3": digest} for path, _, digest in item.files]}
-    return {"hub": item.kind, "repo_id": item.repo_id, "commit": item.commit}
+        files = [{"path": str(Path(path).absolute()), "blake3": digest} for path, _, digest in item.files]
+        return {"paths": [str(path.absolute()) for path in item.paths], "files": files}
+    assert isinstance(item, HubRepository)  # nothing is unread once the stage has run
+    return {"hub": item.kind, "repo_id": item.repo_id, "commit": item.commit, "file": item.file}
+
+
+def recorded_paths(folder: Path, role: str) -> list[Path]:
+    """Return the folders and files that a finished artifact's stage was given in one role, in order."""
+    items = read_record(folder)["inputs"].get(role, [])
+    return [path for item in items for path in _recorded_paths_of(item, folder)]
+
+
+def _recorded_paths_of(item: dict[str, Any], folder: Path) -> list[Path]:
+    if "paths" in item:
+        return [Path(path) for path in item["paths"]]
+    if "hub" in item:
+        from ladle.hub import snapshot
+
+        return [snapshot(item["hub"], item["repo_id"], item["commit"], item.get("file"))]
+    return _matches((folder.resolve().parent / item["artifact"]).resolve(), item["glob"])
 
 
 def _refuse_occupied(final: Path, step: Step) -> None:

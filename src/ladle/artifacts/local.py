@@ -1,43 +1,19 @@
-"""Local inputs by content: find the files, hash them once, remember each hash by path, size and modification time."""
+"""Local inputs by content: find the files and hash them, before a step or, where it reads them anyway, within it."""
 
 from __future__ import annotations
 
 import glob
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ladle.artifacts.build import natural_key
-from ladle.artifacts.files import hash_file, make_folder, pretty_json, write_text_durably
+from ladle.artifacts.file_hashes import FileHashes, signature_of
 from ladle.artifacts.record import RECORD_NAME
-from ladle.artifacts.step import LocalFiles
+from ladle.artifacts.step import LocalFiles, UnreadFiles
 from ladle.errors import UserError
 
-
-class FileHashes:
-    """Remembers the blake3 of files, so that planning twice does not read 100 GB twice."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, list[Any]] = json.loads(path.read_text()) if path.is_file() else {}
-        self.has_new = False
-
-    def hash(self, path: Path) -> str:
-        """Return the file's blake3, read again only where its size or modification time changed."""
-        stat = path.stat()
-        key, signature = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
-        known = self.known.get(key)
-        if known is None or known[:2] != signature:
-            known = self.known[key] = [*signature, hash_file(path)]
-            self.has_new = True
-        return known[2]
-
-    def save(self) -> None:
-        """Keep what was learnt for the next plan."""
-        if self.has_new:
-            make_folder(self.path.parent)
-            write_text_durably(self.path, pretty_json(self.known))
-            self.has_new = False
+SMALL_BYTES = 2**20
+"""Files up to this size are hashed at once: configs and tokenizers, which a stage need not hash for us."""
 
 
 def find_local(reference: str) -> tuple[Path, ...]:
@@ -57,18 +33,33 @@ def hash_local(paths: tuple[Path, ...], hashes: FileHashes) -> LocalFiles:
     Raises:
         UserError: a folder that holds no file.
     """
-    files: list[tuple[Path, str]] = []
+    described = tuple((str(file), name, hashes.hash(file)) for file, name in _list(paths))
+    hashes.save()
+    return LocalFiles(paths, described)
+
+
+def leave_unread(paths: tuple[Path, ...], hashes: FileHashes) -> LocalFiles | UnreadFiles:
+    """Describe files and folders by content where it is known or small; the rest is hashed by the stage that reads it.
+
+    Raises:
+        UserError: a folder that holds no file.
+    """
+    files = [(file, name, signature_of(file)) for file, name in _list(paths)]
+    if all(size <= SMALL_BYTES or hashes.find(file, (size, mtime)) for file, _, (size, mtime) in files):
+        return hash_local(paths, hashes)
+    return UnreadFiles(paths, tuple((str(file), name, signature) for file, name, signature in files), hashes)
+
+
+def _list(paths: tuple[Path, ...]) -> Iterator[tuple[Path, str]]:
+    """Yield every file with its name in the folder that was given."""
     for path in paths:
         if path.is_file():
-            files.append((path, ""))
+            yield path, ""
             continue
         found = sorted(file for file in path.rglob("*") if _counts(file, path))
         if not found:
             raise UserError(f"{path} holds no files", "name a folder or file with data in it")
-        files += [(file, file.relative_to(path).as_posix()) for file in found]
-    described = tuple((str(file), name, hashes.hash(file)) for file, name in files)
-    hashes.save()
-    return LocalFiles(paths, described)
+        yield from ((file, file.relative_to(path).as_posix()) for file in found)
 
 
 def _counts(file: Path, folder: Path) -> bool:

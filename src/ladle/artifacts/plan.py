@@ -48,10 +48,10 @@ def _plan_step(step: Step, workspace: Workspace) -> PlannedStep:
 
 
 def _latest_record(step: Step, path: Path) -> dict[str, Any] | None:
-    """Return the newest record among the finished artifacts of the step's name."""
-    siblings = [
-        folder for folder in path.parent.glob(f"{step.name.rsplit('/', 1)[-1]}-*") if (folder / RECORD_NAME).is_file()
-    ]
+    """Return the newest record among the finished artifacts of the step's name; what stands beside --out is not its."""
+    is_named_by_user = path.name != step.folder_name
+    siblings = [path] if is_named_by_user else path.parent.glob(f"{step.name.rsplit('/', 1)[-1]}-*")
+    siblings = [folder for folder in siblings if (folder / RECORD_NAME).is_file()]
     records = [(folder, read_record(folder)) for folder in siblings]
     records = [(folder, record) for folder, record in records if record["name"] == step.name]
     if not records:

@@ -8,13 +8,15 @@ commit, another step's output by that step's fingerprint.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ladle.artifacts.file_hashes import FileHashes, Signature, signature_of
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.config import Config
+from ladle.errors import UserError
 
 FINGERPRINT_IN_NAMES = 12
 """Hex digits of the fingerprint in a folder's name: 48 bits, ample among the artifacts of one run."""
@@ -50,6 +52,48 @@ class LocalFiles:
 
 
 @dataclass(frozen=True)
+class UnreadFiles:
+    """Local files whose content is not known yet: the stage hashes them while it reads them, so they are read once.
+
+    Until then they stand for themselves by place, size and modification time, which names the unfinished build.
+    `settle` then gives them by content, which names the result.
+
+    Attributes:
+        paths: what the stage is given.
+        files: of every file its path, its name in the folder that was given, and its signature.
+        hashes: where digests are kept.
+    """
+
+    paths: tuple[Path, ...]
+    files: tuple[tuple[str, str, Signature], ...]
+    hashes: FileHashes = field(compare=False, repr=False)
+
+    def identity(self) -> Any:
+        """Return what enters the fingerprint of the unfinished build."""
+        return {"unread": [[str(Path(path).absolute()), *signature] for path, _, signature in self.files]}
+
+    def settle(self, digests: Mapping[str, str]) -> LocalFiles:
+        """Return the files by content: by the digest where there is one, else hashed now.
+
+        Raises:
+            UserError: a file is no longer what it was when the step was planned.
+        """
+        for path, _, signature in self.files:
+            if signature_of(Path(path)) != signature:
+                raise changed_meanwhile(path)
+            if path in digests:
+                self.hashes.learn(Path(path), signature, digests[path])
+        files = tuple((path, name, self.hashes.hash(Path(path))) for path, name, _ in self.files)
+        self.hashes.save()
+        return LocalFiles(self.paths, files)
+
+
+def changed_meanwhile(path: str | Path) -> UserError:
+    """Return the error that an input is no longer what it was when the step was planned, or a parent was built."""
+    return UserError(f"{path} is not what it was when this step was planned", "leave inputs alone, and run it again")
+
+
+@dataclass(frozen=True)
 class HubRepository:
     """A model or dataset of the Hub at one commit.
 
@@ -73,7 +117,7 @@ class HubRepository:
         return whole if self.file is None else whole | {"file": self.file}
 
 
-StepInput = StepOutput | LocalFiles | HubRepository
+StepInput = StepOutput | LocalFiles | UnreadFiles | HubRepository
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +161,14 @@ class Step:
     def folder_name(self) -> str:
         """`NAME-FINGERPRINT`, as the artifact's folder is called."""
         return f"{self.name.rsplit('/', 1)[-1]}-{self.fingerprint[:FINGERPRINT_IN_NAMES]}"
+
+    def settle(self, digests: Mapping[str, str]) -> Step:
+        """Return the step with its unread inputs by content; `digests` are those that the stage took, by path."""
+        settled = {
+            role: tuple(item.settle(digests) if isinstance(item, UnreadFiles) else item for item in items)
+            for role, items in self.inputs.items()
+        }
+        return replace(self, inputs=settled)
 
     def parents(self) -> list[Step]:
         """Return the steps this one reads from, each once, in order of first use."""

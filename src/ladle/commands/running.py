@@ -28,7 +28,7 @@ def load_steps(
         section: the section that the overrides are relative to.
         out: the folder that `only` is built in, where the user names one.
     """
-    from ladle.artifacts.local import FileHashes
+    from ladle.artifacts.file_hashes import FileHashes
     from ladle.pipeline import Pipeline
     from ladle.recipe import load_recipe
 

@@ -19,8 +19,8 @@ class SoupConfig(Config):
     """Which models are averaged, with what weights, and which differences between them are accepted."""
 
     members: list[str] = location(["base", "checkpoints"])
-    """Model folders or globs in order, oldest first; `base` is the recipe's base, `checkpoints` those of its
-    pretraining."""
+    """Model folders, folders of checkpoints or globs in order, oldest first; `base` is the recipe's base,
+    `checkpoints` those of its pretraining."""
     include_base: bool | None = location(None)
     """True puts `base` first where it is not named, False leaves it out, unset takes `members` as they are."""
 
@@ -57,6 +57,10 @@ class SoupConfig(Config):
     allow_nonfinite: bool = False
     """Let NaN and infinity through as IEEE arithmetic does."""
 
+    allow_order: bool = execution(False)
+    """Take checkpoints of one folder whose numbers do not rise, where the method or the selection depends on order (a
+    shell's * puts checkpoint-1000 before checkpoint-200)."""
+
     hash_inputs: bool = True
     """Record the blake3 of every member file, taken from the bytes that are averaged; it is nearly half of the work."""
 
@@ -74,9 +78,11 @@ class SoupConfig(Config):
     def _method_has_its_numbers(self) -> SoupConfig:
         tries_weighted = self.method == "weighted" or (self.select == "best" and "weighted" in self.candidates)
         if tries_weighted and not self.weights:
-            raise UserError("soup method weighted has no weights", "add soup.weights, one number a member")
+            raise UserError(
+                "soup method weighted has no weights", "add `weights`, one number a member, as in weights=[1,2,3]"
+            )
         if self.method == "last_n" and self.select == "none" and self.last is None:
-            raise UserError("soup method last_n does not say how many", "add soup.last, for example soup.last=4")
+            raise UserError("soup method last_n does not say how many", "add `last`, for example last=4")
         if any(weight < 0 for weight in self.weights or []) or (self.weights and not sum(self.weights)):
             raise UserError(
                 f"soup.weights are {self.weights}", "a soup is an average: give numbers of 0 or more, not all 0"

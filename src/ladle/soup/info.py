@@ -72,6 +72,7 @@ def _count_tensors(
         "equal_in_all": len(comparison.equal),
         "copied_from_first": comparison.copied,
         "dropped": comparison.dropped,
+        "aliases": sorted({name for member in members for name in member.aliases}),
         "elements_averaged": sum(members[0].tensor(name).num_elements for name in comparison.averaged),
         "unequal": sorted(name for note in notes.values() for name in note["unequal"]),
         "elements_not_finite": sum(note["nonfinite"] for note in notes.values()),

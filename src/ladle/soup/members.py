@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ladle.artifacts.build import natural_key
+from ladle.artifacts.local import find_local
 from ladle.errors import UserError
 from ladle.soup.headers import Header, Tensor, read_header
 
@@ -30,10 +32,14 @@ class Member:
     folder: Path
     headers: dict[str, Header]
 
+    aliases: frozenset[str] = frozenset()
+    """Tensors that only repeat another one, and are left out (`ladle.soup.aliases`)."""
+
     @cached_property
     def files(self) -> dict[str, str]:
         """The file that each tensor stands in."""
-        return {tensor: file for file, header in self.headers.items() for tensor in header.tensors}
+        stored = {tensor: file for file, header in self.headers.items() for tensor in header.tensors}
+        return {tensor: file for tensor, file in stored.items() if tensor not in self.aliases}
 
     def tensor(self, name: str) -> Tensor:
         """Return where a tensor stands in its file."""
@@ -43,6 +49,21 @@ class Member:
     def is_sharded(self) -> bool:
         """Whether an index names the files."""
         return list(self.headers) != [SINGLE_FILE]
+
+
+def find_members(reference: str) -> tuple[Path, ...]:
+    """Return the models that a path or glob names, older checkpoints first; empty where it names nothing.
+
+    A folder of checkpoints, as a training leaves it, stands for all of them.
+    """
+    return tuple(member for folder in find_local(reference) for member in _checkpoints_of(folder) or [folder])
+
+
+def _checkpoints_of(folder: Path) -> list[Path]:
+    if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
+        return []
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    return sorted(found, key=natural_key)
 
 
 def open_members(folders: Sequence[Path]) -> list[Member]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ladle.soup.compare_tensors import Comparison
 from ladle.soup.formats import FLOATS
-from ladle.soup.headers import encode_header, read_header_bytes
+from ladle.soup.headers import Tensor, encode_header, read_header_bytes
 from ladle.soup.members import Member
 
 BYTES = "bytes"
@@ -109,26 +109,27 @@ def _plan_file(
         offset += run.num_elements * run.out_size
         if not (runs and _join(runs[-1], run)):
             runs.append(run)
-    return OutputFile(
-        file, header, tuple(model.headers[file].tensors), [run for run in runs if run.num_elements], offset
-    )
+    names = tuple(_kept_tensors(file, model))
+    return OutputFile(file, header, names, [run for run in runs if run.num_elements], offset)
 
 
 def _header_bytes(file: str, model: Member, comparison: Comparison) -> bytes:
-    header = model.headers[file]
-    dtypes = {name: comparison.averaged.get(name, tensor.dtype) for name, tensor in header.tensors.items()}
-    if all(dtypes[name] == tensor.dtype for name, tensor in header.tensors.items()):
+    header, kept = model.headers[file], _kept_tensors(file, model)
+    dtypes = {name: comparison.averaged.get(name, tensor.dtype) for name, tensor in kept.items()}
+    if all(dtypes.get(name) == tensor.dtype for name, tensor in header.tensors.items()):
         return read_header_bytes(model.folder / file)
-    return encode_header(
-        {name: (dtypes[name], tensor.shape) for name, tensor in header.tensors.items()}, header.metadata
-    )
+    return encode_header({name: (dtypes[name], tensor.shape) for name, tensor in kept.items()}, header.metadata)
+
+
+def _kept_tensors(file: str, model: Member) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.headers[file].tensors.items() if name in model.files}
 
 
 def _tensor_runs(
     file: str, model: Member, members: Sequence[Member], comparison: Comparison, used: Sequence[int]
 ) -> Iterator[Run]:
     """Yield a run for each tensor of the file, still without its place in the output."""
-    for name, tensor in model.headers[file].tensors.items():
+    for name, tensor in _kept_tensors(file, model).items():
         if name in comparison.averaged:
             sources = [_source(members, position, name, members[position].tensor(name).dtype) for position in used]
             count, out_dtype = tensor.num_elements, comparison.averaged[name]

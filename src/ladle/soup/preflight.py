@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ladle.soup.aliases import leave_out_aliases
 from ladle.soup.compare_functions import compare_functions
 from ladle.soup.compare_tensors import Comparison, compare_tensors
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import Member, open_members
+from ladle.soup.order import check_order
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def open_soup(folders: Sequence[Path], config: SoupConfig) -> Soup:
     Raises:
         UserError: members are damaged or differ in a way that `config` does not waive.
     """
-    members = open_members(folders)
+    members = leave_out_aliases(open_members(folders))
     comparison = compare_tensors(members, config)
-    return Soup(members, comparison, comparison.waived | compare_functions(members, config), config)
+    waived = comparison.waived | compare_functions(members, config) | check_order(members, config)
+    return Soup(members, comparison, waived, config)

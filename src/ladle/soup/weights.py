@@ -72,9 +72,7 @@ def _uniform(num_members: int, config: SoupConfig) -> list[Fraction]:
 def _last_n(num_members: int, config: SoupConfig) -> list[Fraction]:
     last = config.last or num_members
     if last > num_members:
-        raise UserError(
-            f"soup.last is {last}, and there are {num_members} members", f"set soup.last={num_members} or less"
-        )
+        raise UserError(f"soup.last is {last}, and there are {num_members} members", f"set last={num_members} or less")
     return [Fraction(0)] * (num_members - last) + [Fraction(1, last)] * last
 
 

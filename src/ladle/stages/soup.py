@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ladle.errors import UserError
+from ladle.log import get_logger
 from ladle.soup.config import SoupConfig
 from ladle.soup.preflight import Soup, open_soup
 from ladle.soup.select import Scorer, select
 from ladle.soup.weights import Coefficients, make_coefficients
 from ladle.soup.writer import SELECTION, write_soup
+
+logger = get_logger(__name__)
 
 
 def run(config: SoupConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
@@ -27,7 +30,8 @@ def run(config: SoupConfig, inputs: dict[str, list[Path]], out: Path) -> dict[st
     coefficients, selection = _choose(soup, config, inputs, out)
     info = write_soup(soup, coefficients, out, selection, is_private=True)
     shutil.rmtree(out / SELECTION, ignore_errors=True)
-    return _summary(info)
+    _say(info)
+    return _summary(info) | {"input_hashes": _input_hashes(soup, info)}
 
 
 def _choose(
@@ -44,6 +48,28 @@ def _choose(
 
     evaluate_loss = partial(validation_loss, data_dir=inputs["validation"][0])
     return select(soup, config, Scorer(soup, evaluate_loss, out / SELECTION))
+
+
+def _say(info: dict[str, Any]) -> None:
+    tensors = info["tensors"]
+    shares = ", ".join(f"{member['coefficient']} {member['name']}" for member in info["members"])
+    logger.info("soup: %s (%s)", shares, info["method"])
+    logger.info(
+        "soup: %d tensors averaged, %d equal in all members, %d copied from the first, %d left out",
+        *(tensors["averaged"], tensors["equal_in_all"], len(tensors["copied_from_first"]), len(tensors["dropped"])),
+    )
+    for waiver, entry in info["waived"].items():
+        logger.warning("soup: %s accepts %d differences: %s", waiver, entry["count"], "; ".join(entry["first"]))
+
+
+def _input_hashes(soup: Soup, info: dict[str, Any]) -> dict[str, str]:
+    """Return the blake3 of the members' files by path, as they were read."""
+    return {
+        str(member.folder / file): entry["blake3"]
+        for member, described in zip(soup.members, info["members"], strict=True)
+        for file, entry in described["files"].items()
+        if entry["blake3"]
+    }
 
 
 def _summary(info: dict[str, Any]) -> dict[str, Any]:

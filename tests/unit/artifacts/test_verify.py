@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ladle.artifacts.build import Workspace, build
+from ladle.artifacts.file_hashes import FileHashes
 from ladle.artifacts.files import list_files
-from ladle.artifacts.local import FileHashes, hash_local
+from ladle.artifacts.local import hash_local
 from ladle.artifacts.step import Step, StepOutput
 from ladle.artifacts.verify import verify
 from ladle.errors import UserError

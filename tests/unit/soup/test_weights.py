@@ -91,12 +91,12 @@ def test_a_uniform_average_of_some() -> None:
 @pytest.mark.parametrize(
     ("settings", "fix"),
     [
-        ({"method": "weighted"}, "add soup.weights"),
+        ({"method": "weighted"}, "add `weights`"),
         ({"method": "weighted", "weights": [1, -1]}, "give numbers of 0 or more"),
         ({"method": "weighted", "weights": [0, 0]}, "not all 0"),
         ({"method": "weighted", "weights": [1, 1, 1]}, "one number a member"),
-        ({"method": "last_n"}, "add soup.last"),
-        ({"method": "last_n", "last": 3}, "soup.last=2 or less"),
+        ({"method": "last_n"}, "add `last`"),
+        ({"method": "last_n", "last": 3}, "last=2 or less"),
     ],
 )
 def test_what_a_method_lacks_is_said(settings: dict[str, object], fix: str) -> None:
