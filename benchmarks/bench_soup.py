@@ -7,9 +7,12 @@ contender is a process that is watched from outside: CPU seconds (its own, as th
 anonymous memory, and how many of the tensors came out. The default shape is dense because mergekit 0.1.5 loses the
 experts of a DeepSeek-V3 shape, and with them most of the work: `--shape deepseek-0.45b` shows it.
 
-Ladle's stage is run as the pipeline runs it. The command `ladle soup` also hashes members that no artifact vouches for
-before it starts, once; that is not part of the figures. Ratios are the peer's cost over Ladle's; mergekit, load-all and
-`floor_without_hash` are compared with Ladle hashing nothing of its inputs, as they do, `floor` with all of it hashed.
+`ladle` is the whole command `ladle soup`, from the start of Python to the sealed record: it hashes every byte that it
+reads and writes, and flushes the result to the disk. `ladle_without_hash` is the soup stage with hash_inputs=false: it
+does what the peers do and more, for it hashes and flushes its output. Ratios are the peer's cost over Ladle's:
+`cpu_vs_mergekit`, `cpu_vs_load_all` and `cpu_vs_floor_without_hash` compare with ladle_without_hash, the others with
+ladle. Peers that use torch have their threads wait at barriers by spinning, which costs more CPU on a busy machine than
+on an idle one: for a figure to rely on, nothing else should run.
 """
 
 from __future__ import annotations
@@ -85,6 +88,10 @@ def make_commands(members: list[Path], work: Path) -> dict[str, Callable[[Path],
     def own(way: str) -> Callable[[Path], list[str]]:
         return lambda out: [sys.executable, str(HERE / "soup_contenders.py"), way, str(out), *names]
 
+    def ladle(out: Path) -> list[str]:
+        shutil.rmtree(work / "root", ignore_errors=True)  # it would remember the members' hashes
+        return [sys.executable, "-m", "ladle", "soup", *names, "--out", str(out), "--root", str(work / "root")]
+
     def floor(out: Path) -> list[str]:
         copy = shlex.quote(str(out / "model.safetensors"))
         script = f"mkdir {shlex.quote(str(out))} && cat {shlex.join(weights)} > /dev/null && "
@@ -96,7 +103,10 @@ def make_commands(members: list[Path], work: Path) -> dict[str, Callable[[Path],
         recipe.write_text(f"merge_method: linear\ndtype: bfloat16\nmodels:\n{models}")
         return [str(work / "mergekit" / "bin" / "mergekit-yaml"), str(recipe), str(out)]
 
-    return {way: own(way) for way in ("ladle", "ladle_without_hash", "load_all")} | {
+    return {
+        "ladle": ladle,
+        "ladle_without_hash": own("ladle_without_hash"),
+        "load_all": own("load_all"),
         "mergekit": mergekit,
         "floor": floor,
     }
@@ -175,7 +185,8 @@ def main() -> None:
         expected = len(open_members(members[:1])[0].files)
         costs = run_all(members, work, contenders, options.runs)
         summary = summarise(costs, options.runs)
-        shutil.rmtree(work / "out", ignore_errors=True)
+        for leftover in ("out", "root"):
+            shutil.rmtree(work / leftover, ignore_errors=True)
     print(f"{options.members} members of {options.shape}, medians of {options.runs} runs, {expected} tensors each")
     print(f"{'contender':<20}{'CPU s':>9}{'wall s':>9}{'memory MiB':>12}{'tensors':>9}")
     for contender, median_cost in summary["medians"].items():

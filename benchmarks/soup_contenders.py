@@ -1,6 +1,6 @@
 """Ways to average members, each a process of its own so that its memory and CPU can be told apart.
 
-python benchmarks/soup_contenders.py ladle|ladle_without_hash|load_all OUT MEMBER MEMBER…
+python benchmarks/soup_contenders.py ladle_without_hash|load_all OUT MEMBER MEMBER…
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 
-def ladle(out: Path, members: list[Path], hash_inputs: bool = True) -> None:
-    """Run the soup stage."""
+def ladle_without_hash(out: Path, members: list[Path]) -> None:
+    """Run the soup stage alone, with no hash of what it reads."""
     from ladle.soup.config import SoupConfig
     from ladle.stages.soup import run
 
     out.mkdir()
-    run(SoupConfig(hash_inputs=hash_inputs), {"members": members}, out)
+    run(SoupConfig(hash_inputs=False), {"members": members}, out)
 
 
 def load_all(out: Path, members: list[Path]) -> None:
@@ -32,10 +32,8 @@ def load_all(out: Path, members: list[Path]) -> None:
     save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
 
 
+WAYS = {"ladle_without_hash": ladle_without_hash, "load_all": load_all}
+
 if __name__ == "__main__":
     way, out, *members = sys.argv[1:]
-    folders = [Path(member) for member in members]
-    if way == "load_all":
-        load_all(Path(out), folders)
-    else:
-        ladle(Path(out), folders, hash_inputs=way == "ladle")
+    WAYS[way](Path(out), [Path(member) for member in members])

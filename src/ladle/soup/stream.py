@@ -1,8 +1,9 @@
-"""The streaming core: read a chunk of every member, average it, put it into the output, hash it, chunk after chunk.
+"""The streaming core: read a chunk of every member, hash it, average it, put it into the output, chunk after chunk.
 
-Each thread takes the next chunk and does all of its work while the bytes are in that core's cache. Only hashing has an
-order (blake3 goes through a file from its first byte to its last), kept by a turnstile a file: while one thread waits
-for its turn to hash, the other reads and averages ahead. Memory is a few chunks, whatever the size of the model.
+Each thread takes the next chunk and does all of its work while the bytes are in that core's cache; hashing comes first,
+for its arithmetic hides the way from memory to cache. Only hashing has an order (blake3 goes through a file from its
+first byte to its last), kept by a turnstile a file: while one thread hashes, the other averages, or hashes one file
+behind. Memory is a few chunks, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class _Chunk(NamedTuple):
     run: Run
     first: int
     count: int
-    tickets: list[tuple[Turnstile, int] | None]
-    """One a source, then the output's; None for what is not hashed."""
+    tickets: list[tuple[Turnstile | None, int]]
+    """Where and when each source's bytes are hashed; None for what is not."""
+    out_ticket: int
 
 
 class _Buffers:
@@ -149,11 +151,12 @@ class FileStream:
             while (chunk := self._next_chunk()) is not None:
                 buffers.fit(chunk.run, chunk.count)
                 rows = self._read(chunk, buffers.rows)
+                for (turnstile, ticket), row in zip(chunk.tickets, rows, strict=True):
+                    if turnstile is not None:
+                        turnstile.update(ticket, row)
                 result = self.combiner.combine(chunk.run, chunk.first, rows, buffers.out)
+                self.output.update(chunk.out_ticket, result)
                 self.sink.put(chunk.run.out_offset + chunk.first * chunk.run.out_size, result)
-                for ticket, piece in zip(chunk.tickets, (*rows, result), strict=True):
-                    if ticket is not None:
-                        ticket[0].update(ticket[1], piece)
                 self._release(chunk, rows)
         except BaseException:
             self._stop()
@@ -175,8 +178,8 @@ class FileStream:
             run, first, count = cut
             self._advance(count * run.out_size)
             turnstiles = [self.inputs.get((source.member, source.file)) for source in run.sources]
-            tickets = [turnstile and (turnstile, turnstile.ticket()) for turnstile in (*turnstiles, self.output)]
-            return _Chunk(run, first, count, tickets)
+            tickets = [(turnstile, turnstile.ticket() if turnstile else 0) for turnstile in turnstiles]
+            return _Chunk(run, first, count, tickets, self.output.ticket())
 
     def _advance(self, size_bytes: int) -> None:
         before = self.done_bytes // MIB

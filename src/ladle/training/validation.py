@@ -13,16 +13,19 @@ from ladle.training.packed import collate_packed
 
 
 @torch.inference_mode()
-def validation_loss(model_dir: Path, data_dir: Path, batch_size: int = 8, dtype: str = "float32") -> float:
-    """Return the mean cross-entropy in nats a token, over every labelled token of the validation split.
+def validation_loss(
+    model_dir: Path, data_dir: Path, batch_size: int = 8, dtype: str = "float32", split: str = "validation"
+) -> float:
+    """Return the mean cross-entropy in nats a token, over every labelled token of a split.
 
     Args:
         model_dir: the model's folder.
-        data_dir: a mixture with a `validation` split.
+        data_dir: a mixture.
         batch_size: rows at once; it does not change the result beyond rounding.
         dtype: to run the weights in.
+        split: of the mixture.
     """
-    dataset = MixedDataset(data_dir, "validation")
+    dataset = MixedDataset(data_dir, split)
     model = load_model(model_dir, dtype).eval()
     total, count = 0.0, 0
     for start in range(0, len(dataset), batch_size):
