@@ -11,8 +11,8 @@ experts of a DeepSeek-V3 shape, and with them most of the work: `--shape deepsee
 reads and writes, and flushes the result to the disk. `ladle_without_hash` is the soup stage with hash_inputs=false: it
 does what the peers do and more, for it hashes and flushes its output. Ratios are the peer's cost over Ladle's:
 `cpu_vs_mergekit`, `cpu_vs_load_all` and `cpu_vs_floor_without_hash` compare with ladle_without_hash, the others with
-ladle. Peers that use torch have their threads wait at barriers by spinning, which costs more CPU on a busy machine than
-on an idle one: for a figure to rely on, nothing else should run.
+ladle. torch's threads wait at barriers by spinning, and so as mergekit starts by default a good part of its CPU seconds
+do nothing, the more the busier the machine; `mergekit_one_thread` (OMP_NUM_THREADS=1) is its cheapest setting.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import NamedTuple
 from ladle.soup.members import open_members
 
 HERE = Path(__file__).parent
-CONTENDERS = ("ladle", "ladle_without_hash", "mergekit", "load_all", "floor")
+CONTENDERS = ("ladle", "ladle_without_hash", "mergekit", "mergekit_one_thread", "load_all", "floor")
 MERGEKIT = ("torch==2.13.0", "mergekit==0.1.5")  # torch first and exactly, or a CUDA build of several GB comes
 POLL_SECONDS = 0.01
 
@@ -103,11 +103,15 @@ def make_commands(members: list[Path], work: Path) -> dict[str, Callable[[Path],
         recipe.write_text(f"merge_method: linear\ndtype: bfloat16\nmodels:\n{models}")
         return [str(work / "mergekit" / "bin" / "mergekit-yaml"), str(recipe), str(out)]
 
+    def mergekit_one_thread(out: Path) -> list[str]:
+        return ["env", "OMP_NUM_THREADS=1", *mergekit(out)]
+
     return {
         "ladle": ladle,
         "ladle_without_hash": own("ladle_without_hash"),
         "load_all": own("load_all"),
         "mergekit": mergekit,
+        "mergekit_one_thread": mergekit_one_thread,
         "floor": floor,
     }
 
@@ -152,6 +156,7 @@ def summarise(costs: dict[str, list[Cost]], runs: int) -> dict[str, object]:
     ratios = {
         "cpu_vs_mergekit": ratio("mergekit", "ladle_without_hash", "cpu_seconds"),
         "cpu_vs_mergekit_with_hash": ratio("mergekit", "ladle", "cpu_seconds"),
+        "cpu_vs_mergekit_one_thread": ratio("mergekit_one_thread", "ladle_without_hash", "cpu_seconds"),
         "cpu_vs_load_all": ratio("load_all", "ladle_without_hash", "cpu_seconds"),
         "cpu_vs_load_all_with_hash": ratio("load_all", "ladle", "cpu_seconds"),
         "cpu_vs_floor": ratio("floor", "ladle", "cpu_seconds"),
@@ -179,7 +184,7 @@ def main() -> None:
         if not folder.exists():
             make = [sys.executable, str(HERE / "soup_members.py"), options.shape, str(folder), str(options.members)]
             subprocess.run(make, check=True, stderr=subprocess.DEVNULL)
-        if "mergekit" in contenders:
+        if any(contender.startswith("mergekit") for contender in contenders):
             install_mergekit(work / "mergekit")
         members = [folder / f"checkpoint-{number}" for number in range(options.members)]
         expected = len(open_members(members[:1])[0].files)
