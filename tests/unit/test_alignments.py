@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ladle.artifacts.local import FileHashes
+from ladle.artifacts.file_hashes import FileHashes
 from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
 from ladle.pipeline import Pipeline
