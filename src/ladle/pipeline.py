@@ -25,7 +25,7 @@ from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig, T
 from ladle.recipe import KtoSection, Recipe
 from ladle.reporting.config import PageConfig
 from ladle.soup.config import SoupConfig
-from ladle.soup.members import find_members
+from ladle.soup.members import TRAINING_STATE, find_members
 from ladle.training.config import PretrainConfig
 from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
 
@@ -161,7 +161,9 @@ class Pipeline:
     def _soup_member(self, member: str, config: SoupConfig) -> tuple[StepInput, ...]:
         if member != "checkpoints":
             found = () if member in self.models else find_members(member)
-            return (hash_local(found, self.hashes),) if found else (self._model(member, "soup.members"),)
+            return (
+                (hash_local(found, self.hashes, TRAINING_STATE),) if found else (self._model(member, "soup.members"),)
+            )
         training = self.recipe.pretrain
         if training is None:
             raise UserError(

@@ -16,7 +16,7 @@ from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 from ladle.hub import is_repo_id, resolve_commit
 from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig
 from ladle.soup.config import SoupConfig
-from ladle.soup.members import find_members
+from ladle.soup.members import TRAINING_STATE, find_members
 
 COMMAND_LINE = "command line"
 
@@ -41,7 +41,9 @@ def soup_step(members: list[str], overrides: list[str], root: Path, out: Path | 
     inputs: list[StepInput] = []
     for member in members:
         found = find_members(member)
-        inputs += [describe((path,), hashes) for path in found] or [_local_or_hub("model", member, None, hashes)]
+        inputs += [describe((path,), hashes, TRAINING_STATE) for path in found] or [
+            _local_or_hub("model", member, None, hashes)
+        ]
     config = _options(overrides, {"members": members}).validate(SoupConfig)
     return Step("soup", "soup", config, {"members": tuple(inputs)})
 

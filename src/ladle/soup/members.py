@@ -17,6 +17,10 @@ from ladle.soup.headers import Header, Tensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TRAINING_STATE = (
+    "optimizer*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "training_args.bin", "global_step*",
+)  # fmt: skip
+"""Files of a checkpoint that are no part of the model: often twice its size, and nothing to a soup."""
 
 _CONVERT = (
     'convert it with: python -c "from transformers import AutoModelForCausalLM as M; '

@@ -92,6 +92,16 @@ def test_small_or_known_files_are_described_by_content_at_once(tmp_path: Path) -
     assert leave_unread((large,), FileHashes(tmp_path / "hashes.json")) == known
 
 
+def test_the_state_of_a_training_is_no_part_of_a_member(tmp_path: Path) -> None:
+    (member,) = make_checkpoints(tmp_path, 1)
+    plain = soup_step([str(member)], [], tmp_path / "root", None).fingerprint
+    for name in ("optimizer.pt", "rng_state_0.pth", "scheduler.pt", "trainer_state.json"):
+        (member / name).write_text("state")
+    assert soup_step([str(member)], [], tmp_path / "root", None).fingerprint == plain
+    (member / "added_tokens.json").write_text("{}")
+    assert soup_step([str(member)], [], tmp_path / "root", None).fingerprint != plain
+
+
 def _flip(path: Path) -> None:
     stat, content = path.stat(), bytearray(path.read_bytes())
     content[-1] ^= 1
