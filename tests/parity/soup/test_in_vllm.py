@@ -1,7 +1,4 @@
-"""A soup generates in vLLM what it generates in transformers: there too it is a whole model, under the wanted names.
-
-LADLE_VLLM_PYTHON names the interpreter of vLLM's own environment; without it the test is skipped.
-"""
+"""A soup generates in vLLM what it generates in transformers: there too it is a whole model, under the wanted names."""
 
 from __future__ import annotations
 
@@ -33,11 +30,8 @@ NUM_REQUESTS = 50
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", CHANGED)
 def test_a_soup_generates_the_same_in_vllm(
-    tmp_path: Path, repository: Path, shape: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, repository: Path, vllm_python: str, shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python = os.environ.get("LADLE_VLLM_PYTHON")
-    if not python:
-        pytest.skip("LADLE_VLLM_PYTHON names no interpreter with vLLM")
     monkeypatch.setitem(SHAPES, shape, SHAPES[shape] | CHANGED[shape])
     out = tmp_path / "soup"
     out.mkdir()
@@ -47,7 +41,7 @@ def test_a_soup_generates_the_same_in_vllm(
     requests = [Request(str(number), ids, number, 16, temperature=0) for number, ids in enumerate(prompts)]
     (tmp_path / "requests.json").write_text(json.dumps([asdict(request) for request in requests]))
     script = repository / "tests" / "parity" / "generation" / "vllm_greedy.py"
-    arguments = [python, script, out, tmp_path / "requests.json", tmp_path / "samples.json"]
+    arguments = [vllm_python, script, out, tmp_path / "requests.json", tmp_path / "samples.json"]
     environment = os.environ | {"PYTHONPATH": str(repository / "src"), "VLLM_CPU_KVCACHE_SPACE": "1"}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -28,6 +28,7 @@ from ladle.soup.config import SoupConfig
 from ladle.soup.members import open_members
 from ladle.stages import soup as stage
 from ladle.standalone import soup_step
+from tests.unit.artifacts import toy
 
 from .models import random_tensors, write_member
 
@@ -188,10 +189,9 @@ def test_recompute_finds_members_among_the_outputs_of_another_step(tmp_path: Pat
     ]
 
 
-def test_recompute_is_for_soups(tmp_path: Path) -> None:
-    (member,) = make_checkpoints(tmp_path, 1)
-    out = tmp_path / "fetched"
-    assert ladle("fetch", member, "--out", out, "--root", tmp_path / "root").returncode == 0
+def test_recompute_is_for_soups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.install(monkeypatch, [])
+    out = build(toy.chain("a")[0], Workspace(tmp_path / "runs"))
     found = ladle("verify", out, "--recompute")
     assert (found.returncode, "is no soup" in found.stderr) == (2, True)
 

@@ -4,18 +4,19 @@ import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladle.soup.config import SoupConfig
 from ladle.soup.weights import GRID, RULES, make_coefficients, over, to_coefficients
 
 
-def shares(num_members: int, **settings: object) -> list[Fraction]:
-    coefficients = make_coefficients(SoupConfig.model_validate(settings), num_members)
+def shares(num_members: int, **changes: object) -> list[Fraction]:
+    coefficients = make_coefficients(SoupConfig.model_validate(changes), num_members)
     return [Fraction(numerator, coefficients.denominator) for numerator in coefficients.numerators]
 
 
+@settings(deadline=None)
 @given(
     method=st.sampled_from([name for name in RULES if name not in ("last_n", "weighted")]),
     num_members=st.integers(1, 40),
