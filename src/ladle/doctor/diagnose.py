@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.build import Workspace
-from ladle.artifacts.local import FileHashes
+from ladle.artifacts.file_hashes import FileHashes
 from ladle.artifacts.plan import State, make_plan
 from ladle.doctor.arguments import check_arguments
 from ladle.doctor.data import check_data
