@@ -171,7 +171,9 @@ def mix(
     root: Root = DEFAULT_ROOT,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; they never change the data.")] = None,
     executor: Annotated[str | None, typer.Option("--executor", help="Where shards run: processes or ray.")] = None,
-    export: Annotated[str | None, typer.Option("--export", help="arrow: also write what load_from_disk opens.")] = None,
+    export: Annotated[
+        str | None, typer.Option("--export", help="arrow: also write OUT-arrow, which load_from_disk opens.")
+    ] = None,
 ) -> None:
     """Mix datasets by ratio into packed rows of tokens.
 
@@ -406,7 +408,10 @@ def _as_user_error(error: BaseException) -> LadleError | None:
     number = error.errno if isinstance(error, OSError) else None
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     if number in _ACCESS_ERRORS:
-        return UserError(f"{_ACCESS_ERRORS[number]}{place}", "choose a folder you may write with --root or --out")
+        return UserError(
+            f"{_ACCESS_ERRORS[number]}{place}",
+            "gain access to it, or choose a folder that you may write with --root or --out",
+        )
     if number in _DISK_ERRORS or "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
         what = _DISK_ERRORS.get(number or errno.ENOSPC, "the disk is full")
         return UserError(

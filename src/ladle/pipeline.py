@@ -17,6 +17,7 @@ from ladle.artifacts.local import find_local, hash_local
 from ladle.artifacts.step import HubRepository, Step, StepInput, StepOutput, in_build_order
 from ladle.data.config import MixConfig
 from ladle.data.datasets_config import FetchDatasetConfig
+from ladle.data.functions import find_code
 from ladle.data.preference_config import ROLLOUTS, PreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
@@ -119,6 +120,8 @@ class Pipeline:
         inputs: Inputs = {"tokenizer": (self._model(None, section),)}
         for source in config.sources:
             inputs[f"source:{source.name}"] = self._dataset(source.dataset, source.revision)
+            if source.function is not None:
+                inputs[f"function:{source.name}"] = (hash_local((find_code(source.function),), self.hashes),)
         if config.contamination is not None:
             inputs["benchmarks"] = self._files_or_hub(
                 "dataset", config.contamination.data, None, f"{section}.contamination.data"

@@ -7,6 +7,8 @@ of each document part and last, where a row is not full, those of the padding. T
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pyarrow as pa
 from datasets import DatasetInfo, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from ladle.artifacts.files import pretty_json
+from ladle.artifacts.files import fsync_tree, hash_bytes, pretty_json, replace_durably
 from ladle.data.store import MixedDataset, read_mixture
 from ladle.errors import UserError
 from ladle.log import progress
@@ -30,22 +32,39 @@ FILE_TOKENS = 2**27
 def export_arrow(artifact: Path, out: Path) -> None:
     """Write a `save_to_disk` folder: a Dataset, or a DatasetDict where a validation split is held out.
 
+    The folder appears when it is whole; where this very mixture is exported already, nothing is done.
+
     Args:
         artifact: what the mix stage wrote.
         out: new folder.
 
     Raises:
-        UserError: `out` holds something already, or `artifact` is not a mixed dataset.
+        UserError: `out` holds something else already, or `artifact` is not a mixed dataset.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty", "name a new folder")
-    splits = list(read_mixture(artifact)["splits"])
-    if splits == ["train"]:
-        _export_split(MixedDataset(artifact), out)
+    datasets = [MixedDataset(artifact, split) for split in read_mixture(artifact)["splits"]]
+    folders = {dataset.split: Path(dataset.split if len(datasets) > 1 else "") for dataset in datasets}
+    if all(_is_exported(dataset, out / folders[dataset.split]) for dataset in datasets):
         return
-    for split in splits:
-        _export_split(MixedDataset(artifact, split), out / split)
-    (out / "dataset_dict.json").write_text(pretty_json({"splits": splits}), encoding="utf-8")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty", "remove it, or name a new folder")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for dataset in datasets:
+        _export_split(dataset, partial / folders[dataset.split])
+    if len(datasets) > 1:
+        (partial / "dataset_dict.json").write_text(pretty_json({"splits": list(folders)}), encoding="utf-8")
+    fsync_tree(partial)
+    replace_durably(partial, out)
+
+
+def _is_exported(dataset: MixedDataset, folder: Path) -> bool:
+    state = folder / "state.json"
+    return state.is_file() and json.loads(state.read_text(encoding="utf-8"))["_fingerprint"] == _fingerprint(dataset)
+
+
+def _fingerprint(dataset: MixedDataset) -> str:
+    """Return a name of the rows, padding included."""
+    return hash_bytes(f"{dataset.digest()} {dataset.sequence_length} {dataset.pad_id}".encode())[:16]
 
 
 def _export_split(dataset: MixedDataset, out: Path) -> None:
@@ -87,7 +106,7 @@ def _lists(stops: np.ndarray, values: np.ndarray) -> pa.ListArray:
 def _state(dataset: MixedDataset, names: list[str]) -> dict[str, object]:
     return {
         "_data_files": [{"filename": name} for name in names],
-        "_fingerprint": dataset.digest()[:16],
+        "_fingerprint": _fingerprint(dataset),
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,

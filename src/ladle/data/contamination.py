@@ -29,7 +29,7 @@ from ladle.data.vocabulary import TOKENIZER_FILE, Vocabulary
 from ladle.executors import Executor
 
 CONTAMINATION_FILE = "contamination.jsonl"
-SEARCH_VERSION = 1
+SEARCH_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Contamination:
 class _SearchTask:
     piece: Piece
     source: SourceConfig
-    tokenizer_folder: Path
+    vocabulary: Vocabulary
     hashes_file: Path
     num_words: int
     digest: str
@@ -66,7 +66,8 @@ class _SearchTask:
     def name(self) -> str:
         identity = {
             "piece": self.piece.digest,
-            "format": format_identity(self.source),
+            "format": format_identity(self.source, self.vocabulary),
+            "tokenizer": self.vocabulary.digest if self.source.format == "input_ids" else None,
             "ngrams": self.digest,
             "version": SEARCH_VERSION,
         }
@@ -98,7 +99,7 @@ def find_contamination(
     hashes_file = kept / f"{digest[:40]}.npy"
     np.save(hashes_file, hashes)
     tasks = [
-        [_SearchTask(piece, source, vocabulary.folder, hashes_file, num_words, digest) for piece in pieces]
+        [_SearchTask(piece, source, vocabulary, hashes_file, num_words, digest) for piece in pieces]
         for source, pieces in sources
     ]
     by_name = {task.name(): task for of_source in tasks for task in of_source}
@@ -129,12 +130,12 @@ def _collect(texts: Sequence[BenchmarkText], num_words: int) -> tuple[np.ndarray
 
 def _search_piece(task: _SearchTask, out: Path) -> None:
     ngrams = _load_ngrams(task.hashes_file, task.num_words)
-    formatter = make_formatter(task.source, task.tokenizer_folder)
+    formatter = make_formatter(task.source, task.vocabulary.folder)
     row = 0
     with out.open("w", encoding="utf-8") as stream:
         for rows in read_rows(task.piece, columns_of(task.source)):
             for document in (to_document(one, formatter) for one in rows):
-                count, first = ngrams.find(_text_of(document, task.tokenizer_folder))
+                count, first = ngrams.find(_text_of(document, task.vocabulary.folder))
                 if count:
                     stream.write(canonical_json([row, count, first]) + "\n")
                 row += 1

@@ -7,16 +7,15 @@ doing, the others count as bad rows.
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.files import hash_bytes
+from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
+from ladle.data.functions import find_code, load_function
 from ladle.data.rows import Row, Unreadable
+from ladle.data.vocabulary import Vocabulary
 from ladle.errors import UserError
 
 PART_CHARS = 2**20
@@ -42,12 +41,20 @@ def columns_of(source: SourceConfig) -> list[str] | None:
     return [getattr(source, source.format)]
 
 
-def format_identity(source: SourceConfig) -> dict[str, Any]:
-    """Return what of the format decides a document, the code of a `format: function` included."""
+def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return what decides the document that a row becomes: the format, the code of a function, the chat template where
+    messages may be written out by it.
+
+    Raises:
+        UserError: a formatting function that cannot be had.
+    """
     if source.format == "function":
-        module = inspect.getmodule(_load_function(source))
-        return {"function": source.function, "code": hash_bytes(inspect.getsource(module).encode())}  # type: ignore[arg-type]
-    return {source.format: getattr(source, source.format)}
+        assert source.function is not None  # the schema asks for it
+        load_function(source.function)
+        code = hash_file(find_code(source.function))
+        return {"function": source.function, "code": code, "chat": vocabulary.chat_digest}
+    chat = {"chat": vocabulary.chat_digest} if source.format == "messages" else {}
+    return {source.format: getattr(source, source.format), **chat}
 
 
 def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
@@ -65,7 +72,8 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
     render = functools.cache(lambda: _chat_renderer(tokenizer_folder))
     if source.format == "messages":
         return lambda row: _conversation(row.get(source.messages, MISSING), render())
-    function = _load_function(source)
+    assert source.function is not None  # the schema asks for it
+    function = load_function(source.function)
     return lambda row: _result_of(function(row), render)
 
 
@@ -150,18 +158,3 @@ def _chat_renderer(tokenizer_folder: Path) -> Callable[[list[Any]], str]:
             "add one to its tokenizer_config.json, or use `format: template`",
         )
     return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
-
-
-def _load_function(source: SourceConfig) -> Callable[[dict[str, Any]], Any]:
-    module_name, _, name = (source.function or "").partition(":")
-    if (
-        "" not in sys.path and str(Path.cwd()) not in sys.path
-    ):  # a console script's path lacks the folder it is run from
-        sys.path.append(str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"the function {source.function} of source {source.name} cannot be loaded: {error}",
-            "write it as module:function, with the module in this folder or on PYTHONPATH",
-        ) from error

@@ -42,7 +42,7 @@ class TokenizeTask:
         """Return the shard's file name, from the hash of all that decides its bytes."""
         identity: dict[str, Any] = {
             "piece": self.piece.digest,
-            "format": format_identity(self.source),
+            "format": format_identity(self.source, self.vocabulary),
             "tokenizer": self.vocabulary.digest,
             "eos": self.vocabulary.eos_id,
             "bos": self.vocabulary.bos_id if self.add_bos else None,
@@ -88,8 +88,15 @@ def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
 
 def _documents(task: TokenizeTask) -> Iterator[list[Document]]:
     formatter = make_formatter(task.source, task.vocabulary.folder)
+    first = 1
     for rows in read_rows(task.piece, columns_of(task.source)):
-        yield [to_document(row, formatter) for row in rows]
+        try:
+            documents = [to_document(row, formatter) for row in rows]
+        except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was
+            error.add_note(f"in one of rows {first}-{first + len(rows) - 1} of a piece of {task.piece.path}")
+            raise
+        yield documents
+        first += len(rows)
 
 
 class _DocumentEncoder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.files import hash_file
+from ladle.artifacts.files import canonical_json, hash_bytes, hash_file
 from ladle.errors import UserError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -21,6 +21,8 @@ class Vocabulary:
     folder: Path
     digest: str
     """Hash of tokenizer.json."""
+    chat_digest: str
+    """Hash of what decides how messages are written out: the chat template and the named tokens it may use."""
     eos_id: int
     pad_id: int
     bos_id: int | None
@@ -57,11 +59,19 @@ def read_vocabulary(folder: Path, scratch: Path) -> Vocabulary:
     return Vocabulary(
         folder=folder,
         digest=hash_file(folder / TOKENIZER_FILE),
+        chat_digest=_hash_chat(folder, named),
         eos_id=eos_id,
         pad_id=eos_id if pad_id is None else pad_id,
         bos_id=bos_id,
         vocab_size=_model_vocab_size(model_config) or max(ids.values()) + 1,
     )
+
+
+def _hash_chat(folder: Path, named: dict[str, Any]) -> str:
+    used = {key: value for key, value in named.items() if key == "chat_template" or key.endswith("_token")}
+    own_file = folder / "chat_template.jinja"
+    template = own_file.read_text(encoding="utf-8") if own_file.is_file() else None
+    return hash_bytes(canonical_json([used, template]).encode())
 
 
 def _model_vocab_size(config: dict[str, Any]) -> int | None:

@@ -66,3 +66,21 @@ def test_an_occupied_folder_is_refused(run_mix: RunMix, two_sources: dict[str, l
     mixed = run_mix(make_config(HALVES), two_sources)
     with pytest.raises(UserError, match="is not empty"):
         export_arrow(mixed, mixed)
+
+
+def test_exporting_again_keeps_what_is_there(run_mix: RunMix, two_sources: dict[str, list[Path]], tmp_path: Path):
+    mixed = run_mix(make_config(HALVES), two_sources)
+    (tmp_path / "arrow.partial").mkdir()  # as a killed export leaves it
+    (tmp_path / "arrow.partial" / "half.arrow").write_bytes(b"half")
+    export_arrow(mixed, tmp_path / "arrow")
+    before = (tmp_path / "arrow" / "state.json").stat().st_mtime_ns
+    export_arrow(mixed, tmp_path / "arrow")
+    assert (tmp_path / "arrow" / "state.json").stat().st_mtime_ns == before
+    assert not (tmp_path / "arrow.partial").exists()
+
+
+def test_another_mixture_in_the_folder_is_refused(run_mix: RunMix, two_sources: dict[str, list[Path]], tmp_path: Path):
+    export_arrow(run_mix(make_config(HALVES), two_sources, "one"), tmp_path / "arrow")
+    other = run_mix(make_config(HALVES, seed=1), two_sources, "other")
+    with pytest.raises(UserError, match="is not empty"):
+        export_arrow(other, tmp_path / "arrow")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from ladle.data.config import SourceConfig
 from ladle.data.documents import columns_of, format_identity, make_formatter, to_document
 from ladle.data.rows import Unreadable
+from ladle.data.vocabulary import read_vocabulary
 from ladle.errors import UserError
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
@@ -111,11 +114,38 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_fol
     assert format_row({"q": "abc"}, tokenizer_folder, format="function", function=function) == document
 
 
-def test_a_functions_code_is_part_of_the_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_functions_code_is_part_of_the_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_folder: Path
+):
     first = write_module(tmp_path, monkeypatch, "def pick(row):\n    return 'a'\n", "first_of_test")
     second = write_module(tmp_path, monkeypatch, "def pick(row):\n    return 'b'\n", "second_of_test")
-    one, other = (format_identity(make_source(format="function", function=name)) for name in (first, second))
+    vocabulary = read_vocabulary(tokenizer_folder, tmp_path / "unused")
+    one, other = (
+        format_identity(make_source(format="function", function=name), vocabulary) for name in (first, second)
+    )
     assert one["code"] != other["code"]
+
+
+def test_a_function_is_named_by_the_module_that_holds_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_module(tmp_path, monkeypatch, "def pick(row):\n    return 'a'\n", "holds_it")
+    (tmp_path / "passes_it_on.py").write_text("from holds_it import pick\n")
+    with pytest.raises(UserError, match="name it holds_it:pick"):
+        make_formatter(make_source(format="function", function="passes_it_on:pick"), Path("unused"))
+
+
+@pytest.mark.parametrize(("format_name", "counts"), [("messages", True), ("text", False)])
+def test_the_chat_template_counts_where_messages_are_written_out(
+    tmp_path: Path, tokenizer_folder: Path, format_name: str, counts: bool
+):
+    shutil.copytree(tokenizer_folder, tmp_path / "other")
+    settings = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{{ messages[0]['content'] }}"
+    (tmp_path / "other" / "tokenizer_config.json").write_text(json.dumps(settings))
+    one, other = (
+        format_identity(make_source(format=format_name), read_vocabulary(folder, tmp_path / "unused"))
+        for folder in (tokenizer_folder, tmp_path / "other")
+    )
+    assert (one != other) == counts
 
 
 @pytest.mark.parametrize("function", ["no_such_module_here:pick", "json:no_such_function"])
