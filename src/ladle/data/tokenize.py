@@ -14,7 +14,7 @@ from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.data.agreement import Disagreement, PieceSample, load_checked_encoder, require_agreement
 from ladle.data.config import SourceConfig
 from ladle.data.documents import Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.encoders import Engine, load_encoder
+from ladle.data.encoders import Engine, load_encoder, put_in
 from ladle.data.long_text import PART_CHARS, encode_long
 from ladle.data.pieces import Piece
 from ladle.data.rows import Unreadable, read_rows
@@ -65,10 +65,10 @@ def tokenize_piece(task: TokenizeTask, out: Path) -> None:
         _tokenize_with(task.engine, task, out)
     except Disagreement as difference:
         logger.warning(
-            "engine %s is not used for %s of source %s: %s. Going on with hf, which is slower",
+            "engine %s is not used for %s of source %s: %s. Going on with tokenizers alone, which is slower",
             task.engine, task.piece.path, task.source.name, difference,
         )  # fmt: skip
-        _tokenize_with("hf", task, out)
+        _tokenize_with("oracle", task, out)
 
 
 def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
@@ -104,7 +104,7 @@ class _DocumentEncoder:
 
     def __init__(self, engine: Engine, task: TokenizeTask) -> None:
         self.encoder = load_checked_encoder(engine, task.vocabulary.folder)
-        self.oracle = None if engine == "hf" else load_encoder("hf", task.vocabulary.folder)
+        self.oracle = load_encoder("oracle", task.vocabulary.folder)
         self.sample = PieceSample()
         self.eos_id = task.vocabulary.eos_id
         self.bos_id = task.vocabulary.bos_id if task.add_bos else None
@@ -123,13 +123,18 @@ class _DocumentEncoder:
         return add_boundaries(np.concatenate([ids, *given]), lengths, self.eos_id, self.bos_id)
 
     def _encode_texts(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        if self.oracle is not None:
+        if self.encoder is not self.oracle:
             require_agreement(self.encoder, self.oracle, self.sample.draw(texts))
-        if all(len(text) <= PART_CHARS for text in texts):
-            return self.encoder.encode(texts)
-        parts = [list(encode_long(text, self.encoder)) for text in texts]
-        lengths = [sum(map(len, of_text)) for of_text in parts]
-        return np.concatenate([part for of_text in parts for part in of_text]), np.array(lengths, np.int64)
+        ids, lengths = self.encoder.encode([text if len(text) <= PART_CHARS else "" for text in texts])
+        return put_in(
+            ids,
+            lengths,
+            {
+                index: np.concatenate(list(encode_long(text, self.encoder)))
+                for index, text in enumerate(texts)
+                if len(text) > PART_CHARS
+            },
+        )
 
 
 def add_boundaries(

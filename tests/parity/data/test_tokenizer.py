@@ -37,7 +37,7 @@ def oracle(shared_data: Path) -> tiktoken.Encoding:
     return tiktoken.Encoding("openseek", pat_str=family.pattern, mergeable_ranks=ranks, special_tokens=special)
 
 
-@pytest.fixture(scope="module", params=["hf", "fastokens"])
+@pytest.fixture(scope="module", params=["oracle", "hf", "fastokens"])
 def encoder(request: pytest.FixtureRequest, openseek_tokenizer: Path) -> Encoder:
     engine: Engine = request.param
     if engine == "fastokens":

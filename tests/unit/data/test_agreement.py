@@ -68,7 +68,7 @@ def test_a_disagreement_falls_back_aloud(
         fast = read_tree(run_mix(make_config(HALVES, engine="fastokens"), two_sources, "fast"))
     assert fast == oracle
     assert "fastokens is not used for" in caplog.text
-    assert "Going on with hf" in caplog.text
+    assert "Going on with tokenizers alone" in caplog.text
 
 
 def test_an_engine_that_agrees_is_used(
