@@ -88,7 +88,7 @@ def print_table(results: dict[int, dict[str, Any]]) -> None:
     print("| chosen | " + " | ".join(result["chosen"] for result in results.values()) + " | |")
     for key in ("last", "selected", "gain"):
         row = [result[key] for result in results.values()]
-        print(f"| second half: {key} | " + " | ".join(f"{value:+.4f}" for value in [*row, mean(row)]) + " |")
+        print(f"| second half: {key} | " + " | ".join(f"{value:+.5f}" for value in [*row, mean(row)]) + " |")
 
 
 def main() -> None:
