@@ -19,7 +19,7 @@ from ladle.artifacts.plan import make_plan
 from ladle.artifacts.record import read_record
 from ladle.artifacts.step import in_build_order
 from ladle.artifacts.verify import verify as find_faults
-from ladle.commands import doctor, launch, push
+from ladle.commands import doctor, launch, push, rehearsing
 from ladle.commands.options import DEFAULT_ROOT, AsJson, ConfigPath, Out, Overrides, RecipePath, Root
 from ladle.commands.running import build_all, load_steps
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
@@ -55,6 +55,11 @@ def run(
         str | None,
         typer.Option("--shard", metavar="I/N", help="With --only mix, rollout or evaluate/…: work one share of it."),
     ] = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option("--rehearse", help="Run every stage at its true shape in tiny amounts, and say what all takes."),
+    ] = False,
+    price: Annotated[float, typer.Option("--price", min=0, help="With --rehearse: the price of a GPU-hour.")] = 0.0,
 ) -> None:
     """Run a recipe from where it stands; finished steps are kept.
 
@@ -65,7 +70,12 @@ def run(
       ladle run recipes/quickstart.yaml pretrain.trainer.learning_rate=2e-3
 
       ladle run recipes/quickstart.yaml --only mix
+
+      ladle run recipes/tiny.yaml --rehearse --price 2.5
     """
+    if rehearse:
+        rehearsing.rehearse(recipe, list(overrides or []), root, price)
+        return
     steps, workspace = load_steps(recipe, overrides, root, only=only)
     if shard is not None:
         if only is None:

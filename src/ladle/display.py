@@ -148,6 +148,31 @@ def print_findings(found: list[Any], as_json: bool) -> None:
     sys.stdout.write(f"{counts['error']} error(s), {counts['warning']} warning(s)\n")
 
 
+def print_rehearsal(lines: list[Any], changes: list[str], seconds: float, gpus: int) -> None:
+    """Print the rehearsal's table, what it made smaller, and the totals."""
+    rows = [
+        [
+            line.stage,
+            f"{line.seconds:,.0f} s",
+            f"{line.peak_bytes / 1e9:.2f} GB",
+            "unknown" if line.full_seconds is None else f"{line.full_seconds / 3600:,.2f} h",
+            f"{line.full_bytes / 1e9:,.2f} GB",
+            "" if line.cost is None else f"{line.cost:,.2f}",
+            line.note,
+        ]
+        for line in lines
+    ]
+    _print_table(["step", "rehearsal", "peak memory", "full run", "full disk", "cost", ""], rows)
+    for change in changes:
+        sys.stdout.write(f"not tried at its true size: {change}\n")
+    full = sum(line.full_seconds or 0 for line in lines) / 3600
+    cost = sum(line.cost or 0 for line in lines)
+    where = f"{gpus} GPU(s)" if gpus else "these CPU cores"
+    sys.stdout.write(
+        f"rehearsed in {seconds:,.0f} s; the full run takes about {full:,.1f} h on {where}, cost {cost:,.2f}\n"
+    )
+
+
 def print_grade(grade: dict[str, Any], as_json: bool) -> None:
     """Print one verdict and its reason."""
     if as_json:

@@ -217,19 +217,28 @@ def size_of(kind: str, repo_id: str, commit: str, file: str | None = None) -> in
     Raises:
         UserError: it is closed to us, the commit or the file does not exist, or (offline) it is not in the cache.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub import constants
 
-    try:
-        if constants.is_offline_mode():
-            snapshot_download(repo_id, repo_type=kind, revision=commit) if file is None else hf_hub_download(
-                repo_id, file, repo_type=kind, revision=commit
-            )
-            return None
-        tree = HfApi().list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)
-        sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
-    except _hub_errors() as error:
-        _explain(error, kind, repo_id, commit[:12])
+    if constants.is_offline_mode():
+        snapshot(kind, repo_id, commit, file)
+        return None
+    sizes = files_of(kind, repo_id, commit)
     if file is not None and file not in sizes:
         raise UserError(f"{kind} {repo_id} at {commit[:12]} has no file {file}", "pin a `revision:` that has it")
     return sizes[file] if file is not None else sum(sizes.values())
+
+
+def files_of(kind: str, repo_id: str, commit: str) -> dict[str, int]:
+    """Return the bytes of each file of a repository at a commit, by path.
+
+    Raises:
+        UserError: it is closed to us, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        tree = HfApi().list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=commit)
+        return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    except _hub_errors() as error:
+        _explain(error, kind, repo_id, commit[:12])

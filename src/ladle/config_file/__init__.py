@@ -66,17 +66,22 @@ class ConfigFile:
         Raises:
             UserError: the first fault, with the key, the value seen, the file and the line.
         """
-        tree = self._substitute(self.tree)
+        tree = self.substitute(self.tree)
         try:
             return model.model_validate(tree)
         except ValidationError as error:
             raise explain(error, model, self.tree, self.where) from None
 
-    def _substitute(self, value: Any, path: KeyPath = ()) -> Any:
+    def substitute(self, value: Any, path: KeyPath = ()) -> Any:
+        """Return a part of the tree with `${name}` replaced.
+
+        Raises:
+            UserError: a name that is not set.
+        """
         if isinstance(value, dict):
-            return {key: self._substitute(item, (*path, key)) for key, item in value.items()}
+            return {key: self.substitute(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, list):
-            return [self._substitute(item, (*path, index)) for index, item in enumerate(value)]
+            return [self.substitute(item, (*path, index)) for index, item in enumerate(value)]
         if not isinstance(value, str) or "${" not in value:
             return value
         for name in _REFERENCE.findall(value):

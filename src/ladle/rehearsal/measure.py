@@ -1,0 +1,77 @@
+"""Running one step in a process of its own and watching it: time, peak memory of all its processes, what it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What one run of a command took."""
+
+    code: int
+    seconds: float
+    peak_bytes: int
+    """The most that its processes held at once, resident; pages they share are counted once a process."""
+    lines: tuple[tuple[float, str], ...]
+    """What it wrote to standard error, each line with the seconds since the start."""
+
+
+def watch(command: list[str], log: Path, stop: Callable[[], bool] | None = None) -> Watched:
+    """Run a command to its end, or until `stop` says so: then all its processes are killed with SIGKILL.
+
+    Args:
+        command: what to run.
+        log: where its standard error goes.
+        stop: asked a few times a second.
+    """
+    started = time.monotonic()
+    peak, seen, lines = 0, 0, []
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(command, stderr=stream, stdout=stream, start_new_session=True)
+        while process.poll() is None:
+            peak = max(peak, sum(map(_resident_bytes, _tree(process.pid))))
+            text = log.read_text(encoding="utf-8", errors="replace")
+            fresh, seen = text[seen:], len(text)
+            lines += [(time.monotonic() - started, line) for line in fresh.splitlines()]
+            if stop is not None and stop():
+                for pid in reversed(_tree(process.pid)):
+                    _kill(pid)
+                process.wait()
+                break
+            time.sleep(POLL_SECONDS)
+    return Watched(process.returncode, time.monotonic() - started, peak, tuple(lines))
+
+
+def _tree(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found = [pid]
+    for parent in found:
+        for path in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += [int(child) for child in path.read_text().split()]
+            except OSError:
+                continue  # ended meanwhile
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
