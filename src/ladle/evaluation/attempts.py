@@ -18,10 +18,10 @@ from ladle.errors import CheckFailed
 from ladle.evaluation.config import PromptStyle
 from ladle.evaluation.prompts import Prompt, encode_prompt, make_prompt
 from ladle.evaluation.rollout_config import AttemptConfig
-from ladle.executors import SerialExecutor
+from ladle.executors import WHOLE, Shard, make_executor
 from ladle.generation.backends import make_generator
 from ladle.generation.complete import complete
-from ladle.generation.request import make_request, sample_seed
+from ladle.generation.request import Sample, make_request, sample_seed
 from ladle.grading.config import GraderConfig
 from ladle.grading.grade import Grader, Pair
 
@@ -65,6 +65,30 @@ def attempt_problems(
         folder: where finished samples are kept across crashes until `discard_logs`.
         purpose: what the samples are for; it enters their seeds and the progress line.
     """
+    prompts, samples = sample_attempts(config, problems, model, tokenizer, folder, purpose)
+    places = [int(name.partition("/")[0]) for name in samples]
+    pairs = [
+        Pair(gold=problems[place].answer, answer=sample.text)
+        for place, sample in zip(places, samples.values(), strict=True)
+    ]
+    with Grader(GraderConfig()) as grader:
+        verdicts = [str(grade.verdict) for grade in grader.grade_completions(pairs)]
+    return [
+        Attempt(problems[place], prompts[place], pair.answer, verdict)
+        for place, pair, verdict in zip(places, pairs, verdicts, strict=True)
+    ]
+
+
+def sample_attempts(
+    config: AttemptConfig,
+    problems: Sequence[Problem],
+    model: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    purpose: str,
+    shard: Shard = WHOLE,
+) -> tuple[list[Prompt], dict[str, Sample]]:
+    """Return each problem's prompt, and the samples by `<problem>/<number>`: all of them, or one share."""
     style = cast(PromptStyle, config.prompt)  # the recipe's schema leaves the name open
     prompts = [make_prompt(style, problem.question, tokenizer) for problem in problems]
     requests = [
@@ -79,18 +103,8 @@ def attempt_problems(
         for sample in range(config.samples)
     ]
     make = partial(make_generator, config, model, tokenizer)
-    samples = complete(requests, make, folder, SerialExecutor(), description=purpose).samples
-    places = [int(name.partition("/")[0]) for name in samples]
-    pairs = [
-        Pair(gold=problems[place].answer, answer=sample.text)
-        for place, sample in zip(places, samples.values(), strict=True)
-    ]
-    with Grader(GraderConfig()) as grader:
-        verdicts = [str(grade.verdict) for grade in grader.grade_completions(pairs)]
-    return [
-        Attempt(problems[place], prompts[place], pair.answer, verdict)
-        for place, pair, verdict in zip(places, pairs, verdicts, strict=True)
-    ]
+    executor = make_executor(config.executor, config.workers, on_gpus=True)
+    return prompts, complete(requests, make, folder, executor, config.workers, purpose, shard).samples
 
 
 def count_verdicts(attempts: Sequence[Attempt], num_samples: int) -> dict[str, int]:

@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from ladle.config import Config, location
+from ladle.config import Config, execution, location
 from ladle.evaluation.config import PromptStyle
+from ladle.executors import ExecutorKind
 from ladle.generation.config import SamplingConfig
 
 
@@ -35,6 +36,10 @@ class AttemptConfig(SamplingConfig):
     """Prompt format, by the names that evaluation uses."""
     verifier: Literal["math"] = "math"
     """What judges a completion: `math` grades its answer; unparsed and timed-out ones are counted apart."""
+    workers: int = execution(1, ge=1)
+    """Processes that generate side by side, one GPU each where there are several."""
+    executor: ExecutorKind = execution("processes")
+    """Where those processes are: on this machine, or on a Ray cluster."""
 
 
 class RolloutConfig(AttemptConfig):

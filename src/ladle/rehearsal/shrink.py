@@ -110,7 +110,7 @@ class Shrunk:
     def _rollout(self, section: Tree | None) -> None:
         if section is not None:
             section["prompts"] = dict(section["prompts"]) | {"limit": PROBLEMS}
-            section |= {"samples": 2, "max_new_tokens": NEW_TOKENS}
+            section |= {"samples": 2, "max_new_tokens": NEW_TOKENS, "workers": 1, "executor": "processes"}
             self._backend("rollout", section)
 
     def _kto(self, key: str, section: Tree | None) -> None:

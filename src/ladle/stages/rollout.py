@@ -12,9 +12,10 @@ from typing import Any
 
 from ladle.data.problems import rows_of_problems
 from ladle.data.templates import fill
-from ladle.evaluation.attempts import Attempt, Problem, attempt_problems, count_verdicts
+from ladle.evaluation.attempts import Attempt, Problem, attempt_problems, count_verdicts, sample_attempts
 from ladle.evaluation.corruption import corrupt_answers
 from ladle.evaluation.rollout_config import PromptSource, RolloutConfig
+from ladle.executors import Shard
 from ladle.generation.complete import discard_logs
 from ladle.log import get_logger
 from ladle.models.load import model_dir
@@ -39,6 +40,13 @@ def run(config: RolloutConfig, inputs: dict[str, list[Path]], out: Path) -> dict
         "counters": counters | {"rows": len(rows)},
         "metrics": {"accuracy": counters["correct"] / counters["samples"]},
     }
+
+
+def run_shard(config: RolloutConfig, inputs: dict[str, list[Path]], out: Path, shard: Shard) -> None:
+    """Sample one share of the completions; `run` finds them finished."""
+    model = model_dir(inputs["model"][0])
+    problems = _read_problems(config.prompts, inputs["prompts"])
+    sample_attempts(config, problems, model, load_fast_tokenizer(model), out, "rollout", shard)
 
 
 def _read_problems(source: PromptSource, paths: list[Path]) -> list[Problem]:

@@ -1,0 +1,97 @@
+"""A Ray cluster of two nodes, one of them removed in the middle: mixing, rollouts and evaluation end with the bytes of
+this machine alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SCRIPT = """
+import json, sys, threading, time
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+from tests.distributed.ray_jobs import JOBS, digests, finished
+
+name, folder = sys.argv[1], Path(sys.argv[2])
+run, out = JOBS[name](folder, "ray")
+out.mkdir()
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+import ray
+ray.init(address=cluster.address, log_to_driver=False)
+used = len([node for node in ray.nodes() if node["Alive"]])
+seen = {}
+
+def lose_a_node():
+    while finished(name, out) < 2:
+        time.sleep(0.02)
+    seen["finished"] = finished(name, out)
+    cluster.remove_node(second, allow_graceful=False)
+    seen["finished_after"] = finished(name, out)
+
+watcher = threading.Thread(target=lose_a_node, daemon=True)
+watcher.start()
+run()
+watcher.join(60)
+for _ in range(300):  # the cluster notices after some seconds
+    left = len([node for node in ray.nodes() if node["Alive"]])
+    if left < used:
+        break
+    time.sleep(0.2)
+seen |= {"nodes": [used, left], "digests": digests(out)}
+(folder / "seen.json").write_text(json.dumps(seen))  # Ray writes to standard output as it likes
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "RAY_TMPDIR": str(folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+@pytest.mark.parametrize("name", ["mix", "rollout"])
+def test_a_lost_node_changes_nothing(name, tmp_path):
+    from tests.distributed.ray_jobs import JOBS, digests, items
+
+    run, out = JOBS[name](tmp_path, "processes")
+    out.mkdir()
+    run()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, name, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(Path("/tmp")),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["nodes"] == [2, 1], "the node was not lost while the work ran"
+    assert 2 <= seen["finished"] <= seen["finished_after"] < items(name), "the work was over before the node was lost"
+    assert seen["digests"] == digests(out)
+
+
+def test_without_a_cluster_the_way_out_is_named(tmp_path):
+    code = (
+        "from ladle.executors import make_executor\nfrom ladle.errors import UserError\n"
+        "try:\n    list(make_executor('ray', 1).map(len, ['a']))\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path))
+    assert "there is no Ray cluster here: start one with `ray start --head`" in done.stdout, done.stderr[-2000:]
