@@ -2,12 +2,14 @@
 
 Averaging weights that are read by different functions (another rope, activation, norm epsilon or vocabulary) gives a
 model that loads, runs, and is wrong. A key that only some configs have is looked up among transformers' defaults, in a
-process of its own, for transformers takes more memory than a soup may.
+process of its own, for there transformers can be kept from importing torch.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -109,6 +111,9 @@ def _with_defaults(folders: list[Path], configs: list[dict[str, Any]]) -> list[d
 
 
 def _load_configs(folders: list[str]) -> list[dict[str, Any]] | None:
+    # Configs need no torch, whose import takes 200 MiB and seconds; without it transformers gives advice on stderr.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     from transformers import AutoConfig
 
     try:
