@@ -1,12 +1,14 @@
 """Ladle's mix stage against the usual way: datasets.map a row at a time, TRL's pack_dataset('wrapped'), shuffle, save.
 
-    python benchmarks/bench_mix.py [--corpus DIR] [--tokenizer DIR] [--megabytes 360] [--part 0.025] [--runs 5]
+    python benchmarks/bench_mix.py [--corpus DIR] [--tokenizer DIR] [--megabytes 360] [--part 0.11] [--runs 5]
 
 Same texts, same tokenizer, same cores; each run is a process of its own, timed whole, start-up included, and reads
 every document once. The contenders take turns. Each is given as much text as it gets through in a fair time (`--part`
-and `--hf-part` say what share of the corpus the usual way and Ladle's HF engine get), and rates are tokens read by
-seconds; the start-up is also shown apart, as a run on next to no text. The corpus is DIR's parquet files (column
-`text`) and the texts of installed packages. Peak memory is the unique set (USS) of all processes of a run together.
+and `--hf-part` say what share of the corpus the usual way and Ladle's HF engine get: by default both more than 10 million
+tokens, so that start-up is a small part of either), and rates are tokens read by seconds. Start-up is also shown apart,
+as a run on next to no text, and the ratios without it as `…_after_start_up`. The corpus is DIR's parquet files (column
+`text`) and the texts of installed packages. Peak memory is the proportional set (PSS) of all processes of a run
+together, so that pages shared by forked workers count once.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Run:
     tokens: int
     wall_seconds: float
     cpu_seconds: float
-    peak_uss_bytes: int
+    peak_bytes: int
     disk_bytes: int
 
     @property
@@ -82,10 +84,10 @@ class Bench:
 
 
 def _watch(process: psutil.Popen) -> int:
-    """Return the largest unique set size of the process and its children while it runs."""
+    """Return the largest proportional set size of the process and its children while it runs."""
     peak = 0
     while process.poll() is None:
-        peak = max(peak, sum(_uss(one) for one in _family(process)))
+        peak = max(peak, sum(_pss(one) for one in _family(process)))
         time.sleep(SAMPLE_SECONDS)
     return peak
 
@@ -97,9 +99,9 @@ def _family(process: psutil.Popen) -> list[psutil.Process]:
         return []
 
 
-def _uss(process: psutil.Process) -> int:
+def _pss(process: psutil.Process) -> int:
     try:
-        return process.memory_full_info().uss
+        return process.memory_full_info().pss
     except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
         return 0
 
@@ -134,7 +136,7 @@ def compare(bench: Bench, parts: dict[str, Corpus], runs: int) -> dict[str, list
 def _show(name: str, run: Run) -> None:
     print(
         f"{name:<26}{run.tokens:>13,} tokens{run.wall_seconds:>9.2f} s{run.cpu_seconds:>9.2f} CPU s",
-        f"{run.rate:>12,.0f} tokens/s{run.peak_uss_bytes / 2**20:>7,.0f} MiB",
+        f"{run.rate:>12,.0f} tokens/s{run.peak_bytes / 2**20:>7,.0f} MiB",
         f"{run.disk_bytes / run.tokens:>6.2f} B/token",
         flush=True,
     )
@@ -145,7 +147,7 @@ def _median_run(runs: list[Run]) -> Run:
         tokens=runs[0].tokens,
         wall_seconds=median(run.wall_seconds for run in runs),
         cpu_seconds=median(run.cpu_seconds for run in runs),
-        peak_uss_bytes=int(median(run.peak_uss_bytes for run in runs)),
+        peak_bytes=int(median(run.peak_bytes for run in runs)),
         disk_bytes=int(median(run.disk_bytes for run in runs)),
     )
 
@@ -159,8 +161,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--megabytes", type=float, default=360, help="size of the whole corpus (the 16x of the scaling rows)"
     )
-    parser.add_argument("--part", type=float, default=0.025, help="share of it that the usual way gets")
-    parser.add_argument("--hf-part", type=float, default=0.1, help="share of it that Ladle's HF engine gets")
+    parser.add_argument("--part", type=float, default=0.11, help="share of it that the usual way gets")
+    parser.add_argument("--hf-part", type=float, default=0.25, help="share of it that Ladle's HF engine gets")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scaling-runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
@@ -208,12 +210,14 @@ def _report(medians: dict[str, Run], start_up: dict[str, float], scaling: dict[i
     for name, run in medians.items():
         _show(f"{name} (start {start_up[name]:.1f} s)", run)
     seeds, hf, fast = (medians[name] for name in CONTENDERS)
+    running = {name: run.tokens / max(run.wall_seconds - start_up[name], 1e-9) for name, run in medians.items()}
     ratios = {
         "vs_seeds_way": fast.rate / seeds.rate,
         "vs_seeds_way_hf_engine": hf.rate / seeds.rate,
-        "memory_vs_seeds_way": seeds.peak_uss_bytes / fast.peak_uss_bytes,
+        "memory_vs_seeds_way": seeds.peak_bytes / fast.peak_bytes,
+        "vs_seeds_way_after_start_up": running["ladle_fast"] / running["seeds_way"],
+        "vs_seeds_way_hf_engine_after_start_up": running["ladle_hf"] / running["seeds_way"],
     }
-    running = {name: run.tokens / max(run.wall_seconds - start_up[name], 1e-9) for name, run in medians.items()}
     figures = {
         f"{name}_{what}": round(value, 4)
         for name, run in medians.items()
@@ -222,12 +226,12 @@ def _report(medians: dict[str, Run], start_up: dict[str, float], scaling: dict[i
             ("tokens", run.tokens),
             ("start_up_seconds", start_up[name]),
             ("tokens_per_second_after_start_up", running[name]),
-            ("peak_mib", run.peak_uss_bytes / 2**20),
+            ("peak_mib", run.peak_bytes / 2**20),
             ("disk_bytes_per_token", run.disk_bytes / run.tokens),
         )
     }
     figures |= {f"ladle_fast_{scale}x_tokens_per_second": round(run.rate) for scale, run in scaling.items()}
-    figures |= {f"ladle_fast_{scale}x_peak_mib": round(run.peak_uss_bytes / 2**20) for scale, run in scaling.items()}
+    figures |= {f"ladle_fast_{scale}x_peak_mib": round(run.peak_bytes / 2**20) for scale, run in scaling.items()}
     rounded = {name: round(ratio, 2) for name, ratio in ratios.items()}
     print(json.dumps({"name": "bench_mix", "ratios": rounded, "medians": figures, "runs": runs}))
 
