@@ -4,8 +4,8 @@
 
 Same texts, same tokenizer, same cores; each run is a process of its own, timed whole, start-up included, and reads
 every document once. The contenders take turns. Each is given as much text as it gets through in a fair time (`--part`
-and `--hf-part` say what share of the corpus the usual way and Ladle's HF engine get: by default both more than 10 million
-tokens, so that start-up is a small part of either), and rates are tokens read by seconds. Start-up is also shown apart,
+and `--hf-part` say what share of the corpus the usual way and Ladle's HF engine get; by default that is over 10 million
+tokens for either, so that start-up weighs little), and rates are tokens read by seconds. Start-up is also shown apart,
 as a run on next to no text, and the ratios without it as `…_after_start_up`. The corpus is DIR's parquet files (column
 `text`) and the texts of installed packages. Peak memory is the proportional set (PSS) of all processes of a run
 together, so that pages shared by forked workers count once.
