@@ -1,11 +1,12 @@
 """KTO: TRL's KTOTrainer at its defaults and at its best setting against Ladle, time and peak memory.
 
-    python benchmarks/bench_kto.py [--runs 5] [--rows 32] [--shapes moe,dense] [--vocabularies 4k,152k]
+    python benchmarks/bench_kto.py [--runs 5] [--times 1] [--shapes moe,dense] [--vocabularies 4k,152k]
 
 The same random model, rows, fixed pairs, rows per optimizer step (16) and float32 for all; rows as long as MATH-500's
-problems and solutions. A run is a whole training of four epochs, the reference pass and the optimizer included; its
-first epoch, with the reference pass, is the one-epoch figure. TRL's best setting: precomputed reference, no gradient
-checkpointing, the whole step as one microbatch. `new_pairs` pairs anew each epoch, which TRL cannot.
+problems and solutions (with the large vocabulary a quarter of that, and 4 rows a step). A run is a whole training of
+four epochs, the reference pass and the optimizer included; its first epoch, with the reference pass, is the one-epoch
+figure. TRL's best setting: precomputed reference, no gradient checkpointing, the whole step as one microbatch.
+`new_pairs` pairs anew each epoch, which TRL cannot.
 
 Memory is the peak of a process of its own above what it held once the libraries were imported, over one epoch.
 """
@@ -34,7 +35,7 @@ def main() -> None:
     kto_contenders.quieten()
     ratios: dict[str, float] = {}
     medians: dict[str, float] = {}
-    print(f"{torch.get_num_threads()} threads, {options.rows} rows, medians of {options.runs} runs\n")
+    print(f"{torch.get_num_threads()} threads, medians of {options.runs} runs\n")
     for shape in options.shapes.split(","):
         for vocabulary in options.vocabularies.split(","):
             name = f"{shape}_{vocabulary}"
@@ -48,10 +49,10 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--times", type=int, default=1, help="how many times as many rows as by default")
     parser.add_argument("--shapes", default="moe,dense")
     parser.add_argument("--vocabularies", default="4k,152k")
-    parser.add_argument("--contenders", default=",".join(kto_contenders.CONTENDERS))
+    parser.add_argument("--contenders", default="trl_default,trl_best,ladle,ladle_new_pairs")
     parser.add_argument("--budget", type=int, default=8_192, help="Ladle's max_tokens_per_microbatch")
     parser.add_argument("--no-memory", action="store_true")
     return parser.parse_args()
@@ -60,15 +61,16 @@ def _options() -> argparse.Namespace:
 def _time(shape: str, vocabulary: str, options: argparse.Namespace) -> dict[str, list[list[float]]]:
     """Return for each contender the seconds at which each epoch of each run ended; runs alternate in random order."""
     seconds: dict[str, list[list[float]]] = {name: [] for name in options.contenders.split(",")}
+    rows = kto_contenders.WORKLOADS[vocabulary].rows * options.times
     for name in seconds:  # warm up
-        kto_contenders.run(name, shape, vocabulary, kto_contenders.ROWS_PER_STEP, 1, 0, options.budget)
+        kto_contenders.run(
+            name, shape, vocabulary, kto_contenders.WORKLOADS[vocabulary].rows_per_step, 1, 0, options.budget
+        )
     for number in range(options.runs):
         names = list(seconds)
         random.Random(number).shuffle(names)
         for name in names:
-            seconds[name].append(
-                kto_contenders.run(name, shape, vocabulary, options.rows, EPOCHS, number, options.budget)
-            )
+            seconds[name].append(kto_contenders.run(name, shape, vocabulary, rows, EPOCHS, number, options.budget))
     return seconds
 
 
@@ -97,8 +99,9 @@ def _summarise(
 def _memory(shape: str, vocabulary: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     figures = {}
     for contender in ("trl_default", "trl_best", "ladle"):
+        rows = kto_contenders.WORKLOADS[vocabulary].rows * options.times
         job = {
-            "contender": contender, "shape": shape, "vocabulary": vocabulary, "num_rows": options.rows, "epochs": 1,
+            "contender": contender, "shape": shape, "vocabulary": vocabulary, "num_rows": rows, "epochs": 1,
             "seed": 0, "budget": options.budget,
         }  # fmt: skip
         command = [sys.executable, str(Path(kto_contenders.__file__)), json.dumps(job)]

@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,22 @@ PROMPT_DECILES = (8, 22, 30, 35, 41, 50, 59, 71, 87, 141, 791)
 COMPLETION_DECILES = (18, 63, 82, 105, 133, 165, 201, 251, 319, 468, 1389)
 """Tokens of MATH-500's problems and solutions under OpenSeek's vocabulary."""
 MAX_LENGTH = 1024
-ROWS_PER_STEP = 16
-VOCABULARIES = {"4k": 4_096, "152k": 151_936}
-COMMON = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 2_048}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained on: a step's rows, all rows, and how much shorter than MATH-500's they are."""
+
+    vocab_size: int
+    hidden_size: int
+    rows_per_step: int
+    rows: int
+    shorter: int
+
+
+WORKLOADS = {"4k": Workload(4_096, 128, 16, 32, 1), "152k": Workload(151_936, 64, 4, 4, 4)}
+"""By vocabulary; the large one's are cut down until TRL's default takes seconds, not minutes, an epoch."""
+COMMON = {"num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 2_048}
 SHAPES: dict[str, dict[str, Any]] = {
     "moe": {
         **COMMON, "model_type": "deepseek_v3", "intermediate_size": 256, "moe_intermediate_size": 64,
@@ -64,18 +79,18 @@ def quieten() -> None:
     logging.disable(logging.WARNING)
 
 
-def make_rows(count: int, vocab_size: int, seed: int) -> list[dict[str, Any]]:
+def make_rows(work: Workload, count: int, seed: int) -> list[dict[str, Any]]:
     """Return rows of token ids whose lengths follow the deciles, every quantile once, and alternating labels."""
     random = np.random.default_rng(seed)
     quantile = (np.arange(count) + 0.5) / count
     prompts, completions = (
-        random.permutation(np.interp(quantile, np.linspace(0, 1, 11), deciles).astype(int))
+        random.permutation(np.interp(quantile, np.linspace(0, 1, 11), deciles).astype(int) // work.shorter)
         for deciles in (PROMPT_DECILES, COMPLETION_DECILES)
     )
     return [
         {
-            "prompt_ids": random.integers(2, vocab_size, prompt).tolist(),
-            "completion_ids": random.integers(2, vocab_size, completion).tolist(),
+            "prompt_ids": random.integers(2, work.vocab_size, prompt).tolist(),
+            "completion_ids": random.integers(2, work.vocab_size, completion).tolist(),
             "label": index % 2 == 0,
         }
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
@@ -85,10 +100,10 @@ def make_rows(count: int, vocab_size: int, seed: int) -> list[dict[str, Any]]:
 def make_model(shape: str, vocabulary: str) -> PreTrainedModel:
     """Return the benchmark's model with random weights, always the same."""
     torch.manual_seed(0)
-    fields = dict(SHAPES[shape])
+    fields, work = dict(SHAPES[shape]), WORKLOADS[vocabulary]
     config = AutoConfig.for_model(
-        fields.pop("model_type"), vocab_size=VOCABULARIES[vocabulary], bos_token_id=0, eos_token_id=0,
-        pad_token_id=PAD_ID, **fields,
+        fields.pop("model_type"), vocab_size=work.vocab_size, hidden_size=work.hidden_size, bos_token_id=0,
+        eos_token_id=0, pad_token_id=PAD_ID, **fields,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
@@ -153,18 +168,18 @@ class _RotatedPlan(KtoPlan):
 
 
 def train_with_ladle(
-    model: PreTrainedModel, rows: list[dict], epochs: int, out: Path, new_pairs: bool, pairs_of: int, budget: int
+    model: PreTrainedModel, rows: list[dict], epochs: int, out: Path, rows_per_step: int, new_pairs: bool, budget: int
 ) -> Ends:
-    """Train with Ladle, on TRL's pairs in microbatches of `pairs_of`, or on new pairs each epoch."""
+    """Train with Ladle, on the pairs of TRL's default, or on new pairs each epoch."""
     examples = flatten(rows)
-    kind, batch = (KtoPlan, 1) if new_pairs else (_RotatedPlan, pairs_of)
-    plan = kind(examples.prompt_of, epochs, 42, 42, new_pairs, kl_fraction=1.0, rows_per_step=batch)
+    kind = KtoPlan if new_pairs else _RotatedPlan
+    plan = kind(examples.prompt_of, epochs, 42, 42, new_pairs, kl_fraction=1.0, rows_per_step=rows_per_step // 2)
     use_kto_forward(model)
     clock = _EpochEnds()
     started = time.perf_counter()
     reference = ReferencePass(model.eval(), PAD_ID, budget).run(examples, plan, out / "reference")
     values = {
-        "num_train_epochs": epochs, "per_device_train_batch_size": ROWS_PER_STEP // 2, "gradient_accumulation_steps": 2,
+        "num_train_epochs": epochs, "per_device_train_batch_size": rows_per_step // 2, "gradient_accumulation_steps": 2,
         "save_strategy": "no", "learning_rate": 1e-5,
     }  # fmt: skip
     trainer = KtoTrainer(
@@ -193,27 +208,53 @@ def flatten(rows: list[dict]) -> KtoExamples:
     return KtoExamples(*flat("prompt_ids"), *flat("completion_ids"), labels, np.arange(len(rows)), MAX_LENGTH)
 
 
-TRL_DEFAULT = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
-TRL_BEST = {
-    "per_device_train_batch_size": ROWS_PER_STEP,
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
-    "precompute_ref_log_probs": True,
-    "precompute_ref_batch_size": ROWS_PER_STEP,
-}
+def _trl_default(*args: Any, rows_per_step: int, budget: int) -> Ends:
+    return train_with_trl(
+        *args,
+        per_device_train_batch_size=rows_per_step // 2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+    )
+
+
+def _trl_best(*args: Any, rows_per_step: int, budget: int) -> Ends:
+    return train_with_trl(
+        *args,
+        per_device_train_batch_size=rows_per_step,
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=rows_per_step,
+    )
+
+
+def _trl_best_small(*args: Any, rows_per_step: int, budget: int) -> Ends:
+    return train_with_trl(
+        *args,
+        per_device_train_batch_size=rows_per_step // 2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=rows_per_step // 2,
+    )
+
+
 CONTENDERS: dict[str, Callable[..., Ends]] = {
-    "trl_default": lambda *args, **_: train_with_trl(*args, **TRL_DEFAULT),
-    "trl_best": lambda *args, **_: train_with_trl(*args, **TRL_BEST),
-    "ladle": lambda *args, budget: train_with_ladle(*args, new_pairs=False, pairs_of=8, budget=budget),
-    "ladle_new_pairs": lambda *args, budget: train_with_ladle(*args, new_pairs=True, pairs_of=8, budget=budget),
+    "trl_default": _trl_default,
+    "trl_best": _trl_best,
+    "trl_best_small": _trl_best_small,
+    "ladle": partial(train_with_ladle, new_pairs=False),
+    "ladle_new_pairs": partial(train_with_ladle, new_pairs=True),
 }
 
 
 def run(contender: str, shape: str, vocabulary: str, num_rows: int, epochs: int, seed: int, budget: int) -> Ends:
     """Train one contender from fresh weights and return the seconds at which each epoch ended."""
-    rows = make_rows(num_rows, VOCABULARIES[vocabulary], seed)
+    work = WORKLOADS[vocabulary]
+    rows = make_rows(work, num_rows, seed)
     with tempfile.TemporaryDirectory() as out:
-        return CONTENDERS[contender](make_model(shape, vocabulary), rows, epochs, Path(out), budget=budget)
+        model, rest = make_model(shape, vocabulary), {"rows_per_step": work.rows_per_step, "budget": budget}
+        return CONTENDERS[contender](model, rows, epochs, Path(out), **rest)
 
 
 def _memory_mib(field: str) -> float:

@@ -162,13 +162,13 @@ def rotate(folder: Path, keep: Rotation) -> None:
     for checkpoint in list_checkpoints(folder)[:-1]:
         if is_preempted(checkpoint):
             remove_checkpoint(checkpoint)
-    whole = [path for path in list_checkpoints(folder) if is_resumable(path)]
-    if keep.resumable is not None:
-        for checkpoint in whole[: -max(1, keep.resumable)]:
-            strip_training_state(checkpoint)
-    copies = [path for path in list_checkpoints(folder) if not is_resumable(path)]
+    if keep.resumable is None:
+        return
+    older = list_checkpoints(folder)[: -max(1, keep.resumable)]
+    for checkpoint in filter(is_resumable, older):
+        strip_training_state(checkpoint)
     if keep.models is not None:
-        for checkpoint in copies[: max(0, len(copies) - keep.models)]:
+        for checkpoint in older[: max(0, len(older) - keep.models)]:
             remove_checkpoint(checkpoint)
 
 

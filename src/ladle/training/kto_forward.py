@@ -42,13 +42,13 @@ def use_kto_forward(model: PreTrainedModel) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     use_fused_attention(model)
-    plain_forward = model.forward
+    plain_forward = type(model).forward
 
     def forward(
         self: PreTrainedModel, *args: Any, bin: Bin | None = None, objective: Objective | None = None, **kwargs: Any
     ) -> Any:
         if bin is None:
-            return plain_forward(*args, **kwargs)
+            return plain_forward(self, *args, **kwargs)
         hidden_ND, weight_VD = _hidden_states(self, bin), _head(self).weight
         if objective is None:
             return completion_logps(hidden_ND, weight_VD, bin.target_N, bin.sizes)

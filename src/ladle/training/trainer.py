@@ -127,6 +127,7 @@ class LadleTrainer(Trainer):
     def finish_checkpoints(self) -> None:
         """Leave model-only copies, so that equal runs leave equal bytes; the final model is the stage's to save."""
         if self.args.should_save:
+            rotate(self.folder, self.keep)  # what a crash may have cut short
             for checkpoint in list_checkpoints(self.folder):
                 if is_preempted(checkpoint):
                     remove_checkpoint(checkpoint)
