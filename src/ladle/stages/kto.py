@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 
+from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.models.chat_template import ensure_chat_template
 from ladle.models.load import model_dir
@@ -57,6 +58,7 @@ def _make_trainer(
     config: KtoConfig, arguments: TrainingArguments, policy: PreTrainedModel, reference: Path, pad_id: int
 ) -> KtoTrainer:
     passes = KtoReferenceConfig.of(config, config.seed)
+    _require_enough_kl_rows(config, arguments)
     data = _read(passes, reference, config, is_training=True)
     options = KtoOptions(
         choose_weights(config, data.examples.is_desirable),
@@ -74,6 +76,17 @@ def _make_trainer(
         rows_are_shuffled=False,
         router_bias_update_rate=0.0,
     )
+
+
+def _require_enough_kl_rows(config: KtoConfig, arguments: TrainingArguments) -> None:
+    """Refuse a share of examples so small that some z0 would rest on none."""
+    rows = arguments.per_device_train_batch_size * arguments.world_size
+    rows *= arguments.gradient_accumulation_steps if config.kl_scope == "step" else 1
+    if config.estimates_kl and config.kl_fraction * rows < 1:
+        raise UserError(
+            f"kto.kl_fraction={config.kl_fraction:g} of the {rows} examples that share a z0 is less than one",
+            f"raise it to at least {1 / rows:.3g}, or set kto.kl_scope=none",
+        )
 
 
 def _read(passes: KtoReferenceConfig, reference: Path, config: KtoConfig, is_training: bool) -> KtoData:

@@ -65,7 +65,8 @@ def loss_of_completions(
         sizes: tokens of each completion.
         objective: each completion's loss as a function of its log π.
     """
-    return _LossOfCompletions.apply(hidden_ND, weight_VD, target_N, sizes, objective)
+    needs_gradient = torch.is_grad_enabled()
+    return _LossOfCompletions.apply(hidden_ND, weight_VD, target_N, sizes, objective, needs_gradient)
 
 
 class _Softmax:
@@ -87,8 +88,8 @@ def _softmax_terms(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, target_C: t
 
 class _LossOfCompletions(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND, weight_VD, target_N, sizes, objective):  # noqa: ANN001, ANN205
-        pass_ = _OnePass(hidden_ND, weight_VD, target_N)
+    def forward(ctx: Any, hidden_ND, weight_VD, target_N, sizes, objective, needs_gradient):  # noqa: ANN001, ANN205
+        pass_ = _OnePass(hidden_ND, weight_VD, target_N, needs_gradient)
         losses, logps, entropies = [], [], []
         for completions, tokens, block_sizes in blocks(sizes, tokens_of_block(weight_VD)):
             loss_b, logp_b, entropy_b = pass_.run(
@@ -108,16 +109,19 @@ class _LossOfCompletions(torch.autograd.Function):
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         scale = grads[0]
         grad_weight = None if grad_weight_VD is None else (grad_weight_VD * scale).to(ctx.weight_dtype)
-        return (grad_hidden_ND * scale).to(grad_hidden_ND.dtype), grad_weight, None, None, None
+        return (grad_hidden_ND * scale).to(grad_hidden_ND.dtype), grad_weight, None, None, None, None
 
 
 class _OnePass:
     """Goes over blocks of completions, filling the gradients of the hidden states and of the head."""
 
-    def __init__(self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor) -> None:
+    def __init__(
+        self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, needs_gradient: bool
+    ) -> None:
         self.hidden_ND, self.weight_VD, self.target_N = hidden_ND, weight_VD, target_N
         self.grad_hidden_ND = torch.empty_like(hidden_ND)
-        self.grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if weight_VD.requires_grad else None
+        trains_head = needs_gradient and weight_VD.requires_grad
+        self.grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trains_head else None
 
     def run(
         self, tokens: slice, sizes: Sequence[int], objective: Callable[[torch.Tensor], torch.Tensor]

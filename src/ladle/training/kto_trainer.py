@@ -213,6 +213,8 @@ class KtoTrainer(LadleTrainer):
 
     def _my_bins(self, examples: KtoExamples, pairs: list[Pair]) -> list[list[int]]:
         """Return this process's share of the bins; every process has as many, so that they can go in step."""
+        if not pairs:
+            return []
         prompts, completions = np.array(pairs).T
         processes, packed = self.accelerator.num_processes, is_packing(self._policy())
         bins = plan_bins(examples.lengths(prompts, completions), self.options.budget, processes, packed)

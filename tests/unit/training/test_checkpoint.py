@@ -93,6 +93,17 @@ def test_rotation_removes_model_copies_past_their_limit(tmp_path):
     assert steps(tmp_path) == {4: False, 5: True}
 
 
+@pytest.mark.parametrize("stripped", [[], [3], [4], [5], [4, 5]])
+def test_rotation_ends_the_same_whatever_a_crash_left_of_it(stripped, tmp_path):
+    """Killed before a rotation removed its oldest copy, or while the last checkpoints were being stripped."""
+    for step in (3, 4, 5):
+        save(tmp_path, step)
+    for step in stripped:
+        strip_training_state(tmp_path / f"checkpoint-{step}")
+    rotate(tmp_path, Rotation(resumable=2, models=0))
+    assert list(steps(tmp_path)) == [4, 5]
+
+
 def test_a_preempted_checkpoint_goes_once_a_newer_one_exists(tmp_path):
     save(tmp_path, 10)
     preempted = save(tmp_path, 13, **{PREEMPTED: "{}"})
