@@ -2,8 +2,8 @@
 
     python benchmarks/bench_kto.py [--runs 5] [--times 1] [--shapes moe,dense] [--vocabularies 4k,152k]
 
-The same random model, rows, fixed pairs, rows per optimizer step (16) and float32 for all; rows as long as MATH-500's
-problems and solutions (with the large vocabulary a quarter of that, and 4 rows a step). A run is a whole training of
+The same random model, rows, fixed pairs, rows per optimizer step (16) and float32 for all; rows as long as GSM8K's
+problems and solutions (with the large vocabulary half of that, and 4 rows a step). A run is a whole training of
 four epochs, the reference pass and the optimizer included; its first epoch, with the reference pass, is the one-epoch
 figure. TRL's best setting: precomputed reference, no gradient checkpointing, the whole step as one microbatch.
 `new_pairs` pairs anew each epoch, which TRL cannot.
