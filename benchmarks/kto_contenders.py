@@ -55,7 +55,7 @@ class Workload:
     shorter: int
 
 
-WORKLOADS = {"4k": Workload(4_096, 128, 16, 32, 1), "152k": Workload(151_936, 64, 4, 4, 2)}
+WORKLOADS = {"4k": Workload(4_096, 128, 16, 16, 1), "152k": Workload(151_936, 64, 4, 4, 2)}
 """By vocabulary; the large one's are cut down until TRL's default takes seconds, not minutes, an epoch."""
 COMMON = {"num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 2_048}
 SHAPES: dict[str, dict[str, Any]] = {
