@@ -61,25 +61,25 @@ def _options() -> argparse.Namespace:
 def _time(shape: str, vocabulary: str, options: argparse.Namespace) -> dict[str, list[list[float]]]:
     """Return for each contender the seconds at which each epoch of each run ended; runs alternate in random order."""
     seconds: dict[str, list[list[float]]] = {name: [] for name in options.contenders.split(",")}
-    rows = kto_contenders.WORKLOADS[vocabulary].rows * options.times
+    work = kto_contenders.WORKLOADS[vocabulary]
     for name in seconds:  # warm up
-        kto_contenders.run(
-            name, shape, vocabulary, kto_contenders.WORKLOADS[vocabulary].rows_per_step, 1, 0, options.budget
-        )
+        kto_contenders.run(name, shape, vocabulary, work.rows_per_step, 1, 0, options.budget)
     for number in range(options.runs):
         names = list(seconds)
         random.Random(number).shuffle(names)
         for name in names:
-            seconds[name].append(kto_contenders.run(name, shape, vocabulary, rows, EPOCHS, number, options.budget))
+            ends = kto_contenders.run(
+                name, shape, vocabulary, work.rows * options.times, EPOCHS, number, options.budget
+            )
+            print(f"run {number}: {name:16} {' '.join(f'{end:7.2f}' for end in ends)} s", flush=True)
+            seconds[name].append(ends)
     return seconds
 
 
 def _summarise(
     name: str, seconds: dict[str, list[list[float]]], ratios: dict[str, float], medians: dict[str, float]
 ) -> None:
-    print(
-        f"{name:12} {'contender':16} {'1 epoch, s':>10} {'4 epochs, s':>11}   Ladle's advantage at 1 / 4 epochs (range)"
-    )
+    print(f"{name:12} {'contender':16} {'1 epoch, s':>10} {'4 epochs, s':>11}   Ladle's ratio at 1 / 4 epochs (range)")
     for contender, runs in seconds.items():
         for epochs in (1, EPOCHS):
             medians[f"{name}_{epochs}ep_{contender}"] = median(run[epochs - 1] for run in runs)
