@@ -86,9 +86,6 @@ def test_loss_and_gradients_equal_trls_and_are_no_farther_from_float64(shape, al
     our_error, their_error = (
         ((gradient - true_gradient).norm() / true_gradient.norm()).item() for gradient in (our_gradient, their_gradient)
     )
-    print(
-        f"{shape} ours {our_error:.2e} theirs {their_error:.2e} loss {our_loss - their_loss:.1e} {our_loss - true_loss:.1e}"
-    )
     assert our_error <= max(1.5 * their_error, 1e-6)
     assert our_error <= 1e-5
 
