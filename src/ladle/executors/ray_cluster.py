@@ -6,6 +6,7 @@ stays with torchrun, whose processes must all be there at once.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -37,12 +38,13 @@ class RayExecutor:
         gpus = 1 if self.on_gpus and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_call)
         shared = ray.put(function)
-        tasks = [remote.remote(shared, argument) for argument in arguments]
+        tasks = deque(remote.remote(shared, argument) for argument in arguments)
         try:
-            for task in tasks:
-                yield _result(ray, task)
+            while tasks:
+                yield _result(ray, tasks[0])
+                tasks.popleft()
         finally:
-            for task in tasks:
+            for task in tasks:  # those that nobody waits for any more
                 ray.cancel(task)
 
 
