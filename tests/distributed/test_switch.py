@@ -11,6 +11,8 @@ from tests.pipeline.conftest import Run, ladle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
+WRAPPERS = {"ddp": "DistributedDataParallel", "zero2": "DeepSpeedEngine"}
+
 
 @pytest.mark.parametrize("distributed", ["ddp", "zero2"])
 def test_one_switch_trains_both_ways(distributed: str, repository: Path, tmp_path: Path):
@@ -27,5 +29,6 @@ def test_one_switch_trains_both_ways(distributed: str, repository: Path, tmp_pat
         counters = read_record(artifacts[name])["counters"]
         assert counters["steps"] == steps, name
         assert counters["processes"] == 2, f"{name} did not run in two processes"
+        assert read_record(artifacts[name])["metrics"]["wrapper"] == WRAPPERS[distributed], name
         assert read_record(artifacts[name])["identity"]["config"]["distributed"] == distributed
         assert list((artifacts[name] / "model").glob("*.safetensors"))
