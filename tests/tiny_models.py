@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -62,9 +64,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(texts, 320)
 
 
-def make_model(shape: str, vocab_size: int = 320, seed: int = 0) -> PreTrainedModel:
+def make_model(shape: str, vocab_size: int = 320, seed: int = 0, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
-    fields = dict(SHAPES[shape])
+    fields = SHAPES[shape] | changes
     config = AutoConfig.for_model(
         fields.pop("model_type"), vocab_size=vocab_size, bos_token_id=0, eos_token_id=0, pad_token_id=1, **fields
     )

@@ -310,9 +310,13 @@ def fetch(
       ladle fetch BAAI/OpenSeek-Small-v1 --out base
 
       ladle fetch --dataset AI-MO/NuminaMath-CoT --out numina
+
+      ladle fetch --init recipes/openseek/init.yaml tokenizer=DIR --out fresh
     """
     from ladle.standalone import fetch_step
 
+    if model is not None and "=" in model:  # nothing is named to fetch, so this is the first override
+        model, overrides = None, [model, *(overrides or [])]
     step = fetch_step(model, dataset, init, revision, overrides or [], root)
     workspace = _place(step.name, out, root)
     build_all([step], workspace)

@@ -19,6 +19,10 @@ class ProgressBar(Protocol):
         """Add `count` finished units."""
         ...
 
+    def say(self, note: str) -> None:
+        """Show a note behind the rate from now on."""
+        ...
+
 
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module; `configure` decides where its lines go."""
@@ -81,16 +85,20 @@ def _rich_bar(total: int | None, description: str, unit: str) -> Iterator[Progre
         MofNCompleteColumn(),
         TextColumn(unit),
         TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(description, total=total, rate="")
+        task = display.add_task(description, total=total, rate="", note="")
         started = time.monotonic()
 
         class _Bar:
             def advance(self, count: int) -> None:
                 done = display.tasks[0].completed + count
                 display.update(task, advance=count, rate=_rate(done, time.monotonic() - started))
+
+            def say(self, note: str) -> None:
+                display.update(task, note=note)
 
         yield _Bar()
 
@@ -99,12 +107,16 @@ class _PlainBar:
     def __init__(self, total: int | None, description: str, unit: str) -> None:
         self.total, self.description, self.unit = total, description, unit
         self.done = 0
+        self.note = ""
         self.started = self.printed = time.monotonic()
 
     def advance(self, count: int) -> None:
         self.done += count
         if time.monotonic() - self.printed >= PLAIN_LINE_EVERY_SECONDS:
             self._print()
+
+    def say(self, note: str) -> None:
+        self.note = f", {note}"
 
     def finish(self) -> None:
         if self.printed != self.started:
@@ -116,12 +128,13 @@ class _PlainBar:
         of_total = "" if self.total is None else f"/{self.total:,}"
         left = "" if not (self.total and self.done) else f", {seconds * (self.total / self.done - 1):.0f} s left"
         get_logger(__name__).info(
-            "%s: %s%s %s, %s%s",
+            "%s: %s%s %s, %s%s%s",
             self.description,
             f"{self.done:,}",
             of_total,
             self.unit,
             _rate(self.done, seconds),
+            self.note,
             left,
         )
 

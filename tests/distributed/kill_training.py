@@ -39,6 +39,7 @@ from ladle.models.load import save_model
 from ladle.stages import mix
 from ladle.training.checkpoint import STAGING, newest_resumable, step_of
 from ladle.training.config import PretrainConfig, TrainingConfig
+from ladle.training.outcome import FINISHED
 from tests.distributed.kto_job import make_kto_job
 from tests.tiny_models import make_model, make_tokenizer
 
@@ -70,17 +71,24 @@ def make_job(
     dtype: str = "float32",
     distributed: str = "ddp",
     accumulation: int = 2,
+    changes: dict[str, Any] | None = None,
 ) -> Job:
-    """Write a model and a mixture and return the training on them."""
+    """Write a model (of a shape with some `changes`) and a mixture and return the training on them."""
     model, tokenizer = folder / "base", make_tokenizer()
-    save_model(make_model(shape, len(tokenizer)), tokenizer, model)
+    save_model(make_model(shape, len(tokenizer), **(changes or {})), tokenizer, model)
     problems = folder / "problems"
     write_word_problems(WordProblemsConfig(train=300, worksheets=2, prompts=2, validation=2, test=2), problems)
     source = {"name": "worked", "dataset": "problems", "split": "worked", "ratio": 1.0, "max_epochs": 50}
     mixture = folder / "mixture"
     mixture.mkdir()
     config = MixConfig.model_validate(
-        {"sources": [source], "budget": {"sequences": 200}, "sequence_length": 64, "workers": 1}
+        {
+            "sources": [source],
+            "budget": {"sequences": 200},
+            "sequence_length": 64,
+            "validation": {"sequences": 7},
+            "workers": 1,
+        }
     )
     mix.run(config, {"tokenizer": [model], "source:worked": [problems]}, mixture)
     trainer = {
@@ -94,6 +102,8 @@ def make_job(
         "save_total_limit": 2,
         "logging_steps": 1,
         "seed": 7,
+        # sums of three processes' gradients round by where they stand in DDP's buckets, which must not be built anew
+        "gradient_checkpointing": processes > 2,
     }
     sections = {"trainer": trainer, "dtype": dtype, "processes": processes, "distributed": distributed}
     return Job(PretrainConfig.model_validate(sections), {"model": [model], "mixture": [mixture]})
@@ -167,7 +177,7 @@ def describe(out: Path) -> Ending:
     """Return the digest of all files that a training leaves, and of its optimizer."""
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     files = describe_files(out)
-    return Ending(digest_of(files, ("summary.json",)), summary["metrics"]["optimizer_digest"])
+    return Ending(digest_of(files, ("summary.json", "checkpoints/runs/*")), summary["metrics"]["optimizer_digest"])
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,7 @@ class Kill:
     """What one kill met."""
 
     happened: bool
+    victim: int
     was_saving: bool
     had_resumed: bool
 
@@ -200,12 +211,12 @@ def kill_once(job: Job, out: Path, rng: random.Random, in_save: bool) -> Kill:
     kill_all(pids, codes)
     had_resumed = expected is not None and f"going on from {expected.name}" in out.with_suffix(".log").read_text()
     if any(code is not None for code in codes):
-        return Kill(False, False, had_resumed)
-    if expected is not None and had_resumed:
+        return Kill(False, victim, False, had_resumed)
+    if expected is not None and had_resumed and not (out / FINISHED).is_file():
         newest = newest_resumable(folder)
         assert newest is not None, f"{expected} was lost"
         assert step_of(newest) >= step_of(expected), f"{expected} was lost"
-    return Kill(True, was_saving, had_resumed)
+    return Kill(True, victim, was_saving, had_resumed)
 
 
 def _wait_for(condition: Callable[[], bool], pids: list[int], seconds: float = 120) -> None:
@@ -234,7 +245,7 @@ def run(
         AssertionError: an end that differs from the uninterrupted one, or a lost checkpoint.
     """
     rng = random.Random(seed)
-    seen = {
+    seen: dict[str, Any] = {
         "stage": stage,
         "shape": shape,
         "processes": processes,
@@ -242,6 +253,7 @@ def run(
         "distributed": distributed,
         "seed": seed,
         "kills": 0,
+        "kills_by_rank": [0] * processes,
         "in_saves": 0,
         "resumes": 0,
         "endings": 0,
@@ -256,6 +268,7 @@ def run(
             while not (out / "summary.json").is_file():
                 kill = kill_once(job, out, rng, in_save=rng.randrange(ONE_IN_SAVES) == 0)
                 seen["kills"] += kill.happened
+                seen["kills_by_rank"][kill.victim] += kill.happened
                 seen["in_saves"] += kill.was_saving
                 seen["resumes"] += kill.had_resumed
             ending = describe(out)

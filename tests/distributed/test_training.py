@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
+import shutil
+import signal
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ladle.artifacts.record import describe_files, digest_of
 from ladle.artifacts.worker import run_in_processes
-from ladle.errors import CheckFailed
+from ladle.errors import CheckFailed, Preempted, UserError
 from ladle.stages import pretrain
 from ladle.training import trainer as trainer_module
-from ladle.training.checkpoint import list_checkpoints
+from ladle.training.checkpoint import list_checkpoints, strip_training_state
+from ladle.training.validation import validation_loss
 from tests.distributed import kill_training
 from tests.distributed.kill_training import Job, make_job
 
@@ -34,6 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
         ("qwen3", 1, "bfloat16", "ddp"),
         ("qwen3", 2, "float32", "ddp"),
         ("deepseek_v3", 2, "bfloat16", "zero2"),
+        ("qwen3", 3, "float32", "ddp"),
     ],
 )
 def test_killed_training_ends_with_the_same_bytes(shape, processes, dtype, distributed):
@@ -117,7 +126,7 @@ def test_the_rows_named_are_the_rows_trained_on(tmp_path):
 
     dataset = Recorder(job.inputs["mixture"][0])
     arguments = pretrain.make_arguments(with_trainer(job, save_strategy="no", max_steps=35).config, tmp_path)
-    trainer = pretrain.LadleTrainer(
+    trainer = trainer_module.LadleTrainer(
         model=pretrain.load_model(job.inputs["model"][0]),
         args=arguments,
         train_dataset=dataset,
@@ -130,3 +139,208 @@ def test_the_rows_named_are_the_rows_trained_on(tmp_path):
     flat = [row for group in seen for row in group]
     expected = [row for step in range(1, 36) for row in trainer.rows_of_step(step)]
     assert flat[: len(expected)] == expected
+
+
+def run_here(job: Job, out: Path) -> dict[str, Any]:
+    out.mkdir()
+    return pretrain.run(job.config, job.inputs, out)
+
+
+def logged(out: Path, key: str) -> list[float]:
+    rows = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
+    return [row[key] for row in rows if key in row]
+
+
+def test_training_reports_the_exact_held_out_loss(tmp_path):
+    """Of each evaluation, in one process and in two; it changes no weight, and is the loss of the saved model."""
+    job = with_trainer(make_job(tmp_path, "deepseek_v3"), max_steps=8, save_steps=4, save_strategy="steps")
+    watched = with_trainer(job, eval_strategy="steps", eval_steps=4, per_device_eval_batch_size=3)
+    run_here(job, tmp_path / "plain")
+    summary = run_here(watched, tmp_path / "watched")
+    assert describe_weights(tmp_path / "plain") == describe_weights(tmp_path / "watched")
+    found = logged(tmp_path / "watched", "eval_loss")
+    assert len(found) == 2
+    for step, loss in zip((4, 8), found, strict=True):
+        checkpoint = tmp_path / "watched" / "checkpoints" / f"checkpoint-{step}"
+        assert validation_loss(checkpoint, job.inputs["mixture"][0], batch_size=2) == pytest.approx(loss, rel=1e-6)
+    assert summary["metrics"]["last_eval_loss"] == found[-1]
+    two = with_processes(with_trainer(watched, gradient_accumulation_steps=1), 2, "ddp")
+    out = tmp_path / "two"
+    out.mkdir()
+    run_in_processes("pretrain", two.config, two.inputs, out, 2)
+    assert logged(out, "eval_loss")[0] == pytest.approx(found[0], abs=1e-3)
+
+
+def describe_weights(out: Path) -> bytes:
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def poison_loss(monkeypatch, bad_steps: set[int]) -> None:
+    """Make the loss of the first microbatch of some steps (from 1) NaN, gradients and all."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = original(self, model, inputs, *args, **kwargs)
+        is_first = self.accelerator.gradient_state.sync_gradients is False
+        return loss * float("nan") if is_first and self.state.global_step + 1 in bad_steps else loss
+
+    original = trainer_module.Trainer.compute_loss
+    monkeypatch.setattr(trainer_module.Trainer, "compute_loss", compute_loss)
+
+
+def with_policy(job: Job, **policy: object) -> Job:
+    return dataclasses.replace(job, config=job.config.model_copy(update=policy))
+
+
+def test_bad_steps_are_left_out_up_to_the_limit_and_touch_nothing(tmp_path, monkeypatch, caplog):
+    job = with_trainer(make_job(tmp_path, "deepseek_v3"), max_steps=12, save_steps=1, logging_steps=1)
+    job = with_policy(with_trainer(job, save_total_limit=50), nan_policy="skip", nan_max_skips=2)
+    poison_loss(monkeypatch, {5, 9})
+    run_here(job, tmp_path / "out")
+    folder = tmp_path / "out" / "checkpoints"
+    weights = {step: load_file(folder / f"checkpoint-{step}" / "model.safetensors") for step in range(1, 13)}
+    for step in range(2, 13):
+        same = all(torch.equal(weights[step][name], weights[step - 1][name]) for name in weights[step])
+        assert same == (step in {5, 9}), step
+        assert all(tensor.isfinite().all() for tensor in weights[step].values())
+    assert logged(tmp_path / "out", "skipped_steps")[-1] == 2
+    found = logged(tmp_path / "out", "loss")
+    assert len(found) == 10, "a step that was left out has no loss"
+    assert all(math.isfinite(loss) and loss > 0 for loss in found)
+
+
+def test_one_bad_step_more_than_allowed_ends_the_run(tmp_path, monkeypatch):
+    job = with_policy(with_trainer(make_job(tmp_path, "qwen3"), max_steps=12), nan_policy="skip", nan_max_skips=1)
+    poison_loss(monkeypatch, {3, 7})
+    with pytest.raises(CheckFailed, match="step 7 gave a loss of nan"):
+        run_here(job, tmp_path / "out")
+
+
+def test_signals_are_given_back_when_training_fails(tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    poison_loss(monkeypatch, {2})
+    with pytest.raises(CheckFailed):
+        run_here(make_job(tmp_path, "qwen3"), tmp_path / "out")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_does_not_cost_the_epochs_checkpoint(tmp_path, monkeypatch):
+    job = with_trainer(make_job(tmp_path, "qwen3"), num_train_epochs=2, max_steps=-1, save_strategy="epoch")
+    job = with_trainer(job, save_total_limit=5, logging_steps=10)
+    summary = run_here(job, tmp_path / "whole")
+    epoch_steps = summary["counters"]["steps"] // 2
+    asked = trainer_module.LadleTrainer.end_step
+
+    def ask(self):
+        asked(self)
+        self.stop_on_signal.asked = self.state.global_step == epoch_steps
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.LadleTrainer, "end_step", ask)
+        with pytest.raises(Preempted, match=f"stopped at step {epoch_steps} of {2 * epoch_steps}"):
+            run_here(job, tmp_path / "stopped")
+    pretrain.run(job.config, job.inputs, tmp_path / "stopped")
+    names = [{path.name for path in (tmp_path / out / "checkpoints").iterdir()} for out in ("whole", "stopped")]
+    assert names[0] == names[1] == {f"checkpoint-{epoch_steps}", f"checkpoint-{2 * epoch_steps}", "runs"}
+    assert describe_weights(tmp_path / "whole") == describe_weights(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "sgd", "adamw_torch_fused"])
+def test_a_bfloat16_model_goes_on_exactly_with_any_optimizer(optim, tmp_path, monkeypatch):
+    """Adafactor keeps float32 state beside bfloat16 weights, which torch would round on loading."""
+    job = with_trainer(make_job(tmp_path, "deepseek_v3", dtype="bfloat16"), max_steps=8, save_steps=4, optim=optim)
+    whole = run_here(job, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        poison_loss(patch, {6})
+        with pytest.raises(CheckFailed):
+            run_here(job, tmp_path / "stopped")
+    resumed = pretrain.run(job.config, job.inputs, tmp_path / "stopped")
+    assert resumed["counters"]["resumed_from_step"] == 4
+    assert resumed["metrics"]["optimizer_digest"] == whole["metrics"]["optimizer_digest"]
+    assert describe_weights(tmp_path / "whole") == describe_weights(tmp_path / "stopped")
+
+
+def test_resuming_with_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    job = with_trainer(make_job(tmp_path, "qwen3"), max_steps=8, save_steps=4)
+    with monkeypatch.context() as patch:
+        poison_loss(patch, {6})
+        with pytest.raises(CheckFailed):
+            run_here(job, tmp_path / "out")
+    two = with_processes(job, 2, "ddp")
+    with pytest.raises(UserError, match="checkpoint-4 was saved by 1 processes and 2 are running"):
+        run_in_processes("pretrain", two.config, two.inputs, tmp_path / "out", 2)
+    assert (tmp_path / "out" / "checkpoints" / "checkpoint-4").is_dir()
+
+
+def test_another_number_of_processes_than_the_recipes_is_refused(tmp_path):
+    job = with_processes(make_job(tmp_path, "qwen3"), 2, "ddp")
+    with pytest.raises(UserError, match="asks for 2 processes a machine and 1 were started"):
+        run_here(job, tmp_path / "out")
+
+
+def test_zero2_stops_before_a_bad_step_too(tmp_path):
+    """DeepSpeed alone would leave such a step out without a word. The learning rate makes it come."""
+    job = with_processes(with_trainer(make_job(tmp_path, "qwen3"), learning_rate=1e30, max_grad_norm=0), 2, "zero2")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckFailed, match=r"step \d+ gave a (loss|gradient norm) of (nan|inf)"):
+        run_in_processes("pretrain", job.config, job.inputs, tmp_path / "out", 2)
+    for path in (tmp_path / "out").rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, to be made smaller and larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def resize(disk: Path, size_bytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size_bytes}", disk], check=True)
+
+
+@pytest.mark.parametrize("is_noticed_before", [True, False])
+def test_a_disk_that_fills_up_costs_no_good_checkpoint(is_noticed_before, small_disk, tmp_path, monkeypatch):
+    """Refused before a save, or met in the middle of one; with room again, the run ends as if nothing had happened."""
+    job = with_trainer(make_job(tmp_path, "deepseek_v3"), max_steps=12, save_steps=4, report_to="none")
+    whole = run_here(job, tmp_path / "whole")
+    out, seal = small_disk / "out", trainer_module.seal
+
+    def fill_up_after(staged, folder):
+        sealed = seal(staged, folder)
+        used = shutil.disk_usage(small_disk).used
+        resize(small_disk, used + (1_000_000 if is_noticed_before else 400_000))
+        return sealed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "seal", fill_up_after)
+        if not is_noticed_before:
+            patch.setattr(trainer_module, "require_free_space", lambda *arguments: None)
+        with pytest.raises((UserError, OSError, RuntimeError, SafetensorError), match=r"free|No space|enforce|28"):
+            run_here(job, out)
+    assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["checkpoint-4"]
+    resize(small_disk, 64 * 2**20)
+    resumed = pretrain.run(job.config, job.inputs, out)
+    assert resumed["counters"]["resumed_from_step"] == 4
+    assert resumed["metrics"]["optimizer_digest"] == whole["metrics"]["optimizer_digest"]
+    assert describe_weights(out) == describe_weights(tmp_path / "whole")
+
+
+def test_a_finished_training_is_never_trained_again(tmp_path, monkeypatch):
+    """Killed while its checkpoints lost their training state: the next start only completes that."""
+    job = with_trainer(make_job(tmp_path, "qwen3"), max_steps=8, save_steps=4)
+    whole = run_here(job, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.LadleTrainer, "finish_checkpoints", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_here(job, tmp_path / "out")
+    strip_training_state(tmp_path / "out" / "checkpoints" / "checkpoint-8")
+    monkeypatch.setattr(trainer_module.LadleTrainer, "train_or_resume", lambda self: 1 / 0)
+    again = pretrain.run(job.config, job.inputs, tmp_path / "out")
+    assert again["metrics"] == whole["metrics"]
+    digests = [digest_of(describe_files(tmp_path / name), ("checkpoints/runs/*",)) for name in ("whole", "out")]
+    assert digests[0] == digests[1]

@@ -116,6 +116,12 @@ def test_usage_errors_exit_2_and_bad_artifacts_too(tmp_path):
     assert ladle("show", tmp_path).returncode == 2
 
 
+def test_a_fresh_models_file_takes_overrides_like_any_other(tmp_path, repository):
+    done = ladle("fetch", "--init", repository / "recipes" / "openseek" / "init.yaml", f"tokenizer={tmp_path / 'none'}")
+    assert done.returncode == 2
+    assert f"there is no model at {tmp_path / 'none'}" in done.stderr
+
+
 def test_plan_as_json_lists_steps_in_build_order(tmp_path, repository):
     done = ladle("plan", repository / "recipes/tiny.yaml", "--json", "--root", tmp_path)
     steps = [row["step"] for row in json.loads(done.stdout)]

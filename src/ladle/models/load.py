@@ -7,19 +7,17 @@ disk, and a raw `load_state_dict(strict=False)` would lose them. Code from a rep
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
-from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
-from ladle.log import get_logger
-
-logger = get_logger(__name__)
+from ladle.models.attention import usable_attention
 
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 
@@ -42,15 +40,20 @@ def model_dir(path: Path) -> Path:
 
 
 def load_model(
-    path: Path, dtype: str = "float32", attn_implementation: str = "sdpa", quantization_config: Any = None
+    path: Path,
+    dtype: str = "float32",
+    attn_implementation: str = "sdpa",
+    quantization_config: Any = None,
+    ignored: Collection[str] = frozenset(),
 ) -> PreTrainedModel:
     """Load a causal language model and check that every weight came from the file.
 
     Args:
         path: a model folder, or an artifact that holds one.
         dtype: name of a torch dtype, or `auto` for the one the weights are saved in.
-        attn_implementation: as in transformers; flash attention gives way to sdpa where it cannot run, with a warning.
+        attn_implementation: as in transformers; one that cannot run here is replaced by sdpa, with a warning.
         quantization_config: as in transformers.
+        ignored: names of tensors in the file that the model has no place for, and that is known.
 
     Raises:
         UserError: no model there, or an architecture that transformers does not know.
@@ -61,7 +64,7 @@ def load_model(
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=_runnable_attention(attn_implementation),
+            attn_implementation=usable_attention(attn_implementation),
             quantization_config=quantization_config,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are reported below, all at once
@@ -74,22 +77,14 @@ def load_model(
     # the stub knows only the model; output_loading_info=True adds the report
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     faults = {
-        name: sorted(map(str, report[name]))
+        name: sorted(str(key) for key in report[name] if key not in ignored)
         for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report[name]
     }
+    faults = {name: keys for name, keys in faults.items() if keys}
     if faults:
         details = "; ".join(f"{name}: {len(keys)}, such as {keys[0]}" for name, keys in faults.items())
         raise CheckFailed(f"the weights in {folder} do not fit the model ({details})")
     return model
-
-
-def _runnable_attention(name: str) -> str:
-    available = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
-    if name in available and not available[name]():
-        logger.warning("%s is not installed or has no GPU here: using sdpa", name)
-        return "sdpa"
-    return name
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:

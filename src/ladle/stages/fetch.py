@@ -12,7 +12,8 @@ from ladle.data.datasets_config import FetchDatasetConfig, WordProblemsConfig
 from ladle.data.read_rows import read_rows
 from ladle.data.word_problems import write_word_problems
 from ladle.models.config import FetchModelConfig, InitModelConfig
-from ladle.models.load import init_model, load_model, model_dir, save_model
+from ladle.models.importing import import_model
+from ladle.models.load import init_model, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.models.train_tokenizer import train_tokenizer
 
@@ -41,11 +42,9 @@ def run(config: FetchConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
 
 
 def _import_model(config: FetchModelConfig, inputs: Inputs, out: Path) -> dict[str, int]:
-    """Copy a model into a clean local one: native class, converted tokenizer, no remote code."""
-    source = inputs["model"][0]
-    model = load_model(source, config.dtype or "auto")
-    save_model(model, load_fast_tokenizer(model_dir(source)), out)
-    return {"parameters": model.num_parameters()}
+    """Copy a model into a clean local one: native class, converted tokenizer, no remote code, a report of it all."""
+    report = import_model(inputs["model"][0], out, config.dtype)
+    return {"parameters": report["parameters"], "mtp_tensors_left_out": report["mtp"]["tensors_left_out"]}
 
 
 def _make_fresh_model(config: InitModelConfig, inputs: Inputs, out: Path) -> dict[str, int]:

@@ -75,6 +75,7 @@ def _make_trainer(
         keep=Rotation(resumable=arguments.save_total_limit, models=config.keep_models),
         rows_are_shuffled=False,
         router_bias_update_rate=0.0,
+        max_skipped_steps=config.max_skipped_steps,
     )
 
 

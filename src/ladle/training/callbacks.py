@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -51,6 +52,10 @@ class ShowProgress(TrainerCallback):
         if state.is_world_process_zero and logs and "loss" in logs:
             shown = ", ".join(f"{key} {float(value):.4g}" for key, value in logs.items() if key != "epoch")
             logger.info("step %d/%d: %s", state.global_step, state.max_steps, shown)
+            if self.bar is not None:
+                self.bar.say(_short(logs))
+        elif state.is_world_process_zero and logs and "eval_loss" in logs:
+            logger.info("step %d/%d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -59,20 +64,32 @@ class ShowProgress(TrainerCallback):
         self._open_bar.close()
 
 
+def _short(logs: Mapping[str, float]) -> str:
+    """Return what the bar has room for."""
+    parts = [f"loss {logs['loss']:.3f}"]
+    if "tokens_per_second" in logs:
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in logs:
+        parts.append(f"{logs['mfu']:.1%} MFU")
+    return ", ".join([*parts, f"{logs['memory_gb']:.1f} GB"])
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or SIGUSR1, saves at the next step and ends training; `stopped` tells that it did."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.asked = self.stopped = False
-        self._previous: dict[int, Any] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Listen."""
-        for number in STOP_SIGNALS:
-            self._previous[number] = signal.signal(number, self._ask)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear the signals inside the block, however it ends."""
+        previous = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
@@ -82,10 +99,3 @@ class StopOnSignal(TrainerCallback):
         if is_any(self.accelerator, self.asked):
             logger.warning("asked to stop: saving at step %d; run the same command again to go on", state.global_step)
             self.stopped = control.should_save = control.should_training_stop = True
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

@@ -190,6 +190,17 @@ def strip_training_state(checkpoint: Path) -> None:
     fsync_path(checkpoint)
 
 
+def leave_models_only(folder: Path, keep: Rotation) -> None:
+    """Turn every checkpoint of a finished training into a model-only copy; a crash in between can be made good."""
+    rotate(folder, keep)  # what a crash may have cut short
+    for checkpoint in list_checkpoints(folder):
+        if is_preempted(checkpoint):
+            remove_checkpoint(checkpoint)
+        else:
+            strip_training_state(checkpoint)
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+
+
 def remove_checkpoint(checkpoint: Path) -> None:
     """Remove a checkpoint, never leaving a part of it that verifies."""
     (checkpoint / MANIFEST).unlink()  # first, so that a crash half-way leaves nothing that verifies

@@ -33,8 +33,17 @@ class TrainingConfig(Config):
     """Processes on this machine, one GPU each where there are GPUs; started with torchrun."""
     keep_models: int | None = Field(None, ge=0)
     """Checkpoints past `trainer.save_total_limit` to keep as models alone, for the soup; unset keeps all."""
+    nan_policy: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does before the optimizer uses it: end the run with exit code 1, or
+    leave the step out, `nan_max_skips` times."""
+    nan_max_skips: int = Field(10, ge=1)
     trainer: TrainerArguments = TrainerArguments()
     """transformers.TrainingArguments, by its own names."""
+
+    @property
+    def max_skipped_steps(self) -> int:
+        """Return how many steps may be left out; 0 stops at the first."""
+        return self.nan_max_skips if self.nan_policy == "skip" else 0
 
 
 class PretrainConfig(TrainingConfig):
@@ -44,3 +53,5 @@ class PretrainConfig(TrainingConfig):
     """The mixture: `mix`, or the path of one; unset is the recipe's mixture."""
     router_bias_update_rate: float = Field(1e-3, ge=0)
     """How far a router's bias moves towards balance in a step (MoE only; DeepSeek-V3's and OpenSeek's); 0 leaves it."""
+    sequence_aux_loss: float = Field(0.0, ge=0)
+    """Weight of the sequence-wise balance loss beside it (MoE only; 1e-4 in DeepSeek-V3 and OpenSeek); 0 is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from ladle.training.zero2 import zero2_arguments
 
 CHECKPOINTS = "checkpoints"
 DEFAULTS: dict[str, Any] = {
-    "report_to": "none",
+    "report_to": "tensorboard",
     "disable_tqdm": True,
     "logging_steps": 10,
     "logging_nan_inf_filter": False,
     "remove_unused_columns": False,
+    "ddp_find_unused_parameters": True,
 }
-"""Where Ladle's defaults differ: a non-finite loss is not filtered out of the log, progress is Ladle's own."""
+"""Where Ladle's defaults differ: a non-finite loss is not filtered out of the log, progress is Ladle's own. DDP that
+looks for unused parameters never builds its buckets anew after the first step; otherwise the sums of three and more
+processes' gradients would round differently in the first step of a resumed run."""
 
 
 def make_arguments(config: TrainingConfig, out: Path) -> TrainingArguments:
@@ -38,9 +42,40 @@ def make_arguments(config: TrainingConfig, out: Path) -> TrainingArguments:
         values = {"dataloader_pin_memory": False, "use_cpu": True} | gloo | values
     if config.distributed == "zero2":
         values |= zero2_arguments(config.dtype)
+    _refuse_what_cannot_work(config, values)
     try:
         return TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(
             f"trainer arguments are not valid: {str(error).splitlines()[0]}", "mend the value in `trainer:`"
         ) from error
+
+
+PACKAGES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
+    "mlflow": "mlflow",
+    "comet_ml": "comet_ml",
+}
+"""The package that each tracker named in `report_to` needs."""
+
+
+def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> None:
+    report_to = values["report_to"]
+    for tracker in [report_to] if isinstance(report_to, str) else report_to:
+        package = PACKAGES.get(tracker)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"report_to: {tracker} needs the package {package}, which is absent", f"pip install {package}"
+            )
+    if values.get("load_best_model_at_end"):
+        raise UserError(
+            "trainer.load_best_model_at_end would load weights with routed experts left out",
+            "leave it out; `soup: {select: …}` chooses among checkpoints by their held-out loss",
+        )
+    if config.nan_policy == "skip" and config.distributed == "zero2":
+        raise UserError(
+            "nan_policy: skip does not work with distributed: zero2, whose engine takes its own steps",
+            "set nan_policy: stop, or distributed: ddp",
+        )

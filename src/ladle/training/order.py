@@ -62,3 +62,18 @@ def rows_of_epoch(num_rows: int, seed: int, epoch: int, shuffled: bool) -> np.nd
     if shuffled and epoch == 0:
         return np.arange(num_rows)
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
+
+
+def places_of_step(
+    step: int, num_rows: int, batch_size: int, accumulation: int, num_processes: int, drop_last: bool
+) -> tuple[int, np.ndarray]:
+    """Return the epoch (from 0) of optimizer step `step` (from 1), and the places in its order of the rows it takes.
+
+    Several processes fill the last round of an epoch up from its beginning; one process takes what is left.
+    """
+    per_round = batch_size * num_processes
+    rounds = max(1, num_rows // batch_size // num_processes) if drop_last else -(-num_rows // per_round)
+    epoch, index = divmod(step - 1, -(-rounds // accumulation))
+    first, last = index * accumulation, min((index + 1) * accumulation, rounds)
+    places = np.arange(first * per_round, last * per_round)
+    return epoch, places % num_rows if num_processes > 1 else places[places < num_rows]

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 
-from ladle.artifacts.files import hash_bytes
+from ladle.artifacts.files import fsync_tree, hash_bytes, pretty_json, write_text_durably
+from ladle.training.speed import TIMED
 
 LOG_NAME = "training_log.jsonl"
+FINISHED = "finished.json"
+"""Written when a training has ended and its model is saved: from then on nothing is trained again, whatever is killed
+while checkpoints lose their training state and the artifact is hashed. It holds the summary, equal for equal runs."""
 _TIMINGS = frozenset(
     [
         "train_runtime",
@@ -19,8 +23,21 @@ _TIMINGS = frozenset(
         "train_steps_per_second",
         "train_tokens_per_second",
         "total_flos",
+        *TIMED,
     ]
 )
+
+
+def write_finished(summary: dict[str, Any], out: Path) -> None:
+    """Mark a training as finished, once its model and log are on disk for good."""
+    fsync_tree(out / "model")
+    write_text_durably(out / FINISHED, pretty_json(summary))
+
+
+def read_finished(out: Path) -> dict[str, Any] | None:
+    """Return the summary of a finished training, None if it has not ended yet."""
+    path = out / FINISHED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def write_log(history: Iterable[Mapping[str, Any]], path: Path) -> None:

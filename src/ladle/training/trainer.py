@@ -21,7 +21,15 @@ from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import SaveStrategy
 
 from ladle.artifacts.files import hash_bytes, pretty_json
@@ -34,21 +42,21 @@ from ladle.training.checkpoint import (
     PREEMPTED,
     STAGING,
     Rotation,
-    is_preempted,
+    leave_models_only,
     list_checkpoints,
     newest_resumable,
-    remove_checkpoint,
     remove_unfinished,
     require_free_space,
     rotate,
     seal,
     step_of,
-    strip_training_state,
 )
-from ladle.training.guard import FiniteGuard, as_number
-from ladle.training.order import RowOrder, rows_of_epoch
+from ladle.training.guard import StepGuard, as_number, shorten
+from ladle.training.optimizer_state import keep_dtypes_on_loading
+from ladle.training.order import RowOrder, places_of_step, rows_of_epoch
 from ladle.training.outcome import digest_tensors, optimizer_tensors, write_log
 from ladle.training.processes import gather_objects
+from ladle.training.speed import Speedometer
 from ladle.training.zero2 import DEEPSPEED_ENGINE, guard_engine, partition_tensors
 
 logger = get_logger(__name__)
@@ -60,6 +68,7 @@ class LadleTrainer(Trainer):
     Args:
         keep: which older checkpoints to keep, whole or as model-only copies.
         router_bias_update_rate: step of the routers' biases towards balance; 0 only measures the load.
+        max_skipped_steps: steps that may be left out for a loss or gradient that is not finite; 0 stops at the first.
         rows_are_shuffled: the dataset's rows stand in random order, so the first epoch takes them as they are.
     """
 
@@ -69,7 +78,13 @@ class LadleTrainer(Trainer):
     deepspeed: Any
 
     def __init__(
-        self, *args: Any, keep: Rotation, rows_are_shuffled: bool, router_bias_update_rate: float, **kwargs: Any
+        self,
+        *args: Any,
+        keep: Rotation,
+        rows_are_shuffled: bool,
+        router_bias_update_rate: float,
+        max_skipped_steps: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.keep = keep
@@ -79,10 +94,18 @@ class LadleTrainer(Trainer):
         self.folder = Path(self.args.output_dir)
         self.staging: Path | None = None
         self.resumed_from: Path | None = None
-        self.guard = FiniteGuard(self.accelerator)
+        self.guard = StepGuard(self.accelerator, max_skipped_steps)
+        self._loss_before_step: torch.Tensor | None = None
+        self._last_log_step = 0
+        self.speed = Speedometer(
+            cast(PreTrainedModel, self.model),
+            self.accelerator.device,
+            _multiplied_in(self.args, self.model),
+            self.accelerator.num_processes,
+        )
         self.remove_callback(PrinterCallback)
         self.balance = BalanceExperts(self.model, router_bias_update_rate, self.accelerator)
-        for callback in (_RestoreProgress(self), self.balance, ShowProgress(), self.stop_on_signal):
+        for callback in (_AroundSteps(self), self.balance, ShowProgress(), self.stop_on_signal):
             self.add_callback(callback)
 
     # Running, from wherever the last try got to.
@@ -107,7 +130,8 @@ class LadleTrainer(Trainer):
         elif self.args.save_strategy != SaveStrategy.NO and self.args.should_save:
             require_free_space(self.folder, self._checkpoint_bytes(), "a checkpoint")
         self._refuse_other_world()
-        self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
+        with self.stop_on_signal.listening():
+            self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.stop_on_signal.stopped and self.state.global_step < self.state.max_steps:
             raise Preempted(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}, saved; "
@@ -127,13 +151,7 @@ class LadleTrainer(Trainer):
     def finish_checkpoints(self) -> None:
         """Leave model-only copies, so that equal runs leave equal bytes; the final model is the stage's to save."""
         if self.args.should_save:
-            rotate(self.folder, self.keep)  # what a crash may have cut short
-            for checkpoint in list_checkpoints(self.folder):
-                if is_preempted(checkpoint):
-                    remove_checkpoint(checkpoint)
-                else:
-                    strip_training_state(checkpoint)
-            shutil.rmtree(self.folder / STAGING, ignore_errors=True)
+            leave_models_only(self.folder, self.keep)
 
     # Checkpoints.
 
@@ -172,6 +190,9 @@ class LadleTrainer(Trainer):
 
     def _is_scheduled(self) -> bool:
         step, every = self.state.global_step, self.state.save_steps
+        if self.args.save_strategy == SaveStrategy.EPOCH:
+            assert self.state.epoch is not None
+            return self.state.epoch == int(self.state.epoch)
         return self.args.save_strategy == SaveStrategy.STEPS and (step % every == 0 or step == self.state.max_steps)
 
     def _checkpoint_bytes(self) -> int:
@@ -194,6 +215,11 @@ class LadleTrainer(Trainer):
         saved = load_model(Path(resume_from_checkpoint), "auto", "eager")
         target.load_state_dict(saved.state_dict(), strict=True)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            keep_dtypes_on_loading(getattr(self.optimizer, "optimizer", self.optimizer))
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     # The running loss, which transformers forgets.
 
     def _save_progress(self, staged: Path) -> None:
@@ -201,18 +227,21 @@ class LadleTrainer(Trainer):
             "running_loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
+            "guard": self.guard.state(),
         }
         (staged / f"progress_{self.args.process_index}.json").write_text(json.dumps(progress))
 
     def restore_progress(self) -> None:
-        """Put back the loss summed since the last log line, of this process."""
+        """Put back the loss summed since the last log line, of this process, and what its guard remembers."""
         self.balance.load.counts.clear()
+        self.speed.start()
         if self.resumed_from is None:
             return
         saved = json.loads((self.resumed_from / f"progress_{self.args.process_index}.json").read_text())
         self._tr_loss.fill_(saved["running_loss"])
         self._total_loss_scalar, self._globalstep_last_logged = saved["total_loss"], saved["last_logged"]
-        self._initial_global_step = 0
+        self._last_log_step, self._initial_global_step = saved["last_logged"], 0
+        self.guard.restore(saved["guard"])
 
     # The order of rows.
 
@@ -248,12 +277,15 @@ class LadleTrainer(Trainer):
 
     def rows_of_step(self, step: int) -> list[int]:
         """Return the numbers of the rows that optimizer step `step` (from 1) takes, over all processes."""
-        num_rows = self._num_rows()
-        per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        steps_in_epoch = max(1, -(-num_rows // per_step))
-        epoch, index = divmod(step - 1, steps_in_epoch)
-        order = rows_of_epoch(num_rows, self._data_seed(), epoch, self.rows_are_shuffled)
-        return order[index * per_step : (index + 1) * per_step].tolist()
+        epoch, places = places_of_step(
+            step,
+            self._num_rows(),
+            self._train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.accelerator.num_processes,
+            self.args.dataloader_drop_last,
+        )
+        return rows_of_epoch(self._num_rows(), self._data_seed(), epoch, self.rows_are_shuffled)[places].tolist()
 
     def _num_rows(self) -> int:
         assert isinstance(self.train_dataset, Sized)
@@ -283,30 +315,71 @@ class LadleTrainer(Trainer):
         if self.wrapper != expected and not self.args.torch_compile:
             raise CheckFailed(f"the model is held by {self.wrapper}, where {expected} was asked for")
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run one microbatch and note a loss that is not finite."""
-        loss = super().training_step(*args, **kwargs)
-        self.guard.note_loss(loss.item())
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run one microbatch and note its loss and tokens."""
+        self.speed.count(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not self.is_deepspeed_enabled:  # whose loss was noted before its backward
+            self.guard.note_loss(loss.item())
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Return the gradient norm; stop every process here, before the optimizer step, if the guard refuses it."""
+        """Return the gradient norm; here, before the optimizer step, every process stops or leaves out a bad one."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if not self.is_deepspeed_enabled:  # whose step was taken, and guarded, inside its backward
-            self._refuse_bad_step(as_number(norm))
-        return norm
+        if self.is_deepspeed_enabled:  # whose step was taken, and guarded, inside its backward
+            return norm
+        return None if self._refuse_bad_step(as_number(norm)) else norm
 
-    def _refuse_bad_step(self, grad_norm: float | None) -> None:
-        if self.guard.refuses(grad_norm):
-            step = self.state.global_step + 1
-            good = list_checkpoints(self.folder)
-            raise CheckFailed(self.guard.explain(step, grad_norm, self.rows_of_step(step), good[-1] if good else None))
+    def _refuse_bad_step(self, grad_norm: float | None) -> bool:
+        """Stop before a bad step, or arrange that it changes nothing; returns whether it was bad."""
+        if not self.guard.refuses(grad_norm):
+            return False
+        step = self.state.global_step + 1
+        good = list_checkpoints(self.folder)
+        seen = self.guard.explain(step, grad_norm, self.rows_of_step(step), good[-1] if good else None)
+        if self.guard.num_skipped >= self.guard.max_skips:
+            raise CheckFailed(seen)
+        logger.warning("left out: %s", seen)
+        self._leave_out_step()
+        return True
+
+    def _leave_out_step(self) -> None:
+        self.guard.skip()
+        self.balance.load.counts.clear()
+        if self._loss_before_step is not None:
+            self._tr_loss.copy_(self._loss_before_step)
+        if not self.guard.scales_loss():  # an optimizer passes over parameters without a gradient; fp16's scaler skips
+            self.model.zero_grad(set_to_none=True)
+
+    def begin_step(self) -> None:
+        """Remember the running loss, so that a step can be left out of it."""
+        self._loss_before_step = self._tr_loss.detach().clone()
+
+    def end_step(self) -> None:
+        """Report a loss that jumped."""
+        report = self.guard.end_step()
+        if report is not None and self.state.is_world_process_zero:
+            step = self.state.global_step
+            logger.warning("step %d gave %s. Its rows: %s", step, report, shorten(self.rows_of_step(step)))
 
     # The log.
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log what the Trainer gives and how evenly experts were loaded at the last step."""
-        super().log(logs | (self.balance.figures if "loss" in logs else {}), *args, **kwargs)
+        """Log what the Trainer gives, how evenly experts were loaded at the last step, speed and memory."""
+        if "loss" in logs:
+            logs = self._without_skipped(logs) | self.balance.figures | self.speed.read()
+        super().log(logs, *args, **kwargs)
+
+    def _without_skipped(self, logs: dict[str, float]) -> dict[str, float]:
+        """Return the figures with the loss averaged over the steps that were taken; none was: without a loss."""
+        num_steps = self.state.global_step - self._last_log_step
+        taken = num_steps - self.guard.skipped_since_log
+        self._last_log_step, self.guard.skipped_since_log = self.state.global_step, 0
+        if self.guard.max_skips == 0:
+            return logs
+        loss = {"loss": logs["loss"] * num_steps / taken} if taken else {}
+        others = {name: value for name, value in logs.items() if name != "loss"}
+        return loss | others | {"skipped_steps": float(self.guard.num_skipped)}
 
     def write_log(self, path: Path) -> None:
         """Write what was logged, a JSON object a line, without timings: equal runs give equal files."""
@@ -323,8 +396,15 @@ class LadleTrainer(Trainer):
         return hash_bytes(json.dumps(gather_objects(self.accelerator, share)).encode())
 
 
-class _RestoreProgress(TrainerCallback):
-    """transformers resets its running loss just before this event, so this is where it is put back."""
+def _multiplied_in(args: TrainingArguments, model: torch.nn.Module) -> torch.dtype:
+    """Return the dtype of a training's matrix products."""
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    return next(model.parameters()).dtype
+
+
+class _AroundSteps(TrainerCallback):
+    """Tells the trainer of steps; transformers resets its running loss just before training begins."""
 
     def __init__(self, trainer: LadleTrainer) -> None:
         self.trainer = trainer
@@ -333,3 +413,11 @@ class _RestoreProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.restore_progress()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.begin_step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.end_step()

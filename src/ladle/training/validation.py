@@ -1,10 +1,11 @@
-"""Held-out loss of a model on a mixture's validation split: what soups are selected by and KTO rounds are gated on."""
+"""Held-out loss on a mixture's validation split: what training reports, soups are selected by and KTO is gated on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from ladle.data.store import MixedDataset
 from ladle.models.load import load_model
@@ -12,11 +13,30 @@ from ladle.training.linear_cross_entropy import completion_loss_sum
 from ladle.training.packed import collate_packed
 
 
-@torch.inference_mode()
+@torch.no_grad()
+def held_out_loss_sum(
+    model: PreTrainedModel, dataset: MixedDataset, batch_size: int, process: int = 0, num_processes: int = 1
+) -> tuple[float, int]:
+    """Return the summed loss in nats over every labelled token of this process's rows, and the number of such tokens.
+
+    The model is left in the mode (training or not) it was in.
+    """
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    rows = range(process, len(dataset), num_processes)
+    for start in range(0, len(rows), batch_size):
+        batch = collate_packed([dataset[row] for row in rows[start : start + batch_size]])
+        loss_sum, num_labels = completion_loss_sum(model, batch)
+        total, count = total + loss_sum, count + num_labels
+    model.train(was_training)
+    return total, count
+
+
 def validation_loss(
     model_dir: Path, data_dir: Path, batch_size: int = 8, dtype: str = "float32", split: str = "validation"
 ) -> float:
-    """Return the mean cross-entropy in nats a token, over every labelled token of a split.
+    """Return the mean cross-entropy in nats a token, over every labelled token of a held-out split.
 
     Args:
         model_dir: the model's folder.
@@ -25,11 +45,6 @@ def validation_loss(
         dtype: to run the weights in.
         split: of the mixture.
     """
-    dataset = MixedDataset(data_dir, split)
-    model = load_model(model_dir, dtype).eval()
-    total, count = 0.0, 0
-    for start in range(0, len(dataset), batch_size):
-        batch = collate_packed([dataset[row] for row in range(start, min(start + batch_size, len(dataset)))])
-        loss_sum, num_labels = completion_loss_sum(model, batch)
-        total, count = total + loss_sum, count + num_labels
+    model = load_model(model_dir, dtype)
+    total, count = held_out_loss_sum(model, MixedDataset(data_dir, split), batch_size)
     return total / count

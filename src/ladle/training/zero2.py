@@ -64,7 +64,7 @@ def _skip_shared_memory_op() -> None:
 
 
 def guard_engine(
-    engine: Any, note_loss: Callable[[float], None], refuse_bad_step: Callable[[float | None], None]
+    engine: Any, note_loss: Callable[[float], None], refuse_bad_step: Callable[[float | None], bool]
 ) -> None:
     """Let each loss be noted before its backward, and each optimizer step be refused before it is taken.
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
+from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.training.order import RowOrder, rows_of_epoch
+from ladle.training.order import RowOrder, places_of_step, rows_of_epoch
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(1, 3), st.data())
@@ -31,3 +33,23 @@ def test_shuffled_rows_are_taken_as_they_stand_once_and_every_epoch_differs():
 def test_a_partial_last_batch_is_kept_or_dropped():
     assert [len(batch) for batch in RowOrder(10, 4, 1, True)] == [4, 4, 2]
     assert [len(batch) for batch in RowOrder(10, 4, 1, True, drop_last=True)] == [4, 4]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.data())
+def test_the_rows_of_a_step_are_those_that_accelerate_hands_out(drop_last, num_rows, batch, accumulation, world, data):
+    """Over two epochs, in every step; an epoch holds at least one round, as a training needs."""
+    num_rows = max(num_rows, batch * world)
+    orders = [RowOrder(num_rows, batch, 5, shuffled=True, drop_last=drop_last) for _ in range(world)]
+    steps = []
+    for epoch in range(2):
+        for order in orders:
+            order.set_epoch(epoch)
+        shards = [
+            list(BatchSamplerShard(order, world, rank) if world > 1 else order) for rank, order in enumerate(orders)
+        ]
+        rounds = [[row for shard in shards for row in shard[index]] for index in range(len(shards[0]))]
+        steps += [sum(rounds[first : first + accumulation], []) for first in range(0, len(rounds), accumulation)]
+    step = data.draw(st.integers(1, len(steps)))
+    epoch, places = places_of_step(step, num_rows, batch, accumulation, world, drop_last)
+    assert rows_of_epoch(num_rows, 5, epoch, shuffled=True)[places].tolist() == steps[step - 1]

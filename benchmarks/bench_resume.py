@@ -1,0 +1,159 @@
+"""Time from the start of training to its first optimizer step, resumed at 10 %, 50 % and 90 % of an epoch.
+
+    python benchmarks/bench_resume.py [--rows 7500000] [--runs 3]
+
+The epoch has as many rows as OpenSeek's (7.5 million), each made from its number, and the model is tiny, so that what
+is timed is finding the place. A checkpoint is saved at step 1 and its step then set to where the resumption is to be;
+Ladle's is sealed again. Both Trainers read the same rows; the plain one shuffles, as it does by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
+
+from ladle.training.checkpoint import MANIFEST, STAGING, Rotation, seal
+from ladle.training.config import PretrainConfig
+from ladle.training.hf_arguments import make_arguments
+from ladle.training.linear_cross_entropy import use_linear_cross_entropy
+from ladle.training.packed import collate_packed
+from ladle.training.trainer import LadleTrainer
+
+SHARES = (0.1, 0.5, 0.9)
+LENGTH, VOCAB_SIZE, BATCH = 16, 256, 4
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+
+
+class NumberedRows(Dataset[dict[str, np.ndarray]]):
+    """Rows whose tokens follow from their number."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        tokens = (row + np.arange(LENGTH)) % VOCAB_SIZE
+        return {"input_ids": tokens, "position_ids": np.arange(LENGTH), "labels": tokens}
+
+
+class StopAfterOneStep(TrainerCallback):
+    """Notes when the first step ended, and ends training there."""
+
+    def __init__(self) -> None:
+        self.ended = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the time and stop."""
+        self.ended = time.perf_counter()
+        control.should_training_stop = True
+
+
+def make_trainer(way: str, num_rows: int, folder: Path) -> Trainer:
+    """Return Ladle's Trainer or the plain one, for one epoch of the rows."""
+    values = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": BATCH,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+    }
+    arguments = make_arguments(PretrainConfig.model_validate({"trainer": values}), folder)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("qwen3", vocab_size=VOCAB_SIZE, num_key_value_heads=2, **SHAPE)
+    model, rows = AutoModelForCausalLM.from_config(config), NumberedRows(num_rows)
+    common = {"model": model, "args": arguments, "train_dataset": rows, "data_collator": collate_packed}
+    if way == "trainer":
+        trainer = Trainer(**common)
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+    use_linear_cross_entropy(model)
+    return LadleTrainer(**common, keep=Rotation(), rows_are_shuffled=True, router_bias_update_rate=0.0)
+
+
+def start(way: str, trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train until something stops it."""
+    if isinstance(trainer, LadleTrainer):
+        trainer.train_or_resume()
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def save_first_checkpoint(way: str, num_rows: int, folder: Path) -> Path:
+    """Take one step and return the checkpoint it left."""
+    trainer = make_trainer(way, num_rows, folder)
+    trainer.add_callback(StopAfterOneStep())
+    start(way, trainer, None)
+    return folder / "checkpoints" / "checkpoint-1"
+
+
+def move(way: str, checkpoint: Path, folder: Path, step: int) -> Path:
+    """Return a copy of a checkpoint that says it was saved at `step`."""
+    root = folder / "checkpoints"
+    staged = root / (STAGING if way == "ladle" else "") / f"checkpoint-{step}"
+    shutil.copytree(checkpoint, staged)
+    path = staged / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"global_step": step}))
+    if way == "trainer":
+        return staged
+    (staged / MANIFEST).unlink()
+    return seal(staged, root)
+
+
+def time_first_step(way: str, num_rows: int, checkpoint: Path, share: float) -> float:
+    """Return the seconds from the start of training to the end of the first step after resuming."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, step = Path(name), int(share * num_rows / BATCH)
+        moved = move(way, checkpoint, folder, step)
+        trainer, stop = make_trainer(way, num_rows, folder), StopAfterOneStep()
+        trainer.add_callback(stop)
+        started = time.perf_counter()
+        start(way, trainer, moved)
+        assert trainer.state.global_step == step + 1, f"{way} went on at {trainer.state.global_step}"
+        return stop.ended - started
+
+
+def run_all(num_rows: int, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure both ways at every share, in turn, and return the last line."""
+    seconds: dict[tuple[str, float], list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        first = {way: save_first_checkpoint(way, num_rows, Path(name) / way) for way in ("trainer", "ladle")}
+        for _ in range(runs):
+            for share in SHARES:
+                for way, checkpoint in first.items():
+                    taken = time_first_step(way, num_rows, checkpoint, share)
+                    seconds.setdefault((way, share), []).append(taken)
+    medians, ratios = {}, {}
+    for share in SHARES:
+        plain, own = median(seconds["trainer", share]), median(seconds["ladle", share])
+        say(f"{share:>6.0%} {plain:>12.2f} {own:>12.2f} {plain / own:>8.2f}")
+        ratios[f"vs_trainer_{share:.0%}"] = round(plain / own, 3)
+        medians |= {f"trainer_{share:.0%}_seconds": round(plain, 3), f"ladle_{share:.0%}_seconds": round(own, 3)}
+    return {"name": "bench_resume", "ratios": ratios, "medians": medians, "runs": runs}
+
+
+def main() -> None:
+    """Parse, measure, print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=7_500_000)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    print(f"{'place':>6} {'trainer (s)':>12} {'ladle (s)':>12} {'ratio':>8}")
+    print(json.dumps(run_all(options.rows, options.runs, print)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A repository as OpenSeek's is on the Hub: remote code named, an MTP layer declared, a tiktoken vocabulary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ladle.errors import CheckFailed
+from ladle.models.importing import REPORT, import_model
+from ladle.models.load import save_model
+from tests.tiny_models import make_model, make_tokenizer
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+@pytest.fixture
+def repository_like_openseeks(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = CHATML
+    save_model(make_model("deepseek_v3", len(tokenizer)), tokenizer, folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | {
+        "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"},
+        "num_nextn_predict_layers": 1,
+    }
+    del config["topk_method"]
+    path.write_text(json.dumps(config))
+    (folder / "modeling_deepseek.py").write_text("raise SystemExit('code of a repository was run')")
+    return folder
+
+
+def add_mtp_layer(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    extra = {"eh_proj.weight": torch.zeros(4, 8), "enorm.weight": torch.ones(4)}
+    save_file(tensors | {f"model.layers.3.{name}": value for name, value in extra.items()}, path, {"format": "pt"})
+
+
+def test_the_report_names_every_change(repository_like_openseeks, tmp_path):
+    out = tmp_path / "out"
+    report = import_model(repository_like_openseeks, out, None)
+    assert report == json.loads((out / REPORT).read_text())
+    assert report["class"] == "DeepseekV3ForCausalLM"
+    assert report["config"]["removed"].keys() >= {"auto_map"}
+    assert report["config"]["changed"]["num_nextn_predict_layers"] == [1, 0]
+    assert report["config"]["added"]["topk_method"] == "noaux_tc"
+    assert report["mtp"] == {"declared": 1, "tensors_left_out": 0, "kept": 0}
+    assert report["files_left_out"] == ["modeling_deepseek.py"]
+    assert not (out / "modeling_deepseek.py").exists()
+
+
+def test_what_is_written_loads_in_transformers_without_a_tensor_too_few_or_many(repository_like_openseeks, tmp_path):
+    out = tmp_path / "out"
+    add_mtp_layer(repository_like_openseeks)
+    report = import_model(repository_like_openseeks, out, "bfloat16")
+    assert report["mtp"]["tensors_left_out"] == 2
+    model, found = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False, output_loading_info=True)
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.bfloat16
+    assert model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
+    source = AutoModelForCausalLM.from_pretrained(repository_like_openseeks, trust_remote_code=False)
+    for name, tensor in source.to(torch.bfloat16).state_dict().items():
+        assert torch.equal(model.state_dict()[name].to(tensor.dtype), tensor), name
+
+
+def test_generation_stops_at_the_end_of_a_turn_as_well(repository_like_openseeks, tmp_path):
+    out = tmp_path / "out"
+    import_model(repository_like_openseeks, out, None)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    expected = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == expected
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "1+1"}], tokenize=False).endswith("<|im_end|>\n")
+
+
+def test_a_stranger_among_the_tensors_is_refused(repository_like_openseeks, tmp_path):
+    path = repository_like_openseeks / "model.safetensors"
+    save_file(load_file(path) | {"model.layers.1.stranger": torch.zeros(2)}, path, {"format": "pt"})
+    with pytest.raises(CheckFailed, match="model.layers.1.stranger"):
+        import_model(repository_like_openseeks, tmp_path / "out", None)
+
+
+def test_openseeks_own_vocabulary_comes_out_as_a_fast_tokenizer(repository_like_openseeks, shared_data, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (repository_like_openseeks / name).unlink()
+    for path in (shared_data / "openseek-tokenizer").iterdir():
+        shutil.copy(path, repository_like_openseeks)
+    out = tmp_path / "out"
+    report = import_model(repository_like_openseeks, out, None)
+    assert report["tokenizer"]["converted"]
+    assert report["tokenizer"]["tokens"] == 151851
+    assert AutoTokenizer.from_pretrained(out).is_fast

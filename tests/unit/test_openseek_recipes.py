@@ -1,0 +1,50 @@
+"""The recipes of the OpenSeek reports hold the reports' values, and parse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from ladle.recipe import load_recipe
+from ladle.training.zero2 import CONFIG
+
+
+def test_pretraining_has_the_reports_values(repository):
+    recipe = load_recipe(repository / "recipes" / "openseek" / "pretrain.yaml", [], "")
+    assert recipe.mix is not None
+    assert recipe.pretrain is not None
+    assert (recipe.seed, recipe.mix.budget.sequences, recipe.mix.sequence_length) == (233, 7_500_000, 4096)
+    assert (recipe.pretrain.dtype, recipe.pretrain.attn_implementation) == ("bfloat16", "sdpa")
+    assert (recipe.pretrain.distributed, recipe.pretrain.processes) == ("ddp", 8)
+    trainer = recipe.pretrain.trainer.values()
+    expected = {"save_strategy": "steps", "save_steps": 1000, "save_total_limit": 10, "logging_steps": 1, "bf16": True}
+    assert expected.items() <= trainer.items()
+    assert trainer["report_to"] == ["tensorboard"]
+    rows_per_step = 8 * trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
+    assert 7000 <= 7_500_000 // rows_per_step < 8000, "the report's checkpoints are 1000 to 7000"
+
+
+def test_the_soup_is_uniform_over_base_and_seven_checkpoints(repository):
+    recipe = load_recipe(repository / "recipes" / "openseek" / "soup.yaml", [], "")
+    assert recipe.soup is not None
+    assert recipe.soup.method == "uniform"
+    assert recipe.soup.members[0] == "base"
+    names = {f"checkpoint-{step}" for step in range(1000, 8001, 500)}
+    chosen = {name for name in names if Path(name).match(Path(recipe.soup.members[1]).name)}
+    assert chosen == {f"checkpoint-{step}000" for step in range(1, 8)}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("zero2", "DEEPSPEED")])
+def test_the_accelerate_configs_are_what_the_switch_does(repository, name, kind):
+    path = repository / "recipes" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert (config.distributed_type, config.num_processes, config.mixed_precision) == (kind, 8, "bf16")
+    if name == "zero2":
+        deepspeed = yaml.safe_load(path.read_text())["deepspeed_config"]
+        own = CONFIG["zero_optimization"]
+        assert deepspeed["zero_stage"] == own["stage"] == 2
+        assert deepspeed["offload_optimizer_device"] == own["offload_optimizer"]["device"] == "none"
+        assert deepspeed["offload_param_device"] == own["offload_param"]["device"] == "none"
