@@ -69,7 +69,7 @@ def weights(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("step", "share"), moments())
+@pytest.mark.parametrize(("step", "share"), moments(), ids=range(KILLS))
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     tiny: Path, tiny_run: Run, tmp_path: Path, step: str, share: float
 ):
