@@ -37,8 +37,8 @@ from ladle.training.memory import estimate_training
 
 logger = get_logger(__name__)
 
-SHARE_OF_MEMORY = 0.8
-"""Of the free memory, what a rehearsal on a CPU may take."""
+SHARE_OF_MEMORY = 0.6
+"""Of the free memory, what a training may take in a rehearsal on a CPU: saving and other programs need some."""
 
 
 @dataclass(frozen=True)
