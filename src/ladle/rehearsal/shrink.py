@@ -17,6 +17,8 @@ ITEMS = 2
 NEW_TOKENS = 16
 EXAMPLES = 4
 ROWS_ON_CPU = 1
+KTO_ROWS_ON_CPU = 2
+"""KTO pairs each prompt with another's completion, so it takes two."""
 SPARE_ROWS = 2
 """Rows of the mixture beyond those that the steps take."""
 
@@ -36,9 +38,9 @@ class Shrunk:
         self.tree["name"] = f"{tree['name']}-rehearsal"
         base = self.tree.get("base")
         if isinstance(base, dict):
-            self._training(base, "base.pretrain", base.get("pretrain"))
+            self._training("base.pretrain", base.get("pretrain"))
             self._mix("base.mix", base.get("mix"), base.get("pretrain"))
-        self._training(self.tree, "pretrain", self.tree.get("pretrain"))
+        self._training("pretrain", self.tree.get("pretrain"))
         self._mix("mix", self.tree.get("mix"), self.tree.get("pretrain"))
         self._soup(self.tree.get("soup"))
         self._rollout(self.tree.get("rollout"))
@@ -47,15 +49,15 @@ class Shrunk:
             self._kto(f"kto.{index}" if isinstance(sections, list) else "kto", section)
         self._evaluate(self.tree.get("evaluate"))
 
-    def _training(self, parent: Tree, key: str, section: Tree | None) -> None:
+    def _training(self, key: str, section: Tree | None, rows_on_cpu: int = ROWS_ON_CPU) -> None:
         if section is None:
             return
         trainer = section["trainer"] = dict(section.get("trainer") or {})
         trainer.pop("num_train_epochs", None)
-        if not self.gpus and trainer.get("per_device_train_batch_size", 8) > ROWS_ON_CPU:
-            rows = trainer.get("per_device_train_batch_size", 8)
-            self._say(f"{key}: {ROWS_ON_CPU} row a microbatch instead of {rows}, on a CPU")
-            trainer["per_device_train_batch_size"] = ROWS_ON_CPU
+        rows = trainer.get("per_device_train_batch_size", 8)
+        if not self.gpus and rows > rows_on_cpu:
+            self._say(f"{key}: {rows_on_cpu} row(s) a microbatch instead of {rows}, on a CPU")
+            trainer["per_device_train_batch_size"] = rows_on_cpu
         trainer |= {
             "max_steps": STEPS,
             "gradient_accumulation_steps": 1,
@@ -121,10 +123,7 @@ class Shrunk:
         section["data"] = [one if one["dataset"] == "rollouts" else one | {"limit": EXAMPLES} for one in sources]
         section["allow_single_label"] = True
         section |= {"rounds": 1, "gate": None}
-        self._training(self.tree, key, section)
-        section["trainer"] |= {
-            "per_device_train_batch_size": min(2, section["trainer"].get("per_device_train_batch_size", 2) + 1)
-        }
+        self._training(key, section, KTO_ROWS_ON_CPU)
         section["trainer"] |= {"save_strategy": "no"}
         for name in ("save_steps", "save_total_limit", "eval_strategy", "eval_steps"):
             section["trainer"].pop(name, None)
