@@ -262,7 +262,7 @@ def run(
         folder = Path(temporary)
         make = make_kto_job if stage == "kto" else make_job
         job = make(folder, shape, processes, dtype, distributed)
-        reference = finish(job, folder / "reference")
+        reference = finish(job, folder / "uninterrupted")
         while seen["kills"] < kills:
             out = folder / f"run-{seen['endings']}"
             while not (out / "summary.json").is_file():
