@@ -72,10 +72,7 @@ def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[s
     if record["stage"] == "mix":
         return {"configs": _write_mixture(artifact, staged)}
     if record["stage"] == "prefer":
-        from datasets import load_from_disk
-
-        load_from_disk(artifact / "preference").to_parquet(staged / "data" / "train-00000-of-00001.parquet")  # type: ignore[union-attr]
-        return {"configs": _configs(["train"])}
+        return {"configs": _write_preference(artifact / "preference", staged)}
     _link_tree(artifact, staged)
     return {}
 
@@ -96,6 +93,17 @@ def _write_mixture(artifact: Path, staged: Path) -> list[dict[str, Any]]:
                 part = split.shard(count, index, contiguous=True)
                 part.to_parquet(staged / "data" / f"{name}-{index:05d}-of-{count:05d}.parquet")
         return _configs(list(map(str, splits)))
+
+
+def _write_preference(folder: Path, staged: Path) -> list[dict[str, Any]]:
+    """Write each split of preference data as one parquet file."""
+    from datasets import DatasetDict, load_from_disk
+
+    splits = load_from_disk(folder)
+    assert isinstance(splits, DatasetDict)  # as the stage writes it
+    for name, split in splits.items():
+        split.to_parquet(staged / "data" / f"{name}-00000-of-00001.parquet")
+    return _configs(list(map(str, splits)))
 
 
 def _configs(splits: list[str]) -> list[dict[str, Any]]:

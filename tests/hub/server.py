@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         kind, name = wanted.get("type", "model"), f"{organization}/{wanted['name']}"
         if (kind, name) in self.hub.repositories:
             return self._error(409, "", "You already created this repo")
-        self.hub.repositories[kind, name] = Repository(kind, name, private=bool(wanted.get("private")))
+        self.hub.repositories[kind, name] = Repository(kind, name, private=wanted.get("visibility") == "private")
         self.hub.repositories[kind, name].commit({".gitattributes": b""})
         return self._json({"url": f"http://{self.headers['Host']}/{'datasets/' if kind == 'dataset' else ''}{name}"})
 
