@@ -84,7 +84,7 @@ def test_steps_are_the_same_in_two_processes_and_for_any_microbatch(shape, distr
 
 def test_no_second_model_is_held_in_training(tmp_path, monkeypatch):
     """What training reads of the reference is two arrays; one model is loaded, and none is copied."""
-    config = make_config(max_steps=2, save_strategy="no")
+    config = make_config(max_steps=2, save_strategy="no", logging_steps=1)
     inputs = make_inputs(tmp_path, "qwen3", 20)
     inputs |= {"reference": [run_reference(config, inputs, tmp_path / "reference")]}
     loaded = []

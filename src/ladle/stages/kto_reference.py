@@ -64,6 +64,7 @@ def _rows(data: Any, split: str) -> Any:
 def _write(reference: ReferencePass, examples: KtoExamples, plan: KtoPlan, folder: Path, state: PartialState) -> None:
     journal = folder / ".items"
     result = reference.run(examples, plan, journal)
+    state.wait_for_everyone()  # each process reads the whole journal
     if state.is_main_process:
         examples.save(folder)
         result.save(folder)
