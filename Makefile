@@ -35,7 +35,7 @@ test: setup
 
 test-all: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
-	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_SECONDS = 0.2
+STOP_POLL_SECONDS = 0.005
 UNFRAGMENTED = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
 """Keeps freed blocks out of glibc's heap, which otherwise takes up to a third more (benchmarks/memory_estimate.py)."""
 
@@ -33,7 +34,7 @@ def watch(command: list[str], log: Path, stop: Callable[[], bool] | None = None)
     Args:
         command: what to run.
         log: where its standard error goes.
-        stop: asked a few times a second.
+        stop: asked every few milliseconds.
     """
     started = time.monotonic()
     peak, seen, lines = 0, 0, []
@@ -45,13 +46,25 @@ def watch(command: list[str], log: Path, stop: Callable[[], bool] | None = None)
             text = log.read_text(encoding="utf-8", errors="replace")
             fresh, seen = text[seen:], len(text)
             lines += [(time.monotonic() - started, line) for line in fresh.splitlines()]
-            if stop is not None and stop():
+            if _is_to_be_stopped(process, stop):
                 for pid in reversed(_tree(process.pid)):
                     _kill(pid)
                 process.wait()
                 break
-            time.sleep(POLL_SECONDS)
     return Watched(process.returncode, time.monotonic() - started, peak, tuple(lines))
+
+
+def _is_to_be_stopped(process: subprocess.Popen[bytes], stop: Callable[[], bool] | None) -> bool:
+    """Wait until the next look at the process, and tell whether it is to be stopped."""
+    if stop is None:
+        time.sleep(POLL_SECONDS)
+        return False
+    until = time.monotonic() + POLL_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        if stop():
+            return True
+        time.sleep(STOP_POLL_SECONDS)
+    return False
 
 
 def _tree(pid: int) -> list[int]:

@@ -6,6 +6,7 @@ Everything stands in `ROOT/<recipe>-rehearsal`, which a new rehearsal empties fi
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -32,13 +33,14 @@ from ladle.pipeline import Pipeline
 from ladle.recipe import Recipe, load_recipe
 from ladle.rehearsal.measure import Watched, watch
 from ladle.rehearsal.sample import sample_source
-from ladle.rehearsal.shrink import Shrunk, Tree
+from ladle.rehearsal.shrink import STEPS, Shrunk, Tree
 from ladle.training.memory import estimate_training
 
 logger = get_logger(__name__)
 
 SHARE_OF_MEMORY = 0.6
 """Of the free memory, what a training may take in a rehearsal on a CPU: saving and other programs need some."""
+KILL_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,8 @@ def _rehearse_step(step: Step, recipe: Path, root: Path, workspace: Workspace, l
     command = [sys.executable, "-m", "ladle", "run", str(recipe), "--root", str(root), "--only", step.name]
     log = logs / f"{step.name.replace('/', '-')}.log"
     runs = []
-    if step.stage == "pretrain":
-        checkpoint = workspace.partial_of(step) / "checkpoints" / "checkpoint-1"
-        runs.append(watch(command, log.with_suffix(".killed.log"), stop=checkpoint.is_dir))
+    if step.stage == "pretrain" and (killed := _kill_after_a_checkpoint(step, command, workspace, log)):
+        runs.append(killed)
     runs.append(watch(command, log))
     if runs[-1].code != 0:
         raise CheckFailed(f"{step.name} ended with exit code {runs[-1].code}; its messages are in {log}\n{_tail(log)}")
@@ -175,6 +176,22 @@ def _rehearse_step(step: Step, recipe: Path, root: Path, workspace: Workspace, l
         raise CheckFailed(f"{step.name} was killed after its first checkpoint and did not go on from it; see {log}")
     size = sum(file.stat().st_size for file in list_files(workspace.path_of(step)) if file.is_file())
     return Rehearsed(step, tuple(runs), size, resumed)
+
+
+def _kill_after_a_checkpoint(step: Step, command: list[str], workspace: Workspace, log: Path) -> Watched | None:
+    """Run a training until its first checkpoint stands, and kill it; None if it is always over sooner than that."""
+    partial = workspace.partial_of(step)
+    checkpoints = partial / "checkpoints"
+    for _ in range(KILL_TRIES):
+        killed = watch(command, log.with_suffix(".killed.log"), stop=(checkpoints / "checkpoint-1").is_dir)
+        if killed.code not in (0, -signal.SIGKILL):
+            return None  # it fails by itself, as the next run will say
+        if killed.code == -signal.SIGKILL and not (checkpoints / f"checkpoint-{STEPS}").is_dir():
+            return killed
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(workspace.path_of(step), ignore_errors=True)
+    logger.warning("%s is over too soon to be killed after its first checkpoint: resuming is not rehearsed", step.name)
+    return None
 
 
 def _tail(log: Path) -> str:
