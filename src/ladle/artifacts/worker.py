@@ -108,4 +108,9 @@ def work(job_path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1])))
+    exit_code = work(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: torch's communication threads can abort a process whose work is done while the interpreter is
+    # taken down ("terminate called without an active exception"), and torchrun then stops the others half-way.
+    os._exit(exit_code)
