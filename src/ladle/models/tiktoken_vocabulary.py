@@ -1,8 +1,9 @@
 """Turns a tiktoken vocabulary (`*.tiktoken`) into a `tokenizers` one with the same token ids.
 
 A tiktoken file lists each token's bytes with its rank, and merges the adjacent pair whose union has the lowest rank.
-A `tokenizers` BPE lists pairs instead: every way of cutting each token in two tokens, in the order of the ranks,
-merges the same. What the file lacks (split pattern, normalization, special tokens) is a property of the tokenizer
+A `tokenizers` BPE lists pairs instead. One pair a token is enough, the last one that merging the token alone comes to:
+inside bytes that end up as this token nothing is merged across their borders, so that they merge as they do alone.
+What the file lacks (split pattern, normalization, special tokens) is a property of the tokenizer
 class that reads it: `FAMILIES`.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -83,12 +85,21 @@ def tokenizer_from_tiktoken(ranks: dict[bytes, int], family: Family) -> Tokenize
 
 
 def _merges(ranks: dict[bytes, int], names: list[str]) -> list[tuple[str, str]]:
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        cuts = [(token[:at], token[at:]) for at in range(1, len(token))]
-        known = [(left, right) for left, right in cuts if left in ranks and right in ranks]
-        merges += sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
-    return [(_name(left, names), _name(right, names)) for left, right in merges]
+    """Return the last pair of each token that merging reaches, in the order of the ranks."""
+    pairs = [_last_pair(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
+    return [(_name(pair[0], names), _name(pair[1], names)) for pair in pairs if len(pair) == 2]
+
+
+def _last_pair(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """Merge the bytes of a token until two parts are left; more are left where merging never makes this token."""
+    parts = [token[at : at + 1] for at in range(len(token))]
+    while len(parts) > 2:
+        unions = [left + right for left, right in pairwise(parts)]
+        best = min(range(len(unions)), key=lambda at: ranks.get(unions[at], len(ranks)))
+        if unions[best] not in ranks:
+            break
+        parts[best : best + 2] = [unions[best]]
+    return parts
 
 
 def _name(token: bytes, names: list[str]) -> str:
