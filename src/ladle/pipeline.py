@@ -16,9 +16,9 @@ from ladle.artifacts.file_hashes import FileHashes
 from ladle.artifacts.local import find_local, hash_local
 from ladle.artifacts.step import HubRepository, Step, StepInput, StepOutput, in_build_order
 from ladle.data.config import MixConfig
-from ladle.data.datasets_config import FetchDatasetConfig
-from ladle.data.functions import find_code
-from ladle.data.preference_config import ROLLOUTS, PreferConfig
+from ladle.data.preference.config import ROLLOUTS, PreferConfig
+from ladle.data.questions.config import FetchDatasetConfig
+from ladle.data.sources.functions import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
 from ladle.hub import is_repo_id, resolve_commit

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from ladle.config import Config, execution, location
 from ladle.config_file import ConfigFile
 from ladle.data.config import MixConfig
-from ladle.data.datasets_config import DatasetConfig
-from ladle.data.preference_config import ROLLOUTS, PreferConfig
+from ladle.data.preference.config import ROLLOUTS, PreferConfig
+from ladle.data.questions.config import DatasetConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
 from ladle.evaluation.rollout_config import GateConfig, RolloutConfig

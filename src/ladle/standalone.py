@@ -10,7 +10,7 @@ from ladle.artifacts.local import find_local, hash_local, leave_unread
 from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import HubRepository, LocalFiles, Step, StepInput, StepOutput
 from ladle.config_file import ConfigFile
-from ladle.data.datasets_config import FetchDatasetConfig
+from ladle.data.questions.config import FetchDatasetConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 from ladle.hub import is_repo_id, resolve_commit

@@ -33,8 +33,8 @@ from typing import Any
 from ladle import log
 from ladle.artifacts.record import describe_files, digest_of
 from ladle.data.config import MixConfig
-from ladle.data.datasets_config import WordProblemsConfig
-from ladle.data.word_problems import write_word_problems
+from ladle.data.questions.config import WordProblemsConfig
+from ladle.data.questions.word_problems import write_word_problems
 from ladle.models.load import save_model
 from ladle.stages import mix
 from ladle.training.checkpoint import STAGING, newest_resumable, step_of

@@ -13,14 +13,14 @@ from typing import Any
 
 from ladle.artifacts.local import find_local
 from ladle.data.config import MixConfig, SourceConfig
-from ladle.data.documents import HARMLESS, columns_of, make_formatter, to_document
-from ladle.data.pieces import Piece
-from ladle.data.preference import unpaired_rows
-from ladle.data.read_rows import read_rows
-from ladle.data.rows import Unreadable
-from ladle.data.rows import read_rows as read_piece
-from ladle.data.templates import fill
-from ladle.data.tokenize_sources import find_pieces
+from ladle.data.preference.rows import unpaired_rows
+from ladle.data.sources.documents import HARMLESS, columns_of, make_formatter, to_document
+from ladle.data.sources.pieces import Piece
+from ladle.data.sources.read_rows import read_rows
+from ladle.data.sources.rows import Unreadable
+from ladle.data.sources.rows import read_rows as read_piece
+from ladle.data.sources.templates import fill
+from ladle.data.tokenizing.sources import find_pieces
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
 from ladle.doctor.references import mixes_of
 from ladle.evaluation.config import BenchmarkChoice

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ladle.artifacts.local import find_local
 from ladle.data.config import MixConfig
-from ladle.data.datasets_config import FetchDatasetConfig
+from ladle.data.questions.config import FetchDatasetConfig
 from ladle.evaluation.config import EvaluateConfig
 from ladle.hub import is_repo_id
 from ladle.recipe import Recipe

@@ -8,9 +8,9 @@ from typing import Any
 from datasets import DatasetDict, load_dataset
 from transformers import PreTrainedTokenizerFast
 
-from ladle.data.datasets_config import FetchDatasetConfig, WordProblemsConfig
-from ladle.data.read_rows import read_rows
-from ladle.data.word_problems import write_word_problems
+from ladle.data.questions.config import FetchDatasetConfig, WordProblemsConfig
+from ladle.data.questions.word_problems import write_word_problems
+from ladle.data.sources.read_rows import read_rows
 from ladle.models.config import FetchModelConfig, InitModelConfig
 from ladle.models.importing import import_model
 from ladle.models.load import init_model, save_model

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.files import pretty_json
-from ladle.data.problems import rows_of_problems
-from ladle.data.templates import fill
+from ladle.data.questions.problems import rows_of_problems
+from ladle.data.sources.templates import fill
 from ladle.evaluation.attempts import Attempt, Problem, attempt_problems
 from ladle.evaluation.metrics import mcnemar_p_value
 from ladle.evaluation.rollout_config import GateConfig

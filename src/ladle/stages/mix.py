@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from ladle.data.assemble import Drawn, write_split
-from ladle.data.benchmark_texts import read_benchmark_texts
 from ladle.data.config import MixConfig
-from ladle.data.contamination import Contamination, find_contamination, write_finds
-from ladle.data.index_writer import SplitCounts
-from ladle.data.mixture import count_tokens, describe_mixture, write_mixture
-from ladle.data.pieces import Piece
-from ladle.data.selection import SourceSelection, select
-from ladle.data.tokenize_sources import choose_executor, find_pieces, tokenize_share, tokenize_sources
+from ladle.data.contamination.benchmark_texts import read_benchmark_texts
+from ladle.data.contamination.find import Contamination, find_contamination, write_finds
+from ladle.data.mixing.assemble import Drawn, write_split
+from ladle.data.mixing.describe import count_tokens, describe_mixture, write_mixture
+from ladle.data.mixing.index_writer import SplitCounts
+from ladle.data.mixing.selection import SourceSelection, select
+from ladle.data.sources.pieces import Piece
+from ladle.data.tokenizing.sources import choose_executor, find_pieces, tokenize_share, tokenize_sources
 from ladle.data.vocabulary import Vocabulary, read_vocabulary
 from ladle.executors import Shard
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, disable_progress_bars
 
-from ladle.data.preference import COLUMNS, Row, join_rows, unpaired_rows
-from ladle.data.preference_config import EVERY_SPLIT, ROLLOUTS, TRAIN, PreferConfig, PreferenceSource
-from ladle.data.read_rows import read_rows, splits_of
+from ladle.data.preference.config import EVERY_SPLIT, ROLLOUTS, TRAIN, PreferConfig, PreferenceSource
+from ladle.data.preference.rows import COLUMNS, Row, join_rows, unpaired_rows
+from ladle.data.sources.read_rows import read_rows, splits_of
 from ladle.errors import UserError
 from ladle.log import get_logger
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from ladle.data.store import MixedDataset
+from ladle.data.store.dataset import MixedDataset
 from ladle.errors import UserError
 from ladle.models.load import load_model, model_dir, save_model
 from ladle.models.tokenizer import load_fast_tokenizer

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ladle.data.problems import rows_of_problems
-from ladle.data.templates import fill
+from ladle.data.questions.problems import rows_of_problems
+from ladle.data.sources.templates import fill
 from ladle.evaluation.attempts import Attempt, Problem, attempt_problems, count_verdicts, sample_attempts
 from ladle.evaluation.corruption import corrupt_answers
 from ladle.evaluation.rollout_config import PromptSource, RolloutConfig

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from ladle.data.store import MixedDataset
+from ladle.data.store.dataset import MixedDataset
 from ladle.training.processes import reduce_tensor
 from ladle.training.sequence_aux import SequenceAuxLoss
 from ladle.training.trainer import LadleTrainer

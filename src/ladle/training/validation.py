@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ladle.data.store import MixedDataset
+from ladle.data.store.dataset import MixedDataset
 from ladle.models.load import load_model
 from ladle.training.linear_cross_entropy import completion_loss_sum
 from ladle.training.packed import collate_packed

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ladle.data.config import MixConfig
-from ladle.data.store import MixedDataset
+from ladle.data.store.dataset import MixedDataset
 from ladle.stages import mix
 from tests.unit.data.samples import read_tree
 

@@ -17,8 +17,8 @@ import pytest
 import tiktoken
 from tokenizers import normalizers
 
-from ladle.data.agreement import HARD_CASES
-from ladle.data.encoders import Encoder, Engine, load_encoder
+from ladle.data.tokenizing.agreement import HARD_CASES
+from ladle.data.tokenizing.encoders import Encoder, Engine, load_encoder
 from ladle.models.tiktoken_vocabulary import FAMILIES
 from ladle.models.tokenizer import load_fast_tokenizer
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ladle.data.assemble import Drawn, write_split
 from ladle.data.config import MixConfig
-from ladle.data.selection import select
-from ladle.data.shards import TokenShard
-from ladle.data.tokenized import TokenizedSource
+from ladle.data.mixing.assemble import Drawn, write_split
+from ladle.data.mixing.selection import select
+from ladle.data.store.shards import TokenShard
+from ladle.data.tokenizing.tokenized import TokenizedSource
 
 NUM_SOURCES = 40
 MEAN_TOKENS = 812

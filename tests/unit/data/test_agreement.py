@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ladle.data import agreement, encoders
-from ladle.data.agreement import HARD_CASES, Disagreement, PieceSample, load_checked_encoder, require_agreement
-from ladle.data.encoders import Encoder, HfEncoder
+from ladle.data.tokenizing import agreement, encoders
+from ladle.data.tokenizing.agreement import (
+    HARD_CASES,
+    Disagreement,
+    PieceSample,
+    load_checked_encoder,
+    require_agreement,
+)
+from ladle.data.tokenizing.encoders import Encoder, HfEncoder
 from ladle.errors import UserError
 
 from .samples import make_config, read_tree

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from ladle.data.files import find_data_files
+from ladle.data.sources.files import find_data_files
 from ladle.errors import UserError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ladle.data import long_text
-from ladle.data.encoders import HfEncoder
-from ladle.data.long_text import encode_long
+from ladle.data.tokenizing import long_text
+from ladle.data.tokenizing.encoders import HfEncoder
+from ladle.data.tokenizing.long_text import encode_long
 
 from .samples import make_text
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ladle.data import memo
-from ladle.data.agreement import HARD_CASES
-from ladle.data.encoders import HfEncoder, load_encoder
-from ladle.data.memo import MemoEncoder, digits_of_a_word
-from ladle.data.words import PATTERNS, UNSURE, character_classes
+from ladle.data.tokenizing import memo
+from ladle.data.tokenizing.agreement import HARD_CASES
+from ladle.data.tokenizing.encoders import HfEncoder, load_encoder
+from ladle.data.tokenizing.memo import MemoEncoder, digits_of_a_word
+from ladle.data.tokenizing.words import PATTERNS, UNSURE, character_classes
 
 from .samples import make_texts
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.plan import apportion, draw, draw_documents, refuse_too_many_epochs
+from ladle.data.mixing.plan import apportion, draw, draw_documents, refuse_too_many_epochs
 from ladle.errors import UserError
 
 

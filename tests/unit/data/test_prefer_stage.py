@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
-from ladle.data.preference_config import PreferConfig
-from ladle.data.read_rows import read_rows, splits_of
+from ladle.data.preference.config import PreferConfig
+from ladle.data.sources.read_rows import read_rows, splits_of
 from ladle.errors import UserError
 from ladle.stages import prefer
 

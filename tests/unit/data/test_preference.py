@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from ladle.data.preference import join_rows, unpaired_rows
-from ladle.data.preference_config import PreferConfig, PreferenceSource
+from ladle.data.preference.config import PreferConfig, PreferenceSource
+from ladle.data.preference.rows import join_rows, unpaired_rows
 from ladle.errors import UserError
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from ladle.data import rows
-from ladle.data.files import DataFile, Kind
-from ladle.data.pieces import Piece, cut_file
-from ladle.data.rows import Unreadable, read_rows
+from ladle.data.sources import rows
+from ladle.data.sources.files import DataFile, Kind
+from ladle.data.sources.pieces import Piece, cut_file
+from ladle.data.sources.rows import Unreadable, read_rows
 from ladle.errors import UserError
 
 ROWS = [{"text": f"row {i} — 行" + "x" * (i * 7 % 50), "n": i} for i in range(500)]

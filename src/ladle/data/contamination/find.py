@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import SourceConfig
-from ladle.data.documents import Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.ngrams import NgramSet, ngram_hashes
-from ladle.data.pieces import Piece
-from ladle.data.rows import read_rows
+from ladle.data.contamination.ngrams import NgramSet, ngram_hashes
+from ladle.data.sources.documents import Document, columns_of, format_identity, make_formatter, to_document
+from ladle.data.sources.pieces import Piece
+from ladle.data.sources.rows import read_rows
 from ladle.data.vocabulary import TOKENIZER_FILE, Vocabulary
 from ladle.executors import Executor
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from ladle.artifacts.files import canonical_json, hash_bytes
-from ladle.data.agreement import Disagreement, PieceSample, load_checked_encoder, require_agreement
 from ladle.data.config import SourceConfig
-from ladle.data.documents import Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.encoders import Engine, load_encoder, put_in
-from ladle.data.long_text import PART_CHARS, encode_long
-from ladle.data.pieces import Piece
-from ladle.data.rows import Unreadable, read_rows
-from ladle.data.shards import ShardWriter
+from ladle.data.sources.documents import Document, columns_of, format_identity, make_formatter, to_document
+from ladle.data.sources.pieces import Piece
+from ladle.data.sources.rows import Unreadable, read_rows
+from ladle.data.store.shards import ShardWriter
+from ladle.data.tokenizing.agreement import Disagreement, PieceSample, load_checked_encoder, require_agreement
+from ladle.data.tokenizing.encoders import Engine, load_encoder, put_in
+from ladle.data.tokenizing.long_text import PART_CHARS, encode_long
 from ladle.data.vocabulary import Vocabulary
 from ladle.log import get_logger
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ladle.data.config import SourceConfig
-from ladle.data.documents import HARMLESS
-from ladle.data.shards import TokenShard
+from ladle.data.sources.documents import HARMLESS
+from ladle.data.store.shards import TokenShard
 from ladle.errors import UserError
 
 

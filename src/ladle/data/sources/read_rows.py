@@ -1,6 +1,6 @@
 """Rows of a small dataset on disk, as dicts: what prompts, preference data and tokenizer training read.
 
-(The mixture's documents go through `ladle.data.sources`, which reads in shards; these datasets fit in memory.)
+(The documents of a mixture are read in pieces, by `pieces` and `rows`; these datasets fit in memory.)
 """
 
 from __future__ import annotations

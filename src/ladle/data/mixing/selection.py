@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ladle.data.config import MixConfig
-from ladle.data.plan import Drawing, apportion, draw, draw_documents, refuse_too_many_epochs
-from ladle.data.tokenized import TokenizedSource
+from ladle.data.mixing.plan import Drawing, apportion, draw, draw_documents, refuse_too_many_epochs
+from ladle.data.tokenizing.tokenized import TokenizedSource
 from ladle.errors import UserError
 
 

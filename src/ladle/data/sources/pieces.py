@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from blake3 import blake3
 
 from ladle.artifacts.files import hash_bytes, hash_file
-from ladle.data.files import DataFile, Kind
+from ladle.data.sources.files import DataFile, Kind
 from ladle.errors import UserError
 
 READ_BYTES = 2**20

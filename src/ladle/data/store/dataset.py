@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ladle.artifacts.files import hash_bytes, hash_file
-from ladle.data.index import ROWS_FILE, SEGMENTS_FILE, map_index
-from ladle.data.shards import open_shard
+from ladle.data.store.index import ROWS_FILE, SEGMENTS_FILE, map_index
+from ladle.data.store.shards import open_shard
 from ladle.errors import UserError
 
 MIXTURE_FILE = "mixture.json"

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 from numba import njit, uint64
 
-from ladle.data.permutation import permutation_key, permute, permute_one
+from ladle.data.mixing.permutation import permutation_key, permute, permute_one
 from ladle.errors import UserError
 
 

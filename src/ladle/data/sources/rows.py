@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ladle.data.pieces import Piece, unreadable
+from ladle.data.sources.pieces import Piece, unreadable
 from ladle.errors import UserError
 
 BATCH_ROWS = 256

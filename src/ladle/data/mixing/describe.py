@@ -14,10 +14,10 @@ import numpy as np
 
 from ladle.artifacts.files import pretty_json
 from ladle.data.config import MixConfig
-from ladle.data.contamination import Contamination
-from ladle.data.index_writer import SplitCounts
-from ladle.data.selection import SourceSelection
-from ladle.data.store import MIXTURE_FILE, MIXTURE_FORMAT
+from ladle.data.contamination.find import Contamination
+from ladle.data.mixing.index_writer import SplitCounts
+from ladle.data.mixing.selection import SourceSelection
+from ladle.data.store.dataset import MIXTURE_FILE, MIXTURE_FORMAT
 from ladle.data.vocabulary import Vocabulary
 from ladle.errors import CheckFailed
 

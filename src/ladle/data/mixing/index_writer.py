@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ladle.data.index import ROW, ROWS_FILE, SEGMENTS_FILE
-from ladle.data.permutation import permutation_key, permute
+from ladle.data.mixing.permutation import permutation_key, permute
+from ladle.data.store.index import ROW, ROWS_FILE, SEGMENTS_FILE
 
 ROWS_AT_A_TIME = 2**20
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ladle.data.encoders import Encoder, Engine, load_encoder
+from ladle.data.tokenizing.encoders import Encoder, Engine, load_encoder
 from ladle.errors import LadleError, UserError
 
 FIRST_CHARS = 40_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ladle.data.contamination import BenchmarkText
+from ladle.data.contamination.find import BenchmarkText
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import builtin_benchmarks
 from ladle.evaluation.items import load_items

@@ -81,7 +81,7 @@ def load_encoder(engine: Engine, folder: Path) -> Encoder:
 
 
 def _with_memory(oracle: Encoder) -> Encoder:
-    from ladle.data.memo import MemoEncoder, digits_of_a_word
+    from ladle.data.tokenizing.memo import MemoEncoder, digits_of_a_word
 
     assert isinstance(oracle, HfEncoder)
     max_digits = digits_of_a_word(oracle.tokenizer)

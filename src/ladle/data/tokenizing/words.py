@@ -2,7 +2,7 @@
 
 Such a tokenizer cuts text by a regular expression into words and encodes each word apart, so a word's ids are worked
 out once and remembered. This file has the cut, by the patterns of `PATTERNS` written out as a scanner, and the table of
-words; the ids themselves come from the tokenizer (`ladle.data.memo`). A line with a character whose class or
+words; the ids themselves come from the tokenizer (`ladle.data.tokenizing.memo`). A line with a character whose class or
 normalization could depend on the version of Unicode is left to the tokenizer as a whole.
 """
 

@@ -14,8 +14,8 @@ from typing import Any
 from blake3 import blake3
 
 from ladle.artifacts.files import canonical_json
-from ladle.data.preference_config import PreferConfig, PreferenceSource
-from ladle.data.templates import columns_of, fill
+from ladle.data.preference.config import PreferConfig, PreferenceSource
+from ladle.data.sources.templates import columns_of, fill
 from ladle.errors import UserError
 
 Row = dict[str, Any]

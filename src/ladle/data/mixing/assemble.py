@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 
 from ladle.data.config import MixConfig
-from ladle.data.index import SEGMENT
-from ladle.data.index_writer import IndexWriter, SplitCounts
-from ladle.data.pack import best_fit, split_long, wrap
-from ladle.data.permutation import permutation_key, permute
-from ladle.data.plan import Drawing
-from ladle.data.tokenized import TokenizedSource
+from ladle.data.mixing.index_writer import IndexWriter, SplitCounts
+from ladle.data.mixing.pack import best_fit, split_long, wrap
+from ladle.data.mixing.permutation import permutation_key, permute
+from ladle.data.mixing.plan import Drawing
+from ladle.data.store.index import SEGMENT
+from ladle.data.tokenizing.tokenized import TokenizedSource
 from ladle.log import progress
 
 

@@ -1,9 +1,10 @@
 """Hugging Face `tokenizers` with a memory: each different word goes through the tokenizer once.
 
 Text repeats its words, and `tokenizers` spends about a microsecond on each all the same. Where the tokenizer is a
-byte-level BPE that cuts text by a known pattern, the cut is made by a scanner (`ladle.data.words`), the ids of a word
-come from the tokenizer's model the first time and from a table after that. Texts with special tokens in them go to the
-tokenizer whole, and so do lines with characters whose class or normalization may differ between versions of Unicode.
+byte-level BPE that cuts text by a known pattern, a scanner makes the cut (`ladle.data.tokenizing.words`); the ids of a
+word come from the tokenizer's model the first time and from a table after that. Texts with special tokens in them
+go to the tokenizer whole, and so do lines with characters whose class or normalization may differ between versions of
+Unicode.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from ladle.data.encoders import put_in
-from ladle.data.words import PATTERNS, character_classes, find_words, gather_ids, place_words, split_texts
+from ladle.data.tokenizing.encoders import put_in
+from ladle.data.tokenizing.words import PATTERNS, character_classes, find_words, gather_ids, place_words, split_texts
 
 MOST_WORDS = 2**19
 MOST_BYTES = 2**25

@@ -20,7 +20,7 @@ from typing import Any
 from blake3 import blake3
 
 from ladle.artifacts.files import fsync_path
-from ladle.data.datasets_config import WordProblemsConfig
+from ladle.data.questions.config import WordProblemsConfig
 from ladle.errors import CheckFailed, UserError
 
 Operands = tuple[int, int, int]

@@ -25,7 +25,7 @@ class FetchDatasetConfig(Config):
 
 
 class WordProblemsConfig(Config):
-    """Two-step word problems with worked solutions, generated: see `ladle.data.word_problems`."""
+    """Two-step word problems with worked solutions, generated: see `ladle.data.questions.word_problems`."""
 
     kind: Literal["word_problems"] = "word_problems"
     seed: int = 233

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ladle.data.encoders import Encoder
+from ladle.data.tokenizing.encoders import Encoder
 
 PART_CHARS = 2**18
 LOOKAHEAD = 2**12

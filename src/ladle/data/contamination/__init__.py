@@ -1,0 +1,1 @@
+"""Finds training documents that share a run of words with a benchmark."""

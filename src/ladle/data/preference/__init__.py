@@ -1,0 +1,1 @@
+"""Preference data: labelled completions from several sources, in the unpaired form of TRL."""

@@ -1,0 +1,1 @@
+"""Questions with known answers: read from a dataset, or generated word problems."""
