@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,16 @@ _PACKAGES = (
 )
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size in bytes and blake3 of each file below `folder` (record.json left out), by relative path."""
+def describe_files(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return size in bytes and blake3 of each file below `folder` (record.json left out), by relative path.
+
+    `known` has the hashes that a stage took of the bytes while it wrote them. They are better than hashes of what reads
+    back, which would make a disk's mistake part of the record.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in list_files(folder) if path != folder / RECORD_NAME}
     return {
-        path.relative_to(folder).as_posix(): {"size_bytes": path.stat().st_size, "blake3": hash_file(path)}
-        for path in list_files(folder)
-        if path != folder / RECORD_NAME
+        name: {"size_bytes": path.stat().st_size, "blake3": (known or {}).get(name) or hash_file(path)}
+        for name, path in files.items()
     }
 
 
@@ -58,7 +63,7 @@ def make_record(
     step: Step, folder: Path, inputs: dict[str, list[dict[str, Any]]], summary: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Describe a finished artifact; the result holds only JSON values."""
-    files = describe_files(folder)
+    files = describe_files(folder, summary.get("output_hashes"))
     record = {
         "format": RECORD_FORMAT,
         "name": step.name,

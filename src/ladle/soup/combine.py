@@ -28,6 +28,7 @@ class Combiner:
         self.nonfinite = 0
         self.unequal: set[str] = set()
         self._lock = threading.Lock()
+        self._last_terms: tuple[Run | None, tuple[list[str], Coefficients]] = None, ([], coefficients)
 
     def combine(self, run: Run, first: int, rows: Sequence[memoryview], out: memoryview) -> memoryview:
         """Return the result of a chunk, which may stand in `out` or be one of the rows.
@@ -44,15 +45,22 @@ class Combiner:
         if run.out_dtype == BYTES:
             self._check_equal(run, first, rows)
             return rows[0]
-        dtypes = [source.dtype for source in run.sources]
-        numerators = tuple(self.coefficients.numerators[source.member] for source in run.sources)
-        coefficients = Coefficients(numerators, self.coefficients.denominator)
+        dtypes, coefficients = self._terms_of(run)
         if not fill_mean(rows, dtypes, coefficients, run.out_dtype, out):
             self._check_finite(run, first, rows)
             count = fill_ieee_mean(rows, dtypes, coefficients, run.out_dtype, out)
             with self._lock:
                 self.nonfinite += count
         return out
+
+    def _terms_of(self, run: Run) -> tuple[list[str], Coefficients]:
+        """Return the dtype and the share of each source; most files are one run in thousands of chunks."""
+        last_run, terms = self._last_terms
+        if last_run is not run:
+            numerators = tuple(self.coefficients.numerators[source.member] for source in run.sources)
+            terms = [source.dtype for source in run.sources], Coefficients(numerators, self.coefficients.denominator)
+            self._last_terms = run, terms
+        return terms
 
     def _check_finite(self, run: Run, first: int, rows: Sequence[memoryview]) -> None:
         if self.config.allow_nonfinite:

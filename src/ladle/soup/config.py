@@ -66,11 +66,14 @@ class SoupConfig(Config):
 
     threads: int = execution(2, ge=1)
     """Threads that read, average, write and hash."""
-    chunk_bytes: int = execution(8 * 2**20, ge=2**16)
+    chunk_bytes: int = execution(4 * 2**20, ge=2**16)
     """Bytes of all members and the result together that a thread works on at a time."""
     reader: Literal["map", "pread"] = execution("map")
     """How members are read: through a memory map, which saves a copy, or by pread, for file systems where maps are
     slow."""
+    writer: Literal["direct", "cache"] = execution("direct")
+    """How the result is written: past the page cache where the file system can, which saves a copy of it in memory, or
+    through the cache, for a result that is read at once."""
     ignore_free_space: bool = execution(False)
     """Start although the file system says that the result will not fit (it may compress or deduplicate)."""
 

@@ -8,6 +8,7 @@ behind. Memory is a few chunks, whatever the size of the model.
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ladle.errors import UserError
 from ladle.log import ProgressBar
 from ladle.soup.combine import Combiner
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import Member
-from ladle.soup.plan import OutputFile, Run, size_of
+from ladle.soup.plan import OutputFile, Run, Source, size_of
 from ladle.soup.preflight import Soup
 from ladle.soup.reading import MemberFile, open_file
 from ladle.soup.sinks import Sink
@@ -32,7 +31,8 @@ from ladle.soup.turnstile import Turnstile
 from ladle.soup.weights import Coefficients
 
 ALIGNMENT = 4096
-"""Chunks begin at multiples of this many elements, so that pages and vectors stay whole."""
+"""Chunks hold multiples of this many elements, and all but a run's first begin at multiples of as many bytes in the
+output, so that pages, vectors and disk blocks stay whole."""
 MIB = 2**20
 FileKey = tuple[int, str]
 """A member, by position, and one of its files."""
@@ -55,20 +55,32 @@ class Streamed:
     unequal: set[str]
 
 
+class _Lane(NamedTuple):
+    """One source of a run, and where its bytes are hashed; None where they are not."""
+
+    file: MemberFile
+    offset: int
+    size: int
+    turnstile: Turnstile | None
+
+
 class _Chunk(NamedTuple):
     run: Run
     first: int
     count: int
-    tickets: list[tuple[Turnstile | None, int]]
-    """Where and when each source's bytes are hashed; None for what is not."""
+    tickets: list[int]
+    """When each source's bytes are hashed."""
     out_ticket: int
 
 
 class _Buffers:
-    """A thread's memory: a row of bytes a source, and one for the result, grown when a run needs more."""
+    """A thread's memory: a row of bytes a source, and one for the result, grown when a run needs more.
+
+    Maps, not arrays, for they begin with a page.
+    """
 
     def __init__(self) -> None:
-        self._memory: list[np.ndarray] = []
+        self._memory: list[memoryview] = []
         self._run: Run | None = None
         self._count = 0
         self.rows: list[memoryview] = []
@@ -81,10 +93,10 @@ class _Buffers:
         sizes = [count * run.out_size, *(count * size_of(source.dtype) for source in run.sources)]
         for index, size in enumerate(sizes):
             if index == len(self._memory):
-                self._memory.append(np.empty(size, np.uint8))
-            elif self._memory[index].size < size:
-                self._memory[index] = np.empty(size, np.uint8)
-        self.out, *self.rows = [memory[:size].data for memory, size in zip(self._memory, sizes, strict=False)]
+                self._memory.append(memoryview(b""))
+            if len(self._memory[index]) < size:
+                self._memory[index] = memoryview(mmap.mmap(-1, size))
+        self.out, *self.rows = [memory[:size] for memory, size in zip(self._memory, sizes, strict=False)]
         self._run, self._count = run, count
 
 
@@ -101,6 +113,7 @@ class FileStream:
         self.inputs: dict[FileKey, Turnstile] = {}
         self.files: dict[FileKey, MemberFile] = {}
         self.lock = threading.Lock()
+        self.lanes: dict[int, list[_Lane]] = {}
         self.cuts = self._cut()
         self.done_bytes = 0
         self.is_stopped = False
@@ -119,6 +132,7 @@ class FileStream:
             self.files = {key: open_file(path, self.config.reader, stack) for key, path in paths.items()}
             if self.config.hash_inputs:
                 self.inputs = {key: self._open_turnstile(key) for key in _read_in_full(self.file, self.members)}
+            self.lanes = {id(run): [self._lane(source) for source in run.sources] for run in self.file.runs}
             self.sink.put(0, memoryview(self.file.header))
             self._work_in_threads()
         _check_unchanged(before)
@@ -128,6 +142,10 @@ class FileStream:
     def _open_turnstile(self, key: FileKey) -> Turnstile:
         header = self.members[key[0]].headers[key[1]]
         return Turnstile(self.files[key].read(0, memoryview(bytearray(header.data_start))))
+
+    def _lane(self, source: Source) -> _Lane:
+        key = source.member, source.file
+        return _Lane(self.files[key], source.offset, size_of(source.dtype), self.inputs.get(key))
 
     def _work_in_threads(self) -> None:
         with ThreadPoolExecutor(self.config.threads, thread_name_prefix="soup") as pool:
@@ -150,14 +168,19 @@ class FileStream:
         try:
             while (chunk := self._next_chunk()) is not None:
                 buffers.fit(chunk.run, chunk.count)
-                rows = self._read(chunk, buffers.rows)
-                for (turnstile, ticket), row in zip(chunk.tickets, rows, strict=True):
-                    if turnstile is not None:
-                        turnstile.update(ticket, row)
+                lanes = self.lanes[id(chunk.run)]
+                rows = [
+                    lane.file.read(lane.offset + chunk.first * lane.size, buffer)
+                    for lane, buffer in zip(lanes, buffers.rows, strict=True)
+                ]
+                for lane, ticket, row in zip(lanes, chunk.tickets, rows, strict=True):
+                    if lane.turnstile is not None:
+                        lane.turnstile.update(ticket, row)
                 result = self.combiner.combine(chunk.run, chunk.first, rows, buffers.out)
                 self.output.update(chunk.out_ticket, result)
                 self.sink.put(chunk.run.out_offset + chunk.first * chunk.run.out_size, result)
-                self._release(chunk, rows)
+                for lane, row in zip(lanes, rows, strict=True):
+                    lane.file.release(lane.offset + chunk.first * lane.size, len(row))
         except BaseException:
             self._stop()
             raise
@@ -167,7 +190,10 @@ class FileStream:
         for run in self.file.runs:
             width = run.out_size + sum(size_of(source.dtype) for source in run.sources)
             step = max(self.config.chunk_bytes // width // ALIGNMENT, 1) * ALIGNMENT
-            for first in range(0, run.num_elements, step):
+            lead = min(-run.out_offset % ALIGNMENT // run.out_size, run.num_elements)
+            if lead:
+                yield run, 0, lead
+            for first in range(lead, run.num_elements, step):
                 yield run, first, min(step, run.num_elements - first)
 
     def _next_chunk(self) -> _Chunk | None:
@@ -177,26 +203,13 @@ class FileStream:
                 return None
             run, first, count = cut
             self._advance(count * run.out_size)
-            turnstiles = [self.inputs.get((source.member, source.file)) for source in run.sources]
-            tickets = [(turnstile, turnstile.ticket() if turnstile else 0) for turnstile in turnstiles]
+            tickets = [lane.turnstile.ticket() if lane.turnstile else 0 for lane in self.lanes[id(run)]]
             return _Chunk(run, first, count, tickets, self.output.ticket())
 
     def _advance(self, size_bytes: int) -> None:
         before = self.done_bytes // MIB
         self.done_bytes += size_bytes
         self.bar.advance(self.done_bytes // MIB - before)
-
-    def _read(self, chunk: _Chunk, buffers: list[memoryview]) -> list[memoryview]:
-        rows = []
-        for source, buffer in zip(chunk.run.sources, buffers, strict=True):
-            offset = source.offset + chunk.first * size_of(source.dtype)
-            rows.append(self.files[source.member, source.file].read(offset, buffer))
-        return rows
-
-    def _release(self, chunk: _Chunk, rows: list[memoryview]) -> None:
-        for source, row in zip(chunk.run.sources, rows, strict=True):
-            offset = source.offset + chunk.first * size_of(source.dtype)
-            self.files[source.member, source.file].release(offset, len(row))
 
 
 def _check_unchanged(before: dict[Path, os.stat_result]) -> None:

@@ -8,11 +8,16 @@ from blake3 import blake3
 
 
 class Turnstile:
-    """The blake3 of a file; pieces are numbered when they are handed out, and hashed when their number comes up."""
+    """The blake3 of a file; pieces are numbered when they are handed out, and hashed when their number comes up.
+
+    Only the thread whose number is up touches the hash, and it takes no lock unless another one waits. A waiting thread
+    announces itself before it looks at the number, and the number is raised before anybody is looked for, so one of the
+    two always sees the other.
+    """
 
     def __init__(self, header: bytes | memoryview) -> None:
         self._hasher = blake3(header)
-        self._issued = self._served = 0
+        self._issued = self._served = self._num_waiting = 0
         self._changed = threading.Condition()
         self._is_closed = False
 
@@ -23,12 +28,22 @@ class Turnstile:
 
     def update(self, ticket: int, piece: memoryview) -> None:
         """Hash a piece as soon as all before it are."""
+        if self._served != ticket and not self._wait_for(ticket):
+            return
+        self._hasher.update(piece)
+        self._served = ticket + 1
+        if self._num_waiting:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _wait_for(self, ticket: int) -> bool:
+        """Wait for a number to come up; False where it never will."""
         with self._changed:
+            self._num_waiting += 1
             while self._served != ticket and not self._is_closed:
                 self._changed.wait()
-            self._hasher.update(piece)
-            self._served += 1
-            self._changed.notify_all()
+            self._num_waiting -= 1
+            return self._served == ticket
 
     def close(self) -> None:
         """Let every waiting thread go; unless all pieces are in, the hash is void."""

@@ -74,7 +74,7 @@ def write_candidate(soup: Soup, coefficients: Coefficients, folder: Path) -> Non
     for former in folder.glob("*.safetensors"):
         former.unlink()
     _check_space(folder, files, soup.config)
-    config = soup.config.model_copy(update={"hash_inputs": False})
+    config = soup.config.model_copy(update={"hash_inputs": False, "writer": "cache"})  # read at once
     with progress(total=sum(file.size_bytes for file in files) // MIB, description="candidate", unit="MiB") as bar:
         for file in files:
             write_file(file, soup, coefficients, config, folder / file.name, bar)
@@ -85,7 +85,7 @@ def write_file(
     file: OutputFile, soup: Soup, coefficients: Coefficients, config: SoupConfig, path: Path, bar: ProgressBar
 ) -> Streamed:
     """Write one weight file at `path`."""
-    with WritingSink.create(path, file.size_bytes) as sink:
+    with WritingSink.create(path, file.size_bytes, config.writer) as sink:
         return FileStream(file, soup, coefficients, config, sink, bar).run()
 
 

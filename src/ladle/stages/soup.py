@@ -31,7 +31,8 @@ def run(config: SoupConfig, inputs: dict[str, list[Path]], out: Path) -> dict[st
     info = write_soup(soup, coefficients, out, selection, is_private=True)
     shutil.rmtree(out / SELECTION, ignore_errors=True)
     _say(info)
-    return _summary(info) | {"input_hashes": _input_hashes(soup, info)}
+    output_hashes = {name: entry["blake3"] for name, entry in info["outputs"].items()}
+    return _summary(info) | {"input_hashes": _input_hashes(soup, info), "output_hashes": output_hashes}
 
 
 def _choose(
