@@ -61,6 +61,9 @@ class SoupConfig(Config):
     """Take checkpoints of one folder whose numbers do not rise, where the method or the selection depends on order (a
     shell's * puts checkpoint-1000 before checkpoint-200)."""
 
+    allow_repeats: bool = execution(False)
+    """Take a folder that is named twice as two members."""
+
     hash_inputs: bool = True
     """Record the blake3 of every member file, taken from the bytes that are averaged; it is nearly half of the work."""
 

@@ -93,11 +93,7 @@ def open_member(folder: Path, name: str) -> Member:
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     if not (folder / "config.json").is_file():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
-        raise UserError(
-            f"{folder} is no model: it has no config.json (found: {found or 'nothing'})",
-            "name a folder saved by save_pretrained",
-        )
+        raise UserError(f"{folder} is no model: {_what_is_there(folder)}", "name a folder saved by save_pretrained")
     headers = {file: read_header(folder / file) for file in _weight_files(folder)}
     member = Member(name, folder, headers)
     repeated = [
@@ -110,6 +106,14 @@ def open_member(folder: Path, name: str) -> Member:
     if member.is_sharded:
         _check_index(member)
     return member
+
+
+def _what_is_there(folder: Path) -> str:
+    if folder.is_dir():
+        return (
+            f"it has no config.json (found: {', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'})"
+        )
+    return "it is a file" if folder.is_file() else "there is no such folder"
 
 
 def read_json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Whether members stand in the order that they were trained in, for the methods that depend on it."""
+"""Whether the list of members is what was meant: none is named twice, and where order matters, they stand in it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,26 @@ from ladle.soup.config import SoupConfig
 from ladle.soup.members import Member
 
 STEP = re.compile(r"^checkpoint-(\d+)$")
+
+
+def check_repeats(members: Sequence[Member], config: SoupConfig) -> dict[str, Any]:
+    """Look for folders that are members twice, say by two globs; return what was waived, by the field that accepts it.
+
+    Raises:
+        UserError: there is one, and `config` does not waive it.
+    """
+    first: dict[Path, Member] = {}
+    repeated = [
+        f"{member.name} and {known.name} are both {member.folder}"
+        for member in members
+        if (known := first.setdefault(member.folder.resolve(), member)) is not member
+    ]
+    if repeated and not config.allow_repeats:
+        raise UserError(
+            f"a member is named twice: {repeated[0]}",
+            "name it once, or set allow_repeats=true to let it count twice (method=weighted sets shares)",
+        )
+    return {"allow_repeats": {"count": len(repeated), "first": repeated[:3]}} if repeated else {}
 
 
 def check_order(members: Sequence[Member], config: SoupConfig) -> dict[str, Any]:

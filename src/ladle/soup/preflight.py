@@ -12,7 +12,7 @@ from ladle.soup.compare_functions import compare_functions
 from ladle.soup.compare_tensors import Comparison, compare_tensors
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import Member, open_members
-from ladle.soup.order import check_order
+from ladle.soup.order import check_order, check_repeats
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ def open_soup(folders: Sequence[Path], config: SoupConfig) -> Soup:
     Raises:
         UserError: members are damaged or differ in a way that `config` does not waive.
     """
-    members = leave_out_aliases(open_members(folders))
+    members = open_members(folders)
+    repeats = check_repeats(members, config)
+    members = leave_out_aliases(members)
     comparison = compare_tensors(members, config)
-    waived = comparison.waived | compare_functions(members, config) | check_order(members, config)
+    waived = comparison.waived | compare_functions(members, config) | check_order(members, config) | repeats
     return Soup(members, comparison, waived, config)

@@ -40,7 +40,9 @@ def recompute(artifact: Path, members: Sequence[Path]) -> list[str]:
             f"{artifact} was made of {len(info['members'])} members, and {len(members)} are given",
             "give them all, in order",
         )
-    config = SoupConfig(**info["config"]).model_copy(update={"hash_inputs": False})
+    # Order and repeats were settled when the soup was made, and are no part of its identity.
+    settled = {"hash_inputs": False, "allow_order": True, "allow_repeats": True}
+    config = SoupConfig(**info["config"]).model_copy(update=settled)
     coefficients = to_coefficients([Fraction(member["coefficient"]) for member in info["members"]])
     soup = open_soup(members, config)
     files = plan_output(soup.members, soup.comparison, coefficients.used)

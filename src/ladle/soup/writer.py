@@ -8,6 +8,7 @@ time, no thread count.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ladle.soup.card import model_card
 from ladle.soup.config import SoupConfig
 from ladle.soup.finished import NOTES, FinishedFiles
 from ladle.soup.info import CARD_FILE, INFO_FILE, merge_info
+from ladle.soup.members import Member
 from ladle.soup.plan import OutputFile, plan_output
 from ladle.soup.preflight import Soup
 from ladle.soup.sidefiles import write_side_files
@@ -45,8 +47,10 @@ def write_soup(
         is_private: nobody else writes to `out`, so whatever else it holds may be removed.
 
     Raises:
-        UserError: the folder holds something else, the disk is too small, or the members' bytes are refused.
+        UserError: the folder holds something else or stands inside a member, the disk is too small, or the members'
+            bytes are refused.
     """
+    _refuse_a_place_inside(soup.members, out)
     files = plan_output(soup.members, soup.comparison, coefficients.used)
     finished = FinishedFiles(out, describe_plan(soup, coefficients, files))
     _claim(out, finished, is_private)
@@ -103,6 +107,12 @@ def describe_plan(soup: Soup, coefficients: Coefficients, files: list[OutputFile
     }
 
 
+def _refuse_a_place_inside(members: Sequence[Member], out: Path) -> None:
+    for member in members:
+        if out.resolve().is_relative_to(member.folder.resolve()):
+            raise UserError(f"{out} is inside {member.folder}, a member of the soup", "name another folder with --out")
+
+
 def _claim(out: Path, finished: FinishedFiles, is_private: bool) -> None:
     """Take possession of the output folder: empty, left by a killed run of this very soup, or private."""
     out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +131,7 @@ def _check_space(out: Path, files: list[OutputFile], config: SoupConfig) -> None
     needed, free = sum(file.size_bytes for file in files), shutil.disk_usage(out).free
     if needed > free and not config.ignore_free_space:
         raise UserError(
-            f"the soup needs {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB are free at {out}",
+            f"the soup needs {needed / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free at {out}",
             "free some space, name another disk with --out, or set ignore_free_space=true if it compresses",
         )
 

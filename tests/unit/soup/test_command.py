@@ -26,6 +26,7 @@ from ladle.errors import UserError
 from ladle.soup import writer
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import open_members
+from ladle.soup.recompute import recompute
 from ladle.stages import soup as stage
 from ladle.standalone import soup_step
 from tests.unit.artifacts import toy
@@ -222,6 +223,7 @@ def test_checkpoints_out_of_order_are_refused_where_order_matters(tmp_path: Path
     stage.run(SoupConfig.model_validate(last | {"allow_order": True}), {"members": [late, early]}, out)
     info = json.loads((out / "merge_info.json").read_text())
     assert info["waived"] == {"allow_order": {"count": 1, "first": ["checkpoint-200 comes after checkpoint-1000"]}}
+    assert recompute(out, [late, early]) == []
     (other,) = make_checkpoints(tmp_path / "other run", 100)
     stage.run(SoupConfig.model_validate(last), {"members": [early, late, other]}, out)
 

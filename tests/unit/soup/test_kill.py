@@ -1,7 +1,8 @@
 """kill -9 at many points of a soup: no half file is taken for a whole one, and a restart makes the same bytes.
 
-A run counts the moments that matter, the file operations in its folder and both halves of every write of weights, and
-kills itself at the n-th. LADLE_SOUP_KILL_POINTS sets how many of them are tried.
+The stage counts the moments that matter, the file operations in its folder and both halves of every write of weights,
+and kills itself at the n-th. The command is killed from outside, at random times. LADLE_SOUP_KILL_POINTS sets how many
+kills are tried of each.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
+from ladle.artifacts.record import read_record
+from ladle.artifacts.verify import verify
 from ladle.soup.config import SoupConfig
 from ladle.soup.finished import NOTES
 from ladle.soup.sinks import WritingSink
@@ -105,6 +111,38 @@ def test_every_killed_soup_ends_in_the_same_bytes(tmp_path: Path) -> None:
             _check_that_acknowledged_files_are_whole(out, reference)
         assert runs.run(out) == 0
         assert read_tree(out) == reference
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_random_times_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    members = [write_member(tmp_path / f"m{j}", random_tensors(j, rows=30_000), shards=SHARDS) for j in range(3)]
+    started = time.monotonic()
+    assert _start(members, tmp_path / "reference").wait() == 0
+    seconds = time.monotonic() - started
+    reference = read_record(tmp_path / "reference")
+    drawn, kills = random.Random(1), 0
+    while kills < NUM_POINTS:
+        out = tmp_path / f"out{kills}"
+        process = _start(members, out)
+        try:
+            process.wait(drawn.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        kills += process.returncode == -signal.SIGKILL
+        assert not out.exists() or list(verify(out)) == []
+        assert _start(members, out).wait() == 0
+        record = read_record(out)
+        assert (record["digest"], record["fingerprint"]) == (reference["digest"], reference["fingerprint"])
+        assert list(verify(out)) == []
+        shutil.rmtree(out)
+    assert [path.name for path in tmp_path.glob("*.partial")] == []
+
+
+def _start(members: list[Path], out: Path) -> subprocess.Popen[bytes]:
+    root = out.parent / "root"
+    command = [sys.executable, "-m", "ladle", "soup", *members, "--out", out, "--root", root, "chunk_bytes=65536"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _check_that_acknowledged_files_are_whole(out: Path, reference: dict[str, bytes]) -> None:

@@ -44,8 +44,10 @@ def test_a_folder_without_a_model_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"found: notes\.txt"):
         open_members([tmp_path])
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="there is no such folder"):
         open_members([tmp_path / "absent"])
+    with pytest.raises(UserError, match="it is a file"):
+        open_members([tmp_path / "notes.txt"])
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from blake3 import blake3
 
 from ladle.errors import UserError
-from ladle.soup import writer
+from ladle.soup import sinks, writer
 from ladle.soup.config import SoupConfig
 from ladle.soup.exact import exact_mean
 from ladle.soup.formats import FLOATS
@@ -217,6 +218,44 @@ def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path: Path) -> None:
     assert read_tree(tmp_path / "out") == {"thesis.txt": b"mine"}
 
 
+def test_a_place_inside_a_member_is_refused(tmp_path: Path) -> None:
+    members = make_members(tmp_path, 2)
+    with pytest.raises(UserError, match="is inside .*m1, a member"):
+        run(members, members[1] / "soup")
+
+
+def test_a_member_named_twice_is_refused_by_whatever_name(tmp_path: Path) -> None:
+    first, second = make_members(tmp_path, 2)
+    (tmp_path / "link").symlink_to(first)
+    with pytest.raises(UserError, match="a member is named twice: m0#2 and m0#1 are both"):
+        run([first, second, tmp_path / "link"], tmp_path / "out")
+    run([first, second, tmp_path / "link"], tmp_path / "out", allow_repeats=True)
+    info = json.loads((tmp_path / "out" / "merge_info.json").read_text())
+    assert info["waived"]["allow_repeats"]["count"] == 1
+    assert recompute(tmp_path / "out", [first, second, tmp_path / "link"]) == []
+
+
+def test_past_the_page_cache_and_through_it_the_bytes_are_the_same(tmp_path: Path) -> None:
+    members = make_members(tmp_path, 2, rows=20_000)
+    for mode in ("direct", "cache"):
+        run(members, tmp_path / mode, writer=mode)
+    assert read_tree(tmp_path / "direct") == read_tree(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("refuses", ["open", "write"])
+def test_a_system_without_direct_writing_gets_the_same_bytes(
+    tmp_path: Path, refuses: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = make_members(tmp_path, 2, rows=20_000)
+    run(members, tmp_path / "plain", writer="cache")
+    if refuses == "open":
+        monkeypatch.delattr(os, "O_DIRECT")
+    else:
+        monkeypatch.setattr(sinks, "BLOCK", 1)  # writes at places that no disk takes, so that the kernel refuses them
+    run(members, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == read_tree(tmp_path / "plain")
+
+
 def test_a_private_folder_is_cleared(tmp_path: Path) -> None:
     members = make_members(tmp_path, 2)
     run(members, tmp_path / "clean")
@@ -230,7 +269,7 @@ def test_a_private_folder_is_cleared(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = make_members(tmp_path, 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 100))
-    with pytest.raises(UserError, match="GiB are free"):
+    with pytest.raises(UserError, match="MiB are free"):
         run(members, tmp_path / "out")
     run(members, tmp_path / "out", ignore_free_space=True)
 
