@@ -2,10 +2,10 @@
 
     python -m tests.distributed.kill_training --shape deepseek_v3 --processes 2 --kills 100 --seed 1
 
-A training of 40 steps that saves every 4 is started, killed, started again, … until it ends; then another one is, until
-enough kills were made. About every fifth kill waits for a save to be under way; the others come at a random moment
-soon after one of the next few saves. Each start must go on from the newest valid checkpoint, and each end must equal
-the uninterrupted run: final weights, model copies, log, optimizer.
+An uninterrupted run says when each step and the whole ended. Then a run is started, killed at a moment drawn uniformly
+from that time, started again, … four times before it may end; then another run is, until enough kills were made. One
+kill in five waits for the next save to be under way. Each start must go on from the newest valid checkpoint, and each
+end must equal the uninterrupted run: final weights, model copies, log, optimizer.
 
 Training processes are forked from this one, which has torch loaded already, so that a start costs a second and not ten.
 """
@@ -16,6 +16,7 @@ import argparse
 import importlib
 import json
 import logging
+import mmap
 import os
 import random
 import shlex
@@ -30,30 +31,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ladle import log
 from ladle.artifacts.record import describe_files, digest_of
-from ladle.data.config import MixConfig
-from ladle.data.questions.config import WordProblemsConfig
-from ladle.data.questions.word_problems import write_word_problems
-from ladle.models.load import save_model
-from ladle.stages import mix
 from ladle.training.checkpoint import STAGING, newest_resumable, step_of
-from ladle.training.config import PretrainConfig, TrainingConfig
 from ladle.training.outcome import FINISHED
+from ladle.training.trainer import LadleTrainer
 from tests.distributed.kto_job import make_kto_job
-from tests.tiny_models import make_model, make_tokenizer
+from tests.distributed.pretrain_job import SAVE_EVERY, STEPS, Job, make_job
 
-STEPS, SAVE_EVERY = 40, 4
+KILLS_PER_RUN = 4
 ONE_IN_SAVES = 5
+LONGEST_GRACE_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training to repeat; `stage` is the module under `ladle.stages` that runs it."""
+class Clock:
+    """When the first process of a training reached each step, in shared memory; the monotonic clock is one for all."""
 
-    config: TrainingConfig
-    inputs: dict[str, list[Path]]
-    stage: str = "pretrain"
+    def __init__(self) -> None:
+        self.reached = np.frombuffer(mmap.mmap(-1, 8 * (STEPS + 1)))
+
+    def watch(self) -> None:
+        """Note the steps that trainers of this process end, and the one that they begin at."""
+        begin_step, end_step = LadleTrainer.begin_step, LadleTrainer.end_step
+
+        def begin(trainer: LadleTrainer) -> None:
+            self._note(trainer.state.global_step)
+            begin_step(trainer)
+
+        def end(trainer: LadleTrainer) -> None:
+            end_step(trainer)
+            self._note(trainer.state.global_step)
+
+        LadleTrainer.begin_step, LadleTrainer.end_step = begin, end
+
+    def _note(self, step: int) -> None:
+        if self.reached[step] == 0:
+            self.reached[step] = time.monotonic()
+
+    def time_of(self, step: int) -> float:
+        """Return when training reached a step, or the later one that it went on from; 0 if it has not yet."""
+        later = self.reached[step:]
+        return float(later[later > 0].min(initial=np.inf)) if later.any() else 0.0
+
+
+@dataclass(frozen=True, order=True)
+class Moment:
+    """A moment of a training: so many seconds after a step, or after the beginning of the save that follows it."""
+
+    step: int
+    seconds: float
+    is_in_save: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,62 +93,45 @@ class Ending:
     optimizer_digest: str
 
 
-def make_job(
-    folder: Path,
-    shape: str,
-    processes: int = 1,
-    dtype: str = "float32",
-    distributed: str = "ddp",
-    accumulation: int = 2,
-    changes: dict[str, Any] | None = None,
-) -> Job:
-    """Write a model (of a shape with some `changes`) and a mixture and return the training on them."""
-    model, tokenizer = folder / "base", make_tokenizer()
-    save_model(make_model(shape, len(tokenizer), **(changes or {})), tokenizer, model)
-    problems = folder / "problems"
-    write_word_problems(WordProblemsConfig(train=300, worksheets=2, prompts=2, validation=2, test=2), problems)
-    source = {"name": "worked", "dataset": "problems", "split": "worked", "ratio": 1.0, "max_epochs": 50}
-    mixture = folder / "mixture"
-    mixture.mkdir()
-    config = MixConfig.model_validate(
-        {
-            "sources": [source],
-            "budget": {"sequences": 200},
-            "sequence_length": 64,
-            "validation": {"sequences": 7},
-            "workers": 1,
-        }
-    )
-    mix.run(config, {"tokenizer": [model], "source:worked": [problems]}, mixture)
-    trainer = {
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": accumulation,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 5,
-        "save_steps": SAVE_EVERY,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "seed": 7,
-        # sums of three processes' gradients round by where they stand in DDP's buckets, which must not be built anew
-        "gradient_checkpointing": processes > 2,
-    }
-    sections = {"trainer": trainer, "dtype": dtype, "processes": processes, "distributed": distributed}
-    return Job(PretrainConfig.model_validate(sections), {"model": [model], "mixture": [mixture]})
+@dataclass(frozen=True)
+class Reference:
+    """An uninterrupted training: what it leaves, and seconds from its first step to the end of each and of it all."""
+
+    ending: Ending
+    times: tuple[float, ...]
+
+    def draw(self, rng: random.Random) -> Moment:
+        """Return a moment that is uniform over the training's time, or one time in five in the save next to it."""
+        at = rng.uniform(0.0, self.times[-1])
+        step = max(step for step, time_of_step in enumerate(self.times[:-1]) if time_of_step <= at)
+        if rng.randrange(ONE_IN_SAVES) == 0:
+            next_save = min(STEPS, max(1, -(-step // SAVE_EVERY)) * SAVE_EVERY)
+            return Moment(next_save, rng.uniform(0.0, self._save_seconds()), is_in_save=True)
+        return Moment(step, at - self.times[step])
+
+    def share_of_time(self, moment: Moment) -> float:
+        """Return where in the training's time a moment lies, from 0 to 1."""
+        return (self.times[moment.step] + moment.seconds) / self.times[-1]
+
+    def _save_seconds(self) -> float:
+        between = np.diff(self.times[:-1])
+        saving = np.arange(STEPS) % SAVE_EVERY == 0
+        saving[0] = False
+        return max(0.01, float(np.median(between[saving]) - np.median(between[~saving])))
 
 
-def start(job: Job, out: Path) -> list[int]:
+def start(job: Job, out: Path, clock: Clock) -> list[int]:
     """Fork the training's processes and return their ids, rank 0 first."""
     out.mkdir(exist_ok=True)
     out.with_suffix(".log").unlink(missing_ok=True)
+    clock.reached[:] = 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [_fork(job, out, rank, port) for rank in range(job.config.processes)]
+    return [_fork(job, out, clock, rank, port) for rank in range(job.config.processes)]
 
 
-def _fork(job: Job, out: Path, rank: int, port: int) -> int:
+def _fork(job: Job, out: Path, clock: Clock, rank: int, port: int) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -127,6 +139,7 @@ def _fork(job: Job, out: Path, rank: int, port: int) -> int:
     if rank == 0:
         logging.getLogger("ladle").addHandler(logging.FileHandler(out.with_suffix(".log")))
         logging.getLogger("ladle").setLevel(logging.INFO)
+        clock.watch()
     processes = job.config.processes
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
@@ -157,20 +170,24 @@ def wait(pids: list[int], seconds: float) -> list[int | None]:
     return list(codes.values())
 
 
-def kill_all(pids: list[int], codes: list[int | None]) -> None:
-    """Kill what still runs, as torchrun does when one process has died, and collect it."""
-    for pid, code in zip(pids, codes, strict=True):
+def kill_all(pids: list[int], victim: int, grace_seconds: float) -> None:
+    """Kill one process at once and, as torchrun does, the others after a while; collect them all."""
+    os.kill(pids[victim], signal.SIGKILL)
+    for pid, code in zip(pids, wait(pids, grace_seconds), strict=True):
         if code is None:
-            os.kill(pid, signal.SIGKILL)  # harmless to one that was killed just now: it is not collected yet
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
-def finish(job: Job, out: Path) -> Ending:
-    """Run the training to its end and describe what it left."""
-    codes = wait(start(job, out), 600)
+def run_whole(job: Job, out: Path) -> Reference:
+    """Run the training to its end, undisturbed."""
+    clock = Clock()
+    codes = wait(start(job, out, clock), 600)
+    ended = time.monotonic()
     if any(code != 0 for code in codes):
         raise AssertionError(f"training ended with {codes}")
-    return describe(out)
+    times = [*clock.reached.tolist(), ended]
+    return Reference(describe(out), tuple(time - times[0] for time in times))
 
 
 def describe(out: Path) -> Ending:
@@ -180,54 +197,117 @@ def describe(out: Path) -> Ending:
     return Ending(digest_of(files, ("summary.json", "checkpoints/runs/*")), summary["metrics"]["optimizer_digest"])
 
 
-@dataclass(frozen=True)
-class Kill:
-    """What one kill met."""
+class Run:
+    """One training that is started again after each kill.
 
-    happened: bool
-    victim: int
-    was_saving: bool
-    had_resumed: bool
+    Args:
+        job: what to train.
+        out: where.
+        rng: draws victims and moments.
 
+    Attributes:
+        expected: the checkpoint that the next start must go on from; None: there is none.
+    """
 
-def kill_once(job: Job, out: Path, rng: random.Random, in_save: bool) -> Kill:
-    """Start the training, let it save a few times, kill a process at a random moment, and check what is left."""
-    folder = out / "checkpoints"
-    expected = newest_resumable(folder) if folder.is_dir() else None
-    done = step_of(expected) if expected else 0
-    pids = start(job, out)
-    goal = folder / f"checkpoint-{done + SAVE_EVERY * rng.randint(0, 3)}"
-    _wait_for(lambda: goal.is_dir() or goal.name.endswith("-0"), pids)
-    if in_save:
-        _wait_for((folder / STAGING).is_dir, pids)
-        time.sleep(rng.uniform(0, 0.03))
-    else:
-        time.sleep(rng.uniform(0, 0.6))
-    codes = wait(pids, 0.0)
-    victim = rng.randrange(len(pids))
-    was_saving = (folder / STAGING).is_dir()
-    if all(code is None for code in codes):
-        os.kill(pids[victim], signal.SIGKILL)
-    kill_all(pids, codes)
-    had_resumed = expected is not None and f"going on from {expected.name}" in out.with_suffix(".log").read_text()
-    if any(code is not None for code in codes):
-        return Kill(False, victim, False, had_resumed)
-    if expected is not None and had_resumed and not (out / FINISHED).is_file():
-        newest = newest_resumable(folder)
-        assert newest is not None, f"{expected} was lost"
-        assert step_of(newest) >= step_of(expected), f"{expected} was lost"
-    return Kill(True, victim, was_saving, had_resumed)
+    def __init__(self, job: Job, out: Path, rng: random.Random) -> None:
+        self.job, self.out, self.rng = job, out, rng
+        self.folder, self.clock = out / "checkpoints", Clock()
+        self.expected: Path | None = None
 
+    def is_finished(self) -> bool:
+        """Tell whether training has ended and its model is saved."""
+        return (self.out / FINISHED).is_file()
 
-def _wait_for(condition: Callable[[], bool], pids: list[int], seconds: float = 120) -> None:
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until and all(_is_running(pid) for pid in pids):
-        time.sleep(0.001)
+    def start_and_kill(self, moment: Moment) -> dict[str, Any] | None:
+        """Start the training, kill one process at a moment, and check what is left.
+
+        Returns what was met; None if the training ended first.
+        """
+        pids = start(self.job, self.out, self.clock)
+        self._wait_for(lambda: self.clock.time_of(moment.step) > 0, pids)
+        begun = self.clock.time_of(moment.step)
+        if moment.is_in_save:
+            self._wait_for(self._is_saving, pids)
+            begun = time.monotonic()
+        time.sleep(max(0.0, begun + moment.seconds - time.monotonic()))
+        victim, grace = self.rng.randrange(len(pids)), self.rng.choice([0.0, LONGEST_GRACE_SECONDS])
+        if not all(_is_running(pid) for pid in pids):
+            assert wait(pids, 60) == [0] * len(pids), self._log()
+            self._require_resumed()
+            return None
+        was_saving = self._is_saving()
+        kill_all(pids, victim, grace)
+        self._require_resumed()
+        self._note_checkpoint()
+        return {"victim": victim, "was_saving": was_saving}
+
+    def finish(self) -> Ending:
+        """Let the training end, and describe what it left."""
+        codes = wait(start(self.job, self.out, self.clock), 600)
+        assert all(code == 0 for code in codes), self._log()
+        self._require_resumed()
+        return describe(self.out)
+
+    def _is_saving(self) -> bool:
+        staging = self.folder / STAGING
+        return staging.is_dir() and any(staging.iterdir())
+
+    def _note_checkpoint(self) -> None:
+        """Look for the checkpoint to go on from, which is never older than the last one."""
+        newest = newest_resumable(self.folder) if self.folder.is_dir() else None
+        if self.expected is not None and not self.is_finished():
+            assert newest is not None, f"{self.expected} was lost"
+            assert step_of(newest) >= step_of(self.expected), f"{self.expected} was lost"
+        self.expected = None if self.is_finished() else newest
+
+    def _require_resumed(self) -> None:
+        """Check that the start that ended went on from the checkpoint it had to, where there was one."""
+        if self.expected is not None:
+            assert f"going on from {self.expected.name}\n" in self._log(), self._log()
+
+    def _log(self) -> str:
+        return self.out.with_suffix(".log").read_text()
+
+    def _wait_for(self, condition: Callable[[], bool], pids: list[int], seconds: float = 300) -> None:
+        until = time.monotonic() + seconds
+        while not condition() and time.monotonic() < until and all(_is_running(pid) for pid in pids):
+            time.sleep(0.001)
 
 
 def _is_running(pid: int) -> bool:
     """Tell whether a child has not ended yet, without collecting it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+class Tally:
+    """What all kills met.
+
+    A kill counts once the next start was seen to go on from a checkpoint; those before the first checkpoint and after
+    the training's end, where there is nothing to go on from, are counted apart.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.seen: dict[str, Any] = {
+            "kills": 0,
+            "by_rank": [0] * processes,
+            "in_saves": 0,
+            "by_tenth_of_time": [0] * 10,
+            "before_first_checkpoint": 0,
+            "after_the_end": 0,
+            "endings": 0,
+        }
+
+    def count(self, met: dict[str, Any], share_of_time: float, run: Run) -> None:
+        """Take in a kill at a share of the training's time."""
+        if run.is_finished():
+            self.seen["after_the_end"] += 1
+        elif run.expected is None:
+            self.seen["before_first_checkpoint"] += 1
+        else:
+            self.seen["kills"] += 1
+            self.seen["by_rank"][met["victim"]] += 1
+            self.seen["in_saves"] += met["was_saving"]
+            self.seen["by_tenth_of_time"][min(9, int(share_of_time * 10))] += 1
 
 
 def run(
@@ -242,41 +322,34 @@ def run(
     """Make `kills` kills and return what was seen.
 
     Raises:
-        AssertionError: an end that differs from the uninterrupted one, or a lost checkpoint.
+        AssertionError: an end that differs from the uninterrupted one, a lost checkpoint, or a start that did not go on
+            from the newest.
     """
-    rng = random.Random(seed)
-    seen: dict[str, Any] = {
-        "stage": stage,
-        "shape": shape,
-        "processes": processes,
-        "dtype": dtype,
-        "distributed": distributed,
-        "seed": seed,
-        "kills": 0,
-        "kills_by_rank": [0] * processes,
-        "in_saves": 0,
-        "resumes": 0,
-        "endings": 0,
-    }
+    rng, tally = random.Random(seed), Tally(processes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make = make_kto_job if stage == "kto" else make_job
         job = make(folder, shape, processes, dtype, distributed)
-        reference = finish(job, folder / "uninterrupted")
-        while seen["kills"] < kills:
-            out = folder / f"run-{seen['endings']}"
-            while not (out / "summary.json").is_file():
-                kill = kill_once(job, out, rng, in_save=rng.randrange(ONE_IN_SAVES) == 0)
-                seen["kills"] += kill.happened
-                seen["kills_by_rank"][kill.victim] += kill.happened
-                seen["in_saves"] += kill.was_saving
-                seen["resumes"] += kill.had_resumed
-            ending = describe(out)
-            assert (ending.digest, ending.optimizer_digest) == (reference.digest, reference.optimizer_digest), (
-                f"{seen}: other bytes"
-            )
-            seen["endings"] += 1
-    return seen
+        reference = run_whole(job, folder / "uninterrupted")
+        while tally.seen["kills"] < kills:
+            one = Run(job, folder / f"run-{tally.seen['endings']}", rng)
+            _kill_often(one, reference, tally, kills)
+            ending = one.finish()
+            assert ending == reference.ending, f"{one.out.name} of seed {seed}: other bytes; {tally.seen}"
+            tally.seen["endings"] += 1
+    asked = {"stage": stage, "shape": shape, "processes": processes, "dtype": dtype, "distributed": distributed}
+    return asked | {"seed": seed} | tally.seen | {"seconds_of_a_run": round(reference.times[-1], 2)}
+
+
+def _kill_often(one: Run, reference: Reference, tally: Tally, kills: int) -> None:
+    """Kill a run at moments drawn uniformly, in their order, so that it gets to each."""
+    for moment in sorted(reference.draw(one.rng) for _ in range(KILLS_PER_RUN)):
+        met = one.start_and_kill(moment)
+        if met is None:
+            return
+        tally.count(met, reference.share_of_time(moment), one)
+        if tally.seen["kills"] >= kills:
+            return
 
 
 def run_apart(

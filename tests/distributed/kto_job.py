@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,9 @@ from ladle.artifacts.worker import run_in_processes
 from ladle.models.load import save_model
 from ladle.stages import kto_reference
 from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
+from tests.distributed.pretrain_job import SAVE_EVERY, STEPS, Job
 from tests.tiny_models import make_model, make_tokenizer
 from tests.unit.kto.samples import rows
-
-STEPS, SAVE_EVERY = 40, 4
-
-
-@dataclass(frozen=True)
-class KtoJob:
-    """A training and what it reads."""
-
-    config: KtoConfig
-    inputs: dict[str, list[Path]]
-    stage: str = "kto"
 
 
 def make_inputs(folder: Path, shape: str, num_rows: int) -> dict[str, list[Path]]:
@@ -58,11 +47,12 @@ def make_config(processes: int = 1, distributed: str = "ddp", dtype: str = "floa
 
 def make_kto_job(
     folder: Path, shape: str, processes: int = 1, dtype: str = "float32", distributed: str = "ddp", **changes: Any
-) -> KtoJob:
+) -> Job:
     """Write everything and run the reference pass, in this process."""
     config = make_config(processes, distributed, dtype, **changes)
     inputs = make_inputs(folder, shape, 90)
-    return KtoJob(config, inputs | {"reference": [run_reference(config, inputs, folder / "reference")]})
+    reference = run_reference(config, inputs, folder / "reference")
+    return Job(config, inputs | {"reference": [reference]}, stage="kto")
 
 
 def run_reference(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> Path:

@@ -13,7 +13,7 @@ import yaml
 
 from ladle.artifacts.record import read_record
 from ladle.training.checkpoint import list_checkpoints, step_of
-from tests.distributed.kill_training import STEPS, make_job
+from tests.distributed.pretrain_job import STEPS, make_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -21,7 +21,7 @@ from ladle.models.load import load_model
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.soup.config import SoupConfig
 from ladle.stages import fetch, pretrain, soup
-from tests.distributed.kill_training import make_job
+from tests.distributed.pretrain_job import make_job
 
 pytestmark = pytest.mark.slow
 # The widths that vLLM's CPU kernels are built for: heads of 64, and a latent of 512 + 64.
