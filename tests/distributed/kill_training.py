@@ -234,6 +234,7 @@ class Run:
         if not all(_is_running(pid) for pid in pids):
             assert wait(pids, 60) == [0] * len(pids), self._log()
             self._require_resumed()
+            self._note_checkpoint()
             return None
         was_saving = self._is_saving()
         kill_all(pids, victim, grace)
