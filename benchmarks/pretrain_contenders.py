@@ -31,6 +31,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from ladle.training.attention import use_fused_attention
 from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
 from ladle.training.hf_arguments import make_arguments
@@ -111,6 +112,7 @@ def make_trainer(way: str, vocab_size: int, steps: int, folder: Path) -> Trainer
     if way == "ladle":
         model.config.use_cache = False
         use_linear_cross_entropy(model)
+        use_fused_attention(model)
         return LadleTrainer(
             model=model,
             args=arguments,

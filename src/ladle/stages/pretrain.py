@@ -12,6 +12,7 @@ from ladle.data.store.dataset import MixedDataset
 from ladle.errors import UserError
 from ladle.models.load import load_model, model_dir, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
+from ladle.training.attention import use_fused_attention
 from ladle.training.checkpoint import Rotation, leave_models_only, step_of
 from ladle.training.config import PretrainConfig
 from ladle.training.hf_arguments import CHECKPOINTS, make_arguments
@@ -35,6 +36,7 @@ def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dic
     model.config.use_cache = False
     aux_loss = SequenceAuxLoss(model, config.sequence_aux_loss) if config.sequence_aux_loss else None
     use_linear_cross_entropy(model, aux_loss)
+    use_fused_attention(model)
     _refuse_other_vocabulary(dataset, model.config.vocab_size)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
     arguments = make_arguments(config, out)

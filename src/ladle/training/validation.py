@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ladle.data.store.dataset import MixedDataset
 from ladle.models.load import load_model
+from ladle.training.attention import use_fused_attention
 from ladle.training.linear_cross_entropy import completion_loss_sum
 from ladle.training.packed import collate_packed
 
@@ -46,5 +47,6 @@ def validation_loss(
         split: of the mixture.
     """
     model = load_model(model_dir, dtype)
+    use_fused_attention(model)
     total, count = held_out_loss_sum(model, MixedDataset(data_dir, split), batch_size)
     return total / count
