@@ -17,15 +17,7 @@ from ladle.errors import UserError
 from ladle.training.attention import use_fused_attention
 from ladle.training.kto_batches import Bin
 from ladle.training.kto_head import Objective, completion_logps, loss_of_completions
-
-RESCALED_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
-"""Settings by which some architectures change logits after the head."""
+from ladle.training.linear_cross_entropy import why_not_linear
 
 
 def use_kto_forward(model: PreTrainedModel) -> None:
@@ -71,11 +63,7 @@ def _head(model: PreTrainedModel) -> nn.Linear:
 
 
 def _refuse_other_heads(model: PreTrainedModel) -> None:
-    config = model.config.get_text_config()
-    rescaled = [name for name in RESCALED_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
-    head = model.get_output_embeddings()
-    if rescaled or getattr(head, "bias", None) is not None:
-        why = f"its config has {rescaled[0]}" if rescaled else "its output head has a bias"
+    if why := why_not_linear(model):
         raise UserError(
             f"KTO's one-pass head does not fit {type(model).__name__} ({why})",
             "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)",

@@ -14,9 +14,22 @@ import types
 from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ladle.log import get_logger
+
+logger = get_logger(__name__)
+
+RESCALED_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
+"""Settings by which some architectures change logits after the head."""
 IGNORED_LABEL = -100
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 """Logits held at once: 220 tokens of a 152k vocabulary (128 MiB) on a CPU. Timed there on two cores: chunks of 110, 256
@@ -92,6 +105,15 @@ def linear_cross_entropy_sum(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, t
         return _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, needs_gradient)
 
 
+def why_not_linear(model: PreTrainedModel) -> str | None:
+    """Return why a model's logits are not its last hidden states times a matrix, None if they are."""
+    config = model.config.get_text_config()
+    rescaled = [name for name in RESCALED_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
+    if rescaled:
+        return f"its config has {rescaled[0]}"
+    return "its output head has a bias" if getattr(model.get_output_embeddings(), "bias", None) is not None else None
+
+
 class AuxLoss(Protocol):
     """A loss beside the cross-entropy, made of what a forward pass left behind."""
 
@@ -107,8 +129,13 @@ class AuxLoss(Protocol):
 def use_linear_cross_entropy(model: PreTrainedModel, aux_loss: AuxLoss | None = None) -> None:
     """Let the model's forward compute its loss this way whenever it is given labels, and add `aux_loss` to the mean.
 
-    The forward itself is replaced, so that the loss is computed inside whatever wraps the model (DDP, DeepSpeed).
+    The forward itself is replaced, so that the loss is computed inside whatever wraps the model (DDP, DeepSpeed). A
+    model whose logits are not hidden states times a matrix computes all of them itself, with a warning.
     """
+    if why := why_not_linear(model):
+        logger.warning(
+            "the one-pass head does not fit %s (%s): its own writes out all logits", type(model).__name__, why
+        )
     plain_forward = model.forward
 
     def forward(self: PreTrainedModel, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -128,9 +155,14 @@ def use_linear_cross_entropy(model: PreTrainedModel, aux_loss: AuxLoss | None = 
 def _loss_sum(
     model: PreTrainedModel, labels_BT: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    hidden_BTD = model.get_decoder()(*args, **(kwargs | {"use_cache": False})).last_hidden_state
+    kwargs |= {"use_cache": False}
     target_BT = labels_BT[:, 1:]
     is_labelled_BT = target_BT != IGNORED_LABEL
+    if why_not_linear(model):
+        logits_BTV = type(model).forward(model, *args, **kwargs).logits[:, :-1].float()
+        loss_sum = F.cross_entropy(logits_BTV[is_labelled_BT], target_BT[is_labelled_BT], reduction="sum")
+        return loss_sum, is_labelled_BT.sum()
+    hidden_BTD = model.get_decoder()(*args, **kwargs).last_hidden_state
     weight_VD = cast(torch.nn.Linear, model.get_output_embeddings()).weight
     loss_sum = linear_cross_entropy_sum(hidden_BTD[:, :-1][is_labelled_BT], weight_VD, target_BT[is_labelled_BT])
     return loss_sum, is_labelled_BT.sum()

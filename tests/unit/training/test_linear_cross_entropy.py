@@ -11,6 +11,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ladle.training import linear_cross_entropy as module
 from ladle.training.linear_cross_entropy import linear_cross_entropy_sum, use_linear_cross_entropy
@@ -50,6 +51,44 @@ def test_a_models_loss_and_gradients_do_not_change(shape):
     for (name, one), two in zip(plain.named_parameters(), fused.parameters(), strict=True):
         if one.grad is not None:
             torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+SMALL = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+OTHER_HEADS = {
+    "granite": ("logits_scaling", {"logits_scaling": 3.0}),
+    "gemma2": ("final_logit_softcapping", {"final_logit_softcapping": 2.0, "attn_implementation": "eager"}),
+    "phi": ("its output head has a bias", {}),
+}
+
+
+@pytest.mark.parametrize("model_type", OTHER_HEADS)
+def test_a_head_that_is_no_matrix_keeps_its_own_loss(model_type, caplog):
+    why, fields = OTHER_HEADS[model_type]
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL, **fields)).eval()
+    fused = copy.deepcopy(plain)
+    if model_type == "phi":
+        for model in (plain, fused):
+            torch.nn.init.constant_(model.lm_head.bias[:7], 3.0)
+    with caplog.at_level("WARNING", logger="ladle"):
+        use_linear_cross_entropy(fused)
+    assert why in caplog.text
+    ids = torch.randint(2, 300, (2, 24))
+    batch = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(24).expand(2, 24), "use_cache": False}
+    losses = [model(**batch).loss for model in (plain, fused)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    for (name, one), two in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_without_labels_the_logits_come_as_ever():
