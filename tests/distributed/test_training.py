@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import random
 import shutil
@@ -23,7 +22,7 @@ from ladle.artifacts.worker import run_in_processes
 from ladle.errors import CheckFailed, Preempted, UserError
 from ladle.stages import pretrain
 from ladle.training import trainer as trainer_module
-from ladle.training.checkpoint import list_checkpoints, step_of, strip_training_state
+from ladle.training.checkpoint import list_checkpoints, strip_training_state
 from ladle.training.validation import validation_loss
 from tests.distributed import kill_training
 from tests.distributed.pretrain_job import Job, make_job
@@ -69,7 +68,10 @@ def losses(out: Path) -> list[float]:
 @pytest.mark.parametrize("distributed", ["ddp", "zero2"])
 @pytest.mark.parametrize("shape", ["qwen3", "deepseek_v3"])
 def test_two_processes_train_as_one_with_twice_the_accumulation(shape, distributed, tmp_path):
-    """Losses differ by rounding alone: 1e-6 over 20 steps of a dense model; an MoE's experts may flip, so one step."""
+    """Losses differ by rounding alone: 1e-6 over 20 steps of a dense model; an MoE's experts may flip, so one step.
+
+    A float32 of 4 to 8 has steps of 4.8e-7.
+    """
     job = with_trainer(
         make_job(tmp_path, shape, 1), max_steps=20, gradient_accumulation_steps=2, logging_steps=1, save_strategy="no"
     )
@@ -82,36 +84,7 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(shape, distribut
     assert summary["counters"]["processes"] == 2
     assert summary["metrics"]["wrapper"] == WRAPPERS[distributed]
     steps = 20 if shape == "qwen3" else 1
-    torch.testing.assert_close(losses(two)[:steps], losses(one)[:steps], rtol=0, atol=1e-6 * max(losses(one)))
-
-
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_a_number_that_is_not_finite_stops_before_the_optimizer_and_is_never_saved(where, tmp_path, monkeypatch):
-    job = with_trainer(make_job(tmp_path, "deepseek_v3", 1), save_steps=1, save_total_limit=50)
-    bad_step = 6
-
-    def poison(self, *args, **kwargs):
-        loss = original(self, *args, **kwargs)
-        if self.state.global_step == bad_step - 1:
-            if where == "loss":
-                return loss * float("nan")
-            next(self.model.parameters()).grad[0, 0] = float("inf")
-        return loss
-
-    original = trainer_module.Trainer.training_step
-    monkeypatch.setattr(trainer_module.Trainer, "training_step", poison)
-    out = tmp_path / "out"
-    out.mkdir()
-    with pytest.raises(
-        CheckFailed, match=rf"step {bad_step} gave a {where}.*Its rows: [\d, ]+.*checkpoint-{bad_step - 1}"
-    ):
-        pretrain.run(job.config, job.inputs, out)
-    assert [step_of(path) for path in list_checkpoints(out / "checkpoints")] == list(range(1, bad_step))
-    for path in out.rglob("*.safetensors"):
-        assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
-    for path in out.rglob("optimizer.pt"):
-        state = torch.load(path, weights_only=True)["state"]
-        assert all(value.isfinite().all() for entry in state.values() for value in entry.values())
+    torch.testing.assert_close(losses(two)[:steps], losses(one)[:steps], rtol=0, atol=1e-6)
 
 
 def test_the_rows_named_are_the_rows_trained_on(tmp_path):
@@ -188,23 +161,6 @@ def poison_loss(monkeypatch, bad_steps: set[int]) -> None:
 
 def with_policy(job: Job, **policy: object) -> Job:
     return dataclasses.replace(job, config=job.config.model_copy(update=policy))
-
-
-def test_bad_steps_are_left_out_up_to_the_limit_and_touch_nothing(tmp_path, monkeypatch, caplog):
-    job = with_trainer(make_job(tmp_path, "deepseek_v3"), max_steps=12, save_steps=1, logging_steps=1)
-    job = with_policy(with_trainer(job, save_total_limit=50), nan_policy="skip", nan_max_skips=2)
-    poison_loss(monkeypatch, {5, 9})
-    run_here(job, tmp_path / "out")
-    folder = tmp_path / "out" / "checkpoints"
-    weights = {step: load_file(folder / f"checkpoint-{step}" / "model.safetensors") for step in range(1, 13)}
-    for step in range(2, 13):
-        same = all(torch.equal(weights[step][name], weights[step - 1][name]) for name in weights[step])
-        assert same == (step in {5, 9}), step
-        assert all(tensor.isfinite().all() for tensor in weights[step].values())
-    assert logged(tmp_path / "out", "skipped_steps")[-1] == 2
-    found = logged(tmp_path / "out", "loss")
-    assert len(found) == 10, "a step that was left out has no loss"
-    assert all(math.isfinite(loss) and loss > 0 for loss in found)
 
 
 def test_one_bad_step_more_than_allowed_ends_the_run(tmp_path, monkeypatch):

@@ -49,7 +49,8 @@ def run_in_processes(
     (out / JOB).write_text(pretty_json(job), encoding="utf-8")
     (out / OUTCOME).unlink(missing_ok=True)
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    # DDP is asked to look for unused parameters (training/hf_arguments.py), and warns in every run where it finds none
+    environment = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
     command = [*torchrun_command(processes), "-m", "ladle.artifacts.worker", str(out / JOB)]
     process = subprocess.Popen(command, env=environment)
     asked: list[int] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -44,38 +45,71 @@ def make_arguments(config: TrainingConfig, out: Path) -> TrainingArguments:
         values |= zero2_arguments(config.dtype)
     _refuse_what_cannot_work(config, values)
     try:
-        return TrainingArguments(**values)
+        with warnings.catch_warnings():  # of names that transformers 6 will drop, and Ladle asks for one below 6
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            return TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(
             f"trainer arguments are not valid: {str(error).splitlines()[0]}", "mend the value in `trainer:`"
         ) from error
 
 
-PACKAGES = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "trackio": "trackio",
-    "mlflow": "mlflow",
-    "comet_ml": "comet_ml",
+TRACKERS = frozenset(
+    ["azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune"]
+    + ["swanlab", "tensorboard", "trackio", "wandb"]
+)
+"""transformers' names; a tracker's package has the name, or that of `PACKAGES`."""
+PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}
+REFUSED: dict[str, tuple[str, str]] = {
+    "load_best_model_at_end": (
+        "would load weights with routed experts left out",
+        "leave it out; `soup: {select: …}` chooses among checkpoints by their held-out loss",
+    ),
+    "deepspeed": ("is not read: Ladle makes its own", "leave it out, and set distributed: zero2"),
+    "fsdp": ("is not supported", "leave it out; distributed: zero2 splits gradients and optimizer"),
+    "label_smoothing_factor": ("is not part of the one-pass loss", "leave it out"),
+    "auto_find_batch_size": (
+        "would change what a step is, by how much memory is free",
+        "leave it out; `ladle doctor` says what a batch size takes",
+    ),
+    "ignore_data_skip": ("would train on other rows after a restart", "leave it out"),
 }
-"""The package that each tracker named in `report_to` needs."""
+"""Arguments that Ladle does not let be set: why, and what to do."""
 
 
 def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> None:
-    report_to = values["report_to"]
-    for tracker in [report_to] if isinstance(report_to, str) else report_to:
-        package = PACKAGES.get(tracker)
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"report_to: {tracker} needs the package {package}, which is absent", f"pip install {package}"
-            )
-    if values.get("load_best_model_at_end"):
+    _refuse_absent_trackers(values["report_to"])
+    for name, (why, fix) in REFUSED.items():
+        if config.trainer.values().get(name):
+            raise UserError(f"trainer.{name} {why}", fix)
+    if (sampling := values.get("train_sampling_strategy", "random")) != "random":
         raise UserError(
-            "trainer.load_best_model_at_end would load weights with routed experts left out",
-            "leave it out; `soup: {select: …}` chooses among checkpoints by their held-out loss",
+            f"trainer.train_sampling_strategy={sampling} would be ignored: rows are taken in an order that "
+            "a restart finds by arithmetic",
+            "leave it out",
         )
     if config.nan_policy == "skip" and config.distributed == "zero2":
         raise UserError(
             "nan_policy: skip does not work with distributed: zero2, whose engine takes its own steps",
             "set nan_policy: stop, or distributed: ddp",
         )
+    if config.dtype == "float16" and config.distributed == "ddp" and getattr(config, "peft", None) is None:
+        raise UserError(
+            "dtype: float16 cannot be trained: AdamW's epsilon and most updates round to nothing in it",
+            "set dtype: float32 with trainer.fp16=true (mixed precision), or dtype: bfloat16",
+        )
+
+
+def _refuse_absent_trackers(report_to: str | list[str] | None) -> None:
+    for tracker in [report_to] if isinstance(report_to, str) else report_to or []:
+        if tracker in ("all", "none"):
+            continue
+        if tracker not in TRACKERS:
+            raise UserError(
+                f"report_to: {tracker} is no tracker", f"name one of {', '.join(sorted(TRACKERS))}, or none"
+            )
+        package = PACKAGES.get(tracker, tracker)
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"report_to: {tracker} needs the package {package}, which is absent", f"pip install {package}"
+            )

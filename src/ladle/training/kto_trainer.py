@@ -256,6 +256,15 @@ class KtoTrainer(LadleTrainer):
         """Log the KTO metrics since the last log line beside the Trainer's own."""
         super().log(logs | (self.metrics.take(self.accelerator) if "loss" in logs else {}), *args, **kwargs)
 
+    def begin_step(self) -> None:
+        """Remember the metrics, so that a step can be left out of them."""
+        super().begin_step()
+        self._sums_before_step = dict(self.metrics.sums)
+
+    def _leave_out_step(self) -> None:
+        super()._leave_out_step()
+        self.metrics.sums = self._sums_before_step
+
     def _save_progress(self, staged: Path) -> None:
         super()._save_progress(staged)
         path = self._progress_file(staged)

@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from ladle.errors import UserError
 from ladle.models.attention import usable_attention
@@ -14,20 +15,53 @@ from ladle.training.hf_arguments import make_arguments
 
 
 def refused(folder, trainer: dict | None = None, **section: object) -> str:
+    config = PretrainConfig.model_validate({"trainer": trainer or {}, **section})
     with pytest.raises(UserError) as caught:
-        make_arguments(PretrainConfig.model_validate({"trainer": trainer or {}, **section}), folder)
+        make_arguments(config, folder)
     return str(caught.value)
 
 
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find_spec(name) if name == "transformers" else None)
     assert "pip install wandb" in refused(tmp_path, {"report_to": ["wandb"]})
     assert "pip install trackio" in refused(tmp_path, {"report_to": "trackio"})
 
 
-def test_loading_the_best_model_at_the_end(tmp_path):
-    message = refused(tmp_path, {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1})
-    assert "soup: {select: …}" in message
+def test_a_tracker_that_nobody_knows_names_those_there_are(tmp_path):
+    message = refused(tmp_path, {"report_to": ["tensorbord"]})
+    assert "report_to: tensorbord is no tracker" in message
+    assert "tensorboard" in message
+    for nothing in (None, "none", []):
+        make_arguments(PretrainConfig.model_validate({"trainer": {"report_to": nothing}}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "fix"),
+    [
+        ("load_best_model_at_end", True, "soup: {select: …}"),
+        ("deepspeed", {"zero_optimization": {"stage": 3}}, "distributed: zero2"),
+        ("fsdp", "full_shard", "distributed: zero2"),
+        ("label_smoothing_factor", 0.1, "leave it out"),
+        ("auto_find_batch_size", True, "ladle doctor"),
+        ("ignore_data_skip", True, "other rows after a restart"),
+        ("train_sampling_strategy", "group_by_length", "would be ignored"),
+    ],
+)
+def test_an_argument_that_ladle_does_not_honour(argument, value, fix, tmp_path):
+    message = refused(tmp_path, {argument: value})
+    assert f"trainer.{argument}" in message
+    assert fix in message
+
+
+@pytest.mark.parametrize("argument", ["resume_from_checkpoint", "output_dir", "overwrite_output_dir"])
+def test_an_argument_that_is_the_steps_own(argument):
+    with pytest.raises(ValidationError, match=f"trainer.{argument} is not an argument of Ladle's: leave it out"):
+        PretrainConfig.model_validate({"trainer": {argument: "checkpoint-5"}})
+
+
+def test_weights_in_float16(tmp_path):
+    assert "trainer.fp16=true" in refused(tmp_path, dtype="float16")
 
 
 def test_zero2_in_one_process_without_deepspeed_or_with_skips(tmp_path, monkeypatch):
