@@ -163,6 +163,12 @@ def with_policy(job: Job, **policy: object) -> Job:
     return dataclasses.replace(job, config=job.config.model_copy(update=policy))
 
 
+def test_an_optimizer_whose_package_is_absent_is_refused(tmp_path):
+    job = with_trainer(make_job(tmp_path, "qwen3"), optim="schedule_free_adamw")
+    with pytest.raises(UserError, match="trainer.optim=schedule_free_adamw cannot run here: .*schedulefree"):
+        run_here(job, tmp_path / "out")
+
+
 def test_one_bad_step_more_than_allowed_ends_the_run(tmp_path, monkeypatch):
     job = with_policy(with_trainer(make_job(tmp_path, "qwen3"), max_steps=12), nan_policy="skip", nan_max_skips=1)
     poison_loss(monkeypatch, {3, 7})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import warnings
@@ -47,11 +48,20 @@ def make_arguments(config: TrainingConfig, out: Path) -> TrainingArguments:
     try:
         with warnings.catch_warnings():  # of names that transformers 6 will drop, and Ladle asks for one below 6
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
-            return TrainingArguments(**values)
+            arguments = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(
             f"trainer arguments are not valid: {str(error).splitlines()[0]}", "mend the value in `trainer:`"
         ) from error
+    _refuse_text_for_numbers(arguments)
+    return arguments
+
+
+def _refuse_text_for_numbers(arguments: TrainingArguments) -> None:
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        if type(field.default) in (int, float) and isinstance(value, str):
+            raise UserError(f"trainer.{field.name}={value!r} is text, not a number", "write the number without quotes")
 
 
 TRACKERS = frozenset(
@@ -73,6 +83,8 @@ REFUSED: dict[str, tuple[str, str]] = {
         "leave it out; `ladle doctor` says what a batch size takes",
     ),
     "ignore_data_skip": ("would train on other rows after a restart", "leave it out"),
+    "enable_jit_checkpoint": ("is not needed: SIGTERM and SIGUSR1 save at the next step", "leave it out"),
+    "push_to_hub": ("would push checkpoints before they are verified", "leave it out, and use `ladle push` at the end"),
 }
 """Arguments that Ladle does not let be set: why, and what to do."""
 

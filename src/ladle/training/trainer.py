@@ -31,6 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from ladle.artifacts.files import hash_bytes, pretty_json
 from ladle.errors import CheckFailed, Preempted, UserError
@@ -214,6 +215,20 @@ class LadleTrainer(Trainer):
             return
         saved = load_model(Path(resume_from_checkpoint), "auto", "eager")
         target.load_state_dict(saved.state_dict(), strict=True)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Return the optimizer that `optim` names.
+
+        Raises:
+            UserError: its package is not installed.
+        """
+        try:
+            return super().create_optimizer(*args, **kwargs)
+        except ImportError as error:
+            raise UserError(
+                f"trainer.optim={OptimizerNames(self.args.optim).value} cannot run here: {str(error).splitlines()[0]}",
+                "install its package, or take optim: adamw_torch_fused",
+            ) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and not self.is_deepspeed_enabled:

@@ -45,7 +45,10 @@ def test_a_tracker_that_nobody_knows_names_those_there_are(tmp_path):
         ("label_smoothing_factor", 0.1, "leave it out"),
         ("auto_find_batch_size", True, "ladle doctor"),
         ("ignore_data_skip", True, "other rows after a restart"),
+        ("enable_jit_checkpoint", True, "SIGTERM"),
+        ("push_to_hub", True, "ladle push"),
         ("train_sampling_strategy", "group_by_length", "would be ignored"),
+        ("learning_rate", "1e-3", "is text, not a number"),
     ],
 )
 def test_an_argument_that_ladle_does_not_honour(argument, value, fix, tmp_path):
