@@ -1,6 +1,6 @@
 """Ladle's mix stage against the usual way: datasets.map a row at a time, TRL's pack_dataset('wrapped'), shuffle, save.
 
-    python benchmarks/bench_mix.py [--corpus DIR] [--tokenizer DIR] [--megabytes 360] [--part 0.11] [--runs 5]
+    python benchmarks/bench_mix.py [--corpus DIR] [--tokenizer DIR] [--megabytes 600] [--part 0.07] [--runs 5]
 
 Same texts, same tokenizer, same cores; each run is a process of its own, timed whole, start-up included, and reads
 every document once. The contenders take turns. Each is given as much text as it gets through in a fair time (`--part`
@@ -159,10 +159,10 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--tokenizer", type=Path, default=SHARED / "openseek-tokenizer")
     parser.add_argument(
-        "--megabytes", type=float, default=360, help="size of the whole corpus (the 16x of the scaling rows)"
+        "--megabytes", type=float, default=600, help="size of the whole corpus (the 16x of the scaling rows), at most"
     )
-    parser.add_argument("--part", type=float, default=0.11, help="share of it that the usual way gets")
-    parser.add_argument("--hf-part", type=float, default=0.25, help="share of it that Ladle's HF engine gets")
+    parser.add_argument("--part", type=float, default=0.07, help="share of it that the usual way gets")
+    parser.add_argument("--hf-part", type=float, default=0.15, help="share of it that Ladle's HF engine gets")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scaling-runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
