@@ -9,6 +9,7 @@ message that says what to do.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,8 +60,15 @@ def resolve_commit(kind: str, repo_id: str, revision: str | None) -> str:
     return commit
 
 
-def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None) -> Path:
-    """Download (or find in the cache) a repository at a commit, or one file of it, and return its path.
+def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None, patterns: Sequence[str] = ()) -> Path:
+    """Download (or find in the cache) a repository at a commit, and return its path.
+
+    Args:
+        kind: `model` or `dataset`.
+        repo_id: `org/name`.
+        commit: the whole commit id.
+        file: the one file to fetch; its own path is returned.
+        patterns: globs of the only files to fetch; empty fetches all.
 
     Raises:
         UserError: it cannot be fetched, or its bytes are not the Hub's.
@@ -72,7 +80,8 @@ def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None) -> P
             path = Path(hf_hub_download(repo_id, file, repo_type=kind, revision=commit))
             folder = path.parents[file.count("/")]
         else:
-            path = folder = Path(snapshot_download(repo_id, repo_type=kind, revision=commit))
+            only = list(patterns) or None
+            path = folder = Path(snapshot_download(repo_id, repo_type=kind, revision=commit, allow_patterns=only))
         _verify(kind, repo_id, commit, folder)
     except _hub_errors() as error:
         _explain(error, kind, repo_id, commit[:12])

@@ -10,6 +10,7 @@ a key of `datasets:`), by path, or by Hub id.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ladle.artifacts.file_hashes import FileHashes
@@ -22,7 +23,13 @@ from ladle.data.sources.functions import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
 from ladle.hub import is_repo_id, resolve_commit
-from ladle.models.config import FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
+from ladle.models.config import (
+    TOKENIZER_PATTERNS,
+    FetchModelConfig,
+    InitConfig,
+    InitModelConfig,
+    TokenizerSource,
+)
 from ladle.recipe import KtoSection, Recipe
 from ladle.reporting.config import PageConfig
 from ladle.soup.config import SoupConfig
@@ -109,7 +116,7 @@ class Pipeline:
         if isinstance(source, TokenizerSource):
             inputs = {"tokenizer_data": self._dataset(source.dataset)}
         else:
-            inputs = {"tokenizer": self._files_or_hub("model", source, None, "base.init.tokenizer")}
+            inputs = {"tokenizer": (self._tokenizer(source, None, "base.init.tokenizer"),)}
         return self._add(Step(name, "fetch", config, inputs, "base.init"))
 
     def _add_mix(self) -> None:
@@ -117,7 +124,7 @@ class Pipeline:
             self._mix_step("mix", self.recipe.mix, "mix")
 
     def _mix_step(self, name: str, config: MixConfig, section: str) -> Step:
-        inputs: Inputs = {"tokenizer": (self._model(None, section),)}
+        inputs: Inputs = {"tokenizer": (self._mix_tokenizer(config, section),)}
         for source in config.sources:
             inputs[f"source:{source.name}"] = self._dataset(source.dataset, source.revision)
             if source.function is not None:
@@ -127,6 +134,16 @@ class Pipeline:
                 "dataset", config.contamination.data, None, f"{section}.contamination.data"
             )
         return self._add(Step(name, "mix", config, inputs, section))
+
+    def _mix_tokenizer(self, config: MixConfig, section: str) -> StepInput:
+        if config.tokenizer is None:
+            return self._model(None, section)
+        if self.models:
+            raise UserError(
+                f"{section}.tokenizer is {config.tokenizer}, and the recipe has a base model with its own",
+                f"leave {section}.tokenizer out, or `base:`",
+            )
+        return self._tokenizer(config.tokenizer, config.tokenizer_revision, f"{section}.tokenizer")
 
     def _add_pretrain(self) -> None:
         config = self.recipe.pretrain
@@ -277,6 +294,11 @@ class Pipeline:
             f"{key} names {reference!r}, which is no model of this recipe and no folder",
             f"use one of {known}, or a path",
         )
+
+    def _tokenizer(self, reference: str, revision: str | None, key: str) -> StepInput:
+        """Return a folder with a tokenizer, or a model of the Hub of which the tokenizer's files alone are fetched."""
+        (found,) = self._files_or_hub("model", reference, revision, key)
+        return replace(found, patterns=TOKENIZER_PATTERNS) if isinstance(found, HubRepository) else found
 
     def _preference(self, reference: str, revision: str | None, rollout: str) -> tuple[StepInput, ...]:
         if reference != ROLLOUTS:

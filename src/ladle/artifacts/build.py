@@ -153,7 +153,7 @@ def _paths_of(item: StepInput, workspace: Workspace) -> list[Path]:
     if isinstance(item, HubRepository):
         from ladle.hub import snapshot
 
-        return [snapshot(item.kind, item.repo_id, item.commit, item.file)]
+        return [snapshot(item.kind, item.repo_id, item.commit, item.file, item.patterns)]
     return _matches(workspace.path_of(item.step), item.glob)
 
 
@@ -222,6 +222,10 @@ def _locked(final: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if not Path(lock.lock_file).exists():
+            raise UserError(
+                f"nothing can be written in {final.parent}", "choose another place with --root or --out"
+            ) from None
         who = json.loads(holder.read_text()) if holder.is_file() else {"host": "unknown", "pid": "unknown"}
         raise UserError(
             f"{final.name} is being built by process {who['pid']} on {who['host']}",

@@ -103,6 +103,7 @@ class HubRepository:
         commit: the whole commit id.
         subset: the configuration of a dataset that has several.
         file: the one file of it that the stage reads, where it reads one alone; nothing else is fetched then.
+        patterns: globs of the files that the stage reads, where it does not read them all; likewise.
     """
 
     kind: str
@@ -110,6 +111,7 @@ class HubRepository:
     commit: str
     subset: str | None = None
     file: str | None = None
+    patterns: tuple[str, ...] = ()
 
     def identity(self) -> Any:
         """Return what enters the fingerprint."""

@@ -36,6 +36,8 @@ def explain(error: ValidationError, model: type[Config], tree: Any, where: Calla
         key = ".".join(str(part) for part in path)
         if fault["type"] == "extra_forbidden":
             messages.insert(0, (f"unknown key {key!r}", _nearest(model, path), where(path)))
+        elif fault["type"] == "missing":
+            messages.append((f"{key} is missing", f"add `{path[-1]}: ...` there", where(path)))
         else:
             messages.append((f"{key or 'recipe'}: {_shorten(fault['input'])}", fault["msg"].lower(), where(path)))
     problem, fix, place = messages[0]

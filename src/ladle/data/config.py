@@ -125,6 +125,10 @@ class MixConfig(Config):
     budget: BudgetConfig
     sequence_length: int = Field(4096, ge=2)
     """Tokens of a row."""
+    tokenizer: str | None = location(None)
+    """A folder or Hub id with a tokenizer (tokenizer.json, `*.tiktoken`, sentencepiece); left out where
+    the recipe has a base model, whose tokenizer it is then."""
+    tokenizer_revision: str | None = location(None)
     packing: Literal["best_fit", "wrapped", "none"] = "best_fit"
     """best_fit cuts only documents longer than a row; wrapped cuts one stream every row; none gives each document a
     row."""

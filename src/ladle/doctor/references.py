@@ -83,6 +83,8 @@ def _all(recipe: Recipe) -> Iterator[Reference]:
 
 
 def _of_mix(section: str, mix: MixConfig) -> Iterator[Reference]:
+    if mix.tokenizer is not None:
+        yield Reference(f"{section}.tokenizer", "model", mix.tokenizer, mix.tokenizer_revision)
     for source in mix.sources:
         yield Reference(f"{section}.sources.{source.name}", "dataset", source.dataset, source.revision)
     if mix.contamination is not None:

@@ -8,6 +8,11 @@ from pydantic import Field
 
 from ladle.config import Config, location
 
+TOKENIZER_PATTERNS = (
+    "*token*.json", "*.tiktoken", "*.model", "*.jinja", "config.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+"""The files of a model's repository that make up its tokenizer, of any kind."""
+
 
 class FetchModelConfig(Config):
     """Import a model from the Hub or a local folder into a clean local one."""

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerFast
 
 from ladle.data.questions.config import FetchDatasetConfig, WordProblemsConfig
 from ladle.data.questions.word_problems import write_word_problems
 from ladle.data.sources.read_rows import read_rows
+from ladle.errors import UserError
 from ladle.models.config import FetchModelConfig, InitModelConfig
 from ladle.models.importing import import_model
 from ladle.models.load import init_model, save_model
@@ -65,7 +67,13 @@ def _load_or_train_tokenizer(config: InitModelConfig, inputs: Inputs) -> PreTrai
 
 def _fetch_dataset(config: FetchDatasetConfig, inputs: Inputs, out: Path) -> dict[str, int]:
     """Write every split of a Hub dataset as `<split>.parquet`."""
-    splits = load_dataset(str(inputs["dataset"][0]), name=config.hub_subset())
+    try:
+        splits = load_dataset(str(inputs["dataset"][0]), name=config.hub_subset())
+    except (ValueError, FileNotFoundError, DatasetsError) as error:
+        reason = " ".join(str(error).replace(str(inputs["dataset"][0]), "it").split())
+        raise UserError(
+            f"dataset {config.dataset} cannot be loaded: {reason}", "name a subset that it has: org/name:subset"
+        ) from error
     assert isinstance(splits, DatasetDict)  # as no one split is asked for
     for name, split in splits.items():
         split.to_parquet(out / f"{name}.parquet")

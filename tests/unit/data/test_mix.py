@@ -246,6 +246,17 @@ def test_a_column_of_mixed_types_is_counted_and_capped(run_mix: RunMix, tmp_path
     assert not {20, 25, 30, 35} & {document for _, document, *_ in fragments_of(MixedDataset(out))}
 
 
+@pytest.mark.parametrize("bad", [1, 3, 7])
+def test_the_fraction_that_is_named_would_do(run_mix: RunMix, tmp_path: Path, bad: int):
+    texts: list[object] = [*make_texts(1, 301 - bad), *range(bad)]
+    path = write_texts(tmp_path / "a.jsonl", texts)
+    with pytest.raises(UserError) as refused:
+        run_mix(make_config({"a": 1.0}), {"source:a": [path]})
+    named = float(refused.value.fix.partition("max_bad_fraction=")[2])
+    assert bad / 301 <= named < 1.2 * bad / 301
+    run_mix(make_config({"a": 1.0}, max_bad_fraction=named), {"source:a": [path]}, "allowed")
+
+
 def test_empty_rows_are_counted_and_not_bad(run_mix: RunMix, tmp_path: Path):
     path = write_texts(tmp_path / "a.jsonl", ["", *make_texts(1, 200), ""])
     out = run_mix(make_config({"a": 1.0}), {"source:a": [path]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,9 +86,10 @@ class TokenizedSource:
             )
         bad = sum(count for reason, count in self.dropped.items() if reason not in HARMLESS)
         if bad > max_bad_fraction * rows:
+            allowing = _rounded_up(bad / rows)
             raise UserError(
                 f"{bad:,} of the {rows:,} rows of source {self.name} are unusable ({seen}), such as {self._example()}",
-                f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={bad / rows:.2g}",
+                f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing}",
             )
         largest = max(shard.max_token for shard in self.shards)
         if largest >= vocab_size:
@@ -105,3 +107,9 @@ class TokenizedSource:
                     return f"row {rows_before[origin] + row + 1} of {origin} ({reason})"
             rows_before[origin] += shard.num_rows
         return "rows further on"
+
+
+def _rounded_up(fraction: float) -> str:
+    """Write a fraction in two digits, never below its value."""
+    step = 10.0 ** (math.floor(math.log10(fraction)) - 1)
+    return f"{min(1.0, math.ceil(round(fraction / step, 6)) * step):.2g}"
