@@ -38,9 +38,8 @@ def open_soup(folders: Sequence[Path], config: SoupConfig) -> Soup:
     Raises:
         UserError: members are damaged or differ in a way that `config` does not waive.
     """
-    members = open_members(folders)
-    repeats = check_repeats(members, config)
-    members = leave_out_aliases(members)
+    members = leave_out_aliases(open_members(folders))
     comparison = compare_tensors(members, config)
-    waived = comparison.waived | compare_functions(members, config) | check_order(members, config) | repeats
+    waived = comparison.waived | check_repeats(members, config) | compare_functions(members, config)
+    waived |= check_order(members, config)
     return Soup(members, comparison, waived, config)
