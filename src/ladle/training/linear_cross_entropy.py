@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ladle.log import get_logger
+from ladle.training.packed import refuse_joined_documents
 
 logger = get_logger(__name__)
 
@@ -155,6 +156,7 @@ def use_linear_cross_entropy(model: PreTrainedModel, aux_loss: AuxLoss | None = 
 def _loss_sum(
     model: PreTrainedModel, labels_BT: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    refuse_joined_documents(kwargs)
     kwargs |= {"use_cache": False}
     target_BT = labels_BT[:, 1:]
     is_labelled_BT = target_BT != IGNORED_LABEL
