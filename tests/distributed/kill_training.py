@@ -336,7 +336,9 @@ def run(
             one = Run(job, folder / f"run-{tally.seen['endings']}", rng)
             _kill_often(one, reference, tally, kills)
             ending = one.finish()
-            assert ending == reference.ending, f"{one.out.name} of seed {seed}: other bytes; {tally.seen}"
+            whole, found = describe_files(folder / "uninterrupted"), describe_files(one.out)
+            differing = sorted(name for name in whole.keys() | found if whole.get(name) != found.get(name))
+            assert ending == reference.ending, f"{one.out.name} of seed {seed}: {differing}; {tally.seen}"
             tally.seen["endings"] += 1
     asked = {"stage": stage, "shape": shape, "processes": processes, "dtype": dtype, "distributed": distributed}
     return asked | {"seed": seed} | tally.seen | {"seconds_of_a_run": round(reference.times[-1], 2)}

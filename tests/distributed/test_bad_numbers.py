@@ -34,14 +34,17 @@ def run(job: Job, out: Path) -> dict[str, Any]:
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, where: str, bad_steps: set[int]) -> None:
     """Make the loss (and what is logged of it), or the gradient alone, of some steps (from 1) not finite."""
     if where == "gradient":
-        plain_norm = LadleTrainer._get_grad_norm
+        trainer = {"pretrain": LadleTrainer, "kto": KtoTrainer}[stage]
+        plain_step = trainer.training_step
 
-        def grad_norm(self, *args, **kwargs):
-            if self.state.global_step + 1 in bad_steps:
-                next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
-            return plain_norm(self, *args, **kwargs)
+        def training_step(self, *args, **kwargs):
+            loss = plain_step(self, *args, **kwargs)
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            if self.state.global_step + 1 in bad_steps and gradients:
+                gradients[0].view(-1)[0] = float("inf")
+            return loss
 
-        monkeypatch.setattr(LadleTrainer, "_get_grad_norm", grad_norm)
+        monkeypatch.setattr(trainer, "training_step", training_step)
     elif stage == "pretrain":
         poison_loss(monkeypatch, bad_steps)
     else:

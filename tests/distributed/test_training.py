@@ -291,6 +291,25 @@ def test_a_disk_that_fills_up_costs_no_good_checkpoint(is_noticed_before, small_
     assert describe_weights(out) == describe_weights(tmp_path / "whole")
 
 
+def test_a_kill_inside_the_final_save_leaves_nothing_of_it(tmp_path, monkeypatch):
+    """safetensors writes under another name and renames; a uniform kill found the file in the final model's folder."""
+    job = with_trainer(make_job(tmp_path, "qwen3"), max_steps=8, save_steps=4)
+    run_here(job, tmp_path / "whole")
+
+    def killed(model, tokenizer, out):
+        out.mkdir()
+        (out / ".tmpAb1xYz").write_bytes(b"half of the weights")
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "save_model", killed)
+        with pytest.raises(ZeroDivisionError):
+            run_here(job, tmp_path / "out")
+    pretrain.run(job.config, job.inputs, tmp_path / "out")
+    digests = [digest_of(describe_files(tmp_path / name), ("checkpoints/runs/*",)) for name in ("whole", "out")]
+    assert digests[0] == digests[1]
+
+
 def test_a_finished_training_is_never_trained_again(tmp_path, monkeypatch):
     """Killed while its checkpoints lost their training state: the next start only completes that."""
     job = with_trainer(make_job(tmp_path, "qwen3"), max_steps=8, save_steps=4)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.models.load import complete_config, load_model, model_dir
+from ladle.models.load import complete_config, load_model, model_dir, remove_cut_short
 from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer
 
 logger = get_logger(__name__)
@@ -47,6 +47,7 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         setattr(model.config, MTP_LAYERS, 0)
     model.save_pretrained(out)
     complete_config(out)
+    remove_cut_short(out)
     tokenizer = convert_tokenizer(folder, out)
     report = {
         "class": type(model).__name__,

@@ -92,6 +92,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: 
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     complete_config(out)
+    remove_cut_short(out)
+
+
+def remove_cut_short(folder: Path) -> None:
+    """Remove what a killed save of tensors left: safetensors writes to `.tmp` and six letters, then renames that."""
+    for path in folder.glob(".tmp??????"):
+        path.unlink()
 
 
 def complete_config(folder: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.models.load import load_model, save_model
+from ladle.models.load import load_model, remove_cut_short, save_model
 from ladle.training.kto_config import LoraConfig, QuantizationConfig
 
 logger = get_logger(__name__)
@@ -98,6 +98,7 @@ def save_policy(
     from peft import PeftModel
 
     model.save_pretrained(out / "adapter")
+    remove_cut_short(out / "adapter")
     _name_no_path(out / "adapter" / "adapter_config.json")
     base = load_model(start, settings.dtype, settings.attn_implementation)
     merged = PeftModel.from_pretrained(base, str(out / "adapter")).merge_and_unload()  # type: ignore[operator]
