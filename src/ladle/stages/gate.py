@@ -1,7 +1,7 @@
 """Keep the better of two models, a round's result and its parent: `model/`, and the scores in `gate.json`.
 
-Both attempt the same problems, which neither training nor test data holds. The result replaces its parent unless it
-solves fewer of them.
+Both attempt the same problems, which neither training nor test data holds. The result replaces its parent if it solves
+significantly more of them: several rounds that each may be worse by luck would add up to a worse model.
 """
 
 from __future__ import annotations
@@ -39,19 +39,21 @@ def run(config: GateConfig, inputs: dict[str, list[Path]], out: Path) -> dict[st
     models = {role: model_dir(inputs[role][0]) for role in ("parent", "candidate")}
     is_right = {role: _solves(config, problems, model, out / f".{role}") for role, model in models.items()}
     scores = {role: sum(right) / len(right) for role, right in is_right.items()}
-    kept = "candidate" if scores["candidate"] >= scores["parent"] else "parent"
     pairs = list(zip(is_right["parent"], is_right["candidate"], strict=True))
+    only_parent, only_candidate = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    p_value = mcnemar_p_value(only_parent, only_candidate)
+    kept = "candidate" if only_candidate >= only_parent and p_value <= config.significance else "parent"
     verdict = {
         "kept": kept,
         "accuracy": scores,
         "attempts": len(pairs),
-        "only_parent": sum(a and not b for a, b in pairs),
-        "only_candidate": sum(b and not a for a, b in pairs),
+        "only_parent": only_parent,
+        "only_candidate": only_candidate,
+        "mcnemar_p": p_value,
     }
-    verdict["mcnemar_p"] = mcnemar_p_value(verdict["only_parent"], verdict["only_candidate"])
     logger.info(
-        "gate: parent %.1f %%, candidate %.1f %% of %d attempts: keeping the %s",
-        100 * scores["parent"], 100 * scores["candidate"], len(pairs), kept,
+        "gate: parent %.1f %%, candidate %.1f %% of %d attempts (p = %.2g): keeping the %s",
+        100 * scores["parent"], 100 * scores["candidate"], len(pairs), p_value, kept,
     )  # fmt: skip
     _copy_model(models[kept], out / "model")
     (out / "gate.json").write_text(pretty_json(verdict), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ladle.log import get_logger
 from ladle.models.chat_template import ensure_chat_template
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.training.checkpoint import Rotation
-from ladle.training.hf_arguments import make_arguments
+from ladle.training.checkpoint import Rotation, leave_models_only
+from ladle.training.hf_arguments import CHECKPOINTS, make_arguments
 from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
 from ladle.training.kto_data import KtoExamples
 from ladle.training.kto_forward import use_kto_forward
@@ -22,7 +23,7 @@ from ladle.training.kto_labels import choose_weights
 from ladle.training.kto_plan import make_plan
 from ladle.training.kto_reference import KtoReference
 from ladle.training.kto_trainer import KtoData, KtoOptions, KtoTrainer
-from ladle.training.outcome import LOG_NAME
+from ladle.training.outcome import LOG_NAME, read_finished, write_finished
 from ladle.training.policy import add_adapter, keep_applicable_kernels, load_policy_base, pad_id_of, save_policy
 
 logger = get_logger(__name__)
@@ -31,6 +32,11 @@ SHOWN_METRICS = ("loss", "z0", "kl", "rewards/chosen", "rewards/rejected", "rewa
 
 def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
     """Train `model` on the examples and reference log-probabilities in `reference`."""
+    keep = Rotation(resumable=config.trainer.values().get("save_total_limit"), models=config.keep_models)
+    if (finished := read_finished(out)) is not None:
+        if os.environ.get("RANK", "0") == "0":
+            leave_models_only(out / CHECKPOINTS, keep)
+        return finished
     start, reference = inputs["model"][0], inputs["reference"][0]
     tokenizer = load_fast_tokenizer(model_dir(start))
     if json.loads((reference / "data.json").read_text(encoding="utf-8"))["conversational"]:
@@ -41,21 +47,28 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
     use_kto_forward(model)
     model.config.use_cache = False
     policy = model if config.peft is None else add_adapter(model, config.peft, arguments.seed)
-    trainer = _make_trainer(config, arguments, policy, reference, pad_id_of(tokenizer))
+    trainer = _make_trainer(config, arguments, policy, reference, pad_id_of(tokenizer), keep)
     trainer.processing_class = tokenizer
     trainer.train_or_resume()
     if arguments.should_save:
         model.config.use_cache = True
         save_policy(policy, tokenizer, start, config, out)
-        trainer.finish_checkpoints()
         trainer.write_log(out / LOG_NAME)
     summary = _summarise(trainer)
+    if arguments.should_save:
+        write_finished(summary, out)
+        trainer.finish_checkpoints()
     trainer.accelerator.end_training()
     return summary
 
 
 def _make_trainer(
-    config: KtoConfig, arguments: TrainingArguments, policy: PreTrainedModel, reference: Path, pad_id: int
+    config: KtoConfig,
+    arguments: TrainingArguments,
+    policy: PreTrainedModel,
+    reference: Path,
+    pad_id: int,
+    keep: Rotation,
 ) -> KtoTrainer:
     passes = KtoReferenceConfig.of(config, config.seed)
     _require_enough_kl_rows(config, arguments)
@@ -72,7 +85,7 @@ def _make_trainer(
         eval_data=_read(passes, reference, config, is_training=False) if passes.eval_split else None,
         options=options,
         pad_id=pad_id,
-        keep=Rotation(resumable=arguments.save_total_limit, models=config.keep_models),
+        keep=keep,
         rows_are_shuffled=False,
         router_bias_update_rate=0.0,
         max_skipped_steps=config.max_skipped_steps,

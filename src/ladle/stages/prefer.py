@@ -35,7 +35,7 @@ def run(config: PreferConfig, inputs: dict[str, list[Path]], out: Path) -> dict[
     splits = {}
     for split in sorted(rows, key=lambda name: (name != TRAIN, name)):
         _say_bad(split, bad[split])
-        kept, counts = join_rows(rows[split], bad[split], config, balance=config.balance and split == TRAIN)
+        kept, counts = join_rows(rows[split], bad[split], config, balance=split == TRAIN and config.balance)
         counts |= _count_labels(kept)
         counters |= counts if split == TRAIN else {f"{split}: {name}": count for name, count in counts.items()}
         splits[split] = Dataset.from_list([{name: row[name] for name in COLUMNS} for row in kept])

@@ -80,6 +80,18 @@ def test_rows_in_equal_rows_out_plus_every_count():
     assert sum(row["label"] for row in kept) * 2 == len(kept) > 0
 
 
+def test_balancing_per_prompt_keeps_equally_many_of_both_labels_of_each():
+    rows = [{"prompt": f"p{n % 6}", "completion": f"c{n}", "label": n % 6 > n // 6} for n in range(30)]
+    kept, counters = join_rows(rows, Counter(), config(balance="per_prompt"))
+    for prompt in {row["prompt"] for row in rows}:
+        given = [row["label"] for row in rows if row["prompt"] == prompt]
+        labels = [row["label"] for row in kept if row["prompt"] == prompt]
+        assert labels.count(True) == labels.count(False) == min(given.count(True), given.count(False))
+    assert counters["rows_out"] + counters["left_out_to_balance"] == 30
+    assert [row for row in rows if row in kept] == kept
+    assert join_rows(rows, Counter(), config(balance="per_prompt"))[0] == kept
+
+
 def test_too_many_unusable_rows_are_refused():
     with pytest.raises(UserError, match=r"2 of 3 preference rows cannot be used \(2 with empty\)"):
         join_rows([example(1, True)], Counter({"empty": 2}), config())

@@ -38,24 +38,29 @@ def models(tmp_path: Path) -> dict[str, list[Path]]:
 
 
 @pytest.mark.parametrize(
-    ("candidate", "kept"),
+    ("candidate", "significance", "kept"),
     [
-        (["correct"] * 4, "candidate"),
-        (["correct", "correct", "wrong", "wrong"], "candidate"),
-        (["wrong"] * 4, "parent"),
+        ("++++++++++++", 0.05, "candidate"),  # 6 more: p = 2 / 2**6
+        ("+++++++++++-", 0.05, "parent"),  # 5 more: p = 2 / 2**5
+        ("+++++++++++-", 0.1, "candidate"),
+        ("++++++------", 1, "candidate"),
+        ("+++++-------", 1, "parent"),
+        ("------------", 0.05, "parent"),
     ],
 )
-def test_the_candidate_is_kept_unless_it_solves_fewer(models, candidate, kept, tmp_path, monkeypatch):
-    verdicts = {"parent": ["correct", "correct", "unparsed", "wrong"], "candidate": candidate}
+def test_the_candidate_is_kept_if_it_solves_significantly_more(
+    models, candidate, significance, kept, tmp_path, monkeypatch
+):
+    solved = {"parent": "++++++------", "candidate": candidate}
 
     def attempt(config: Any, problems: list[Problem], model: Path, *_: Any) -> list[Attempt]:
-        return attempts_with(verdicts[model.parent.name], problems)
+        return attempts_with([{"+": "correct", "-": "wrong"}[sign] for sign in solved[model.parent.name]], problems)
 
     monkeypatch.setattr(gate, "attempt_problems", attempt)
     out = tmp_path / "out"
     out.mkdir()
-    config = GateConfig.model_validate({"prompts": {"dataset": "d", "split": "validation"}})
-    gate.run(config, models, out)
+    config = {"prompts": {"dataset": "d", "split": "validation"}, "significance": significance}
+    gate.run(GateConfig.model_validate(config), models, out)
     weights = "model/model.safetensors"
     assert (out / weights).read_bytes() == (tmp_path / kept / weights).read_bytes()
     assert json.loads((out / "gate.json").read_text())["kept"] == kept

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from blake3 import blake3
 
@@ -171,7 +171,7 @@ def _text_of(value: Any) -> str:
 
 
 def join_rows(
-    rows: list[Row], bad: Counter[str], config: PreferConfig, balance: bool | None = None
+    rows: list[Row], bad: Counter[str], config: PreferConfig, balance: bool | Literal["per_prompt"] | None = None
 ) -> tuple[list[Row], dict[str, int]]:
     """De-duplicate, balance and check the rows of all sources together.
 
@@ -189,7 +189,8 @@ def join_rows(
             "mend the data, or raise kto.max_bad_fraction",
         )
     kept = _deduplicate(rows) if config.deduplicate else rows
-    balanced = _balance(kept, config.seed) if (config.balance if balance is None else balance) else kept
+    balance = config.balance if balance is None else balance
+    balanced = _balance(kept, config.seed, balance == "per_prompt") if balance else kept
     if not balanced:
         raise UserError("no preference rows are left", "add data whose labels differ, or set kto.balance=false")
     counters = {
@@ -206,11 +207,21 @@ def _deduplicate(rows: list[Row]) -> list[Row]:
     return list({canonical_json(row): row for row in rows}.values())
 
 
-def _balance(rows: list[Row], seed: int) -> list[Row]:
-    """Keep equally many of both labels: of the larger side those that a keyed hash puts first, in their old order."""
-    size = min(sum(row["label"] for row in rows), sum(not row["label"] for row in rows))
-    kept: set[int] = set()
-    for label in (True, False):
-        indices = [index for index, row in enumerate(rows) if row["label"] is label]
-        kept.update(sorted(indices, key=lambda index: blake3(f"{seed} {index}".encode()).digest())[:size])
+def _balance(rows: list[Row], seed: int, per_prompt: bool) -> list[Row]:
+    """Keep equally many of both labels, over all rows or within each prompt, in their old order."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(canonical_json(row["prompt"]) if per_prompt else "", []).append(index)
+    kept = {index for indices in groups.values() for index in _balanced(rows, indices, seed)}
     return [row for index, row in enumerate(rows) if index in kept]
+
+
+def _balanced(rows: list[Row], indices: list[int], seed: int) -> list[int]:
+    """Return the smaller side's indices, and of the larger side as many, those that a keyed hash puts first."""
+    sides = [[index for index in indices if rows[index]["label"] is label] for label in (True, False)]
+    size = min(map(len, sides))
+    return [
+        index
+        for side in sides
+        for index in sorted(side, key=lambda index: blake3(f"{seed} {index}".encode()).digest())[:size]
+    ]

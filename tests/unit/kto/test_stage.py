@@ -1,0 +1,36 @@
+"""What the kto stage leaves when it is killed after its training has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ladle.stages import kto
+from ladle.training.kto_trainer import KtoTrainer
+from tests.distributed.kto_job import make_config, make_inputs, run_reference
+
+
+def test_a_training_that_ended_is_not_done_again(tmp_path, monkeypatch):
+    inputs = make_inputs(tmp_path, "qwen3", 24)
+    config = make_config(max_steps=2, save_steps=1)
+    inputs["reference"] = [run_reference(config, inputs, tmp_path / "reference")]
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def die(trainer: KtoTrainer) -> None:
+        raise KeyboardInterrupt
+
+    def train(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KtoTrainer, "finish_checkpoints", die)
+        with pytest.raises(KeyboardInterrupt):
+            kto.run(config, inputs, out)
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    assert list(out.glob("checkpoints/*/optimizer.pt"))
+    monkeypatch.setattr(KtoTrainer, "train_or_resume", train)
+    assert kto.run(config, inputs, out)["counters"]["steps"] == 2
+    assert (out / "model" / "model.safetensors").read_bytes() == weights
+    assert not list(out.glob("checkpoints/*/optimizer.pt"))
