@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetDict, load_from_disk
 
+from ladle.artifacts.record import RECORD_NAME
 from ladle.errors import UserError
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -40,6 +41,8 @@ def splits_of(paths: list[Path]) -> list[str]:
             names |= dict.fromkeys(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
         else:
             files = [file for place in _places(path) for file in sorted(place.iterdir()) if file.suffix in _SUFFIXES]
+            # a fetched dataset is an artifact, whose record stands beside its rows
+            files = [file for file in files if file.name != RECORD_NAME]
             names |= dict.fromkeys(file.name.split("-")[0].split(".")[0] for file in files)
     return list(names)
 
