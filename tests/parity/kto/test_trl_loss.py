@@ -86,7 +86,7 @@ def test_loss_and_gradients_equal_trls_and_are_no_farther_from_float64(shape, al
     our_error, their_error = (
         ((gradient - true_gradient).norm() / true_gradient.norm()).item() for gradient in (our_gradient, their_gradient)
     )
-    assert our_error <= max(1.5 * their_error, 1e-6)
+    assert our_error <= max(their_error, 1e-6)  # both are a few 1e-7, where one order of sums is as good as another
     assert our_error <= 1e-5
 
 
