@@ -31,13 +31,13 @@ from ladle.models.train_tokenizer import train_tokenizer
 from ladle.training.arguments import TrainerArguments
 from ladle.training.checkpoint import Rotation
 from ladle.training.hf_arguments import make_arguments
-from ladle.training.kto_config import KtoConfig
-from ladle.training.kto_data import KtoExamples
-from ladle.training.kto_forward import use_kto_forward
-from ladle.training.kto_loss import KtoWeights
-from ladle.training.kto_plan import KtoPlan
-from ladle.training.kto_reference import ReferencePass
-from ladle.training.kto_trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.training.kto.config import KtoConfig
+from ladle.training.kto.data import KtoExamples
+from ladle.training.kto.forward import use_kto_forward
+from ladle.training.kto.loss import KtoWeights
+from ladle.training.kto.plan import KtoPlan
+from ladle.training.kto.reference import ReferencePass
+from ladle.training.kto.trainer import KtoData, KtoOptions, KtoTrainer
 
 PROMPT_DECILES = (23, 37, 42, 47, 53, 57, 63, 69, 78, 92, 188)
 COMPLETION_DECILES = (27, 63, 78, 89, 102, 115, 129, 145, 166, 197, 413)

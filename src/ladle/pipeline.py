@@ -35,7 +35,7 @@ from ladle.reporting.config import PageConfig
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import TRAINING_STATE, find_members
 from ladle.training.config import PretrainConfig
-from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
+from ladle.training.kto.config import KtoConfig, KtoReferenceConfig
 
 Inputs = dict[str, tuple[StepInput, ...]]
 """What a step reads, by role."""

@@ -18,7 +18,7 @@ from ladle.evaluation.rollout_config import GateConfig, RolloutConfig
 from ladle.models.config import InitConfig
 from ladle.soup.config import SoupConfig
 from ladle.training.config import Dtype, PretrainConfig
-from ladle.training.kto_config import KtoConfig
+from ladle.training.kto.config import KtoConfig
 
 
 class BaseConfig(Config):
@@ -56,7 +56,7 @@ class KtoSection(KtoConfig, PreferConfig):
     rounds: int = Field(1, ge=1)
     """Rollout, training and gate, this many times, each round from the last one's model and with prompts of its own."""
     gate: GateConfig | None = None
-    """Problems by which a round's model must not get worse, lest its parent be kept; several rounds need it."""
+    """Problems by which a round's model must get better, lest its parent be kept; several rounds need it."""
 
     @property
     def takes_rollouts(self) -> bool:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ladle.errors import CheckFailed
 from ladle.training.checkpoint import list_checkpoints, step_of
-from ladle.training.kto_trainer import KtoTrainer
+from ladle.training.kto.trainer import KtoTrainer
 from ladle.training.trainer import LadleTrainer
 from tests.distributed.kto_job import make_kto_job
 from tests.distributed.pretrain_job import Job, make_job

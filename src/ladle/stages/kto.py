@@ -16,13 +16,13 @@ from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.training.checkpoint import Rotation, leave_models_only
 from ladle.training.hf_arguments import CHECKPOINTS, make_arguments
-from ladle.training.kto_config import KtoConfig, KtoReferenceConfig
-from ladle.training.kto_data import KtoExamples
-from ladle.training.kto_forward import use_kto_forward
-from ladle.training.kto_labels import choose_weights
-from ladle.training.kto_plan import make_plan
-from ladle.training.kto_reference import KtoReference
-from ladle.training.kto_trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.training.kto.config import KtoConfig, KtoReferenceConfig
+from ladle.training.kto.data import KtoExamples
+from ladle.training.kto.forward import use_kto_forward
+from ladle.training.kto.labels import choose_weights
+from ladle.training.kto.plan import make_plan
+from ladle.training.kto.reference import KtoReference
+from ladle.training.kto.trainer import KtoData, KtoOptions, KtoTrainer
 from ladle.training.outcome import LOG_NAME, read_finished, write_finished
 from ladle.training.policy import add_adapter, keep_applicable_kernels, load_policy_base, pad_id_of, save_policy
 

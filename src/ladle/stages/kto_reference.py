@@ -18,11 +18,11 @@ from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.training.kto_config import KtoReferenceConfig
-from ladle.training.kto_data import KtoExamples, tokenize_examples
-from ladle.training.kto_forward import use_kto_forward
-from ladle.training.kto_plan import KtoPlan, make_plan
-from ladle.training.kto_reference import ReferencePass
+from ladle.training.kto.config import KtoReferenceConfig
+from ladle.training.kto.data import KtoExamples, tokenize_examples
+from ladle.training.kto.forward import use_kto_forward
+from ladle.training.kto.plan import KtoPlan, make_plan
+from ladle.training.kto.reference import ReferencePass
 from ladle.training.policy import load_policy_base, pad_id_of
 
 TRAIN = "train"

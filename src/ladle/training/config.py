@@ -1,4 +1,4 @@
-"""Recipe sections of training; KTO's is in `kto_config`."""
+"""Recipe sections of training; KTO's is in `kto.config`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.models.load import load_model, remove_cut_short, save_model
-from ladle.training.kto_config import LoraConfig, QuantizationConfig
+from ladle.training.kto.config import LoraConfig, QuantizationConfig
 
 logger = get_logger(__name__)
 

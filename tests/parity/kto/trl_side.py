@@ -17,13 +17,13 @@ from trl.trainer.kto_trainer import KTOTrainer
 from ladle.training.arguments import TrainerArguments
 from ladle.training.checkpoint import Rotation
 from ladle.training.hf_arguments import make_arguments
-from ladle.training.kto_config import KtoConfig
-from ladle.training.kto_data import KtoExamples, tokenize_examples
-from ladle.training.kto_forward import use_kto_forward
-from ladle.training.kto_loss import KtoWeights
-from ladle.training.kto_plan import KtoPlan
-from ladle.training.kto_reference import KtoReference, ReferencePass
-from ladle.training.kto_trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.training.kto.config import KtoConfig
+from ladle.training.kto.data import KtoExamples, tokenize_examples
+from ladle.training.kto.forward import use_kto_forward
+from ladle.training.kto.loss import KtoWeights
+from ladle.training.kto.plan import KtoPlan
+from ladle.training.kto.reference import KtoReference, ReferencePass
+from ladle.training.kto.trainer import KtoData, KtoOptions, KtoTrainer
 from ladle.training.order import RowOrder
 from tests.tiny_models import make_tokenizer
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.training import kto_head
-from ladle.training.kto_head import blocks, completion_logps, loss_of_completions
-from ladle.training.kto_loss import KtoWeights, kto_loss
+from ladle.training.kto import head as kto_head
+from ladle.training.kto.head import blocks, completion_logps, loss_of_completions
+from ladle.training.kto.loss import KtoWeights, kto_loss
 
 SIZES, WEIGHTS = [7, 3, 12, 1], KtoWeights(0.1, 1.3, 0.7)
 IS_DESIRABLE = torch.tensor([True, False, True, False])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ladle.stages import kto
-from ladle.training.kto_trainer import KtoTrainer
+from ladle.training.kto.trainer import KtoTrainer
 from tests.distributed.kto_job import make_config, make_inputs, run_reference
 
 

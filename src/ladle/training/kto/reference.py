@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from ladle.artifacts.journal import ShardJournal
 from ladle.executors import SerialExecutor
-from ladle.training.kto_batches import make_bin, plan_bins
-from ladle.training.kto_data import KtoExamples
-from ladle.training.kto_forward import is_packing
-from ladle.training.kto_plan import KtoPlan
+from ladle.training.kto.batches import make_bin, plan_bins
+from ladle.training.kto.data import KtoExamples
+from ladle.training.kto.forward import is_packing
+from ladle.training.kto.plan import KtoPlan
 
 TOKENS_PER_ITEM = 2**16
 MATCHED, MISMATCHED = "reference_logps.npy", "reference_kl_logps.npy"

@@ -11,8 +11,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from ladle.training.kto_config import KtoReferenceConfig
-from ladle.training.kto_pairs import mismatched_partners
+from ladle.training.kto.config import KtoReferenceConfig
+from ladle.training.kto.pairs import mismatched_partners
 from ladle.training.order import rows_of_epoch
 
 

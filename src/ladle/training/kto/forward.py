@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from ladle.errors import UserError
 from ladle.training.attention import use_fused_attention
-from ladle.training.kto_batches import Bin
-from ladle.training.kto_head import Objective, completion_logps, loss_of_completions
+from ladle.training.kto.batches import Bin
+from ladle.training.kto.head import Objective, completion_logps, loss_of_completions
 from ladle.training.linear_cross_entropy import why_not_linear
 
 

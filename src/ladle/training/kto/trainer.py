@@ -25,13 +25,13 @@ from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from ladle.training.kto_batches import Bin, make_bin, plan_bins
-from ladle.training.kto_data import KtoExamples
-from ladle.training.kto_forward import is_packing
-from ladle.training.kto_loss import KtoWeights, kto_loss, reference_points
-from ladle.training.kto_metrics import KtoMetrics
-from ladle.training.kto_plan import KtoPlan
-from ladle.training.kto_reference import KtoReference
+from ladle.training.kto.batches import Bin, make_bin, plan_bins
+from ladle.training.kto.data import KtoExamples
+from ladle.training.kto.forward import is_packing
+from ladle.training.kto.loss import KtoWeights, kto_loss, reference_points
+from ladle.training.kto.metrics import KtoMetrics
+from ladle.training.kto.plan import KtoPlan
+from ladle.training.kto.reference import KtoReference
 from ladle.training.order import RowOrder
 from ladle.training.processes import reduce_tensor
 from ladle.training.trainer import LadleTrainer

@@ -6,8 +6,8 @@ import numpy as np
 
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.training.kto_config import KtoConfig
-from ladle.training.kto_loss import KtoWeights
+from ladle.training.kto.config import KtoConfig
+from ladle.training.kto.loss import KtoWeights
 
 logger = get_logger(__name__)
 PAPER_RANGE = (1.0, 4 / 3)

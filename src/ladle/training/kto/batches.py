@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ladle.training.kto_data import KtoExamples
+from ladle.training.kto.data import KtoExamples
 
 
 @dataclass(frozen=True)
