@@ -16,7 +16,7 @@ from ladle.errors import UserError
 from ladle.grading.config import GraderConfig
 from ladle.grading.verdict import Judgement, Pair, Verdict
 
-GRADER_VERSION = 2
+GRADER_VERSION = 3
 """Raise it with any change that can change a verdict: verdicts of other versions are not found any more."""
 
 _KEYS_AT_ONCE = 500  # SQLite's default bound on parameters is 999 in its older versions

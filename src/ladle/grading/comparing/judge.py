@@ -19,6 +19,7 @@ from ladle.grading.exact import judge_exactly
 from ladle.grading.reading.declarations import Declared, split_declarations
 from ladle.grading.reading.normalise import normalise
 from ladle.grading.reading.quantities import Reading
+from ladle.grading.reading.sentences import bare_answers, drop_statement
 from ladle.grading.reading.structure import read, ungroup
 from ladle.grading.reading.tokens import tokenize
 from ladle.grading.reading.tree import (
@@ -32,7 +33,7 @@ from ladle.grading.reading.tree import (
     Unreadable,
 )
 from ladle.grading.reading.units import Unit, read_unit
-from ladle.grading.reading.words import NO_SOLUTION, drop_option_label, drop_statement, option_letter, plain_words
+from ladle.grading.reading.words import NO_SOLUTION, drop_option_label, option_letter, plain_words
 from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
@@ -77,7 +78,7 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if declared.text == gold.text:
         return _judge_declarations(gold.declared, declared, "the same text but for spacing and markup")
     if isinstance(gold.tree, Text):
-        if plain_words(declared.text) == gold.tree.words:
+        if gold.tree.words in map(plain_words, bare_answers(declared.text)):
             return _judge_declarations(gold.declared, declared, "equal words")
         return _decide(False, "words")
     rules = Rules(rounding_digits, _exact_tolerance(pair.tolerance), _read_asked_unit(pair.unit))
@@ -112,7 +113,7 @@ def _judge_words(pair: Pair, kind: AnswerType | None) -> Judgement | None:
             return _decide(chosen == option, f"option {chosen}")
     if kind is AnswerType.TEXT or _WORDS.fullmatch(pair.gold):
         words = plain_words(pair.answer)
-        if words and plain_words(pair.gold) in (words, plain_words(drop_statement(pair.answer))):
+        if words and plain_words(pair.gold) in map(plain_words, bare_answers(pair.answer)):
             return Judgement(Verdict.CORRECT, "the same words")
         if kind is AnswerType.TEXT and not any(letter.isdigit() for letter in pair.gold):
             return _decide(False, "words") if words else Judgement(Verdict.UNPARSED, "the answer is empty")

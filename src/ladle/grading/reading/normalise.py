@@ -67,6 +67,8 @@ _OUTSIDE_TEXT = re.compile(
     r"|sqrt\s*(?:(?P<radicand>\d+(?:\.\d+)?)|(?P<root>(?=[(\[{])))"
     rf"|(?P<function>{'|'.join(sorted(FUNCTION_NAMES, key=len, reverse=True))})(?=\s*[\\(\[{{^_|\d]|\s+[a-z](?![a-z])))"
 )
+_TEX_ROOT = re.compile(r"\\root\s*(\{[^{}]*\}|\w)\s*\\of\s*(\{[^{}]*\}|\w)")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*10\s*\^\s*(?:\{\s*)?(-?\s*\d+)(?:\s*\})?")
 _ALL_REALS = re.compile(
     r"(?:the\s+set\s+of\s+)?all\s+(?:the\s+)?real(?:s|\s+numbers?|\s+values(?:\s+of\s+[a-z])?|\s+[a-z])", re.I
 )
@@ -87,7 +89,8 @@ _WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'
 def normalise(text: str) -> str:
     """Return the answer in the one spelling that the reader knows."""
     text = _unwrap(_CONTINUED.sub(_spell_continued, spell_as_latex(text)))
-    text = _spell_words(text)
+    text = _TEX_ROOT.sub(lambda found: rf"\sqrt[{found[1].strip('{}')}]{{{found[2].strip('{}')}}}", text)
+    text = _spell_words(_TIMES_TEN.sub(r" \\cdot 10^{\1}", text))
     text = _THOUSANDS_MARK.sub("", text)
     if "$" in text:
         text = _drop_math_marks(text)

@@ -36,6 +36,8 @@ def spell_number_words(text: str) -> str:
     if _ANSWER.fullmatch(text) is None:
         return text
     words = text.lower().replace("-", " ").split()
+    if (mixed := _spell_mixed(words)) is not None:
+        return mixed
     denominator = _PARTS.get(words[-1].removesuffix("s"))
     if denominator is not None and (numerator := read_number_words(words[:-1])) is not None:
         return f"{numerator}/{denominator}"
@@ -45,6 +47,19 @@ def spell_number_words(text: str) -> str:
         return text
     value = read_number_words(words[:count])
     return text if value is None else " ".join([str(value), *nouns])
+
+
+def _spell_mixed(words: Sequence[str]) -> str | None:
+    """Return `4 1/2` for `four and a half`; None for anything else."""
+    if "and" not in words[1:-2]:
+        return None
+    at = words.index("and")
+    whole, denominator = read_number_words(words[:at]), _PARTS.get(words[-1].removesuffix("s"))
+    parts = ["one" if word in ("a", "an") else word for word in words[at + 1 : -1]]
+    numerator = read_number_words(parts)
+    if whole is None or denominator is None or numerator is None or not 0 < numerator < denominator:
+        return None
+    return f"{whole} {numerator}/{denominator}"
 
 
 def _is_numeral(word: str, following: Sequence[str]) -> bool:

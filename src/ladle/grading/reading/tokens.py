@@ -49,7 +49,7 @@ def tokenize(text: str) -> list[Token]:
         found = _TOKEN.match(text, position)
         if found is None:
             raise Unreadable(f"unexpected {text[position : position + 12].strip()!r}")
-        token = _make_token(found)
+        token = _make_token(found, is_last=not text[found.end() :].strip())
         if token.text:  # an empty text group says nothing
             tokens.append(token)
         position = found.end()
@@ -57,7 +57,8 @@ def tokenize(text: str) -> list[Token]:
     return tokens
 
 
-def _make_token(found: re.Match[str]) -> Token:
+def _make_token(found: re.Match[str], is_last: bool) -> Token:
+    """Return the token found; a text group that names a function is that function, unless nothing follows (`5 min`)."""
     kind = found.lastgroup or ""
     text = found[kind]
     if kind == "command":
@@ -67,7 +68,8 @@ def _make_token(found: re.Match[str]) -> Token:
         return Token(name.rstrip("}*"), "\\" + command.strip())
     if kind == "word":
         words = " ".join(text.replace("\\", " ").split())
-        return Token("command", "\\" + words) if words in FUNCTION_NAMES else Token("word", words)
+        is_function = words in FUNCTION_NAMES and not is_last
+        return Token("command", "\\" + words) if is_function else Token("word", words)
     return Token(kind, text)
 
 

@@ -24,7 +24,9 @@ _SPELLINGS = {
     "cent": "", "dollar": "usd buck", "euro": "", "sterling": "", "degree": "deg", "radian": "rad", "celsius": "",
     "fahrenheit": "", "kelvin": "K", "joule": "J", "newton": "N", "watt": "W", "volt": "V", "ampere": "A amp",
     "ohm": "", "hertz": "Hz", "pascal": "Pa", "erg": "", "mole": "mol", "unit": "", "%": "percent", "angstrom": "",
-    "parsec": "pc", "electronvolt": "eV", "coulomb": "",
+    "parsec": "pc", "electronvolt": "eV", "coulomb": "", "kilojoule": "kJ", "kilowatt": "kW", "kilopascal": "kPa",
+    "kilohertz": "kHz", "megahertz": "MHz", "gigahertz": "GHz", "kilonewton": "", "millisecond": "",
+    "milliampere": "mA",
 }  # fmt: skip
 _NAMES = {spelling: name for name, others in _SPELLINGS.items() for spelling in (name, name + "s", *others.split())}
 _COMPOUNDS: dict[str, Unit] = {
@@ -35,13 +37,18 @@ _COMPOUNDS: dict[str, Unit] = {
 _MULTIPLES_OF = {
     "meter": "centimeter 0.01 millimeter 0.001 kilometer 1000 nanometer 1e-9 angstrom 1e-10 inch 0.0254 foot 0.3048 "
     "yard 0.9144 mile 1609.344",
-    "second": "minute 60 hour 3600 day 86400 week 604800",
+    "second": "minute 60 hour 3600 day 86400 week 604800 millisecond 0.001",
     "month": "year 12",
     "kilogram": "gram 0.001 milligram 1e-6",
     "pound": "ounce 0.0625",
     "liter": "milliliter 0.001",
     "dollar": "cent 0.01",
-    "joule": "erg 1e-7",
+    "joule": "erg 1e-7 kilojoule 1000",
+    "newton": "kilonewton 1000",
+    "watt": "kilowatt 1000",
+    "pascal": "kilopascal 1000",
+    "hertz": "kilohertz 1000 megahertz 1000000 gigahertz 1000000000",
+    "ampere": "milliampere 0.001",
 }
 _DERIVED: dict[str, tuple[str, Unit]] = {
     "newton": ("1", {"kilogram": 1, "meter": 1, "second": -2}),

@@ -13,7 +13,8 @@ _SIGNS = re.compile(r"\\(?:infty|emptyset|varnothing)(?![a-zA-Z])|∞")
 _SYNONYMS = {
     same: words
     for words, others in {
-        NO_SOLUTION: "none|empty set|no real solution|no solution exist|does not exist|dne|there is no solution",
+        NO_SOLUTION: "none|empty set|no real solution|no solution exist|does not exist|dne|there is no solution|"
+        "there are no solution|there is no real solution|there are no real solution",
         "infinity": "infinitely many|infinite|infinitely many solution|infinite solution|infinite number of solution",
     }.items()
     for same in others.split("|")
@@ -59,15 +60,3 @@ _MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?\(\s*[A-J]\
 def drop_option_label(text: str) -> str:
     """Return the text without the option letter before it: `\\text{(B)} 12` is 12."""
     return _MARKED_LABEL.sub("", text)
-
-
-_STATEMENT = re.compile(
-    r"^\s*(?:so|thus|hence|therefore|then)?,?\s*(?:[A-Za-z]{2,}\s+){0,6}"
-    r"(?:is|are|was|equals|is equal to)\s*:?\s+(?!not\b|no\b)(?=\S)",
-    re.IGNORECASE,
-)
-
-
-def drop_statement(text: str) -> str:
-    """Return what a sentence says something is: `The area is 116.` gives `116.`"""
-    return _STATEMENT.sub("", text, count=1)
