@@ -2,7 +2,7 @@
 
     python benchmarks/kto_gain.py [RECIPE] [--seeds 1,2,3,4,5] [--least 0.6] [--root DIR] [KEY=VALUE…]
 
-For each seed the quickstart is run up to its pretraining (ROOT/seed-N keeps the runs, and finished ones are used as
+For each seed the quickstart is run up to its pretraining, of 1,000 steps (ROOT/seed-N keeps the runs, and finished ones are used as
 they are). The policy is its earliest checkpoint that solves the share `--least` of the quickstart's validation
 problems, greedily. RECIPE aligns it twice: as it stands, and with the undesirable attempts left out. Policy and results
 then answer the test problems, greedily and at T = 0.6. Training prompts, gate problems and test problems share no
@@ -31,6 +31,8 @@ from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
 
 QUICKSTART = Path("recipes/quickstart.yaml")
+STEPS = "pretrain.trainer.max_steps=1000"
+"""Shorter than the quickstart's: the policy is to be one that has not finished learning."""
 ONLY_RIGHT = ["kto.data=[{dataset: rollouts, keep_label: true}]", "kto.balance=false", "kto.allow_single_label=true"]
 ARMS = {"kto": [], "right attempts alone": ONLY_RIGHT}
 TEMPERATURES = {"greedy": 0.0, "T=0.6": 0.6}
@@ -96,7 +98,7 @@ def align(recipe: Path, policy: Path, seed: int, root: Path, overrides: list[str
 
 def run_seed(recipe: Path, seed: int, least: float, root: Path, overrides: list[str]) -> dict[str, Any]:
     """Return the results of both arms of one seed."""
-    pretrained = run(QUICKSTART, [f"seed={seed}"], root, only="pretrain")
+    pretrained = run(QUICKSTART, [f"seed={seed}", STEPS], root, only="pretrain")
     policy = choose_policy(pretrained, least)
     results: dict[str, Any] = {"policy": policy.name}
     for arm, changes in ARMS.items():
