@@ -2,11 +2,11 @@
 
     python benchmarks/kto_gain.py [RECIPE] [--seeds 1,2,3,4,5] [--least 0.6] [--root DIR] [KEY=VALUE…]
 
-For each seed the quickstart is run up to its pretraining, of 1,000 steps (ROOT/seed-N keeps the runs, and finished ones
-are used as they are). The policy is its earliest checkpoint that solves the share `--least` of the quickstart's
-validation problems, greedily. RECIPE aligns it twice: as it stands, and with the undesirable attempts left out. Policy and results
-then answer the test problems, greedily and at T = 0.6. Training prompts, gate problems and test problems share no
-operands, nor do the last two with the pretraining data; that is checked over the files.
+For each seed the quickstart is run up to its pretraining, of 1,000 steps (ROOT/seed-N keeps the runs, and finished
+ones are used as they are). The policy is its earliest checkpoint that solves the share `--least` of the quickstart's
+validation problems, greedily. RECIPE aligns it twice: as it stands, and with the undesirable attempts left out. Policy
+and results then answer the test problems, greedily and at T = 0.6. Training prompts, gate problems and test problems
+share no operands, nor do the last two with the pretraining data; that is checked over the files.
 
 Prints each seed's accuracies, gains and McNemar's p (exact, two-sided).
 """
