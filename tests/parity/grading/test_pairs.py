@@ -3,7 +3,7 @@
 `pairs.jsonl` was written before the grader, `held_out_pairs.jsonl` when it was done and before it had seen them (276 of
 285 right when first seen), `third_pairs.jsonl` and `fourth_pairs.jsonl` later, with what was known to be missing
 (300 of 331 and 127 of 140 when first seen), `fifth_pairs.jsonl` and `sixth_pairs.jsonl` with answers as models write
-them (180 of 186 and 150 of 161 when first seen). What the grader got wrong was looked at afterwards, so that all are
+them (181 of 186 and 150 of 161 when first seen). What the grader got wrong was looked at afterwards, so that all are
 regression tests now.
 """
 
