@@ -33,6 +33,10 @@ def test_what_a_sentence_says_is_taken_out(sentence: str, said: str):
         "Janet makes 18 hundred",
         "the square root of 18",
         "Janet makes 3 times 6",
+        "two to the power 18",
+        "the number divided by 18",
+        "she has 18 more",
+        "Janet made seven hundred and 18",
     ],
 )
 def test_a_sentence_that_changes_its_number_is_left(sentence: str):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from ladle.grading.reading.number_words import read_number_words
+from ladle.grading.reading.units import CHANGE_THE_NUMBER
+
 _STATEMENT = re.compile(
     r"^\s*(?:so|thus|hence|therefore|then)?,?\s*(?:[A-Za-z]{2,}\s+){0,6}"
     r"(?:is|are|was|equals|is equal to)\s*:?\s+(?!not\b|no\b)(?=\S)",
@@ -20,21 +23,30 @@ _SENTENCE = re.compile(
     rf"\s*(?:\\text\s*\{{\s*)?(?P<before>{_WORD}(?:,?\s+{_WORD}){{1,11}})\s+(?:\}}\s*)?"
     rf"(?P<number>(?:\\?\$)?\d[\d,]*(?:\.\d+)?)(?P<after>(?:\s+{_WORD}){{0,8}})\s*[.!]?\s*\}}?\s*"
 )
-_CHANGE_THE_NUMBER = frozenset(
-    {
-        *("not", "no", "never", "than", "least", "most", "or", "and", "between", "either", "neither", "from", "up"),
-        *("half", "double", "twice", "triple", "times", "minus", "plus", "negative", "over", "under", "above", "below"),
-        *("first", "last", "dozen", "dozens", "hundred", "hundreds", "thousand", "million", "billion", "percent"),
-        *("tenths", "halves", "thirds", "quarters", "point", "squared", "cubed", "factorial", "choose", "root", "log"),
-        *("sin", "cos", "tan", "mod", "base"),
-    }
+_COMPARE = (
+    "least",
+    "most",
+    "between",
+    "from",
+    "up",
+    "under",
+    "above",
+    "below",
+    "more",
+    "less",
+    "fewer",
+    "first",
+    "last",
 )
+_COMBINE = ("never", "or", "and", "double", "twice", "triple", "by", "power", "choose", "log", "sin", "cos", "tan")
+_NOT_ALONE = CHANGE_THE_NUMBER.difference({"to"}) | {*_COMPARE, *_COMBINE}
+"""Words beside which a number in a sentence is not what the sentence says."""
 
 
 def drop_statement(text: str) -> str:
     """Return what a sentence says something is: `The area is 116.` gives `116.`, `Ann has to pay 5 dollars.` 5 dollars.
 
-    A sentence that holds one number counts for it if no word of it changes the number.
+    A sentence that holds one number, in digits, counts for it if no word of it changes the number or is another one.
     """
     text = _SAID_AGAIN.sub(lambda found: found["quantity"], _LABEL.sub("", text, count=1), count=1)
     stated = _STATEMENT.sub("", text, count=1)
@@ -42,7 +54,8 @@ def drop_statement(text: str) -> str:
     if found is None:
         return stated
     before, after = found["before"].lower().replace(",", " ").split(), found["after"].lower().split()
-    if _CHANGE_THE_NUMBER & {*before, *after}:
+    words = {*before, *after}
+    if words & _NOT_ALONE or any(read_number_words([word]) is not None for word in words):
         return stated
     return f"{found['number']} {' '.join(after[:1])}"
 

@@ -72,7 +72,8 @@ _OPERATIONS = ("minus", "plus", "times", "over", "negative", "not", "no", "facto
 _DIGITS = ("point", "squared", "cubed", "mil", "bn", "mn")
 _CONDITIONS = ("to", "than", "if", "unless", "except", "where", "either", "neither", "halves")
 _PLURALS = tuple(f"{word}s" for word in (*_MULTIPLES, *_PARTS))
-_NOT_UNITS = frozenset((*_MULTIPLES, *_PARTS, *_PLURALS, *_OPERATIONS, *_DIGITS, *_CONDITIONS))
+CHANGE_THE_NUMBER = frozenset((*_MULTIPLES, *_PARTS, *_PLURALS, *_OPERATIONS, *_DIGITS, *_CONDITIONS))
+"""Words that make another number of the one they stand with, and so are no unit of it."""
 _CURRENCIES = {"\\dollar": "dollar", "\\euro": "euro", "\\pounds": "sterling", "\\cents": "cent"}
 _PIECE = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
@@ -145,7 +146,7 @@ def _name_unit(word: str, accept_nouns: bool) -> Unit:
     if lowered in _COMPOUNDS:
         return _COMPOUNDS[lowered]
     name = _NAMES.get(word) or (_NAMES.get(lowered) if len(word) > 1 else None)
-    if name is None and (not accept_nouns or len(word) == 1 or lowered in _NOT_UNITS):
+    if name is None and (not accept_nouns or len(word) == 1 or lowered in CHANGE_THE_NUMBER):
         raise Unreadable(f"{word!r} is not a unit")
     return {name or lowered.removesuffix("s"): 1}
 
