@@ -33,9 +33,10 @@ def run(config: PreferConfig, inputs: dict[str, list[Path]], out: Path) -> dict[
             rows[into] += unpaired_rows(read, source, bad[into])
     counters: dict[str, int] = {}
     splits = {}
+    as_they_are = config.model_copy(update={"balance": False})  # what is evaluated on is not picked over
     for split in sorted(rows, key=lambda name: (name != TRAIN, name)):
         _say_bad(split, bad[split])
-        kept, counts = join_rows(rows[split], bad[split], config, balance=split == TRAIN and config.balance)
+        kept, counts = join_rows(rows[split], bad[split], config if split == TRAIN else as_they_are)
         counts |= _count_labels(kept)
         counters |= counts if split == TRAIN else {f"{split}: {name}": count for name, count in counts.items()}
         splits[split] = Dataset.from_list([{name: row[name] for name in COLUMNS} for row in kept])

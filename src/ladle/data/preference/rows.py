@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from blake3 import blake3
 
@@ -170,9 +170,7 @@ def _text_of(value: Any) -> str:
     return value if isinstance(value, str) else "".join(str(turn.get("content") or "") for turn in value)
 
 
-def join_rows(
-    rows: list[Row], bad: Counter[str], config: PreferConfig, balance: bool | Literal["per_prompt"] | None = None
-) -> tuple[list[Row], dict[str, int]]:
+def join_rows(rows: list[Row], bad: Counter[str], config: PreferConfig) -> tuple[list[Row], dict[str, int]]:
     """De-duplicate, balance and check the rows of all sources together.
 
     Returns:
@@ -189,8 +187,7 @@ def join_rows(
             "mend the data, or raise kto.max_bad_fraction",
         )
     kept = _deduplicate(rows) if config.deduplicate else rows
-    balance = config.balance if balance is None else balance
-    balanced = _balance(kept, config.seed, balance == "per_prompt") if balance else kept
+    balanced = _balance(kept, config.seed, config.balance == "per_prompt") if config.balance else kept
     if not balanced:
         raise UserError("no preference rows are left", "add data whose labels differ, or set kto.balance=false")
     counters = {
