@@ -69,6 +69,10 @@ def test_an_unknown_key_names_the_nearest_one_and_its_line(tmp_path, text, place
     assert f"did you mean {nearest}?" in message
 
 
+def test_a_section_named_within_itself_is_told_to_leave_its_name_out(tmp_path):
+    assert "keys are relative to 'leaf' here: leave its name out" in fault(tmp_path, "leaf: {leaf: {ratio: 2}}")
+
+
 def test_a_wrong_value_names_key_value_and_line(tmp_path):
     message = fault(tmp_path, "seed: 1\nleaf:\n  ratio: lots")
     assert "leaf.ratio: 'lots'" in message

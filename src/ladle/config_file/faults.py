@@ -61,6 +61,8 @@ def _holds(tree: Any, part: str | int) -> bool:
 
 
 def _nearest(model: type[Config], path: KeyPath) -> str:
+    if path[-2:-1] == path[-1:]:  # kto.data=… given to `ladle kto`, whose overrides are relative to the section
+        return f"keys are relative to {path[-1]!r} here: leave its name out"
     known = _known_keys(model, path[:-1])
     close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(sorted(known))}"

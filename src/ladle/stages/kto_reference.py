@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import DatasetDict, load_from_disk
@@ -21,6 +22,7 @@ from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.training.kto.config import KtoReferenceConfig
 from ladle.training.kto.data import KtoExamples, tokenize_examples
 from ladle.training.kto.forward import use_kto_forward
+from ladle.training.kto.labels import refuse_single_label
 from ladle.training.kto.plan import KtoPlan, make_plan
 from ladle.training.kto.reference import ReferencePass
 from ladle.training.policy import load_policy_base, pad_id_of
@@ -30,6 +32,8 @@ TRAIN = "train"
 
 def run(config: KtoReferenceConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
     """Tokenize `preference` and compute log π_ref of what training on it from `model` will ask for."""
+    data = load_from_disk(inputs["preference"][0] / "preference")
+    refuse_single_label(np.array(_rows(data, TRAIN)["label"]), config.allow_single_label)
     state = PartialState(cpu=not torch.cuda.is_available())
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
     model = load_policy_base(inputs["model"][0], config).eval()
@@ -38,7 +42,6 @@ def run(config: KtoReferenceConfig, inputs: dict[str, list[Path]], out: Path) ->
     use_kto_forward(model)
     autocast = getattr(torch, config.autocast) if config.autocast else None
     reference = ReferencePass(model, pad_id_of(tokenizer), config.max_tokens_per_microbatch, autocast)
-    data = load_from_disk(inputs["preference"][0] / "preference")
     counters: dict[str, int] = {}
     for split in [TRAIN, *([config.eval_split] if config.eval_split else [])]:
         examples, counts = tokenize_examples(_rows(data, split), tokenizer, config.max_length)

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, disable_progress_bars
 
 from ladle.data.preference.config import EVERY_SPLIT, ROLLOUTS, TRAIN, PreferConfig, PreferenceSource
-from ladle.data.preference.rows import COLUMNS, Row, join_rows, unpaired_rows
+from ladle.data.preference.rows import COLUMNS, Row, count_labelled_both_ways, join_rows, unpaired_rows
 from ladle.data.sources.read_rows import read_rows, splits_of
 from ladle.errors import UserError
 from ladle.log import get_logger
@@ -38,6 +38,7 @@ def run(config: PreferConfig, inputs: dict[str, list[Path]], out: Path) -> dict[
         _say_bad(split, bad[split])
         kept, counts = join_rows(rows[split], bad[split], config if split == TRAIN else as_they_are)
         counts |= _count_labels(kept)
+        _say_contradictions(split, kept)
         counters |= counts if split == TRAIN else {f"{split}: {name}": count for name, count in counts.items()}
         splits[split] = Dataset.from_list([{name: row[name] for name in COLUMNS} for row in kept])
         rows[split] = kept
@@ -64,6 +65,13 @@ def _count_labels(rows: list[Row]) -> dict[str, int]:
 def _say_bad(split: str, bad: Counter[str]) -> None:
     for reason, count in bad.most_common():
         logger.warning("%d rows of %s left out: %s", count, split, reason)
+
+
+def _say_contradictions(split: str, rows: list[Row]) -> None:
+    if count := count_labelled_both_ways(rows):
+        logger.warning(
+            "%d completions of %s are labelled True in one row and False in another; both stay", count, split
+        )
 
 
 def _refuse_mixed_forms(rows: list[Row]) -> None:

@@ -64,6 +64,13 @@ def test_bad_rows_are_counted_named_and_capped(tmp_path, caplog):
     assert "1 rows of train left out: empty prompt or completion" in caplog.text
 
 
+def test_completions_labelled_both_ways_are_named(tmp_path, caplog):
+    rows = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False)]
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    prefer.run(PreferConfig.model_validate({"data": ["d"]}), {"source:0": [tmp_path / "data.jsonl"]}, tmp_path)
+    assert "1 completions of train are labelled True in one row and False in another" in caplog.text
+
+
 def test_a_json_file_may_be_lists_by_column_or_a_list_of_rows(tmp_path):
     columns = {"prompt": ["a", "b"], "completion": ["c", "d"], "label": [True, False]}
     rows = [{"prompt": "a", "completion": "c", "label": True}, {"prompt": "b", "completion": "d", "label": False}]

@@ -31,6 +31,11 @@ def test_a_pair_becomes_one_row_of_each_label():
     assert [(row["completion"], row["label"]) for row in rows] == [("good", True), ("bad", False)]
 
 
+def test_a_pair_of_two_equal_completions_is_counted():
+    bad = unpair([{"prompt": "a", "chosen": "b", "rejected": "b"}], format="paired")[1]
+    assert bad == {"chosen and rejected alike": 1}
+
+
 def test_messages_become_the_first_exchange_as_one_element_lists():
     rows, _ = unpair([{"messages": [USER, ANSWER, USER, ANSWER]}], format="messages", label=True)
     assert rows == [{"prompt": [USER], "completion": [ANSWER], "label": True}]
@@ -95,6 +100,11 @@ def test_balancing_per_prompt_keeps_equally_many_of_both_labels_of_each():
 def test_too_many_unusable_rows_are_refused():
     with pytest.raises(UserError, match=r"2 of 3 preference rows cannot be used \(2 with empty\)"):
         join_rows([example(1, True)], Counter({"empty": 2}), config())
+
+
+def test_no_rows_at_all_are_refused():
+    with pytest.raises(UserError, match="the preference data has no rows"):
+        join_rows([], Counter(), config())
 
 
 def test_balancing_one_label_leaves_nothing_and_says_so():

@@ -1,12 +1,14 @@
-"""What the kto stage leaves when it is killed after its training has ended."""
+"""What the kto stage leaves when it is killed after its training has ended, and what is refused before any work."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from datasets import DatasetDict, load_from_disk
 
-from ladle.stages import kto
+from ladle.errors import UserError
+from ladle.stages import kto, kto_reference
 from ladle.training.kto.trainer import KtoTrainer
 from tests.distributed.kto_job import make_config, make_inputs, run_reference
 
@@ -34,3 +36,21 @@ def test_a_training_that_ended_is_not_done_again(tmp_path, monkeypatch):
     assert kto.run(config, inputs, out)["counters"]["steps"] == 2
     assert (out / "model" / "model.safetensors").read_bytes() == weights
     assert not list(out.glob("checkpoints/*/optimizer.pt"))
+
+
+def test_one_label_is_refused_before_the_reference_pass(tmp_path, monkeypatch):
+    inputs = make_inputs(tmp_path, "qwen3", 24)
+    data = load_from_disk(inputs["preference"][0] / "preference")
+    data["train"] = data["train"].filter(lambda row: row["label"])
+    assert isinstance(data, DatasetDict)
+    data.save_to_disk(tmp_path / "alike" / "preference")
+    inputs["preference"] = [tmp_path / "alike"]
+
+    def load(*_: Any) -> None:
+        raise AssertionError("loaded the reference")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kto_reference, "load_policy_base", load)
+        with pytest.raises(UserError, match="every example is labelled True"):
+            run_reference(make_config(max_steps=2), inputs, tmp_path / "refused")
+    run_reference(make_config(max_steps=2, allow_single_label=True), inputs, tmp_path / "allowed")

@@ -105,6 +105,8 @@ def _from_pair(row: Row) -> list[Row]:
     if isinstance(chosen, list) and isinstance(rejected, list) and not isinstance(prompt, list):
         shared = _shared_length(chosen, rejected)
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if chosen == rejected:
+        raise BadRow("chosen and rejected alike")
     return [_example(prompt, chosen, True), _example(prompt, rejected, False)]
 
 
@@ -186,6 +188,8 @@ def join_rows(rows: list[Row], bad: Counter[str], config: PreferConfig) -> tuple
             f"{num_bad} of {num_in} preference rows cannot be used ({reasons})",
             "mend the data, or raise kto.max_bad_fraction",
         )
+    if not rows:
+        raise UserError("the preference data has no rows", "add some to kto.data's sources")
     kept = _deduplicate(rows) if config.deduplicate else rows
     balanced = _balance(kept, config.seed, config.balance == "per_prompt") if config.balance else kept
     if not balanced:
@@ -202,6 +206,14 @@ def join_rows(rows: list[Row], bad: Counter[str], config: PreferConfig) -> tuple
 
 def _deduplicate(rows: list[Row]) -> list[Row]:
     return list({canonical_json(row): row for row in rows}.values())
+
+
+def count_labelled_both_ways(rows: list[Row]) -> int:
+    """Return how many completions of a prompt are labelled True in one row and False in another."""
+    labels: dict[str, set[bool]] = {}
+    for row in rows:
+        labels.setdefault(canonical_json([row["prompt"], row["completion"]]), set()).add(row["label"])
+    return sum(len(seen) > 1 for seen in labels.values())
 
 
 def _balance(rows: list[Row], seed: int, per_prompt: bool) -> list[Row]:

@@ -153,6 +153,8 @@ class KtoReferenceConfig(Config):
     """Mixed precision of the forward passes, as in training."""
     attn_implementation: Attention
     quantization: QuantizationConfig | None
+    allow_single_label: bool = execution(False)
+    """Decides nothing here; without it labels that are all alike are refused before the pass, not after it."""
     processes: int = execution(1, ge=1)
 
     @classmethod
@@ -184,5 +186,6 @@ class KtoReferenceConfig(Config):
             autocast=None if is_deepspeed else mixed,
             attn_implementation=config.attn_implementation,
             quantization=config.quantization,
+            allow_single_label=config.allow_single_label,
             processes=config.processes,
         )

@@ -23,7 +23,8 @@ def choose_weights(config: KtoConfig, is_desirable: np.ndarray) -> KtoWeights:
     num_desirable = int(is_desirable.sum())
     num_undesirable = len(is_desirable) - num_desirable
     if 0 in (num_desirable, num_undesirable):
-        _refuse_single_label(config, num_desirable > 0)
+        refuse_single_label(is_desirable, config.allow_single_label)
+        logger.warning("training on one label: z0 will cancel the reward; watch the log's z0")
         desirable = 1.0 if config.desirable_weight == "auto" else config.desirable_weight
         return KtoWeights(config.beta, desirable, config.undesirable_weight)
     per_unit = num_desirable / (config.undesirable_weight * num_undesirable)
@@ -42,11 +43,15 @@ def choose_weights(config: KtoConfig, is_desirable: np.ndarray) -> KtoWeights:
     return KtoWeights(config.beta, desirable, config.undesirable_weight)
 
 
-def _refuse_single_label(config: KtoConfig, label: bool) -> None:
-    problem = f"every example is labelled {label}"
-    if not config.allow_single_label:
+def refuse_single_label(is_desirable: np.ndarray, allow: bool) -> None:
+    """Refuse labels that are all alike, unless that is allowed.
+
+    Raises:
+        UserError: they are.
+    """
+    if not allow and len(labels := np.unique(is_desirable)) == 1:
         raise UserError(
-            f"{problem}: z0 would grow with the reward and the policy drift as unbounded SFT",
+            f"every example is labelled {bool(labels[0])}: z0 would grow with the reward and the policy drift as "
+            "unbounded SFT",
             "add examples of the other label (a `rollout:` section makes them), or set kto.allow_single_label=true",
         )
-    logger.warning("%s, and kto.allow_single_label=true: z0 will cancel the reward; watch the log's z0", problem)
