@@ -67,10 +67,19 @@ LLAMA = {
     "vocab_size": 32_000,
     "tie_word_embeddings": False,
 }
+QWEN3_152K = QWEN3 | {"vocab_size": 151_936}
+DEEPSEEK_V3_152K = DEEPSEEK_V3 | {"vocab_size": 151_851, "hidden_size": 768}
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3, 4 x 1024": {"model": QWEN3, "batch": 4, "length": 1024},
     "qwen3, 8 x 512, accumulation": {"model": QWEN3, "batch": 8, "length": 512, "accumulation": 2},
     "qwen3 bfloat16, 8 x 1024": {"model": QWEN3, "batch": 8, "length": 1024, "dtype": "bfloat16"},
+    "qwen3 152k bfloat16, adafactor, 8 x 1024": {
+        "model": QWEN3_152K,
+        "batch": 8,
+        "length": 1024,
+        "dtype": "bfloat16",
+        "optim": "adafactor",
+    },
     "llama, 2 x 512": {"model": LLAMA, "batch": 2, "length": 512},
     "llama, sgd, checkpointed, 8 x 1024": {
         "model": LLAMA,
@@ -80,17 +89,22 @@ SHAPES: dict[str, dict[str, Any]] = {
         "gradient_checkpointing": True,
     },
     "llama, adafactor, 2 x 1024": {"model": LLAMA, "batch": 2, "length": 1024, "optim": "adafactor"},
-    "deepseek_v3, 4 x 1024": {"model": DEEPSEEK_V3, "batch": 4, "length": 1024},
-    "deepseek_v3, 152k vocabulary, 2 x 512": {
-        "model": DEEPSEEK_V3 | {"vocab_size": 151_851, "hidden_size": 768},
-        "batch": 2,
-        "length": 512,
-    },
+    "llama, KTO, 4 x 512": {"model": LLAMA, "batch": 4, "length": 512, "loss": "kto"},
+    "deepseek_v3, 6 x 1024": {"model": DEEPSEEK_V3, "batch": 6, "length": 1024},
+    "deepseek_v3 152k, 2 x 512": {"model": DEEPSEEK_V3_152K, "batch": 2, "length": 512},
     "deepseek_v3 bfloat16, checkpointed, 16 x 1024": {
-        "model": DEEPSEEK_V3,
+        "model": DEEPSEEK_V3 | {"num_hidden_layers": 12, "n_routed_experts": 32},
         "batch": 16,
         "length": 1024,
         "dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    },
+    "deepseek_v3 152k, KTO, adafactor, checkpointed, 4 x 512": {
+        "model": DEEPSEEK_V3_152K,
+        "batch": 4,
+        "length": 512,
+        "loss": "kto",
+        "optim": "adafactor",
         "gradient_checkpointing": True,
     },
 }
@@ -110,6 +124,7 @@ def estimate(shape: dict[str, Any]) -> int:
         dtype=shape.get("dtype", "float32"),
         batch_size=shape["batch"],
         sequence_length=shape["length"],
+        loss=shape.get("loss", "cross_entropy"),
         optimizer=shape.get("optim", "adamw_torch_fused"),
         accumulates=shape.get("accumulation", 1) > 1,
         gradient_checkpointing=shape.get("gradient_checkpointing", False),
@@ -118,32 +133,76 @@ def estimate(shape: dict[str, Any]) -> int:
 
 
 def prepare(shape: dict[str, Any], folder: Path) -> None:
-    """Write the model and a mixture for it."""
-    from ladle.data.config import MixConfig
+    """Write the model, and a mixture or labelled completions with their reference for it."""
     from ladle.models.load import init_model, save_model
     from ladle.models.train_tokenizer import train_tokenizer
-    from ladle.stages import mix
 
     texts = [f"{a} plus {b} is {a + b}, and {b} plus {a} as well." for a in range(40) for b in range(40)]
     tokenizer = train_tokenizer(texts, 320)
     model = init_model(shape["model"], tokenizer, shape.get("dtype", "float32"), 0)
     save_model(model, tokenizer, folder / "model")
+    (folder / "data").mkdir()
+    (_prepare_completions if shape.get("loss") == "kto" else _prepare_mixture)(shape, texts, folder)
+
+
+def _prepare_mixture(shape: dict[str, Any], texts: list[str], folder: Path) -> None:
+    from ladle.data.config import MixConfig
+    from ladle.stages import mix
+
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 4))
     source = {"name": "text", "dataset": "text.jsonl", "ratio": 1.0, "max_epochs": 1000}
     rows = 3 * shape["batch"] * shape.get("accumulation", 1)
     config = MixConfig.model_validate(
         {"sources": [source], "budget": {"sequences": rows}, "sequence_length": shape["length"], "workers": 1}
     )
-    (folder / "mixture").mkdir()
-    inputs = {"tokenizer": [folder / "model"], "source:text": [folder / "text.jsonl"]}
-    mix.run(config, inputs, folder / "mixture")
+    mix.run(config, {"tokenizer": [folder / "model"], "source:text": [folder / "text.jsonl"]}, folder / "data")
+
+
+def _prepare_completions(shape: dict[str, Any], texts: list[str], folder: Path) -> None:
+    """Completions longer than a row, so that every one is cut to fill it."""
+    from datasets import Dataset, DatasetDict
+
+    from ladle.stages import kto_reference
+    from ladle.training.kto.config import KtoReferenceConfig
+
+    completion = " ".join(texts[: shape["length"]])
+    rows = [
+        {"prompt": f"{number}", "completion": f"{number} {completion}", "label": number % 2 == 0}
+        for number in range(3 * shape["batch"])
+    ]
+    DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(folder / "preference")
+    config = _kto_config(shape)
+    inputs = {"model": [folder / "model"], "preference": [folder]}
+    kto_reference.run(KtoReferenceConfig.of(config, config.seed), inputs, folder / "data")
 
 
 def train(shape: dict[str, Any], folder: Path) -> int:
-    """Run the pretrain stage in this process and return its peak resident bytes."""
-    from ladle.stages import pretrain
-    from ladle.training.config import PretrainConfig
+    """Run the stage in this process and return its peak resident bytes."""
+    (folder / "out").mkdir()
+    if shape.get("loss") == "kto":
+        from ladle.stages import kto
 
+        kto.run(_kto_config(shape), {"model": [folder / "model"], "reference": [folder / "data"]}, folder / "out")
+    else:
+        from ladle.stages import pretrain
+        from ladle.training.config import PretrainConfig
+
+        config = PretrainConfig.model_validate(_section(shape))
+        pretrain.run(config, {"model": [folder / "model"], "mixture": [folder / "data"]}, folder / "out")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _kto_config(shape: dict[str, Any]) -> Any:
+    from ladle.training.kto.config import KtoConfig
+
+    tokens = shape["batch"] * shape["length"]
+    return KtoConfig.model_validate(
+        _section(shape) | {"max_length": shape["length"], "max_tokens_per_microbatch": tokens}
+    )
+
+
+def _section(shape: dict[str, Any]) -> dict[str, Any]:
     trainer = {
         "max_steps": 2,
         "per_device_train_batch_size": shape["batch"],
@@ -152,11 +211,7 @@ def train(shape: dict[str, Any], folder: Path) -> int:
         "optim": shape.get("optim", "adamw_torch_fused"),
         "save_strategy": "no",
     }
-    config = PretrainConfig.model_validate({"dtype": shape.get("dtype", "float32"), "trainer": trainer})
-    (folder / "out").mkdir()
-    pretrain.run(config, {"model": [folder / "model"], "mixture": [folder / "mixture"]}, folder / "out")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return {"dtype": shape.get("dtype", "float32"), "trainer": trainer}
 
 
 def measure(shape: dict[str, Any], allocator: dict[str, str]) -> int:

@@ -146,6 +146,10 @@ def remove(name: str) -> Plant:
     return lambda setup: (setup.folder / name).unlink()
 
 
+def cut_short(name: str, size: int) -> Plant:
+    return lambda setup: (setup.folder / name).write_bytes((setup.folder / name).read_bytes()[:size])
+
+
 def text(name: str, content: str) -> Plant:
     return lambda setup: (setup.folder / name).write_text(content)
 
@@ -186,10 +190,18 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "data: preference data of one label": ("data", "error", "labelled True", "rollout", lambda s: (rows("preference.jsonl", *[{"prompt": "a", "completion": str(n), "label": True} for n in range(9)])(s), s.set("kto.data", [{"dataset": str(s.folder / "preference.jsonl")}]))),
     "data: preference data of another form": ("data", "error", "no column", "format", rows("preference.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})),
     "data: a benchmark without answers": ("data", "error", "has no answer", "name the field", rows("benchmarks/gsm8k/test.jsonl", {"question": "1+1?"})),
+    "data: a split of one file": ("data", "warning", "split 'trian' is not looked for", "leave split out", setting("mix.sources.0.split", "trian")),
+    "data: a benchmark's name misspelt": ("data", "error", "benchmarks/gsm8/test.jsonl", "did you mean 'gsm8k'", setting("evaluate.benchmarks", ["gsm8"])),
     "model: no such folder": ("model", "error", "there is no model at ./absent", "existing path", setting("base.model", "./absent")),
     "model: no config.json": ("model", "error", "no config.json", "save_pretrained", remove("model/config.json")),
     "model: no weights": ("model", "error", "no weights", "safetensors", remove("model/model.safetensors")),
     "model: a missing shard": ("model", "error", "lacks 1 of 2 weight files", "fetch the missing", sharded_without_a_shard),
+    "model: weights cut short": ("model", "error", "has 5,000 bytes where its header describes", "copy it again", cut_short("model/model.safetensors", 5000)),
+    "model: config.json cut short": ("model", "error", "config.json is not JSON", "fetch the file again", cut_short("model/config.json", 20)),
+    "model: tokenizer.json of something else": ("model", "error", "tokenizer.json is no tokenizer", "fetch the file again", text("model/tokenizer.json", "{}")),
+    "model: a name misspelt": ("model", "error", "there is no model at pretraned", "did you mean 'pretrained'", setting("evaluate.models", ["base", "pretraned"])),
+    "model: answers longer than its positions": ("model", "warning", "4,096 new tokens", "rollout.max_new_tokens below 512", setting("rollout.max_new_tokens", 4096)),
+    "model: alignment longer than its positions": ("model", "error", "has positions for 512", "set kto.max_length=512", setting("kto.max_length", 1024)),
     "model: an unknown type": ("model", "error", "'qwen33'", "did you mean 'qwen3'", lambda s: s.edit_json("model/config.json", model_type="qwen33")),
     "model: sizes that do not fit": ("model", "error", "cannot build", "config.json", init(hidden_size=-64)),
     "model: a tokenizer of another model": ("model", "error", "has 287 tokens and the model 100", "own tokenizer", unfit_tokenizer),
@@ -199,7 +211,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "model: a chat without a template": ("model", "error", "no chat template", "tokenizer_config.json", setting("rollout.prompt", "chat")),
     "arguments: an unknown name": ("arguments", "error", "learning_rat", "did you mean 'learning_rate'", setting("pretrain.trainer.learning_rat", 1)),
     "arguments: a name of earlier versions": ("arguments", "error", "warmup_ratio", "warmup_steps", setting("pretrain.trainer.warmup_ratio", 0.1)),
-    "arguments: an unknown value": ("arguments", "error", "cosin", "mend the value", setting("pretrain.trainer.lr_scheduler_type", "cosin")),
+    "arguments: an unknown value": ("arguments", "error", "'cosin' is not a valid", "did you mean 'cosine'", setting("pretrain.trainer.lr_scheduler_type", "cosin")),
     "arguments: an unknown key": ("arguments", "error", "pretrian", "did you mean 'pretrain'", setting("pretrian", {})),
     "arguments: no checkpoint for the soup": ("arguments", "error", "a checkpoint every 500 steps, of 20", "save_steps=4", setting("pretrain.trainer.save_steps", 500)),
     "arguments: warm-up to the end": ("arguments", "warning", "30 steps of warm-up", "warmup_steps=0.1", setting("pretrain.trainer.warmup_steps", 30)),
@@ -207,6 +219,12 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "arguments: two precisions": ("arguments", "error", "bf16 and fp16 are both set", "keep one", on(CPU, ("pretrain.trainer.bf16", True), ("pretrain.trainer.fp16", True))),
     "arguments: a learning rate of 3": ("arguments", "error", "the learning rate is 3", "1e-7", setting("kto.trainer.learning_rate", 3.0)),
     "arguments: more last checkpoints than there are": ("arguments", "error", "the last 9 checkpoints, and the training saves 4", "soup.last=4", setting("soup", {"method": "last_n", "last": 9, "members": ["checkpoints"]})),
+    "arguments: text for a number": ("arguments", "error", "'1e-4x' is text", "without quotes", setting("pretrain.trainer.learning_rate", "1e-4x")),
+    "arguments: one that Ladle does not take": ("arguments", "error", "load_best_model_at_end", "leave it out", setting("pretrain.trainer.load_best_model_at_end", True)),
+    "arguments: an absent tracker": ("arguments", "error", "needs the package wandb", "pip install wandb", setting("pretrain.trainer.report_to", "wandb")),
+    "arguments: float16 weights": ("arguments", "error", "float16 cannot be trained", "dtype: float32", setting("pretrain.dtype", "float16", GPUS)),
+    "arguments: nothing held out to evaluate on": ("arguments", "error", "holds none out", "mix.validation", setting("pretrain.trainer.eval_strategy", "epoch")),
+    "arguments: no split to evaluate on": ("arguments", "error", "the split 'test'", "into: test", setting("kto.trainer.eval_strategy", "epoch")),
     "disk: a folder that cannot be": ("disk", "error", "cannot be written", "--root", closed_root),
     "disk: more than there is": ("disk", "error", "the stages write about", "save_total_limit", lambda s: (init(vocab_size=4_000_000, hidden_size=8192)(s), s.set("pretrain.trainer", {"max_steps": 1000, "save_steps": 2}))),
     "disk: a mixture larger than the disk": ("disk", "error", "mix 4", "free space", lambda s: s.set("mix.budget", {"tokens": 10**12})),
@@ -217,6 +235,10 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "devices: more processes than cores": ("devices", "error", "8 processes, and this machine has no GPU and 4", "ladle launch", setting("pretrain.processes", 8)),
     "devices: idle GPUs": ("devices", "warning", "4 of 8 GPUs are used", "processes=8", setting("pretrain.processes", 4, GPUS)),
     "devices: bfloat16 on an old GPU": ("devices", "error", "has no bfloat16", "fp16=true", setting("pretrain.trainer.bf16", True, each_gpu(name="Tesla V100", capability=(7, 0)))),
+    "devices: float16 without a GPU": ("devices", "error", "fp16 needs a GPU", "bf16=true", setting("pretrain.trainer.fp16", True)),
+    "devices: bfloat16 that the CPU emulates": ("devices", "warning", "no instructions for bfloat16", "dtype=float32", setting("pretrain.trainer.bf16", True, without(CPU, multiplies_bfloat16=False))),
+    "devices: an optimizer without its package": ("devices", "error", "adamw_bnb_8bit needs the package bitsandbytes", "pip install bitsandbytes", setting("pretrain.trainer.optim", "adamw_bnb_8bit")),
+    "devices: an adapter without peft": ("devices", "error", "peft, which is not installed", "ladle[peft]", setting("kto.peft", {})),
     "devices: flash attention without a GPU": ("devices", "error", "flash_attention_2 needs a GPU", "attn_implementation=sdpa", setting("kto.attn_implementation", "flash_attention_2")),
     "devices: flash attention not installed": ("devices", "error", "package flash_attn, which is not installed", "sdpa", setting("kto.attn_implementation", "flash_attention_2", without(GPUS, packages=frozenset()))),
     "devices: a torch without CUDA": ("devices", "error", "built without CUDA", "install a CUDA build", on(without(GPUS, cuda=None))),
@@ -254,8 +276,12 @@ def test_there_are_enough_of_each_kind():
         on(GPUS, ("pretrain.processes", 8), ("kto.processes", 8), ("kto.distributed", "zero2"), ("kto.trainer.bf16", True)),
         on(GPUS, ("pretrain.processes", 8), ("kto.processes", 8), ("kto.attn_implementation", "flash_attention_2"), ("kto.dtype", "bfloat16")),
         lambda setup: (setup.recipe.pop("kto"), setup.set("evaluate.models", ["base"])),
+        on(without(CPU, packages=frozenset({"peft"})), ("kto.peft", {})),
+        on(CPU, ("pretrain.trainer.eval_strategy", "epoch"), ("mix.validation", {"sequences": 8})),
+        on(CPU, ("pretrain.trainer.bf16", True), ("pretrain.dtype", "bfloat16"), ("pretrain.trainer.optim", "adafactor")),
+        lambda setup: setup.set("kto", [setup.recipe["kto"]]),
     ],
-    ids=["as it is", "fresh model", "two processes", "8 GPUs", "zero2", "flash", "no alignment"],
+    ids=["as it is", "fresh model", "two processes", "8 GPUs", "zero2", "flash", "no alignment", "adapter", "held out", "bfloat16 on a CPU", "a curriculum"],
 )  # fmt: skip
 def test_a_good_setup_gives_no_alarm(good_files, tmp_path, plant):
     setup = Setup(good_files, tmp_path)

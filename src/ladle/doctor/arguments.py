@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from ladle.doctor.finding import Finding, error, guarded, ok, warning
+from ladle.data.preference.config import EVERY_SPLIT
+from ladle.doctor.finding import Finding, Level, error, guarded, ok, warning
 from ladle.doctor.trainings import Training
-from ladle.recipe import Recipe
+from ladle.recipe import KtoSection, Recipe
 
 FAMILY = "arguments"
 DEFAULT_SAVE_STEPS = 500
@@ -20,29 +21,27 @@ MOST_PASSES = 4.0
 def check_arguments(recipe: Recipe, trainings: list[Training]) -> Iterator[Finding]:
     """Yield a finding for each training's arguments."""
     for training in trainings:
-        yield from guarded(FAMILY, f"{training.key}.trainer", lambda one=training: _check_values(one))
-        yield from _check_steps(recipe, training)
-        yield from _check_rows(training)
-        yield from _check_learning_rate(training)
+        found = list(guarded(FAMILY, f"{training.key}.trainer", lambda one=training: _check_values(one)))
+        yield from found
+        if all(finding.level is Level.OK for finding in found):  # so that they can be reckoned with
+            yield from _check_steps(recipe, training)
+            yield from _check_rows(training)
+            yield from _check_learning_rate(training)
+            yield from _check_held_out(recipe, training)
 
 
 def _check_values(training: Training) -> Iterator[Finding]:
-    """Let transformers itself look at the values, on a CPU: what hangs on the device is looked at elsewhere."""
-    from transformers import TrainingArguments
+    """Let the stage itself look at the values, on a CPU: what hangs on the device is looked at elsewhere."""
+    from ladle.training.hf_arguments import check_arguments
 
-    from ladle.errors import UserError
-
-    ours: dict[str, Any] = {"use_cpu": True, "report_to": "none", "bf16": False, "fp16": False, "tf32": None}
+    ours: dict[str, Any] = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
     if training.arguments.get("bf16") and training.arguments.get("fp16"):
         yield error(
             FAMILY, f"{training.key}.trainer", "bf16 and fp16 are both set", "keep one: bf16 on Ampere and later"
         )
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            values: dict[str, Any] = training.arguments | ours | {"output_dir": folder}
-            TrainingArguments(**values)
-    except (TypeError, ValueError, ImportError) as fault:
-        raise UserError(str(fault).splitlines()[0], f"mend the value in {training.key}.trainer") from fault
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        check_arguments(training.config, training.arguments | ours | {"output_dir": folder})
     yield ok(FAMILY, f"{training.key}.trainer", f"{len(training.arguments)} arguments that transformers takes")
 
 
@@ -101,6 +100,33 @@ def _check_rows(training: Training) -> Iterator[Finding]:
             f"{training.steps:,} steps of {training.rows_per_step:,} rows are "
             f"{passes:.1f} passes over the mixture's {training.rows:,}",
             "raise the mix budget, or lower max_steps",
+        )
+
+
+def _check_held_out(recipe: Recipe, training: Training) -> Iterator[Finding]:
+    """Yield an error where a training is to evaluate on rows that nothing makes."""
+    if str(training.arguments.get("eval_strategy", "no")) == "no":
+        return
+    key = f"{training.key}.trainer.eval_strategy"
+    if isinstance(training.config, KtoSection):
+        splits = {source.split if source.split == EVERY_SPLIT else source.into for source in training.config.data}
+        wanted = training.config.eval_split
+        if not splits & {wanted, EVERY_SPLIT}:
+            yield error(
+                FAMILY,
+                key,
+                f"it evaluates on the split {wanted!r}, and no source of {training.key}.data goes into it",
+                f"add `into: {wanted}` to a source, or leave eval_strategy out",
+            )
+        return
+    mix = recipe.mix if training.key == "pretrain" else recipe.base.mix if recipe.base else None
+    if mix is not None and mix.validation is None:
+        section = training.key.replace("pretrain", "mix")
+        yield error(
+            FAMILY,
+            key,
+            "it evaluates on held-out rows, and the mixture holds none out",
+            f"add {section}.validation: {{sequences: 64}}, or leave eval_strategy out",
         )
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from ladle.artifacts.local import find_local
 from ladle.data.config import MixConfig, SourceConfig
+from ladle.data.preference.config import EVERY_SPLIT
 from ladle.data.preference.rows import unpaired_rows
 from ladle.data.sources.documents import HARMLESS, columns_of, make_formatter, to_document
+from ladle.data.sources.files import split_of
 from ladle.data.sources.pieces import Piece
 from ladle.data.sources.read_rows import read_rows
 from ladle.data.sources.rows import Unreadable
@@ -22,7 +24,7 @@ from ladle.data.sources.rows import read_rows as read_piece
 from ladle.data.sources.templates import fill
 from ladle.data.tokenizing.sources import find_pieces
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
-from ladle.doctor.references import mixes_of
+from ladle.doctor.references import alignments_of, mixes_of
 from ladle.evaluation.config import BenchmarkChoice
 from ladle.evaluation.items import load_items
 from ladle.recipe import Recipe
@@ -42,8 +44,8 @@ def check_data(recipe: Recipe) -> Iterator[Finding]:
     rollout = recipe.rollout
     if rollout is not None and (paths := find_local(rollout.prompts.dataset)):
         yield from guarded(FAMILY, "rollout.prompts", lambda: _check_prompts(rollout.prompts, list(paths)))
-    for index, section in enumerate(recipe.alignments):
-        yield from _check_preference(f"kto.{index}.data", section)
+    for key, section in alignments_of(recipe):
+        yield from _check_preference(f"{key}.data", section)
     evaluate = recipe.evaluate
     for choice in evaluate.benchmarks if evaluate is not None else ():
         assert evaluate is not None
@@ -104,7 +106,20 @@ def _check_source(
         )
     else:
         yield ok(FAMILY, key, f"{documents} of the first {documents + bad} rows give documents")
+    yield from _check_split(key, source.dataset, source.split, paths)
     yield from _check_amount(key, source, pieces, wanted_tokens)
+
+
+def _check_split(key: str, name: str, split: str, paths: list[Path]) -> Iterator[Finding]:
+    """Yield a warning where a split is named and a file is taken whole, whose name does not speak of the split."""
+    files = [path for path in paths if path.is_file() and split_of(Path(path.name), split) != split]
+    if split not in ("train", EVERY_SPLIT) and files:
+        yield warning(
+            FAMILY,
+            key,
+            f"split {split!r} is not looked for: {name} names files, which are taken whole",
+            "leave split out, or name a folder with a file for each split",
+        )
 
 
 def _read_sample(source: SourceConfig, pieces: list[Piece], tokenizer: Path) -> tuple[Counter[str], int]:
@@ -150,6 +165,7 @@ def _check_prompts(prompts: Any, paths: list[Path]) -> Iterator[Finding]:
         )
     else:
         yield ok(FAMILY, "rollout.prompts", f"{len(rows) - empty} of the first {len(rows)} rows have an answer")
+    yield from _check_split("rollout.prompts", prompts.dataset, prompts.split, paths)
 
 
 def _check_preference(key: str, section: Any) -> Iterator[Finding]:
@@ -191,6 +207,7 @@ def _check_preference_source(key: str, source: Any, paths: list[Path], labels: s
         )
     else:
         yield ok(FAMILY, key, f"{len(examples)} examples from the first rows of {source.dataset}")
+    yield from _check_split(key, source.dataset, source.split, paths)
 
 
 def _check_benchmark(key: str, choice: BenchmarkChoice, paths: list[Path]) -> Iterator[Finding]:

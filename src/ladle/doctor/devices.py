@@ -16,6 +16,23 @@ BF16_FROM, FLASH_2_FROM, FLASH_3_FROM = (8, 0), (8, 0), (9, 0)
 DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 """The oldest NVIDIA driver that runs a CUDA major version (CUDA's release notes, minor-version compatibility)."""
 
+PACKAGE_OF_OPTIMIZER = {
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "stable_adamw": "optimi",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "8bit": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "bnb": "bitsandbytes",
+    "lion": "bitsandbytes",
+    "ademamix": "bitsandbytes",
+}
+"""By a part of TrainingArguments' `optim`, the first that fits; torch and transformers bring the others."""
+
 
 def check_devices(recipe: Recipe, trainings: list[Training], machine: Machine) -> Iterator[Finding]:
     """Yield a finding for each demand on the machine."""
@@ -101,9 +118,25 @@ def _check_precision(training: Training, machine: Machine) -> Iterator[Finding]:
             f"{old[0].name} (compute capability {capability}) has no bfloat16",
             "use float16 with trainer.fp16=true, float32, or Ampere and later GPUs",
         )
-    if training.config.dtype == "float16" and not machine.gpus:
+    if machine.gpus:
+        return
+    if training.arguments.get("fp16"):
+        yield error(
+            FAMILY,
+            f"{training.key}.trainer.fp16",
+            "fp16 needs a GPU: a CPU has no mixed precision in float16",
+            f"set {training.key}.trainer.bf16=true, or leave both out",
+        )
+    if training.config.dtype == "float16":
         yield warning(
             FAMILY, f"{training.key}.dtype", "float16 on a CPU is slow and overflows", "use bfloat16 or float32"
+        )
+    if wants and not machine.multiplies_bfloat16:
+        yield warning(
+            FAMILY,
+            f"{training.key}.trainer.bf16",
+            "this CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16): it is slower than float32",
+            f"leave bf16 out and set {training.key}.dtype=float32, if memory allows",
         )
 
 
@@ -159,8 +192,12 @@ def _check_packages(recipe: Recipe, trainings: list[Training], machine: Machine)
         "vllm": "vllm" in {evaluate.sampling.backend if evaluate else "", rollout.backend if rollout else ""},
         "fastokens": any(mix.engine == "fastokens" for mix in mixes),
         "liger_kernel": any(training.arguments.get("use_liger_kernel") for training in trainings),
+        "peft": any(section.peft is not None for section in recipe.alignments),
+        "bitsandbytes": any(section.quantization is not None for section in recipe.alignments),
     }
     fixes = {
+        "peft": "pip install 'ladle[peft]', or leave kto.peft out",
+        "bitsandbytes": "pip install 'ladle[quantization]', or leave kto.quantization out",
         "deepspeed": "pip install --no-build-isolation 'ladle[deepspeed]'",
         "vllm": "pip install vllm",
         "fastokens": "pip install 'ladle[fast]'",
@@ -170,3 +207,17 @@ def _check_packages(recipe: Recipe, trainings: list[Training], machine: Machine)
     for package, is_wanted in wanted.items():
         if is_wanted and package not in machine.packages:
             yield error(FAMILY, package, f"the recipe asks for {package}, which is not installed", fixes[package])
+    for training in trainings:
+        yield from _check_optimizer(training, machine)
+
+
+def _check_optimizer(training: Training, machine: Machine) -> Iterator[Finding]:
+    name, key = str(training.arguments.get("optim", "")), f"{training.key}.trainer.optim"
+    package = next((package for part, package in PACKAGE_OF_OPTIMIZER.items() if part in name), None)
+    if package is not None and package not in machine.packages:
+        yield error(
+            FAMILY,
+            key,
+            f"{name} needs the package {package}, which is not installed",
+            f"pip install {package.replace('_', '-')}, or set {key}=adamw_torch_fused",
+        )

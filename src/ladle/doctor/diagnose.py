@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def diagnose(path: Path, overrides: list[str], root: Path, machine: Machine) -> 
         return [error(_family_of(fault), str(path), fault.problem, fault.fix)]
     found = [
         ok("arguments", str(path), "every key and value is one that the stages take"),
-        *_check(recipe, root, machine),
+        *dict.fromkeys(_check(recipe, root, machine)),  # a fault that two checks meet is told once
     ]
     if not any(finding.level is Level.ERROR for finding in found):
         found += guarded("arguments", "plan", lambda: _check_graph(recipe, root))
@@ -68,9 +67,8 @@ def _base_config(recipe: Recipe, references: list, there: list[Finding]) -> tupl
         base_parameters(config)
     except LadleError as fault:
         fix = fault.fix if isinstance(fault, UserError) else "mend the model's folder"
-        return None, [error("model", "base", fault.problem if isinstance(fault, UserError) else str(fault), fix)]
-    except json.JSONDecodeError as fault:
-        return None, [error("model", "base", f"config.json of the base is not JSON ({fault})", "fetch the file again")]
+        key = "base.model" if base is not None else "base.init"
+        return None, [error("model", key, fault.problem if isinstance(fault, UserError) else str(fault), fix)]
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError) as fault:
         # whatever a model's own constructor raises for sizes that do not fit each other
         key = "base.init.architecture" if recipe.base and recipe.base.init else "base.model"

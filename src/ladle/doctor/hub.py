@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
-from ladle.doctor.references import Reference
+from ladle.doctor.references import OWN_MODELS, Reference
+from ladle.evaluation.benchmark import builtin_benchmarks
 from ladle.hub import endpoint, is_commit, resolve_commit, size_of
 
 FAMILY = "hub"
@@ -17,6 +19,17 @@ def check_references(references: list[Reference]) -> Iterator[Finding]:
         yield from guarded(FAMILY, reference.key, lambda one=reference: _check(one))
 
 
+def _meant(reference: Reference) -> str:
+    """Return which name of the recipe, or of a built-in benchmark, was most likely meant; empty if none is near."""
+    section, _, last = reference.key.rpartition(".")
+    if section == "evaluate.benchmarks":
+        name, known = last, list(builtin_benchmarks())
+    else:
+        name, known = reference.name, list(OWN_MODELS) if reference.kind == "model" else []
+    close = difflib.get_close_matches(name, [one for one in known if one != name], n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
 def _check(reference: Reference) -> Iterator[Finding]:
     if reference.paths:
         yield ok("data" if reference.kind == "dataset" else "model", reference.key, f"{reference.name} is here")
@@ -26,7 +39,7 @@ def _check(reference: Reference) -> Iterator[Finding]:
             "data" if reference.kind == "dataset" else "model",
             reference.key,
             f"there is no {reference.kind} at {reference.name}",
-            f"name an existing path or glob, or a Hub id org/name, for {reference.key}",
+            _meant(reference) or f"name an existing path or glob, or a Hub id org/name, for {reference.key}",
         )
         return
     commit = resolve_commit(reference.kind, reference.repo_id, reference.revision)

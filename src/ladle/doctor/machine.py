@@ -13,6 +13,14 @@ from pathlib import Path
 QUERY = "index,name,memory.total,compute_cap,driver_version"
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
 
+KNOWN_PACKAGES = (
+    *("deepspeed", "flash_attn", "flash_attn_interface", "ray", "vllm", "fastokens", "liger_kernel", "peft"),
+    *("bitsandbytes", "galore_torch", "apollo_torch", "lomo_optim", "grokadamw", "torchao", "schedulefree", "optimi"),
+)
+"""Packages that some settings need, looked for by the names they are imported under."""
+BFLOAT16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
+"""Flags of /proc/cpuinfo: two of x86, one of Arm."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -35,6 +43,7 @@ class Machine:
         memory_bytes: main memory that is free for a new process, of what this process may use.
         torch: version of the installed torch; None where there is none.
         cuda: CUDA version that torch was built for; None is a CPU build.
+        multiplies_bfloat16: the CPU has instructions for it; without them it is slower than float32.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -43,19 +52,20 @@ class Machine:
     torch: str | None = None
     cuda: str | None = None
     packages: frozenset[str] = field(default_factory=frozenset)
+    multiplies_bfloat16: bool = True
 
 
 def look_at_machine() -> Machine:
     """Return what this machine has."""
     version, cuda = torch_build()
-    known = ("deepspeed", "flash_attn", "flash_attn_interface", "ray", "vllm", "fastokens", "liger_kernel", "peft")
     return Machine(
         gpus=gpus_of_machine(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=available_memory(),
         torch=version,
         cuda=cuda,
-        packages=frozenset(name for name in known if importlib.util.find_spec(name) is not None),
+        packages=frozenset(name for name in KNOWN_PACKAGES if importlib.util.find_spec(name) is not None),
+        multiplies_bfloat16=_cpu_multiplies_bfloat16(),
     )
 
 
@@ -94,6 +104,13 @@ def available_memory() -> int:
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
         available = min(available, int(text) - int(used.read_text()))
     return available
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Tell whether the CPU names such instructions, or does not tell at all."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), None)
+    return flags is None or not BFLOAT16_FLAGS.isdisjoint(flags.split())
 
 
 def torch_build() -> tuple[str | None, str | None]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
 from ladle.doctor.machine import Machine
 from ladle.doctor.trainings import Training
+from ladle.training.kto.config import KtoConfig
 
 FAMILY = "memory"
 GIGABYTE = 10**9
@@ -60,21 +62,32 @@ def shape_of(training: Training, config: dict[str, Any]) -> Any:
     from ladle.training.memory import TrainingShape
 
     arguments, section = training.arguments, training.config
+    rows = _rows_of_a_pass(training)
     low = "bfloat16" if arguments.get("bf16") else "float16" if arguments.get("fp16") else None
     whole = section.distributed == "zero2" and low is not None
     return TrainingShape(
         config=config,
         dtype=(low if whole and low else section.dtype),
-        batch_size=training.batch_size,
+        batch_size=rows,
         sequence_length=training.length,
+        loss="kto" if isinstance(section, KtoConfig) else "cross_entropy",
         optimizer=str(arguments.get("optim", "adamw_torch_fused")),
         autocast=None if whole or low == section.dtype else low,
-        accumulates=int(arguments.get("gradient_accumulation_steps", 1)) > 1,
+        accumulates=training.rows_per_step > rows * section.processes,
         gradient_checkpointing=bool(arguments.get("gradient_checkpointing", False)),
         attention="sdpa" if section.attn_implementation.startswith("flash") else section.attn_implementation,
+        adapter=section.peft.model_dump() if isinstance(section, KtoConfig) and section.peft else None,
         distributed=section.distributed,
         processes=section.processes,
     )
+
+
+def _rows_of_a_pass(training: Training) -> int:
+    """Return the rows of a forward pass: KTO repacks a step's rows, at their longest here, to a budget of tokens."""
+    if not isinstance(training.config, KtoConfig):
+        return training.batch_size
+    of_a_step = math.ceil(training.rows_per_step / training.config.processes)
+    return max(1, min(of_a_step, training.config.max_tokens_per_microbatch // training.length))
 
 
 def _fix(training: Training, estimate: Any) -> str:
@@ -83,6 +96,11 @@ def _fix(training: Training, estimate: Any) -> str:
         if not training.arguments.get("gradient_checkpointing"):
             return f"set {key}.gradient_checkpointing=true, or a smaller {key}.per_device_train_batch_size"
         return f"set a smaller {key}.per_device_train_batch_size with more {key}.gradient_accumulation_steps"
+    fixes = []
     if training.config.distributed == "ddp" and training.config.processes > 1:
-        return f"set {training.key}.distributed=zero2, {training.key}.dtype=bfloat16, or {key}.optim=adafactor"
-    return f"set {training.key}.dtype=bfloat16 or {key}.optim=adafactor, or use more memory"
+        fixes.append(f"{training.key}.distributed=zero2")
+    if training.config.dtype == "float32":
+        fixes.append(f"{training.key}.dtype=bfloat16")
+    if training.arguments.get("optim") != "adafactor":
+        fixes.append(f"{key}.optim=adafactor")
+    return f"set {' or '.join(fixes)}" if fixes else "use more memory, or a smaller model"

@@ -10,9 +10,11 @@ from typing import Any
 
 from ladle.artifacts.local import find_local
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
-from ladle.doctor.references import Reference, mixes_of
+from ladle.doctor.references import Reference, alignments_of, mixes_of
+from ladle.errors import UserError
 from ladle.models.config import InitConfig
 from ladle.recipe import Recipe
+from ladle.soup.headers import read_header
 
 FAMILY = "model"
 INDEX = "model.safetensors.index.json"
@@ -31,8 +33,15 @@ def config_of_base(recipe: Recipe, reference: Reference | None) -> dict[str, Any
     if reference is None:
         return None
     folder = _folder(reference)
+    return _read_config(folder) if (folder / "config.json").is_file() else None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as fault:
+        raise UserError(f"{path} is not JSON ({fault})", "fetch the file again") from fault
 
 
 def _folder(reference: Reference) -> Path:
@@ -75,7 +84,7 @@ def _check_folder(key: str, folder: Path) -> Iterator[Finding]:
     from ladle.models.load import model_dir
 
     place = model_dir(folder)
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(place)
     yield from _check_type(key, config)
     weights = _weight_files(place)
     absent = [name for name in weights if not (place / name).is_file()]
@@ -89,6 +98,9 @@ def _check_folder(key: str, folder: Path) -> Iterator[Finding]:
             "fetch the missing files, or name a complete folder",
         )
     else:
+        for name in weights:
+            if name.endswith(".safetensors"):
+                read_header(place / name)
         yield ok(FAMILY, key, f"{config.get('model_type')}, {len(weights)} weight file(s)")
     yield from _check_vocabulary(key, place, config)
 
@@ -156,7 +168,7 @@ def _check_init(init: Any, config: dict[str, Any] | None) -> Iterator[Finding]:
 def _check_lengths(recipe: Recipe, config: dict[str, Any]) -> Iterator[Finding]:
     most = config.get("max_position_embeddings")
     wanted = {f"{key}.sequence_length": mix.sequence_length for key, mix in mixes_of(recipe)}
-    wanted |= {f"kto.{index}.max_length": one.max_length for index, one in enumerate(recipe.alignments)}
+    wanted |= {f"{key}.max_length": one.max_length for key, one in alignments_of(recipe)}
     for key, length in wanted.items():
         if most is not None and length > most:
             yield error(
@@ -165,14 +177,19 @@ def _check_lengths(recipe: Recipe, config: dict[str, Any]) -> Iterator[Finding]:
                 f"{length:,} tokens, and the model has positions for {most:,}",
                 f"set {key}={most}, or use a model with more",
             )
-    generated = recipe.evaluate.sampling.max_new_tokens if recipe.evaluate is not None else 0
-    if most is not None and generated >= most:
-        yield warning(
-            FAMILY,
-            "evaluate.sampling.max_new_tokens",
-            f"{generated:,} new tokens, and the model has positions for {most:,} with the prompt",
-            f"set evaluate.sampling.max_new_tokens below {most:,}",
-        )
+    generated = {}
+    if recipe.rollout is not None:
+        generated["rollout.max_new_tokens"] = recipe.rollout.max_new_tokens
+    if recipe.evaluate is not None:
+        generated["evaluate.sampling.max_new_tokens"] = recipe.evaluate.sampling.max_new_tokens
+    for key, length in generated.items():
+        if most is not None and length >= most:
+            yield warning(
+                FAMILY,
+                key,
+                f"{length:,} new tokens, and the model has positions for {most:,} with the prompt",
+                f"set {key} below {most:,}",
+            )
 
 
 def _check_template(recipe: Recipe) -> Iterator[Finding]:

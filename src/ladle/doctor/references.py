@@ -11,7 +11,7 @@ from ladle.data.config import MixConfig
 from ladle.data.questions.config import FetchDatasetConfig
 from ladle.evaluation.config import EvaluateConfig
 from ladle.hub import is_repo_id
-from ladle.recipe import Recipe
+from ladle.recipe import KtoSection, Recipe
 
 OWN_MODELS = ("base", "pretrained", "soup", "kto")
 
@@ -52,6 +52,12 @@ def mixes_of(recipe: Recipe) -> list[tuple[str, MixConfig]]:
     return [(key, mix) for key, mix in found if mix is not None]
 
 
+def alignments_of(recipe: Recipe) -> list[tuple[str, KtoSection]]:
+    """Return the recipe's alignments by their keys."""
+    many = isinstance(recipe.kto, list)
+    return [(f"kto.{index}" if many else "kto", one) for index, one in enumerate(recipe.alignments)]
+
+
 def references_of(recipe: Recipe) -> list[Reference]:
     """Return the references of a recipe, in its order, each once; names that the recipe itself defines left out."""
     own = {*recipe.datasets, *OWN_MODELS, "checkpoints", "rollouts", "mix"}
@@ -71,11 +77,11 @@ def _all(recipe: Recipe) -> Iterator[Reference]:
         yield from _of_mix(section, mix)
     if recipe.rollout is not None:
         yield Reference("rollout.prompts", "dataset", recipe.rollout.prompts.dataset)
-    for index, section in enumerate(recipe.alignments):
+    for key, section in alignments_of(recipe):
         for source in section.data:
-            yield Reference(f"kto.{index}.data", "dataset", source.dataset, source.revision)
+            yield Reference(f"{key}.data", "dataset", source.dataset, source.revision)
         if section.model is not None:
-            yield Reference(f"kto.{index}.model", "model", section.model)
+            yield Reference(f"{key}.model", "model", section.model)
     if recipe.evaluate is not None:
         yield from _of_evaluate(recipe.evaluate)
     if recipe.soup is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ladle.data.config import MixConfig
+from ladle.doctor.references import alignments_of
 from ladle.recipe import Recipe
 from ladle.training.config import TrainingConfig
 
@@ -67,10 +68,7 @@ def trainings_of(recipe: Recipe) -> list[Training]:
         )
         if config is not None
     ]
-    many = isinstance(recipe.kto, (list, tuple))
-    for index, section in enumerate(recipe.alignments):
-        found.append(Training(f"kto.{index}" if many else "kto", section, section.max_length, None))
-    return found
+    return [*found, *(Training(key, section, section.max_length, None) for key, section in alignments_of(recipe))]
 
 
 def _rows(mix: MixConfig | None) -> int | None:

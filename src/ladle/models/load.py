@@ -137,4 +137,14 @@ def init_model(
             f"init.architecture is not a model: {str(error).splitlines()[0]}", "check model_type and the sizes"
         ) from error
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    _keep_in_float32(model)
+    return model
+
+
+def _keep_in_float32(model: PreTrainedModel) -> None:
+    """Give a fresh model the float32 tensors that `from_pretrained` gives a loaded one, such as routers' biases."""
+    kept = model._keep_in_fp32_modules_strict or ()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if any(part in name for part in kept):
+            tensor.data = tensor.data.float()

@@ -39,7 +39,12 @@ def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def _load(folder: Path) -> PreTrainedTokenizerFast:
     if (folder / TOKENIZER_FILE).is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder / TOKENIZER_FILE} is no tokenizer ({type(error).__name__}: {error})", "fetch the file again"
+            ) from error
     tiktoken_files = sorted(folder.glob("*.tiktoken"))
     if tiktoken_files:
         return _load_tiktoken(folder, tiktoken_files[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,23 +40,46 @@ def make_arguments(config: TrainingConfig, out: Path) -> TrainingArguments:
         UserError: transformers refuses a value, or the number of processes is not the recipe's.
     """
     require_processes(config.processes)
-    values: dict[str, Any] = DEFAULTS | config.trainer.values() | {"output_dir": str(out / CHECKPOINTS)}
+    values: dict[str, Any] = config.trainer.values() | {"output_dir": str(out / CHECKPOINTS)}
     if not torch.cuda.is_available():
         gloo: dict[str, Any] = {"ddp_backend": "gloo"} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
         values = {"dataloader_pin_memory": False, "use_cpu": True} | gloo | values
     if config.distributed == "zero2":
         values |= zero2_arguments(config.dtype)
+    return check_arguments(config, values)
+
+
+def check_arguments(config: TrainingConfig, values: dict[str, Any]) -> TrainingArguments:
+    """Return the TrainingArguments of these values, or refuse them.
+
+    Args:
+        config: the section they come from.
+        values: what transformers is given, Ladle's own among them.
+
+    Raises:
+        UserError: transformers or Ladle refuses a value.
+    """
+    values = DEFAULTS | values
     _refuse_what_cannot_work(config, values)
     try:
         with warnings.catch_warnings():  # of names that transformers 6 will drop, and Ladle asks for one below 6
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             arguments = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(
-            f"trainer arguments are not valid: {str(error).splitlines()[0]}", "mend the value in `trainer:`"
-        ) from error
+        raise _explain(error) from error
     _refuse_text_for_numbers(arguments)
     return arguments
+
+
+def _explain(error: Exception) -> UserError:
+    """Say which value transformers refused; of a list of all it knows, only the nearest."""
+    text = str(error).splitlines()[0]
+    if found := re.match(r"(\S+) is not a valid (\w+), please select one of (.*)", text):
+        value, kind, known = found.groups()
+        close = difflib.get_close_matches(value, re.findall(r"'([^']+)'", known), n=1, cutoff=0.5)
+        fix = f"did you mean {close[0]!r}?" if close else f"name one of {known}"
+        return UserError(f"trainer: {value!r} is not a valid {kind}", fix)
+    return UserError(f"trainer arguments are not valid: {text}", "mend the value in `trainer:`")
 
 
 def _refuse_text_for_numbers(arguments: TrainingArguments) -> None:
@@ -99,6 +124,10 @@ def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> 
             f"trainer.train_sampling_strategy={sampling} would be ignored: rows are taken in an order that "
             "a restart finds by arithmetic",
             "leave it out",
+        )
+    if values.get("fp16") and values.get("use_cpu"):
+        raise UserError(
+            "trainer.fp16 needs a GPU: a CPU has no mixed precision in float16", "set bf16: true, or leave both out"
         )
     if config.nan_policy == "skip" and config.distributed == "zero2":
         raise UserError(

@@ -1,35 +1,38 @@
-"""How much memory a training will take, found without any of it: the true step on tensors that have no data.
+"""How much memory a training will take, found without any of it: a true step on tensors that have no data.
 
-The model is built and one microbatch of the true shape goes forward and backward under FakeTensorMode, while every
-storage that comes to life and dies is counted. So activations, logits and the temporaries of every operator are those
-of this very architecture, whatever it is; weights, gradients and the optimizer's state are counted beside them.
+The model is built, the optimizer steps, and beside the state that it leaves microbatches of the true shape go forward
+and backward, all under FakeTensorMode, while every storage that comes to life and dies is counted. So activations,
+logits, the optimizer's state and the temporaries of every operator are those of this very architecture, loss and
+optimizer, whatever they are.
 
 Not counted: what the Python process itself takes, the allocator's fragmentation, and kernels' private workspaces.
-Where the trace follows CPU kernels and a GPU would run, attention may differ.
+Where the trace follows CPU kernels and a GPU would run, attention may differ. An optimizer that cannot be traced
+(8 bits, DeepSpeed's) is counted by what it keeps a weight.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from ladle.training.attention import use_fused_attention
+from ladle.training.kto.batches import Bin
+from ladle.training.kto.forward import use_kto_forward
 from ladle.training.linear_cross_entropy import use_linear_cross_entropy
+from ladle.training.live_bytes import LiveBytes, bytes_of
 
-GIBIBYTE = 2**30
-STATE_COPIES = {"adam": 2.0, "sgd": 0.0, "adafactor": 0.01, "lion": 1.0, "rmsprop": 1.0, "adagrad": 1.0, "8bit": 0.53}
-"""Optimizer state, in copies of the trained weights, by what the optimizer's name holds; momentum counts one more.
-
-8-bit AdamW keeps two bytes a weight and scales (2.1 of 4 bytes), Adafactor a row and a column of each matrix.
-"""
+TRACED = frozenset(["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
+"""Optimizers of torch and transformers, which run on tensors without data."""
+STATE_COPIES = {"8bit": 0.53, "lion": 1.0}
+"""What other optimizers keep, in copies of the trained weights, by a part of the name; 8-bit ones keep two bytes a
+weight and scales (2.1 of 4 bytes)."""
+ADAM_COPIES = 2.0
 
 Distributed = Literal["ddp", "zero2"]
 
@@ -43,11 +46,13 @@ class TrainingShape:
         dtype: of the weights.
         batch_size: rows of a microbatch.
         sequence_length: tokens of a row.
+        loss: `cross_entropy` of every token, or `kto` of completions, which are taken to fill their rows.
         optimizer: TrainingArguments' `optim`.
         autocast: dtype that operators run in where it is not the weights'.
         accumulates: several microbatches make a step, so that gradients are there from the second one's start.
         gradient_checkpointing: whether activations are computed again in the backward pass.
         attention: attn_implementation.
+        adapter: peft's LoraConfig fields, where an adapter alone is trained.
         distributed: how processes share the work.
         processes: how many in all.
     """
@@ -56,11 +61,13 @@ class TrainingShape:
     dtype: str
     batch_size: int
     sequence_length: int
+    loss: Literal["cross_entropy", "kto"] = "cross_entropy"
     optimizer: str = "adamw_torch_fused"
     autocast: str | None = None
     accumulates: bool = False
     gradient_checkpointing: bool = False
     attention: str = "sdpa"
+    adapter: dict[str, Any] | None = None
     distributed: Distributed = "ddp"
     processes: int = 1
 
@@ -75,7 +82,7 @@ class MemoryEstimate:
     optimizer: int
     communication: int
     activations: int
-    """Everything else that is alive at the peak: saved activations, logits, temporaries."""
+    """Everything else that is alive at the peak: saved activations, logits, temporaries of the passes or the step."""
 
     @property
     def total(self) -> int:
@@ -84,58 +91,112 @@ class MemoryEstimate:
 
 
 def estimate_training(shape: TrainingShape) -> MemoryEstimate:
-    """Return what one process of a training takes, in bytes.
-
-    The peak of a backward pass is where activations are; the gradients that it has made by then are part of the trace,
-    so that the larger of the pass and of the optimizer's step (all gradients, no activations) counts.
-    """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        model = _build(shape)
+    """Return what one process of a training takes, in bytes."""
+    model = _build(shape)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _place_on_cpu(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        weights = _bytes(model.parameters()) + _bytes(model.buffers())
-        gradients = _bytes(trained)
-        peak = _trace(model, shape)
+        weights, gradients = bytes_of((*model.parameters(), *model.buffers())), bytes_of(trained)
+        peak, traced_state = _trace(model, trained, shape)
     share = shape.processes if shape.distributed == "zero2" else 1
-    optimizer = int(_state_bytes(trained, shape) / share)
-    communication = _communication(gradients, shape)
-    kept = int(gradients / share)
+    kept, state = int(gradients / share), traced_state
+    if not _is_traced(shape):
+        state = int(_state_bytes(trained, shape) / share)
+        peak += state
     return MemoryEstimate(
         parameters=sum(p.numel() for p in model.parameters()),
         weights=weights,
         gradients=kept,
-        optimizer=optimizer,
-        communication=communication,
-        activations=max(0, peak - kept),
+        optimizer=state,
+        communication=_communication(gradients, shape),
+        activations=max(0, peak - kept - state),
     )
 
 
-def _build(shape: TrainingShape) -> PreTrainedModel:
+def _build(shape: TrainingShape) -> Any:
+    """Return the model as the stage prepares it, on the meta device."""
     fields = dict(shape.config)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=getattr(torch, shape.dtype), attn_implementation=shape.attention
-    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, shape.dtype), attn_implementation=shape.attention
+        )
     model.config.use_cache = False
     model.train()
     if shape.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    use_linear_cross_entropy(model)
-    use_fused_attention(model)
-    return model
+    if shape.loss == "kto":
+        use_kto_forward(model)
+    else:
+        use_linear_cross_entropy(model)
+        use_fused_attention(model)
+    return model if shape.adapter is None else _add_adapter(model, shape.adapter)
 
 
-def _trace(model: PreTrainedModel, shape: TrainingShape) -> int:
-    """Return the most bytes alive at once in a forward and backward pass, weights aside, gradients included."""
-    size = (shape.batch_size, shape.sequence_length)
-    with _LiveBytes(_storages(model)) as live, _autocast(shape):
-        ids = torch.zeros(size, dtype=torch.long)
-        positions = torch.arange(shape.sequence_length).repeat(shape.batch_size, 1)
+def _add_adapter(model: PreTrainedModel, fields: dict[str, Any]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(**fields, task_type="CAUSAL_LM"))
+
+
+def _place_on_cpu(model: torch.nn.Module) -> None:
+    """Put a CPU tensor in the place of each meta tensor; shared ones stay shared."""
+    placed: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty_like(parameter, device="cpu")
+            fresh = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            module._parameters[name] = placed.setdefault(id(parameter), fresh)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = placed.setdefault(id(buffer), torch.empty_like(buffer, device="cpu"))
+
+
+def _trace(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) -> tuple[int, int]:
+    """Return the most bytes alive at once, weights aside and gradients included, and the optimizer's state."""
+    forward = _kto_forward(shape) if shape.loss == "kto" else _cross_entropy_forward(shape)
+    with LiveBytes((*model.parameters(), *model.buffers())) as live:
+        optimizer = _make_optimizer(model, trained, shape) if _is_traced(shape) else None
+        if optimizer is not None:
+            _step_twice(optimizer, trained)
         for _ in range(2 if shape.accumulates else 1):
-            output = model(input_ids=ids, position_ids=positions, labels=ids, num_items_in_batch=ids.numel())
-            output.loss.backward()
-            del output
-    return live.peak
+            with _autocast(shape):
+                loss = forward(model)
+            loss.backward()
+            del loss
+        return live.peak, bytes_of(_state_of(optimizer))
+
+
+def _step_twice(optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parameter]) -> None:
+    """Clip and step, the second time with all of the state in place."""
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    for _ in range(2):
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _cross_entropy_forward(shape: TrainingShape) -> Callable[[Any], torch.Tensor]:
+    def forward(model: Any) -> torch.Tensor:
+        ids = torch.zeros((shape.batch_size, shape.sequence_length), dtype=torch.long)
+        positions = torch.arange(shape.sequence_length).repeat(shape.batch_size, 1)
+        return model(input_ids=ids, position_ids=positions, labels=ids, num_items_in_batch=ids.numel()).loss
+
+    return forward
+
+
+def _kto_forward(shape: TrainingShape) -> Callable[[Any], torch.Tensor]:
+    rows, length = shape.batch_size, shape.sequence_length
+
+    def forward(model: Any) -> torch.Tensor:
+        ids = torch.zeros((rows, length), dtype=torch.long)
+        predicts = torch.arange(rows * length).reshape(rows, length)[:, :-1].flatten()
+        sizes = [length - 1] * rows
+        one_bin = Bin(ids, None, predicts, torch.zeros(len(predicts), dtype=torch.long), sizes, list(range(rows)))
+        loss, _, _ = model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))
+        return loss
+
+    return forward
 
 
 def _autocast(shape: TrainingShape) -> Any:
@@ -143,90 +204,30 @@ def _autocast(shape: TrainingShape) -> Any:
     return torch.autocast("cpu", dtype=wanted or torch.bfloat16, enabled=wanted is not None)
 
 
-def _storages(model: PreTrainedModel) -> set[int]:
-    return {id_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+# The optimizer.
 
 
-def id_of(tensor: torch.Tensor) -> int:
-    """Return what tells a tensor's storage from others while it lives."""
-    return tensor.untyped_storage()._cdata
+def _is_traced(shape: TrainingShape) -> bool:
+    return shape.optimizer in TRACED and shape.distributed == "ddp"
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operators make, until they die; `peak` is the most there were at once."""
-
-    def __init__(self, known: set[int]) -> None:
-        super().__init__()
-        self.known = known
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = _without_data(func, args)
-        if result is None:
-            result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._note(leaf)
-        return result
-
-    def _note(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.known:
-            return
-        self.known.add(key)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
+def _make_optimizer(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) -> torch.optim.Optimizer:
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(output_dir=folder, optim=shape.optimizer, use_cpu=True, report_to="none")
+    make, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    return make(trained, **options)
 
 
-def _without_data(func: Any, args: Any) -> Any:
-    """Return what an operator gives whose result's shape depends on data: a mask is taken to choose everything."""
-    name = func.overloadpacket
-    if name is torch.ops.aten.index and _masks(args[1]):
-        mask = _masks(args[1])[0]
-        return args[0].new_empty((mask.numel(), *args[0].shape[mask.dim() :]))
-    if name in (torch.ops.aten.index_put, torch.ops.aten._index_put_impl_) and _masks(args[1]):
-        return args[0].clone() if name is torch.ops.aten.index_put else args[0]
-    if name is torch.ops.aten.index_put_ and _masks(args[1]):
-        return args[0]
-    if name is torch.ops.aten.nonzero:  # asked where packed documents begin: a row is taken to be one
-        return args[0].new_empty((0, args[0].dim()), dtype=torch.long)
-    if name is torch.ops.aten._local_scalar_dense:
-        return 1
-    if name is torch.ops.aten._grouped_mm:
-        return args[0].new_empty(_grouped_shape(*args))
-    return None
-
-
-def _grouped_shape(left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any) -> list[int]:
-    """Return the shape of `torch._grouped_mm`, whose own description for tensors without data knows bfloat16 alone."""
-    if left.dim() == 2 and right.dim() == 2:
-        assert offsets is not None  # a group is a run of the shared dimension
-        return [offsets.numel(), left.shape[0], right.shape[1]]
-    batch = [left.shape[0]] if left.dim() == 3 and right.dim() == 3 else []
-    return [*batch, left.shape[-2], right.shape[-1]]
-
-
-def _masks(indices: Any) -> list[torch.Tensor]:
-    return [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum({id_of(t): t.numel() * t.element_size() for t in tensors}.values())
+def _state_of(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.Tensor]:
+    for entry in optimizer.state.values() if optimizer is not None else ():
+        yield from (value for value in entry.values() if isinstance(value, torch.Tensor))
 
 
 def _state_bytes(trained: list[torch.nn.Parameter], shape: TrainingShape) -> float:
-    name = shape.optimizer
-    copies = next((STATE_COPIES[key] for key in ("8bit", *STATE_COPIES) if key in name), STATE_COPIES["adam"])
+    copies = next((STATE_COPIES[key] for key in STATE_COPIES if key in shape.optimizer), ADAM_COPIES)
     if shape.distributed == "zero2" and shape.dtype != "float32":
         return sum(p.numel() for p in trained) * 4 * (copies + 1)  # DeepSpeed keeps float32 weights beside them
-    return _bytes(trained) * copies
+    return bytes_of(trained) * copies
 
 
 def _communication(gradients: int, shape: TrainingShape) -> int:

@@ -88,3 +88,14 @@ def test_importing_strips_remote_code_and_keeps_every_weight(saved, tmp_path):
     assert "auto_map" not in json.loads((out / "config.json").read_text())
     before, after = load_model(saved).state_dict(), load_model(out).state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("shape", ["deepseek_v3", "qwen3"])
+def test_a_fresh_model_has_the_dtypes_of_a_loaded_one(tmp_path, shape):
+    tokenizer = make_tokenizer()
+    fresh = init_model(SHAPES[shape], tokenizer, "bfloat16", 0)
+    save_model(fresh, tokenizer, tmp_path)
+    loaded = load_model(tmp_path, "bfloat16").state_dict()
+    dtypes = {name: tensor.dtype for name, tensor in fresh.state_dict().items()}
+    assert dtypes == {name: tensor.dtype for name, tensor in loaded.items()}
+    assert (torch.float32 in dtypes.values()) == (shape == "deepseek_v3")

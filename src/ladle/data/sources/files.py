@@ -113,7 +113,7 @@ def _matching_files(folder: Path, split: str, subset: str | None) -> list[DataFi
     found = _of_subset(found, folder, subset)
     by_split: dict[str, list[Path]] = {}
     for file in found:
-        by_split.setdefault(_split_of(file.relative_to(folder), split), []).append(file)
+        by_split.setdefault(split_of(file.relative_to(folder), split), []).append(file)
     if list(by_split) == [""]:
         by_split = {"train": by_split[""]}
     if split not in by_split:
@@ -139,7 +139,8 @@ def _of_subset(files: list[Path], folder: Path, subset: str | None) -> list[Path
     return chosen
 
 
-def _split_of(relative: Path, wanted: str) -> str:
+def split_of(relative: Path, wanted: str) -> str:
+    """Return the split that a file's path names, the wanted one where it could be that; empty where it names none."""
     if _names(relative, wanted):
         return wanted
     for split, words in SPLIT_WORDS.items():

@@ -133,7 +133,7 @@ class _OnePass:
         logp_C = kept.logp_C if kept is not None else torch.cat([self._terms(span).logp_C for span in spans])
         logp_b = _sum_each(logp_C, sizes)
         loss_b, slope_b = _value_and_slope(objective, logp_b)
-        slope_C = slope_b.repeat_interleave(torch.tensor(sizes, device=slope_b.device))
+        slope_C = slope_b.repeat_interleave(torch.tensor(sizes, device=slope_b.device), output_size=sum(sizes))
         entropies = [
             self._add_gradients(span, self._terms(span) if kept is None else kept, slope_span)
             for span, slope_span in zip(spans, slope_C.split(block), strict=True)
