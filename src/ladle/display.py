@@ -168,9 +168,9 @@ def print_rehearsal(lines: list[Any], changes: list[str], seconds: float, gpus: 
     full = sum(line.full_seconds or 0 for line in lines) / 3600
     cost = sum(line.cost or 0 for line in lines)
     where = f"{gpus} GPU(s)" if gpus else "these CPU cores"
-    sys.stdout.write(
-        f"rehearsed in {seconds:,.0f} s; the full run takes about {full:,.1f} h on {where}, cost {cost:,.2f}\n"
-    )
+    sys.stdout.write(f"rehearsed in {seconds:,.0f} s; the full run takes about {full:,.1f} h on {where}\n")
+    how = "" if gpus else ", of the trainings on H100s, reckoned from their FLOPs at 40 % of the peak"
+    sys.stdout.write(f"cost about {cost:,.2f}{how}\n")
 
 
 def print_grade(grade: dict[str, Any], as_json: bool) -> None:

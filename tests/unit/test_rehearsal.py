@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
+from ladle.recipe import load_recipe
 from ladle.rehearsal.shrink import Shrunk
 
 
@@ -35,3 +37,12 @@ def test_what_one_machine_cannot_try_is_said(repository):
     assert "kto: 2 row(s) a microbatch instead of 8, on a CPU" in changes
     assert "pretrain: 1 process(es) instead of 8" in changes
     assert "kto: one process, so the optimizer is not split (zero2)" in changes
+
+
+@pytest.mark.parametrize("gpus", [0, 8])
+@pytest.mark.parametrize("recipe", ["pretrain", "kto", "kto-rollouts", "rehearsal", "soup", "evaluate"])
+def test_a_small_recipe_is_a_recipe(repository, tmp_path, recipe, gpus):
+    small = tmp_path / "recipe.yaml"
+    small.write_text(yaml.safe_dump(shrunk(repository, f"openseek/{recipe}", gpus).tree))
+    overrides = ["data_root=data"] if recipe == "rehearsal" else []
+    assert load_recipe(small, overrides).name.endswith("-rehearsal")

@@ -9,7 +9,6 @@ from ladle import display
 
 def rehearse(recipe: Path, overrides: list[str], root: Path, price_per_gpu_hour: float) -> None:
     """Rehearse a recipe and print the table of what its stages took and will take."""
-    from ladle.doctor.disk import base_parameters
     from ladle.doctor.machine import gpus_of_machine
     from ladle.doctor.model import config_of_base
     from ladle.doctor.references import references_of
@@ -19,6 +18,5 @@ def rehearse(recipe: Path, overrides: list[str], root: Path, price_per_gpu_hour:
     gpus = len(gpus_of_machine())
     done = run(recipe, overrides, root, gpus)
     base = next((one for one in references_of(done.recipe) if one.key == "base.model"), None)
-    parameters = base_parameters(config_of_base(done.recipe, base))
-    lines = table(done, price_per_gpu_hour, gpus, parameters)
+    lines = table(done, price_per_gpu_hour, gpus, config_of_base(done.recipe, base))
     display.print_rehearsal(lines, list(done.changes), done.seconds, gpus)

@@ -1,20 +1,23 @@
 """From the rehearsal's times to the true run's: each stage's own unit of work, and a price.
 
-A stage's time is split into what it takes whatever the amount (starting, loading: taken as the time before its first
-unit, where it can be told) and the rest, which grows with the units. Where only one figure is known, all of it grows,
-so the result is an upper bound. Generation is counted in new tokens at the rehearsal's batch, which a true run's larger
-one beats. The devices are those of the rehearsal.
+A training's time is that between two steps, times its rows. Of other stages only the whole is known, starting and
+loading with it, and all of it is taken to grow with the units, so the result is an upper bound. Generation is counted
+in new tokens at the rehearsal's batch, which a true run's larger one beats. The devices are those of the rehearsal;
+without a GPU among them a training's cost is reckoned from its FLOPs (`reckon`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ladle.doctor.disk import bytes_of_stages
-from ladle.doctor.trainings import trainings_of
+from ladle.artifacts.step import Step
+from ladle.doctor.disk import base_parameters, bytes_of_stages
+from ladle.doctor.references import alignments_of
+from ladle.doctor.trainings import Training, trainings_of
 from ladle.recipe import Recipe
+from ladle.rehearsal.reckon import gpu_hours
 from ladle.rehearsal.rehearse import Rehearsal, Rehearsed
 
 _STEP = re.compile(r"step (\d+)/(\d+)")
@@ -34,7 +37,7 @@ class Line:
         full_seconds: about what the true step takes on these devices; None where nothing tells.
         full_bytes: about what the true step writes.
         gpus: GPUs that it keeps busy.
-        cost: full time x GPUs x price; None without GPUs.
+        cost: full time x GPUs x price; reckoned for a training without GPUs, None for other stages without.
         note: what was shown besides, such as a resume after a kill.
     """
 
@@ -48,10 +51,27 @@ class Line:
     note: str
 
 
-def table(rehearsal: Rehearsal, price_per_gpu_hour: float, gpus_of_machine: int, parameters: int | None) -> list[Line]:
-    """Return the rehearsal's table, a line a step."""
-    sizes = bytes_of_stages(rehearsal.recipe, parameters)
-    return [_line(one, rehearsal.recipe, price_per_gpu_hour, gpus_of_machine, sizes) for one in rehearsal.steps]
+def table(
+    rehearsal: Rehearsal, price_per_gpu_hour: float, gpus_of_machine: int, config: dict[str, Any] | None
+) -> list[Line]:
+    """Return the rehearsal's table, a line a step.
+
+    Args:
+        rehearsal: what was run.
+        price_per_gpu_hour: in any currency.
+        gpus_of_machine: GPUs that it was run on.
+        config: fields of the base's config.json; None where they are not known.
+    """
+    sizes = bytes_of_stages(rehearsal.recipe, base_parameters(config))
+    lines = [_line(one, rehearsal.recipe, price_per_gpu_hour, gpus_of_machine, sizes) for one in rehearsal.steps]
+    if gpus_of_machine or config is None:
+        return lines
+    trainings = [_training_of(one.step, rehearsal.recipe) for one in rehearsal.steps]
+    hours = [gpu_hours(*found, config) if found else None for found in trainings]
+    return [
+        line if own is None else replace(line, cost=own * price_per_gpu_hour)
+        for line, own in zip(lines, hours, strict=True)
+    ]
 
 
 def _line(done: Rehearsed, recipe: Recipe, price: float, machine_gpus: int, sizes: dict[str, int]) -> Line:
@@ -70,6 +90,21 @@ def _line(done: Rehearsed, recipe: Recipe, price: float, machine_gpus: int, size
     )
 
 
+def _training_of(step: Step, recipe: Recipe) -> tuple[Training, int] | None:
+    """Return the training that a step of the rehearsal stands for, and how often the recipe runs it; None for others.
+
+    The rehearsal runs one round of each alignment, so that the number in a step's name is the alignment's.
+    """
+    if step.stage not in ("pretrain", "kto"):
+        return None
+    key, times = "base.pretrain" if step.name == "base" else step.name, 1
+    if step.stage == "kto":
+        alignments = alignments_of(recipe)
+        key, section = alignments[-1 if step.name == "kto" else int(step.name.rpartition("-")[2]) - 1]
+        times = section.rounds
+    return next(one for one in trainings_of(recipe) if one.key == key), times
+
+
 def _section(name: str) -> str:
     return {"base": "base/pretrain"}.get(name, name)
 
@@ -80,19 +115,17 @@ def _gpus(config: Any) -> int:
 
 def _full_seconds(done: Rehearsed, recipe: Recipe) -> float | None:
     stage, name = done.step.stage, done.step.name
-    if stage == "pretrain":
-        return _training_seconds(done, recipe, "base.pretrain" if name == "base" else "pretrain")
-    if stage == "kto":
-        return _training_seconds(done, recipe, "kto" if name == "kto" else name.replace("/", "."))
+    if found := _training_of(done.step, recipe):
+        return _training_seconds(done, *found)
     if stage == "mix":
         mix = recipe.mix if name == "mix" else recipe.base.mix if recipe.base else None
         if mix is None:
             return None
         wanted = mix.budget.tokens or (mix.budget.sequences or 0) * mix.sequence_length
-        small = done.step.config.budget.sequences * mix.sequence_length  # type: ignore[attr-defined]
-        return done.seconds * wanted / small
+        return done.record["timings"]["seconds"] * wanted / done.record["counters"]["tokens_in"]
     if stage == "rollout" and recipe.rollout is not None and recipe.rollout.prompts.limit is not None:
-        wanted = recipe.rollout.prompts.limit * recipe.rollout.samples * recipe.rollout.max_new_tokens
+        rounds = sum(one.rounds for one in recipe.alignments if one.takes_rollouts) or 1
+        wanted = recipe.rollout.prompts.limit * recipe.rollout.samples * recipe.rollout.max_new_tokens * rounds
         config: Any = done.step.config
         return done.seconds * wanted / (config.prompts.limit * config.samples * config.max_new_tokens)
     if stage == "evaluate" and recipe.evaluate is not None:
@@ -111,15 +144,14 @@ def _evaluation_seconds(done: Rehearsed, recipe: Recipe) -> float | None:
     return done.seconds * sum(items) * evaluate.sampling.samples * evaluate.sampling.max_new_tokens / small
 
 
-def _training_seconds(done: Rehearsed, recipe: Recipe, key: str) -> float | None:
+def _training_seconds(done: Rehearsed, training: Training, times: int) -> float | None:
     """Return the true training's time: the rehearsal's seconds a row, times the rows of all steps."""
-    training = next((one for one in trainings_of(recipe) if one.key == key), None)
     seconds = _seconds_of_a_step(done)
-    if training is None or training.steps is None or seconds is None:
+    if training.steps is None or seconds is None:
         return None
     config: Any = done.step.config
     rows = config.trainer.values().get("per_device_train_batch_size", 8) * config.processes
-    return seconds / rows * training.rows_per_step * training.steps
+    return seconds / rows * training.rows_per_step * training.steps * times
 
 
 def _seconds_of_a_step(done: Rehearsed) -> float | None:

@@ -19,6 +19,7 @@ import yaml
 from ladle.artifacts.build import Workspace
 from ladle.artifacts.files import list_files, make_folder
 from ladle.artifacts.local import FileHashes, find_local
+from ladle.artifacts.record import read_record
 from ladle.artifacts.step import Step
 from ladle.config_file import ConfigFile
 from ladle.data.config import SourceConfig
@@ -34,6 +35,7 @@ from ladle.recipe import Recipe, load_recipe
 from ladle.rehearsal.measure import Watched, watch
 from ladle.rehearsal.sample import sample_source
 from ladle.rehearsal.shrink import STEPS, Shrunk, Tree
+from ladle.training.config import TrainingConfig
 from ladle.training.memory import estimate_training
 
 logger = get_logger(__name__)
@@ -52,12 +54,14 @@ class Rehearsed:
         runs: its runs; a training has the killed one and the resumed one.
         size_bytes: what it left on disk.
         resumed: a killed run went on from its checkpoint.
+        record: what it recorded of itself.
     """
 
     step: Step
     runs: tuple[Watched, ...]
     size_bytes: int
     resumed: bool
+    record: dict[str, Any]
 
     @property
     def seconds(self) -> float:
@@ -166,7 +170,7 @@ def _rehearse_step(step: Step, recipe: Path, root: Path, workspace: Workspace, l
     command = [sys.executable, "-m", "ladle", "run", str(recipe), "--root", str(root), "--only", step.name]
     log = logs / f"{step.name.replace('/', '-')}.log"
     runs = []
-    if step.stage == "pretrain" and (killed := _kill_after_a_checkpoint(step, command, workspace, log)):
+    if _saves(step) and (killed := _kill_after_a_checkpoint(step, command, workspace, log)):
         runs.append(killed)
     runs.append(watch(command, log))
     if runs[-1].code != 0:
@@ -175,7 +179,12 @@ def _rehearse_step(step: Step, recipe: Path, root: Path, workspace: Workspace, l
     if len(runs) == 2 and not resumed:
         raise CheckFailed(f"{step.name} was killed after its first checkpoint and did not go on from it; see {log}")
     size = sum(file.stat().st_size for file in list_files(workspace.path_of(step)) if file.is_file())
-    return Rehearsed(step, tuple(runs), size, resumed)
+    return Rehearsed(step, tuple(runs), size, resumed, read_record(workspace.path_of(step)))
+
+
+def _saves(step: Step) -> bool:
+    """Tell whether a step is a training that leaves a checkpoint after each step."""
+    return isinstance(step.config, TrainingConfig) and step.config.trainer.values().get("save_strategy") == "steps"
 
 
 def _kill_after_a_checkpoint(step: Step, command: list[str], workspace: Workspace, log: Path) -> Watched | None:

@@ -21,6 +21,10 @@ KTO_ROWS_ON_CPU = 2
 """KTO pairs each prompt with another's completion, so it takes two."""
 SPARE_ROWS = 2
 """Rows of the mixture beyond those that the steps take."""
+TOKENIZED = 2**21
+"""Tokens of the sources' samples, where they have as many: a few seconds of work, beside which starting is little."""
+SHARD_BYTES = 2**19
+"""So that each source of a full sample has shards to go on from."""
 
 Tree = dict[str, Any]
 Sample = Callable[[str, Tree, int], str]
@@ -91,13 +95,14 @@ class Shrunk:
         if section.get("validation") is not None:
             section["validation"] = {"sequences": SPARE_ROWS}
         for source in section["sources"]:
-            tokens = int(source["ratio"] * (rows + 2 * SPARE_ROWS) * length) + length
+            needed = (rows + 2 * SPARE_ROWS) * length
+            tokens = int(source["ratio"] * max(needed, TOKENIZED)) + length
             source["dataset"] = self.sample(f"{key}.{source['name']}", source, tokens)
             source |= {"max_epochs": 1000}
             if source.get("split") and source["dataset"] not in self.tree.get("datasets", {}):
                 source.pop("split")
             source.pop("revision", None)
-        section |= {"shard_size_bytes": 2**16, "cache": None, "executor": "processes"}
+        section |= {"shard_size_bytes": SHARD_BYTES, "cache": None, "executor": "processes"}
 
     def _soup(self, section: Tree | None) -> None:
         if section is None:
@@ -123,10 +128,14 @@ class Shrunk:
         section["data"] = [one if one["dataset"] == "rollouts" else one | {"limit": EXAMPLES} for one in sources]
         section["allow_single_label"] = True
         section |= {"rounds": 1, "gate": None}
+        saves = (section.get("trainer") or {}).get("save_strategy", "steps") != "no"
         self._training(key, section, KTO_ROWS_ON_CPU)
-        section["trainer"] |= {"save_strategy": "no"}
-        for name in ("save_steps", "save_total_limit", "eval_strategy", "eval_steps"):
-            section["trainer"].pop(name, None)
+        section["trainer"] |= {"eval_strategy": "no"}
+        section["trainer"].pop("eval_steps", None)
+        if not saves:
+            section["trainer"] |= {"save_strategy": "no"}
+            for name in ("save_steps", "save_total_limit"):
+                section["trainer"].pop(name)
 
     def _evaluate(self, section: Tree | None) -> None:
         if section is None:

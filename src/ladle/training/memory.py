@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, masking_utils
 
 from ladle.training.attention import use_fused_attention
 from ladle.training.kto.batches import Bin
@@ -193,10 +194,22 @@ def _kto_forward(shape: TrainingShape) -> Callable[[Any], torch.Tensor]:
         predicts = torch.arange(rows * length).reshape(rows, length)[:, :-1].flatten()
         sizes = [length - 1] * rows
         one_bin = Bin(ids, None, predicts, torch.zeros(len(predicts), dtype=torch.long), sizes, list(range(rows)))
-        loss, _, _ = model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))
+        with _rows_of_one_document():
+            loss, _, _ = model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))
         return loss
 
     return forward
+
+
+@contextmanager
+def _rows_of_one_document() -> Iterator[None]:
+    """Let attention go without a mask: of positions without data, transformers assumes that they pack documents."""
+    plain = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = plain
 
 
 def _autocast(shape: TrainingShape) -> Any:
