@@ -73,6 +73,7 @@ def hub_url(repository):
         "HuggingFaceTB/finemath",
         "codeparrot/codeparrot-clean",
         "AI-MO/NuminaMath-CoT",
+        "agentica-org/DeepScaleR-Preview-Dataset",
     ):
         hub.add("dataset", name, {"README.md": b"x"})
     with serve(hub) as url:

@@ -87,6 +87,17 @@ def load_model(
     return model
 
 
+def own_memory(model: PreTrainedModel) -> None:
+    """Give each tensor on the CPU memory of its own.
+
+    `from_pretrained` leaves tensors that it need not convert as views of the mapped file. One of them keeps the whole
+    file mapped, and what was read of it resident beside the model, for as long as the model lives.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """Save weights, config and tokenizer so that transformers and vLLM load them again with nothing missing."""
     model.save_pretrained(out)

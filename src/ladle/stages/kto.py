@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.models.chat_template import ensure_chat_template
-from ladle.models.load import model_dir
+from ladle.models.load import model_dir, own_memory
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.training.checkpoint import Rotation, leave_models_only
 from ladle.training.hf_arguments import CHECKPOINTS, make_arguments
@@ -43,6 +43,8 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
         ensure_chat_template(tokenizer)
     arguments = make_arguments(config, out)
     model = load_policy_base(start, config)
+    if config.quantization is None:
+        own_memory(model)
     keep_applicable_kernels(arguments, model)
     use_kto_forward(model)
     model.config.use_cache = False

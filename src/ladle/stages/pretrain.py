@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ladle.data.store.dataset import MixedDataset
 from ladle.errors import UserError
-from ladle.models.load import load_model, model_dir, save_model
+from ladle.models.load import load_model, model_dir, own_memory, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.training.attention import use_fused_attention
 from ladle.training.checkpoint import Rotation, leave_models_only, step_of
@@ -33,6 +33,7 @@ def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dic
         return finished
     dataset = MixedDataset(inputs["mixture"][0])
     model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
+    own_memory(model)
     model.config.use_cache = False
     aux_loss = SequenceAuxLoss(model, config.sequence_aux_loss) if config.sequence_aux_loss else None
     use_linear_cross_entropy(model, aux_loss)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ladle.errors import CheckFailed, UserError
 from ladle.models.config import FetchModelConfig
-from ladle.models.load import init_model, load_model, model_dir, save_model
+from ladle.models.load import init_model, load_model, model_dir, own_memory, save_model
 from ladle.stages import fetch
 from tests.tiny_models import DEEPSEEK_V3, SHAPES, make_model, make_tokenizer
 
@@ -99,3 +99,20 @@ def test_a_fresh_model_has_the_dtypes_of_a_loaded_one(tmp_path, shape):
     dtypes = {name: tensor.dtype for name, tensor in fresh.state_dict().items()}
     assert dtypes == {name: tensor.dtype for name, tensor in loaded.items()}
     assert (torch.float32 in dtypes.values()) == (shape == "deepseek_v3")
+
+
+def lie_in_file(model, folder: Path) -> bool:
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    ranges = [[int(place, 16) for place in fields[0].split("-")] for fields in lines]
+    tensors = (*model.parameters(), *model.buffers())
+    return any(start <= tensor.data_ptr() < stop for tensor in tensors for start, stop in ranges)
+
+
+def test_a_model_that_owns_its_memory_is_no_view_of_the_file(tmp_path):
+    save_model(make_model("deepseek_v3"), make_tokenizer(), tmp_path / "model")
+    model = load_model(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert lie_in_file(model, tmp_path)
+    own_memory(model)
+    assert not lie_in_file(model, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
