@@ -1,11 +1,15 @@
 """The memory estimate beside reality: peaks of real trainings of 2 GB and more, less that of the bare process.
 
-    python benchmarks/memory_estimate.py [--default-allocator] [NAME …]
+    python benchmarks/memory_estimate.py [--default-settings] [NAME …]
 
-Each training is the pretrain stage in a process of its own (VmHWM of /proc/self/status); the bare process is the same
-stage with a model of a few thousand parameters. glibc keeps freed blocks of up to 32 MB in a heap that fragments, which
-adds 10 to 33 % on the first four shapes here; MALLOC_MMAP_THRESHOLD_=1048576, set unless --default-allocator, returns
-them to the system, and is what `ladle doctor` proposes where memory is tight.
+Measured is what a shape takes of memory: the peak resident size (VmHWM of /proc/self/status) of a process that runs the
+pretrain or KTO stage, weights loaded from disk, two steps and the final save, less that of a process which does the
+same with a model of a few thousand parameters (Python, torch, transformers, the data's libraries).
+
+Two caches hold more than is needed and are kept small here, unless --default-settings: glibc keeps freed blocks of up
+to 32 MB in a heap that fragments, unless MALLOC_MMAP_THRESHOLD_ has them returned to the system; and oneDNN keeps up to
+1,024 compiled bfloat16 products, one for each number of tokens that an expert got, unless
+ONEDNN_PRIMITIVE_CACHE_CAPACITY says fewer. `ladle doctor` proposes both where memory is tight.
 """
 
 from __future__ import annotations
@@ -115,6 +119,10 @@ BARE = {
 }
 
 
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "1048576", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""Settings under which what is freed is returned."""
+
+
 def estimate(shape: dict[str, Any]) -> int:
     """Return the estimated bytes of a shape."""
     from ladle.training.memory import TrainingShape, estimate_training
@@ -214,8 +222,8 @@ def _section(shape: dict[str, Any]) -> dict[str, Any]:
     return {"dtype": shape.get("dtype", "float32"), "trainer": trainer}
 
 
-def measure(shape: dict[str, Any], allocator: dict[str, str]) -> int:
-    """Return the peak of a training of the shape, in a process of its own with these settings of malloc."""
+def measure(shape: dict[str, Any], settings: dict[str, str]) -> int:
+    """Return the peak of a training of the shape, in a process of its own with these environment variables."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "shape.json").write_text(pretty_json(shape))
@@ -224,7 +232,7 @@ def measure(shape: dict[str, Any], allocator: dict[str, str]) -> int:
                 [sys.executable, __file__, what, str(folder)],
                 capture_output=True,
                 text=True,
-                env=os.environ | allocator,
+                env=os.environ | settings,
             )
             if done.returncode != 0:
                 sys.exit(done.stderr)
@@ -233,15 +241,15 @@ def measure(shape: dict[str, Any], allocator: dict[str, str]) -> int:
 
 def main(names: list[str]) -> None:
     """Measure the shapes of these names, or all."""
-    allocator = {} if "--default-allocator" in names else {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+    settings = {} if "--default-settings" in names else RETURNED
     names = [name for name in names if not name.startswith("--")]
-    bare = measure(BARE, allocator)
+    bare = measure(BARE, settings)
     print(f"bare process: {bare / MEGABYTE:,.0f} MB")
     ratios = {}
     for name, shape in SHAPES.items():
         if names and name not in names:
             continue
-        measured, estimated = measure(shape, allocator) - bare, estimate(shape)
+        measured, estimated = measure(shape, settings) - bare, estimate(shape)
         ratios[name] = round(estimated / measured, 4)
         print(
             f"{name:<48} measured {measured / MEGABYTE:>6,.0f} MB, estimated {estimated / MEGABYTE:>6,.0f} MB, "

@@ -155,6 +155,7 @@ def print_rehearsal(lines: list[Any], changes: list[str], seconds: float, gpus: 
             line.stage,
             f"{line.seconds:,.0f} s",
             f"{line.peak_bytes / 1e9:.2f} GB",
+            *([f"{line.gpu_peak_bytes / 1e9:.2f} GB"] if gpus else []),
             "unknown" if line.full_seconds is None else f"{line.full_seconds / 3600:,.2f} h",
             f"{line.full_bytes / 1e9:,.2f} GB",
             "" if line.cost is None else f"{line.cost:,.2f}",
@@ -162,7 +163,8 @@ def print_rehearsal(lines: list[Any], changes: list[str], seconds: float, gpus: 
         ]
         for line in lines
     ]
-    _print_table(["step", "rehearsal", "peak memory", "full run", "full disk", "cost", ""], rows)
+    on_gpus = ["on GPUs"] if gpus else []
+    _print_table(["step", "rehearsal", "peak memory", *on_gpus, "full run", "full disk", "cost", ""], rows)
     for change in changes:
         sys.stdout.write(f"not tried at its true size: {change}\n")
     full = sum(line.full_seconds or 0 for line in lines) / 3600

@@ -14,7 +14,7 @@ from ladle.doctor.trainings import Training, trainings_of
 from ladle.recipe import BaseConfig, Recipe
 
 FAMILY = "disk"
-GIGABYTE = 10**9
+GIGABYTE, MEGABYTE = 10**9, 10**6
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 ADAM_BYTES = 8
 """Two float32 numbers a weight; in a dtype of two bytes, half of that."""
@@ -38,10 +38,9 @@ def check_disk(
         return
     needs = {name: size for name, size in bytes_of_stages(recipe, parameters).items() if name not in done}
     free, needed = shutil.disk_usage(place).free, sum(needs.values())
-    listed = ", ".join(f"{name} {size / GIGABYTE:.2f}" for name, size in needs.items() if size >= GIGABYTE / 200)
+    listed = ", ".join(f"{name} {_readable(size)}" for name, size in needs.items() if size >= needed / 100)
     message = (
-        f"the stages write about {needed / GIGABYTE:.2f} GB ({listed or 'little each'}); "
-        f"{place} has {free / GIGABYTE:.1f} free"
+        f"the stages write about {_readable(needed)} ({listed or 'little each'}); {place} has {_readable(free)} free"
     )
     fix = "free space, choose another disk with --root, or keep fewer checkpoints (save_total_limit, keep_models)"
     if needed > free:
@@ -50,6 +49,10 @@ def check_disk(
         yield warning(FAMILY, "space", message, fix)
     else:
         yield ok(FAMILY, "space", message)
+
+
+def _readable(size: int) -> str:
+    return f"{size / GIGABYTE:,.2f} GB" if size >= GIGABYTE / 10 else f"{size / MEGABYTE:,.1f} MB"
 
 
 def bytes_of_stages(recipe: Recipe, parameters: int | None) -> dict[str, int]:

@@ -33,7 +33,8 @@ class Line:
     Attributes:
         stage: the step.
         seconds: what its rehearsal took.
-        peak_bytes: its peak of memory.
+        peak_bytes: its peak of main memory.
+        gpu_peak_bytes: its peak of GPU memory, over all GPUs.
         full_seconds: about what the true step takes on these devices; None where nothing tells.
         full_bytes: about what the true step writes.
         gpus: GPUs that it keeps busy.
@@ -44,6 +45,7 @@ class Line:
     stage: str
     seconds: float
     peak_bytes: int
+    gpu_peak_bytes: int
     full_seconds: float | None
     full_bytes: int
     gpus: int
@@ -82,6 +84,7 @@ def _line(done: Rehearsed, recipe: Recipe, price: float, machine_gpus: int, size
         stage=step.name,
         seconds=done.seconds,
         peak_bytes=done.peak_bytes,
+        gpu_peak_bytes=done.gpu_peak_bytes,
         full_seconds=full,
         full_bytes=sizes.get(step.name, sizes.get(_section(step.name), done.size_bytes)),
         gpus=busy,

@@ -73,6 +73,11 @@ class Rehearsed:
         """The largest peak of any run."""
         return max(run.peak_bytes for run in self.runs)
 
+    @property
+    def gpu_peak_bytes(self) -> int:
+        """The largest peak of any run on GPUs, all together."""
+        return max(run.gpu_peak_bytes for run in self.runs)
+
 
 @dataclass(frozen=True)
 class Rehearsal:
