@@ -16,8 +16,9 @@ GIGABYTE = 10**9
 BARE_PROCESS_BYTES = int(0.5 * GIGABYTE)
 """What Python, torch and transformers take before there is a model."""
 TIGHT, TIGHT_ON_CPU = 0.9, 0.75
-"""Above this share of what is there, fragmentation may tip it over: glibc's heap adds up to a third (measured by
-benchmarks/memory_estimate.py), unless MALLOC_MMAP_THRESHOLD_ keeps large blocks out of it."""
+"""Above this share of what is there, what is kept though it was freed may tip it over: glibc's heap adds up to a third,
+and oneDNN keeps compiled bfloat16 products (benchmarks/memory_estimate.py)."""
+SMALL_CACHES = ("MALLOC_MMAP_THRESHOLD_=1048576", "ONEDNN_PRIMITIVE_CACHE_CAPACITY=64")
 
 
 def check_memory(trainings: list[Training], config: dict[str, Any] | None, machine: Machine) -> Iterator[Finding]:
@@ -51,8 +52,8 @@ def _check(training: Training, config: dict[str, Any], machine: Machine) -> Iter
     if needed > there:
         yield error(FAMILY, training.key, message, _fix(training, estimate))
     elif needed > (TIGHT if machine.gpus else TIGHT_ON_CPU) * there:
-        malloc = "" if machine.gpus else "export MALLOC_MMAP_THRESHOLD_=1048576; "
-        yield warning(FAMILY, training.key, f"tight: {message}", malloc + _fix(training, estimate))
+        caches = "" if machine.gpus else f"export {' '.join(SMALL_CACHES)}; "
+        yield warning(FAMILY, training.key, f"tight: {message}", caches + _fix(training, estimate))
     else:
         yield ok(FAMILY, training.key, message)
 
