@@ -91,11 +91,16 @@ def own_memory(model: PreTrainedModel) -> None:
     """Give each tensor on the CPU memory of its own.
 
     `from_pretrained` leaves tensors that it need not convert as views of the mapped file. One of them keeps the whole
-    file mapped, and what was read of it resident beside the model, for as long as the model lives.
+    file mapped, and what was read of it resident beside the model, for as long as the model lives. Buffers are put in
+    anew: a view remembers its base, whatever its data.
     """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu":
-            tensor.data = tensor.data.clone()
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.device.type == "cpu":
+                module._buffers[name] = buffer.clone()
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
