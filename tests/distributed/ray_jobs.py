@@ -9,13 +9,17 @@ from typing import Any
 
 from ladle.artifacts.record import describe_files
 from ladle.data.config import MixConfig
+from ladle.evaluation.config import EvaluateModelConfig
 from ladle.evaluation.rollout_config import RolloutConfig
-from ladle.stages import mix, rollout
+from ladle.stages import evaluate, mix, rollout
 from tests.tiny_models import make_model, make_tokenizer
 
 Job = tuple[Callable[[], Any], Path]
 WORKERS = 8
 PROBLEMS, SAMPLES = 24, 4
+BENCHMARKS = ("sums", "doubles")
+TIMED = ("_metrics.json", "final_result.json")
+"""Files of an evaluation that hold how long it took."""
 
 
 def prepare(folder: Path) -> Path:
@@ -66,14 +70,30 @@ def rollout_job(folder: Path, executor: str) -> Job:
     return (lambda: rollout.run(config, inputs, out)), out
 
 
-JOBS: dict[str, Callable[[Path, str], Job]] = {"mix": mix_job, "rollout": rollout_job}
+def evaluate_job(folder: Path, executor: str) -> Job:
+    """Return an evaluation on two benchmarks in eight piles."""
+    place, out = prepare(folder), folder / f"evaluate-{executor}"
+    config = EvaluateModelConfig.model_validate(
+        {
+            "benchmarks": [{"name": name, "dataset": "problems.jsonl"} for name in BENCHMARKS],
+            "prompt": "cot",
+            "sampling": {"samples": SAMPLES // 2, "max_new_tokens": 96, "batch_size": 2},
+            "workers": WORKERS if executor == "ray" else 1,
+            "executor": executor,
+        }
+    )
+    inputs = {f"benchmark:{name}": [place / "problems.jsonl"] for name in BENCHMARKS} | {"model": [place / "model"]}
+    return (lambda: evaluate.run(config, inputs, out)), out
+
+
+JOBS: dict[str, Callable[[Path, str], Job]] = {"mix": mix_job, "rollout": rollout_job, "evaluate": evaluate_job}
 
 
 def finished(name: str, out: Path) -> int:
     """Return how many shards or samples are finished on disk."""
     if name == "mix":
         return len(list(out.glob("journal/*.b3")))
-    return sum(path.read_text().count('"id"') for path in out.glob(".samples-*.jsonl"))
+    return sum(path.read_text().count('"id"') for path in out.rglob(".samples-*.jsonl"))
 
 
 def items(name: str) -> int:
@@ -82,5 +102,5 @@ def items(name: str) -> int:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Return the blake3 of every file of the result."""
-    return {path: entry["blake3"] for path, entry in describe_files(out).items()}
+    """Return the blake3 of every file of the result that does not hold times."""
+    return {path: entry["blake3"] for path, entry in describe_files(out).items() if not path.endswith(TIMED)}

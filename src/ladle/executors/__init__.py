@@ -103,13 +103,15 @@ def make_executor(kind: ExecutorKind, workers: int, on_gpus: bool = False) -> Ex
 
     Args:
         kind: `processes` on this machine, or `ray`.
-        workers: processes to use; 0 means one for each core this process may use. Ray uses what the cluster has.
-        on_gpus: each item is to have a GPU of its own where there are any.
+        workers: processes to use; 0 means one for each core this process may use. Ray's tasks use what the cluster
+            has, and its actors are at most so many.
+        on_gpus: each item is to have a GPU of its own where there are any; on Ray, items are worked by actors then.
     """
     if kind == "ray":
+        from ladle.executors.ray_actors import RayActors
         from ladle.executors.ray_cluster import RayExecutor
 
-        return RayExecutor(on_gpus)
+        return RayActors(workers) if on_gpus else RayExecutor()
     workers = workers or len(os.sched_getaffinity(0))
     return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 

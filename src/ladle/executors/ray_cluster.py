@@ -18,14 +18,7 @@ MAX_RETRIES = 5
 
 
 class RayExecutor:
-    """Runs items as tasks of the cluster at RAY_ADDRESS, or else of the one this machine belongs to.
-
-    Args:
-        on_gpus: give each task a GPU of its own, where the cluster has any.
-    """
-
-    def __init__(self, on_gpus: bool = False) -> None:
-        self.on_gpus = on_gpus
+    """Runs items as tasks of the cluster at RAY_ADDRESS, or else of the one this machine belongs to."""
 
     def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
         """Yield `function(argument)` for each argument, in order.
@@ -34,9 +27,8 @@ class RayExecutor:
             UserError: Ray is not installed, or there is no cluster.
             CheckFailed: an item was lost with its node again and again.
         """
-        ray = _connect()
-        gpus = 1 if self.on_gpus and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_call)
+        ray = connect()
+        remote = ray.remote(num_cpus=1, max_retries=MAX_RETRIES)(_call)
         shared = ray.put(function)
         tasks = deque(remote.remote(shared, argument) for argument in arguments)
         try:
@@ -58,14 +50,24 @@ def _result(ray: Any, task: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.RaySystemError, ray.exceptions.ObjectLostError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckFailed(
-            f"an item was lost with its node {MAX_RETRIES + 1} times ({first}); finished shards are kept: "
-            "run the same command again once the cluster is well"
-        ) from error
+        raise lost_too_often(error) from error
 
 
-def _connect() -> Any:
+def lost_too_often(error: Exception) -> CheckFailed:
+    """Return the error that gives an item up, with the first line of what Ray said last."""
+    first = str(error).splitlines()[0]
+    return CheckFailed(
+        f"an item was lost with its node {MAX_RETRIES + 1} times ({first}); finished shards are kept: "
+        "run the same command again once the cluster is well"
+    )
+
+
+def connect() -> Any:
+    """Return Ray's module, connected to the cluster.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster.
+    """
     try:
         import ray
     except ImportError as error:

@@ -7,7 +7,7 @@ with the bytes of an uninterrupted run; times are in the metrics.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ladle.evaluation.scoring import score_completions
 from ladle.evaluation.summary import summarise, summarise_all
 from ladle.executors import WHOLE, Shard, make_executor
 from ladle.generation.backends import make_generator
-from ladle.generation.complete import Completed, MakeGenerator, complete, discard_logs
+from ladle.generation.complete import Completed, complete_sets, discard_logs
 from ladle.generation.request import Request, make_request, sample_seed
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
@@ -58,14 +58,22 @@ def _completed(
     model = model_dir(inputs["model"][0])
     tokenizer = load_fast_tokenizer(model)
     examples = load_examples(config.examples, inputs.get("examples", []), config.few_shot)
-    make: MakeGenerator = partial(make_generator, config.sampling, model, tokenizer, dtype=config.dtype)
-    if config.workers == 1:
-        make = cache(make)  # the model is loaded once for all benchmarks
+    items_of = {choice.name: _items(config, choice, inputs) for choice in config.benchmarks}
+    sets = {
+        choice.name: _requests(config, choice, items_of[choice.name], examples, tokenizer)
+        for choice in config.benchmarks
+    }
+    make = partial(make_generator, config.sampling, model, tokenizer, dtype=config.dtype)
+    executor = make_executor(config.executor, config.workers, on_gpus=True)
+    folders = {name: out / LOGS / name for name in sets}
+    done = complete_sets(sets, make, folders, executor, config.workers, shard)
     for choice in config.benchmarks:
-        items = load_items(choice.definition(), inputs[f"benchmark:{choice.name}"], choice.split)
-        items = take(items, config.limit, config.start, config.end, choice.name)
-        requests = _requests(config, choice, items, examples, tokenizer)
-        yield choice, items, _complete(config, choice, requests, make, out, shard)
+        yield choice, items_of[choice.name], done[choice.name]
+
+
+def _items(config: EvaluateModelConfig, choice: BenchmarkChoice, inputs: dict[str, list[Path]]) -> list[Item]:
+    items = load_items(choice.definition(), inputs[f"benchmark:{choice.name}"], choice.split)
+    return take(items, config.limit, config.start, config.end, choice.name)
 
 
 def _requests(
@@ -85,19 +93,6 @@ def _requests(
             name = _sample_name(item, sample)
             requests.append(make_request(config.sampling, name, prompt_ids, seed, prompt.stop))
     return requests
-
-
-def _complete(
-    config: EvaluateModelConfig,
-    choice: BenchmarkChoice,
-    requests: list[Request],
-    make: MakeGenerator,
-    out: Path,
-    shard: Shard,
-) -> Completed:
-    executor = make_executor(config.executor, config.workers, on_gpus=True)
-    folder = out / LOGS / choice.name
-    return complete(requests, make, folder, executor, config.workers, choice.name, shard)
 
 
 def _graded_rows(
