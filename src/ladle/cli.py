@@ -102,8 +102,11 @@ def plan(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_R
 @app.command()
 def status(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
     """Show which steps are done, with their time and size, and which one is being built by whom."""
+    from ladle.launch.queue import SLURM_FOLDER, describe_jobs
+
     steps, workspace = load_steps(recipe, overrides, root)
-    display.print_status(make_plan(steps, workspace), as_json)
+    planned = make_plan(steps, workspace)
+    display.print_status(planned, as_json, describe_jobs(planned, workspace.folder / SLURM_FOLDER))
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -46,8 +46,14 @@ def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
         _print_table(["step", "state", "why"], [[row["step"], row["state"], "; ".join(row["reasons"])] for row in rows])
 
 
-def print_status(plan: list[PlannedStep], as_json: bool) -> None:
-    """Print which steps are done, in what time and size, and who builds the others."""
+def print_status(plan: list[PlannedStep], as_json: bool, jobs: Mapping[str, str]) -> None:
+    """Print which steps are done, in what time and size, and who builds the others.
+
+    Args:
+        plan: the steps.
+        as_json: for a program.
+        jobs: what became of the Slurm jobs of unfinished steps, by step.
+    """
     rows = []
     for planned in plan:
         done = planned.state is State.CACHED
@@ -60,6 +66,7 @@ def print_status(plan: list[PlannedStep], as_json: bool) -> None:
                 "seconds": record.get("timings", {}).get("seconds"),
                 "size_bytes": sum(entry["size_bytes"] for entry in record.get("files", {}).values()),
                 "building": json.loads(holder.read_text()) if holder.is_file() and not done else None,
+                "job": jobs.get(planned.step.name),
             }
         )
     if as_json:
@@ -68,15 +75,18 @@ def print_status(plan: list[PlannedStep], as_json: bool) -> None:
     table = [
         [
             row["step"],
-            f"building by process {row['building']['pid']} on {row['building']['host']}"
-            if row["building"]
-            else row["state"],
+            ", ".join(filter(None, [_state_of(row), row["job"]])),
             "" if row["seconds"] is None else f"{row['seconds']:.1f} s",
             f"{row['size_bytes'] / 1e6:,.1f} MB" if row["size_bytes"] else "",
         ]
         for row in rows
     ]
     _print_table(["step", "state", "time", "size"], table)
+
+
+def _state_of(row: dict[str, Any]) -> str:
+    holder = row["building"]
+    return f"building by process {holder['pid']} on {holder['host']}" if holder else row["state"]
 
 
 def print_results(steps: list[Step], workspace: Workspace) -> None:
@@ -127,14 +137,25 @@ def _describe(item: dict[str, Any]) -> str:
     return ", ".join(entry["path"] for entry in item["files"][:3]) + (", …" if len(item["files"]) > 3 else "")
 
 
-def print_submitted(submitted: list[tuple[Any, str]], as_json: bool) -> None:
-    """Print each Slurm job that was submitted, its id and what it waits for."""
+def print_submitted(submitted: list[tuple[Any, str]], queued: list[tuple[str, str]], as_json: bool) -> None:
+    """Print each Slurm job that was submitted, its id and what it waits for; and those that were in the queue before.
+
+    Args:
+        submitted: jobs with their ids.
+        queued: (name, id) of those that an earlier launch submitted.
+        as_json: for a program.
+    """
     if as_json:
         _print_json([{"job": job.name, "id": number, "after": list(job.after)} for job, number in submitted])
-    elif submitted:
+        return
+    if submitted:
         _print_table(["job", "id", "after"], [[job.name, number, ", ".join(job.after)] for job, number in submitted])
-    else:
-        sys.stdout.write("every step is finished: nothing to submit\n")
+    if queued:
+        names = ", ".join(f"{name} ({number})" for name, number in queued)
+        sys.stdout.write(f"in the queue from an earlier launch: {names}\n")
+    if not submitted:
+        sys.stdout.write("every other step is finished: " if queued else "every step is finished: ")
+        sys.stdout.write("nothing to submit\n")
 
 
 def print_findings(found: list[Any], as_json: bool) -> None:

@@ -8,8 +8,10 @@ message that says what to do.
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +20,15 @@ from ladle.log import get_logger
 
 logger = get_logger(__name__)
 
+COMMITS = "LADLE_HUB_COMMITS"
+"""Environment variable: a JSON file of commits that names stand for, so that all jobs of a launch read the same."""
+Resolve = Callable[[str, str, str | None], str]
+"""From kind, repository and revision to the commit that stands for it."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubUnreachable(UserError):
+    """The Hub cannot be asked: no network, or HF_HUB_OFFLINE and nothing in the cache."""
 
 
 def is_repo_id(reference: str) -> bool:
@@ -29,6 +39,11 @@ def is_repo_id(reference: str) -> bool:
 def is_commit(revision: str) -> bool:
     """Tell whether `revision` is a whole commit id, which never changes its meaning."""
     return _COMMIT.fullmatch(revision) is not None
+
+
+def name_of(kind: str, repo_id: str, revision: str | None) -> str:
+    """Return what a branch or tag of a repository is called in the file that COMMITS names."""
+    return f"{kind} {repo_id} {revision or 'main'}"
 
 
 def resolve_commit(kind: str, repo_id: str, revision: str | None) -> str:
@@ -44,6 +59,8 @@ def resolve_commit(kind: str, repo_id: str, revision: str | None) -> str:
     """
     if revision and is_commit(revision):
         return revision
+    if fixed := _fixed_commit(kind, repo_id, revision):
+        return fixed
     remembered = _remembered_commit(kind, repo_id, revision or "main")
     from huggingface_hub import HfApi, constants
 
@@ -128,6 +145,11 @@ def _verify(kind: str, repo_id: str, commit: str, folder: Path) -> None:
         )
 
 
+def _fixed_commit(kind: str, repo_id: str, revision: str | None) -> str | None:
+    path = os.environ.get(COMMITS)
+    return json.loads(Path(path).read_text(encoding="utf-8")).get(name_of(kind, repo_id, revision)) if path else None
+
+
 def _remembered_commit(kind: str, repo_id: str, revision: str) -> Path:
     """Return huggingface_hub's own note of what a branch stood for, in its cache."""
     from huggingface_hub import constants
@@ -166,14 +188,14 @@ def _explain(error: Exception, kind: str, repo_id: str, revision: str) -> NoRetu
     }
     offline = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
     if constants.is_offline_mode() and isinstance(error, offline):
-        raise UserError(
+        raise HubUnreachable(
             f"{what} at {revision} is not in the cache, and HF_HUB_OFFLINE is set",
             f"fetch it once with a network: hf download {repo_id} --repo-type {kind}; or unset HF_HUB_OFFLINE",
         ) from error
     for kind_of_error, (problem, fix) in reasons.items():
         if isinstance(error, kind_of_error) and not isinstance(error, errors.LocalEntryNotFoundError):
             raise UserError(problem, fix) from error
-    raise UserError(
+    raise HubUnreachable(
         f"cannot fetch {what} at {revision} from {constants.ENDPOINT}: {_first_line(error)}",
         "check the network and free disk (HF_ENDPOINT names a mirror), then run the same command again to go on",
     ) from error

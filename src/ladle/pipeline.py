@@ -22,7 +22,7 @@ from ladle.data.questions.config import FetchDatasetConfig
 from ladle.data.sources.functions import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
-from ladle.hub import is_repo_id, resolve_commit
+from ladle.hub import Resolve, is_repo_id, resolve_commit
 from ladle.models.config import (
     TOKENIZER_PATTERNS,
     FetchModelConfig,
@@ -48,9 +48,10 @@ TRAINING_VOLATILE = ("checkpoints/runs/*",)
 class Pipeline:
     """The steps of a recipe, by name."""
 
-    def __init__(self, recipe: Recipe, hashes: FileHashes) -> None:
+    def __init__(self, recipe: Recipe, hashes: FileHashes, resolve: Resolve = resolve_commit) -> None:
         self.recipe = recipe
         self.hashes = hashes
+        self.resolve = resolve
         self.steps: dict[str, Step] = {}
         self.models: dict[str, Step] = {}
         self._add_datasets()
@@ -264,7 +265,7 @@ class Pipeline:
         if data is not None:
             return self._files_or_hub("dataset", str(Path(data) / benchmark.name / "test.jsonl"), None, "evaluate.data")
         source = benchmark.hub_source()
-        return (HubRepository("dataset", source.id, source.revision, file=source.file),)
+        return (HubRepository("dataset", source.id, source.revision, file=source.file, revision=source.revision),)
 
     def _add_report(self) -> None:
         if self.recipe.report is None:
@@ -319,7 +320,8 @@ class Pipeline:
             return (hash_local(paths, self.hashes),)
         repo_id, _, subset = reference.partition(":")
         if is_repo_id(repo_id):
-            return (HubRepository(kind, repo_id, resolve_commit(kind, repo_id, revision), subset or None),)
+            commit = self.resolve(kind, repo_id, revision)
+            return (HubRepository(kind, repo_id, commit, subset or None, revision=revision),)
         raise UserError(
             f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name"
         )

@@ -6,92 +6,15 @@ import json
 import os
 import re
 import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from ladle.artifacts.record import read_record
 from tests.pipeline.conftest import Run
-from tests.slurm.cluster import slurm, why_absent
+from tests.slurm.jobs import digests, ladle, launch, wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(bool(why_absent()), reason=f"no Slurm here: {why_absent()}"),
-]
-PATIENCE_SECONDS = 1500
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TRAINING = ("pretrain.trainer.max_steps=200", "pretrain.trainer.save_steps=20", "pretrain.trainer.logging_steps=20")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        Path(folder).chmod(0o755)
-        with slurm(Path(folder)) as environment:
-            yield environment | {"OMP_NUM_THREADS": "1"}
-
-
-def ladle(environment: dict[str, str], cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ladle", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
-
-
-def wait_until(what: Callable[[], object], describe: Callable[[], str]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert time.monotonic() < deadline, describe()
-        time.sleep(0.2)
-
-
-class Queue:
-    """The jobs of one launch."""
-
-    def __init__(self, environment: dict[str, str], submitted: list[dict], root: Path) -> None:
-        self.environment, self.root = environment, root
-        self.ids = {row["job"]: row["id"] for row in submitted}
-
-    def show(self, job: str) -> dict[str, str]:
-        """Return what Slurm knows of a job."""
-        done = subprocess.run(
-            ["scontrol", "show", "job", "--oneliner", self.ids[job]],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        )
-        return dict(field.split("=", 1) for field in done.stdout.split("\n")[0].split() if "=" in field)
-
-    def wait(self) -> None:
-        """Wait until every job has left the queue."""
-
-        def left() -> str:
-            return subprocess.run(["squeue", "-h"], env=self.environment, capture_output=True, text=True).stdout
-
-        wait_until(lambda: not left().strip(), lambda: left() + self.logs())
-
-    def logs(self) -> str:
-        """Return the end of every log."""
-        return "\n".join(f"== {path.name}\n{path.read_text()[-4000:]}" for path in self.root.rglob("logs/*.out"))
-
-    def wait_for_checkpoint(self, job: str) -> None:
-        """Wait until a training job has a checkpoint and goes on."""
-        wait_until(
-            lambda: list(self.root.glob(f"*/{job}/*.partial/checkpoints/checkpoint-*")),
-            lambda: str(self.show(job)) + self.logs(),
-        )
-
-
-def launch(environment: dict[str, str], repository: Path, recipe: Path, root: Path, *arguments: object) -> Queue:
-    done = ladle(environment, repository, "launch", recipe, "--slurm", "--root", root, "--json", *arguments)
-    assert done.returncode == 0, done.stderr
-    return Queue(environment, json.loads(done.stdout), root)
-
-
-def digests(root: Path) -> dict[str, str]:
-    return {name: read_record(path)["digest"] for name, path in Run(root, "", "").artifacts().items()}
 
 
 def test_a_whole_recipe_with_jobs_stopped_in_the_middle_ends_with_the_same_bytes(cluster, repository, tmp_path):

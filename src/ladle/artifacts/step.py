@@ -104,6 +104,7 @@ class HubRepository:
         subset: the configuration of a dataset that has several.
         file: the one file of it that the stage reads, where it reads one alone; nothing else is fetched then.
         patterns: globs of the files that the stage reads, where it does not read them all; likewise.
+        revision: the branch, tag or commit that stood for it; None is the default branch.
     """
 
     kind: str
@@ -112,6 +113,7 @@ class HubRepository:
     subset: str | None = None
     file: str | None = None
     patterns: tuple[str, ...] = ()
+    revision: str | None = None
 
     def identity(self) -> Any:
         """Return what enters the fingerprint."""

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ladle import display
+from ladle.artifacts.files import make_folder
 from ladle.artifacts.launcher import torchrun_command
 from ladle.artifacts.plan import PlannedStep, State, make_plan
 from ladle.commands.options import DEFAULT_ROOT, AsJson, Overrides, RecipePath, Root
 from ladle.commands.running import build_all, load_steps
 from ladle.errors import UserError
+from ladle.hub import HubUnreachable, resolve_commit
+from ladle.log import get_logger
+
+if TYPE_CHECKING:
+    from ladle.launch.submit import Script
+
+logger = get_logger(__name__)
+UNKNOWN_COMMIT = "0" * 40
 
 
 def launch(
@@ -43,6 +53,11 @@ def launch(
     """
     if profile is not None and not slurm:
         raise UserError("--profile is for Slurm jobs", "add --slurm, or leave --profile out")
+    if processes is not None and slurm:
+        raise UserError(
+            "--processes is for the trainings of this machine",
+            f"with --slurm set it in the recipe: pretrain.processes={processes} kto.processes={processes}",
+        )
     if slurm:
         _launch_on_slurm(recipe, list(overrides or []), profile, dry_run, root, as_json)
         return
@@ -91,21 +106,45 @@ def _launch_on_slurm(
 ) -> None:
     from ladle.launch.jobs import make_jobs
     from ladle.launch.profile import load_profile
+    from ladle.launch.queue import SLURM_FOLDER, Ledger
     from ladle.launch.script import Call
-    from ladle.launch.submit import make_scripts, submit
+    from ladle.launch.submit import keep_commits, keep_recipe, make_scripts, require_sbatch, submit
 
     profile = load_profile(profile_path)
-    steps, workspace = load_steps(recipe, overrides, root)
-    jobs = make_jobs(make_plan(steps, workspace), profile)
+    if not dry_run:
+        require_sbatch()
+    steps, workspace = load_steps(recipe, overrides, root, resolve=_commit_if_told if dry_run else resolve_commit)
+    plan, folder = make_plan(steps, workspace), workspace.folder / SLURM_FOLDER
     call = Call(str(recipe), tuple(overrides), str(root), str(Path.cwd()), sys.executable)
-    scripts = make_scripts(jobs, profile, call, workspace.folder / "slurm")
     if dry_run:
-        if as_json:
-            rows = [{"job": s.job.name, "after": list(s.job.after), "script": s.text} for s in scripts]
-            sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-            return
-        for script in scripts:
-            after = f" after {', '.join(script.job.after)}" if script.job.after else ""
-            sys.stdout.write(f"# ---- {script.path}{after}\n{script.text}\n")
+        _print_scripts(make_scripts(make_jobs(plan, profile), profile, call, folder), as_json)
         return
-    display.print_submitted(submit(scripts), as_json)
+    make_folder(folder)
+    ledger = Ledger(folder)
+    queued = ledger.in_queue()
+    jobs = make_jobs(plan, profile, queued)
+    commits = keep_commits(steps, folder)
+    call = replace(call, recipe=str(keep_recipe(recipe, folder)), commits=str(commits) if commits else None)
+    submitted = submit(make_scripts(jobs, profile, call, folder), ledger, queued)
+    display.print_submitted(submitted, [(job.name, job.id) for job in queued.values()], as_json)
+
+
+def _commit_if_told(kind: str, repo_id: str, revision: str | None) -> str:
+    """Return a commit; a stand-in where the Hub cannot be asked, as scripts without it are the same but for its log."""
+    try:
+        return resolve_commit(kind, repo_id, revision)
+    except HubUnreachable as error:
+        logger.warning("%s; what reads it is shown as not finished", error.problem)
+        return UNKNOWN_COMMIT
+
+
+def _print_scripts(scripts: list[Script], as_json: bool) -> None:
+    from ladle.launch.submit import sbatch_command
+
+    if as_json:
+        rows = [{"job": s.job.name, "after": list(s.job.after), "script": s.text} for s in scripts]
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    for script in scripts:
+        ids = {name: f"<{name}>" for name in script.job.after}
+        sys.stdout.write(f"# ---- {script.path}: {' '.join(sbatch_command(script.job, ids))}\n{script.text}\n")

@@ -8,6 +8,7 @@ from ladle import display
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.plan import State, make_plan
 from ladle.artifacts.step import Step
+from ladle.hub import Resolve, resolve_commit
 
 
 def load_steps(
@@ -17,6 +18,7 @@ def load_steps(
     only: str | None = None,
     section: str = "",
     out: Path | None = None,
+    resolve: Resolve = resolve_commit,
 ) -> tuple[list[Step], Workspace]:
     """Read a recipe and return its steps, parents first, and where they are built.
 
@@ -27,13 +29,14 @@ def load_steps(
         only: the one step that is wanted, with all it needs.
         section: the section that the overrides are relative to.
         out: the folder that `only` is built in, where the user names one.
+        resolve: tells the commit of a name of the Hub.
     """
     from ladle.artifacts.file_hashes import FileHashes
     from ladle.pipeline import Pipeline
     from ladle.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides, section)
-    steps = Pipeline(loaded, FileHashes(root / ".file-hashes.json")).in_build_order(only)
+    steps = Pipeline(loaded, FileHashes(root / ".file-hashes.json"), resolve).in_build_order(only)
     placed = ((only, out),) if only is not None and out is not None else ()
     return steps, Workspace(root / loaded.name, placed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ladle.artifacts.plan import PlannedStep, State
@@ -42,8 +43,13 @@ class Job:
         return self.name.replace("/", "-") + ".sbatch"
 
 
-def make_jobs(plan: list[PlannedStep], profile: SlurmProfile) -> list[Job]:
-    """Return the jobs of every step that is not finished, parents first.
+def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection[str] = ()) -> list[Job]:
+    """Return the jobs of every step that is neither finished nor in the queue, parents first.
+
+    Args:
+        plan: the recipe's steps, parents first.
+        profile: what the cluster's jobs ask for.
+        queued: fingerprints of the steps whose jobs are in the queue; a job waits for those too.
 
     Raises:
         UserError: the profile shares out or spreads over nodes a step that cannot be.
@@ -52,7 +58,7 @@ def make_jobs(plan: list[PlannedStep], profile: SlurmProfile) -> list[Job]:
     jobs: list[Job] = []
     for planned in plan:
         step = planned.step
-        if id(step) in wanted:
+        if id(step) in wanted and step.fingerprint not in queued:
             after = tuple(wanted[id(parent)] for parent in step.parents() if id(parent) in wanted)
             jobs += _jobs_of(step, after, profile)
     return jobs

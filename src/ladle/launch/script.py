@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ladle.artifacts.launcher import JOB_ID, NODES, RENDEZVOUS
 from ladle.errors import EXIT_RESUMABLE
+from ladle.hub import COMMITS
 from ladle.launch.jobs import Job
 from ladle.launch.profile import SlurmProfile
 
@@ -23,13 +24,23 @@ FIRST_PORT, NUM_PORTS = 20_000, 20_000
 
 @dataclass(frozen=True)
 class Call:
-    """How Ladle was called: the recipe, its overrides, where runs are kept, and the folder it was called in."""
+    """How Ladle was called.
+
+    Attributes:
+        recipe: its file.
+        overrides: of the recipe.
+        root: where runs are kept.
+        folder: the one it was called in.
+        python: the one it runs in.
+        commits: the file that says which commits the recipe's Hub names stand for, where it has such names.
+    """
 
     recipe: str
     overrides: tuple[str, ...]
     root: str
     folder: str
     python: str
+    commits: str | None = None
 
 
 def render(job: Job, profile: SlurmProfile, call: Call, logs: Path) -> str:
@@ -39,6 +50,7 @@ def render(job: Job, profile: SlurmProfile, call: Call, logs: Path) -> str:
         *(f"#SBATCH {option}" for option in _options(job, profile, logs)),
         "set -eo pipefail",
         f"cd {shlex.quote(call.folder)}",
+        *([f"export {COMMITS}={shlex.quote(call.commits)}"] if call.commits else []),
         *_environment(job, profile),
         *_rendezvous(job),
         "",
@@ -47,12 +59,22 @@ def render(job: Job, profile: SlurmProfile, call: Call, logs: Path) -> str:
     return "\n".join(parts) + "\n"
 
 
+def job_name(job: Job) -> str:
+    """Return what Slurm calls the job."""
+    return f"ladle-{job.name.replace('/', '-')}"
+
+
+def log_of(job: Job, logs: Path, number: str, task: str) -> str:
+    """Return the file that the output of job `number` goes to, of an array that of one task."""
+    tag = f"{number}_{task}" if job.shards else number
+    return f"{logs}/{job_name(job)}-{tag}.out"
+
+
 def _options(job: Job, profile: SlurmProfile, logs: Path) -> list[str]:
     resources = job.resources
-    tag = "%x-%A_%a" if job.shards else "%x-%j"
     wanted = {
-        "job-name": f"ladle-{job.name.replace('/', '-')}",
-        "output": f"{logs}/{tag}.out",
+        "job-name": job_name(job),
+        "output": log_of(job, Path(str(logs).replace("%", "%%")), "%A" if job.shards else "%j", "%a"),
         "open-mode": "append",
         "account": profile.account,
         "qos": profile.qos,
@@ -67,7 +89,7 @@ def _options(job: Job, profile: SlurmProfile, logs: Path) -> list[str]:
         "signal": f"B:USR1@{profile.signal_seconds}" if profile.signal_seconds else None,
     }
     plain = ["requeue" if profile.requeue else "no-requeue"]
-    options = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
+    options = [f"--{name}={shlex.quote(str(value))}" for name, value in wanted.items() if value is not None]
     return [*options, *(f"--{name}" for name in plain), *resources.options]
 
 
