@@ -97,6 +97,16 @@ def test_no_gpus_are_asked_of_a_cluster_without(repository):
     assert "gpus-per-node" not in "".join(scripts_of(repository, "cpu").values())
 
 
+def test_odd_paths_are_quoted(repository):
+    (job,) = [job for job in jobs_of(repository, load_profile(None)) if job.name == "soup"]
+    call = Call("my recipe.yaml", ("name=a b",), "all runs", "/home/me/my work", "/opt/my python")
+    text = render(job, load_profile(None), call, Path("/home/me/my work/100%/logs"))
+    assert "#SBATCH --output='/home/me/my work/100%%/logs/ladle-soup-%j.out'\n" in text
+    assert "cd '/home/me/my work'\n" in text
+    command = "'/opt/my python' -m ladle run 'my recipe.yaml' 'name=a b' --root 'all runs' --only soup &\n"
+    assert command in text
+
+
 def test_a_step_that_is_one_piece_is_not_shared_out(repository, tmp_path):
     path = tmp_path / "profile.yaml"
     path.write_text("steps:\n  soup: {shards: 4}\n")
