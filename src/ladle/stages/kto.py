@@ -61,7 +61,7 @@ def run(config: KtoConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str
         write_finished(summary, out)
         trainer.finish_checkpoints()
     trainer.accelerator.end_training()
-    return summary
+    return summary | {"counters": summary["counters"] | {"resumed_from_step": trainer.resumed_from_step}}
 
 
 def _make_trainer(

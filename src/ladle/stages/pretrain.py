@@ -13,7 +13,7 @@ from ladle.errors import UserError
 from ladle.models.load import load_model, model_dir, own_memory, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.training.attention import use_fused_attention
-from ladle.training.checkpoint import Rotation, leave_models_only, step_of
+from ladle.training.checkpoint import Rotation, leave_models_only
 from ladle.training.config import PretrainConfig
 from ladle.training.hf_arguments import CHECKPOINTS, make_arguments
 from ladle.training.linear_cross_entropy import use_linear_cross_entropy
@@ -65,8 +65,7 @@ def run(config: PretrainConfig, inputs: dict[str, list[Path]], out: Path) -> dic
         write_finished(summary, out)
         trainer.finish_checkpoints()
     trainer.accelerator.end_training()
-    resumed_from = {"resumed_from_step": step_of(trainer.resumed_from) if trainer.resumed_from else 0}
-    return summary | {"counters": summary["counters"] | resumed_from}
+    return summary | {"counters": summary["counters"] | {"resumed_from_step": trainer.resumed_from_step}}
 
 
 def _refuse_other_vocabulary(dataset: MixedDataset, vocab_size: int) -> None:

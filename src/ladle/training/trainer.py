@@ -149,6 +149,11 @@ class LadleTrainer(Trainer):
                 f"set processes={then} as before, or start afresh in another folder",
             )
 
+    @property
+    def resumed_from_step(self) -> int:
+        """The step of the checkpoint that this try went on from; 0 where it began at the start."""
+        return step_of(self.resumed_from) if self.resumed_from else 0
+
     def finish_checkpoints(self) -> None:
         """Leave model-only copies, so that equal runs leave equal bytes; the final model is the stage's to save."""
         if self.args.should_save:
@@ -243,6 +248,7 @@ class LadleTrainer(Trainer):
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "guard": self.guard.state(),
+            "threads": torch.get_num_threads(),
         }
         (staged / f"progress_{self.args.process_index}.json").write_text(json.dumps(progress))
 
@@ -257,6 +263,18 @@ class LadleTrainer(Trainer):
         self._total_loss_scalar, self._globalstep_last_logged = saved["total_loss"], saved["last_logged"]
         self._last_log_step, self._initial_global_step = saved["last_logged"], 0
         self.guard.restore(saved["guard"])
+        self._warn_of_other_threads(saved["threads"])
+
+    def _warn_of_other_threads(self, then: int) -> None:
+        now = torch.get_num_threads()
+        if now != then and self.accelerator.device.type == "cpu":
+            logger.warning(
+                "the checkpoint was saved by %d threads a process and %d are running: sums are rounded otherwise, so "
+                "the result will not be that of an uninterrupted run. For that, set OMP_NUM_THREADS=%d",
+                then,
+                now,
+                then,
+            )
 
     # The order of rows.
 
