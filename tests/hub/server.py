@@ -212,11 +212,13 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = json.loads(self.body)
         organization = wanted.get("organization") or "tester"
         kind, name = wanted.get("type", "model"), f"{organization}/{wanted['name']}"
+        url = f"http://{self.headers['Host']}/{'datasets/' if kind == 'dataset' else ''}{name}"
         if (kind, name) in self.hub.repositories:
-            return self._error(409, "", "You already created this repo")
+            body = json.dumps({"error": "You already created this repo", "url": url}).encode()
+            return self._respond(409, body, {"Content-Type": "application/json"})
         self.hub.repositories[kind, name] = Repository(kind, name, private=wanted.get("visibility") == "private")
         self.hub.repositories[kind, name].commit({".gitattributes": b""})
-        return self._json({"url": f"http://{self.headers['Host']}/{'datasets/' if kind == 'dataset' else ''}{name}"})
+        return self._json({"url": url})
 
     def _preupload(self) -> None:
         files = [

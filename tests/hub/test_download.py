@@ -128,6 +128,22 @@ def test_a_recipe_takes_its_base_from_the_mirror_at_one_commit(hub, client, tmp_
     again = client.ladle("plan", recipe, "--root", tmp_path / "runs", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     assert "cached" in again.stdout
+    before = len(hub.requests)
+    elsewhere = client.ladle("run", recipe, "--root", tmp_path / "elsewhere", HF_HUB_OFFLINE="1")
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert repository.head in next((tmp_path / "elsewhere").rglob("record.json")).read_text()
+    assert len(hub.requests) == before, "offline, the cache is enough"
+
+
+def test_a_gated_base_ends_a_run_in_one_message(hub, client, tmp_path):
+    closed = hub.add("model", "org/closed", {"config.json": SMALL}, gated=True)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: t\nbase: {{model: org/closed, revision: {closed.head}}}\n")
+    done = client.ladle("run", recipe, "--root", tmp_path / "runs")
+    assert done.returncode == 2
+    assert "model org/closed is gated" in done.stderr
+    assert "hf auth login" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_environment_of_these_tests_is_the_stand_ins_own(client):

@@ -35,7 +35,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def launch(client, programs: Path, recipe: Path, *arguments: object, **environment: str):  # noqa: F811
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    root = recipe.parent / "runs"
+    root = programs.parent / "runs"
     return client.ladle("launch", recipe, "--slurm", "--root", root, *arguments, PATH=path, **environment)
 
 
@@ -98,6 +98,20 @@ def test_without_the_hub_a_dry_run_shows_all_scripts_and_a_launch_is_refused(cli
     refused = launch(client, programs, recipe, **away)
     assert refused.returncode == 2
     assert not (programs / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("resources", "wanted"), [("(null)", False), ("gpu:a800:8(S:0-1)\n(null)", True), (None, True)]
+)
+def test_gpus_are_asked_of_a_slurm_that_has_some(client, programs, repository, resources, wanted):  # noqa: F811
+    if resources is not None:
+        (programs / "sinfo").write_text(f"#!/bin/sh\necho '{resources}'\n")
+    else:
+        (programs / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    (programs / "sinfo").chmod(0o755)
+    shown = launch(client, programs, repository / "recipes/tiny.yaml", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert ("--gpus-per-node" in shown.stdout) is wanted
 
 
 def test_processes_are_the_recipes_on_slurm(client, programs, recipe):  # noqa: F811

@@ -105,12 +105,14 @@ def _launch_on_slurm(
     recipe: Path, overrides: list[str], profile_path: Path | None, dry_run: bool, root: Path, as_json: bool
 ) -> None:
     from ladle.launch.jobs import make_jobs
-    from ladle.launch.profile import load_profile
+    from ladle.launch.profile import has_gpus, load_profile
     from ladle.launch.queue import SLURM_FOLDER, Ledger
     from ladle.launch.script import Call
     from ladle.launch.submit import keep_commits, keep_recipe, make_scripts, require_sbatch, submit
 
     profile = load_profile(profile_path)
+    if profile.has_gpus is None:
+        profile = profile.model_copy(update={"has_gpus": has_gpus(profile.partition)})
     if not dry_run:
         require_sbatch()
     steps, workspace = load_steps(recipe, overrides, root, resolve=_commit_if_told if dry_run else resolve_commit)

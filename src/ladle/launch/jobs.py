@@ -85,7 +85,7 @@ def _nodes(step: Step, resources: Resources, profile: SlurmProfile) -> int:
 
 
 def _gpus(step: Step, resources: Resources, profile: SlurmProfile) -> int:
-    if step.stage not in ON_GPUS or not profile.has_gpus:
+    if step.stage not in ON_GPUS or profile.has_gpus is False:
         return 0
     if resources.gpus_per_node is not None:
         return resources.gpus_per_node

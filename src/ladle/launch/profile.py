@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -46,8 +48,8 @@ class SlurmProfile(Resources):
 
     account: str | None = None
     qos: str | None = None
-    has_gpus: bool = True
-    """Whether jobs of training, rollouts and evaluation ask for GPUs."""
+    has_gpus: bool | None = None
+    """Whether jobs of training, rollouts and evaluation ask for GPUs; unset asks Slurm, and means yes without one."""
     modules: list[str] = []
     """Environment modules to load, such as `cuda/12.2`."""
     conda: str | None = None
@@ -75,6 +77,15 @@ class SlurmProfile(Resources):
             if fnmatch(name, pattern):
                 values |= {field: value for field, value in resources if field in resources.model_fields_set}
         return Resources.model_validate(values)
+
+
+def has_gpus(partition: str | None) -> bool:
+    """Tell whether Slurm has nodes with GPUs, in a partition or at all; yes where there is no Slurm to ask."""
+    command = ["sinfo", "--noheader", "--format=%G", *([f"--partition={partition}"] if partition else [])]
+    if shutil.which(command[0]) is None:
+        return True
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode != 0 or not done.stdout.strip() or "gpu" in done.stdout
 
 
 def load_profile(path: Path | None) -> SlurmProfile:
