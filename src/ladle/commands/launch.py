@@ -112,7 +112,7 @@ def _launch_on_slurm(
 
     profile = load_profile(profile_path)
     if profile.has_gpus is None:
-        profile = profile.model_copy(update={"has_gpus": has_gpus(profile.partition)})
+        profile = profile.model_copy(update={"has_gpus": has_gpus()})
     if not dry_run:
         require_sbatch()
     steps, workspace = load_steps(recipe, overrides, root, resolve=_commit_if_told if dry_run else resolve_commit)

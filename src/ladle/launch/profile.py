@@ -79,9 +79,9 @@ class SlurmProfile(Resources):
         return Resources.model_validate(values)
 
 
-def has_gpus(partition: str | None) -> bool:
-    """Tell whether Slurm has nodes with GPUs, in a partition or at all; yes where there is no Slurm to ask."""
-    command = ["sinfo", "--noheader", "--format=%G", *([f"--partition={partition}"] if partition else [])]
+def has_gpus() -> bool:
+    """Tell whether Slurm has any node with GPUs; yes where there is no Slurm to ask."""
+    command = ["sinfo", "--noheader", "--format=%G"]
     if shutil.which(command[0]) is None:
         return True
     done = subprocess.run(command, capture_output=True, text=True)
