@@ -128,6 +128,41 @@ def test_an_unknown_key_of_a_profile_is_named_with_its_line(tmp_path):
         load_profile(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "steps: {pretrian: {nodes: 2}}",
+            r"no recipe has a step 'pretrian': did you mean 'pretrain'\?.*profile.yaml:1",
+        ),
+        ("steps: {'evaluation/*': {shards: 2}}", "no recipe has a step 'evaluation/\\*'"),
+        ("time: 24:00:00", 'time is 86400 without quotes, a number to YAML: put it in quotes: time: "24:00:00"'),
+        ("signal_seconds: 70000", "less than or equal to 65535"),
+        ("cpus_per_task: 0", "greater than or equal to 1"),
+    ],
+)
+def test_a_slip_in_a_profile_is_told(tmp_path, line, message):
+    path = tmp_path / "profile.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match=message):
+        load_profile(path)
+
+
+def test_a_profile_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="there is no profile at .*absent.yaml"):
+        load_profile(tmp_path / "absent.yaml")
+
+
+def test_numbers_of_the_environment_are_words(tmp_path, repository):
+    path = tmp_path / "profile.yaml"
+    path.write_text("environment: {OMP_NUM_THREADS: 2}\nmemory: 4000\nsteps: {'*': {cpus_per_task: 2}}\n")
+    profile = load_profile(path)
+    (job,) = [job for job in jobs_of(repository, profile) if job.name == "soup"]
+    text = render(job, profile, Call("r.yaml", (), "runs", "/home/me", "python"), Path("/home/me/logs"))
+    for line in ("export OMP_NUM_THREADS=2\n", "#SBATCH --mem=4000\n", "#SBATCH --cpus-per-task=2\n"):
+        assert line in text
+
+
 def ladle(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "ladle", *map(str, arguments)],

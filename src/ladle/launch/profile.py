@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ladle.config import Config
 from ladle.config_file import ConfigFile
+from ladle.errors import UserError
+
+STEPS = ("datasets", "models", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate", "report")
+"""What the names of steps begin with."""
 
 
 class Resources(Config):
@@ -25,12 +30,19 @@ class Resources(Config):
     gpus_per_node: int | None = Field(None, ge=0)
     """Unset: as many as the step has processes or workers, where the profile has GPUs at all."""
     cpus_per_task: int | None = Field(None, ge=1)
-    memory: str | None = None
+    memory: str | None = Field(None, coerce_numbers_to_str=True)
     """Memory of a node, as sbatch takes it: `64G`."""
     shards: int | None = Field(None, ge=1)
     """Array tasks that share a mix, rollout or evaluate step out before it is put together."""
     options: list[str] = []
     """More sbatch options, such as `--constraint=a800`."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _in_quotes(cls, time: Any) -> Any:
+        if isinstance(time, int):  # YAML reads 24:00:00 as 86400, which sbatch would take for minutes
+            raise UserError(f"time is {time} without quotes, a number to YAML", 'put it in quotes: time: "24:00:00"')
+        return time
 
 
 class Container(Config):
@@ -61,14 +73,25 @@ class SlurmProfile(Resources):
     container: Container | None = None
     python: str | None = None
     """The Python that has Ladle; unset is `python` of the module, conda, venv or container, else the one running."""
-    environment: dict[str, str] = {}
+    environment: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = {}
     """Variables of the jobs: HF_ENDPOINT, XDG_CACHE_HOME, NCCL_DEBUG, …"""
-    signal_seconds: int = Field(300, ge=0)
+    signal_seconds: int = Field(300, ge=0, le=65_535)
     """Seconds before the time limit at which a job is told to save and make room; it is then requeued. 0: never."""
     requeue: bool = True
     """Put a job that was preempted, or stopped to save, back into the queue."""
     steps: dict[str, Resources] = {}
     """Resources by step name or glob (`evaluate/*`), over the general ones."""
+
+    @field_validator("steps")
+    @classmethod
+    def _are_steps(cls, steps: dict[str, Resources]) -> dict[str, Resources]:
+        for pattern in steps:
+            first = pattern.partition("/")[0]
+            if not any(fnmatch(name, first) for name in STEPS):
+                close = difflib.get_close_matches(first, STEPS, n=1)
+                fix = f"did you mean {close[0]!r}?" if close else f"steps begin with {', '.join(STEPS)}"
+                raise UserError(f"no recipe has a step {pattern!r}", fix)
+        return steps
 
     def of_step(self, name: str) -> Resources:
         """Return the resources of one step: the general ones, then those of every matching entry, in order."""
@@ -92,6 +115,10 @@ def load_profile(path: Path | None) -> SlurmProfile:
     """Read a profile, or return the one that asks for nothing.
 
     Raises:
-        UserError: a fault of the file, with its key and line.
+        UserError: there is no such file, or a fault of it, with its key and line.
     """
-    return SlurmProfile.model_validate({}) if path is None else ConfigFile.read(path).validate(SlurmProfile)
+    if path is None:
+        return SlurmProfile.model_validate({})
+    if not path.is_file():
+        raise UserError(f"there is no profile at {path}", "name an existing one, such as recipes/slurm/gpu.yaml")
+    return ConfigFile.read(path).validate(SlurmProfile)
