@@ -69,9 +69,9 @@ def test_a_stage_that_fails_is_told_and_the_next_launch_submits_what_is_missing(
     first.wait()
     told = status(cluster, folder)
     assert told["base"]["state"] == "done"
-    failed = f"job {first.ids['mix']} failed: see all runs/small/slurm/logs/ladle-mix-{first.ids['mix']}.out"
+    failed = f"job {first.ids['mix']} failed: see {folder}/all runs/small/slurm/logs/ladle-mix-{first.ids['mix']}.out"
     assert told["mix"]["job"] == failed
-    assert "words" in (folder / failed.split("see ")[1]).read_text(), "the log tells what is wrong"
+    assert "words" in Path(failed.split("see ")[1]).read_text(), "the log tells what is wrong"
     waited = f"job {first.ids['pretrain']} was cancelled: what it waited for did not end well"
     assert told["pretrain"]["job"] == waited
     (folder / "my recipe.yaml").write_text(RECIPE % "text")

@@ -83,7 +83,7 @@ def submit(scripts: list[Script], ledger: Ledger, queued: Mapping[str, Submitted
     ids = {job.name: job.id for job in queued.values()}
     submitted: list[tuple[Job, str]] = []
     for script in scripts:
-        logs = script.path.parent / "logs"
+        logs = (script.path.parent / "logs").absolute()
         make_folder(logs)
         script.path.write_text(script.text, encoding="utf-8")
         done = subprocess.run([*sbatch_command(script.job, ids), str(script.path)], capture_output=True, text=True)
