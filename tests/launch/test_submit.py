@@ -70,12 +70,14 @@ def test_what_is_in_the_queue_is_not_submitted_again(hub, client, programs, reci
     hub.add("model", "org/model", {"config.json": b"{}"})
     first = launch(client, programs, recipe, "--json")
     assert [row["id"] for row in json.loads(first.stdout)] == ["1"]
-    (programs / "queue").write_text("7|RUNNING|None\n1|PENDING|Resources\n")
+    (programs / "queue").write_text("7|ladle-base|RUNNING|None\n1|ladle-base|PENDING|Resources\n")
     again = launch(client, programs, recipe)
     assert "in the queue from an earlier launch: base (1)" in again.stdout
     assert "nothing to submit" in again.stdout
-    (programs / "queue").write_text("1|FAILED|NonZeroExitCode\n")
+    (programs / "queue").write_text("1|ladle-base|FAILED|NonZeroExitCode\n")
     assert json.loads(launch(client, programs, recipe, "--json").stdout)[0]["id"] == "2"
+    (programs / "queue").write_text("2|of another Slurm|RUNNING|None\n")
+    assert json.loads(launch(client, programs, recipe, "--json").stdout)[0]["id"] == "3"
 
 
 def test_a_queue_that_does_not_answer_is_no_empty_queue(hub, client, programs, recipe):  # noqa: F811

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +21,15 @@ SLURM_FOLDER = "slurm"
 LEDGER = "jobs.json"
 IN_QUEUE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT")
 WELL_ENDED = "COMPLETED"
+
+
+Queue = dict[tuple[str, str], list[tuple[str, str]]]
+"""(State, reason) of jobs, of an array's tasks apart, by job id and Slurm's name for it."""
+
+
+def slurm_name(job: str) -> str:
+    """Return what Slurm calls the job."""
+    return f"ladle-{job.replace('/', '-')}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,11 @@ class SubmittedJob:
     id: str
     log: str
     is_array: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from a job of another Slurm that has its number."""
+        return self.id, slurm_name(self.name)
 
 
 class Ledger:
@@ -63,26 +76,26 @@ class Ledger:
         return {
             job.fingerprint: job
             for job in self.jobs
-            if not job.is_array and any(state in IN_QUEUE for state, _ in states.get(job.id, ()))
+            if not job.is_array and any(state in IN_QUEUE for state, _ in states.get(job.key, ()))
         }
 
 
-def ask_queue() -> dict[str, list[tuple[str, str]]] | None:
-    """Return (state, reason) of each of this user's jobs, of an array's tasks apart, by job id; None without Slurm.
+def ask_queue() -> Queue | None:
+    """Return what Slurm says of this user's jobs; None without Slurm.
 
     Raises:
         CheckFailed: squeue is there and does not answer.
     """
     if shutil.which("squeue") is None:
         return None
-    command = ["squeue", "--me", "--noheader", "--states=all", "--format=%F|%T|%r"]
+    command = ["squeue", "--me", "--noheader", "--states=all", "--format=%F|%j|%T|%r"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise CheckFailed(f"squeue does not answer ({done.stderr.strip()}), so nothing is known of the jobs")
-    found: dict[str, list[tuple[str, str]]] = {}
+    found: Queue = {}
     for line in done.stdout.splitlines():
-        number, state, reason = line.strip().split("|", 2)
-        found.setdefault(number, []).append((state, reason))
+        number, name, state, reason = line.strip().split("|", 3)
+        found.setdefault((number, name), []).append((state, reason))
     return found
 
 
@@ -101,11 +114,11 @@ def describe_jobs(plan: list[PlannedStep], folder: Path) -> dict[str, str]:
     return told
 
 
-def _describe(job: SubmittedJob, states: Mapping[str, list[tuple[str, str]]] | None) -> str | None:
+def _describe(job: SubmittedJob, states: Queue | None) -> str | None:
     """Return a word on a job; None for shares that are all done."""
     if states is None:
         return f"job {job.id} was submitted, and there is no squeue here to ask: see {job.log}"
-    tasks = states.get(job.id, [])
+    tasks = states.get(job.key, [])
     failed = [one for one in tasks if one[0] not in (*IN_QUEUE, WELL_ENDED)]
     active = [one for one in tasks if one[0] in IN_QUEUE]
     if failed:

@@ -16,6 +16,7 @@ from ladle.errors import EXIT_RESUMABLE
 from ladle.hub import COMMITS
 from ladle.launch.jobs import Job
 from ladle.launch.profile import SlurmProfile
+from ladle.launch.queue import slurm_name
 
 ENDED_BY = (128 + 10, 128 + 15)
 """Exit codes of a command that SIGUSR1 or SIGTERM ended: between trainings there is nothing to save."""
@@ -59,21 +60,16 @@ def render(job: Job, profile: SlurmProfile, call: Call, logs: Path) -> str:
     return "\n".join(parts) + "\n"
 
 
-def job_name(job: Job) -> str:
-    """Return what Slurm calls the job."""
-    return f"ladle-{job.name.replace('/', '-')}"
-
-
 def log_of(job: Job, logs: Path, number: str, task: str) -> str:
     """Return the file that the output of job `number` goes to, of an array that of one task."""
     tag = f"{number}_{task}" if job.shards else number
-    return f"{logs}/{job_name(job)}-{tag}.out"
+    return f"{logs}/{slurm_name(job.name)}-{tag}.out"
 
 
 def _options(job: Job, profile: SlurmProfile, logs: Path) -> list[str]:
     resources = job.resources
     wanted = {
-        "job-name": job_name(job),
+        "job-name": slurm_name(job.name),
         "output": log_of(job, Path(str(logs).replace("%", "%%")), "%A" if job.shards else "%j", "%a"),
         "open-mode": "append",
         "account": profile.account,
