@@ -21,7 +21,7 @@ from pathlib import Path
 from ladle.artifacts.record import read_record
 from tests.pipeline.conftest import Run
 from tests.slurm.cluster import slurm, why_absent
-from tests.slurm.jobs import Queue, digests, ladle, launch, wait_until
+from tests.slurm.jobs import GOES_ON, Queue, digests, ladle, launch, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPE = Path("recipes/quickstart.yaml")
@@ -57,8 +57,7 @@ def follow(queue: Queue, environment: dict[str, str]) -> None:
     subprocess.run(["scancel", "--signal=USR1", "--batch", queue.ids[JOB]], env=environment, check=True)
     wait_until(lambda: queue.show(JOB).get("Restarts") == "1", queue.logs)
     say(f"{JOB} was told to save: {line_of(queue, 'stopped and saved')}")
-    going_on = r"going on from checkpoint-\d+\n.*step \d+/"
-    wait_until(lambda: re.search(going_on, queue.logs()), queue.logs)
+    wait_until(lambda: GOES_ON.search(queue.logs()), queue.logs)
     say(f"{JOB} was started again by Slurm: {line_of(queue, 'going on from')}")
     subprocess.run(["scontrol", "requeue", queue.ids[JOB]], env=environment, check=True)
     wait_until(lambda: queue.show(JOB).get("Restarts") == "2", queue.logs)

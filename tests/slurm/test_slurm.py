@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 
 import pytest
 
 from ladle.artifacts.record import read_record
 from tests.pipeline.conftest import Run
-from tests.slurm.jobs import digests, ladle, launch, wait_until
+from tests.slurm.jobs import GOES_ON, digests, ladle, launch, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TRAINING = ("pretrain.trainer.max_steps=200", "pretrain.trainer.save_steps=20", "pretrain.trainer.logging_steps=20")
@@ -27,7 +26,7 @@ def test_a_whole_recipe_with_jobs_stopped_in_the_middle_ends_with_the_same_bytes
     subprocess.run(["scancel", "--signal=USR1", "--batch", queue.ids["pretrain"]], env=cluster, check=True)
     wait_until(lambda: queue.show("pretrain").get("Restarts") == "1", queue.logs)
     wait_until(lambda: queue.show("pretrain")["JobState"] == "RUNNING", queue.logs)
-    wait_until(lambda: re.search(r"going on from checkpoint-\d+\n.*step \d+/200", queue.logs()), queue.logs)
+    wait_until(lambda: GOES_ON.search(queue.logs()), queue.logs)
     # preemption: Slurm takes the job away with SIGTERM and requeues it by itself
     subprocess.run(["scontrol", "requeue", queue.ids["pretrain"]], env=cluster, check=True)
     wait_until(lambda: queue.show("pretrain").get("Restarts") == "2", queue.logs)
