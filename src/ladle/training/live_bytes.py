@@ -23,22 +23,38 @@ class LiveBytes(TorchDispatchMode):
     """Counts storages made under it; `now` are alive, `peak` is the most there were at once.
 
     Args:
-        known: tensors whose storages are counted elsewhere.
+        known: the weights, whose storages are counted elsewhere.
     """
 
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
-        self.known = {storage_id(tensor) for tensor in known}
+        weights = list(known)
+        self.known = {storage_id(tensor) for tensor in weights}
+        self.shapes = {tensor.shape for tensor in weights}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = _without_data(func, args) if any(isinstance(one, FakeTensor) for one in args) else None
+        result = None
+        if any(isinstance(one, FakeTensor) for one in args):
+            result = self._added_in_place(func, args)
+            result = _without_data(func, args) if result is None else result
         if result is None:
             result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._note(leaf)
         return result
+
+    def _added_in_place(self, func: Any, args: Any) -> torch.Tensor | None:
+        """Return the first of two gradients of a weight after adding the other to it; None for all else.
+
+        So does autograd where a weight is used twice (a tied head) or in two microbatches; for tensors without data,
+        which are of a subclass, it would make a third.
+        """
+        if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled() or args[0].shape not in self.shapes:
+            return None
+        both = all(isinstance(one, torch.Tensor) and one.shape == args[0].shape for one in args[:2])
+        return args[0].add_(args[1]) if both and args[0].dtype == args[1].dtype else None
 
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()

@@ -70,6 +70,16 @@ def test_tensors_without_data_take_what_real_ones_do(name, checkpointing, loss):
     assert estimate.total - estimate.weights == pytest.approx(real_peak(wanted), rel=0.02)
 
 
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_a_tied_head_and_a_second_microbatch_add_to_the_gradient_that_is_there(accumulates):
+    """At a vocabulary beside which the rest is little: the peak holds two gradients of it, not three."""
+    config = SHAPES["qwen3"] | {"vocab_size": 100_000}
+    estimate = estimate_training(TrainingShape(config, "float32", 1, 8, optimizer="sgd", accumulates=accumulates))
+    embedding = 4 * 100_000 * config["hidden_size"]
+    gradients = 3 if accumulates else 2
+    assert estimate.gradients + estimate.activations == pytest.approx(gradients * embedding, rel=0.4)
+
+
 def test_weights_gradients_and_state_are_those_of_arithmetic():
     estimate = estimate_training(shape("llama"))
     assert estimate.weights == pytest.approx(4 * estimate.parameters, rel=1e-3)  # and a few buffers
