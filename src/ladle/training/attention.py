@@ -8,10 +8,14 @@ Two things keep transformers' sdpa from it:
 - A packed row's documents are kept apart by a mask of all positions by all. Its scores outside documents are computed
   and thrown away. On a CPU a row is therefore cut between documents into runs of at least `RUN` tokens, each attended
   to by itself under its part of the mask. (A GPU keeps one call a row: a kernel a run has not been timed there.)
+
+`use_document_attention` goes further, for rows whose documents are long enough for a call each: no mask is made, and on
+a CPU every document of a packed row is attended to by itself, causally.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +24,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-PACKED_SDPA = "packed_sdpa"
+from ladle.errors import UserError
+
+PACKED_SDPA, DOCUMENT_SDPA = "packed_sdpa", "document_sdpa"
 RUN = 256
 """Least tokens of a run but the last: shorter ones cost more in calls than they save in scores."""
 
@@ -87,11 +93,71 @@ def run_sizes(mask_TT: torch.Tensor) -> list[int]:
     return [*sizes, mask_TT.shape[0] - start]
 
 
+def document_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention of each document by itself; under a mask, or on a GPU, as `packed_sdpa`.
+
+    Args:
+        module: the attention layer.
+        query: as in `packed_sdpa`.
+        key: likewise.
+        value: likewise.
+        attention_mask: likewise; none where documents are told by their positions.
+        position_ids: (batch or 1, positions), 0 where a document begins.
+        **kwargs: as sdpa's.
+
+    Raises:
+        UserError: the model does not hand its positions down, so that documents cannot be told apart.
+    """
+    if attention_mask is not None or query.device.type != "cpu":
+        return packed_sdpa(module, query, key, value, attention_mask, **kwargs)
+    if position_ids is None:
+        raise UserError(
+            f"{type(module).__name__} is not told position_ids, so documents packed into one row would be joined",
+            "set attn_implementation: eager for this model",
+        )
+    outputs = []
+    for row, positions in enumerate(position_ids.expand(len(query), -1)):
+        sizes = document_sizes(positions)
+        documents = zip(*(tensor[row : row + 1].split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+        outputs.append(torch.cat([packed_sdpa(module, *document, None, **kwargs)[0] for document in documents], dim=1))
+    return torch.cat(outputs), None
+
+
+def document_sizes(positions: torch.Tensor) -> list[int]:
+    """Return the lengths of a row's documents, each of which begins at position 0."""
+    starts = (positions[1:] == 0).nonzero()[:, 0] + 1
+    return [end - start for start, end in pairwise([0, *starts.tolist(), len(positions)])]
+
+
+def mask_unless_told_by_positions(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """Return sdpa's mask, but none for `document_sdpa` on a CPU, unless there is padding, a cache or a window."""
+    is_told = attention_mask is None and kwargs["q_length"] == kwargs["kv_length"] and not kwargs.get("local_size")
+    if is_told and torch.device(kwargs["device"]).type == "cpu":
+        return None
+    return sdpa_mask(attention_mask=attention_mask, **kwargs)
+
+
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)
+AttentionInterface.register(DOCUMENT_SDPA, document_sdpa)
+AttentionMaskInterface.register(DOCUMENT_SDPA, mask_unless_told_by_positions)
 
 
 def use_fused_attention(model: PreTrainedModel) -> None:
     """Let a model that uses sdpa take packed rows fast."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(PACKED_SDPA)
+
+
+def use_document_attention(model: PreTrainedModel) -> None:
+    """Let a model that uses sdpa attend to each document of a packed row by itself, without a mask."""
+    if model.config._attn_implementation in ("sdpa", PACKED_SDPA):
+        model.set_attn_implementation(DOCUMENT_SDPA)

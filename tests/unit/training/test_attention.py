@@ -1,11 +1,19 @@
-"""Packed rows cut into runs of whole documents get the attention, and the gradients, of the whole masked row."""
+"""Packed rows cut into runs of documents, or into documents, get the attention and gradients of the masked row."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ladle.training.attention import RUN, run_sizes, use_fused_attention
+from ladle.errors import UserError
+from ladle.training.attention import (
+    RUN,
+    document_sdpa,
+    document_sizes,
+    run_sizes,
+    use_document_attention,
+    use_fused_attention,
+)
 from tests.tiny_models import make_model
 
 
@@ -43,9 +51,14 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("use", "implementation"),
+    [(use_fused_attention, "packed_sdpa"), (use_document_attention, "document_sdpa")],
+    ids=["runs", "documents"],
+)
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("rows", [[[40, 260, 120, 180]], [[600], [1, 299, 300]], [[200], [150, 50]]])
-def test_logits_and_gradients_are_those_of_sdpa(name, rows):
+def test_logits_and_gradients_are_those_of_sdpa(name, rows, use, implementation):
     shape, changes = SHAPES[name]
     model = make_model(shape, **changes)
     ids = torch.randint(2, 320, (len(rows), sum(rows[0])))
@@ -53,8 +66,8 @@ def test_logits_and_gradients_are_those_of_sdpa(name, rows):
     found = []
     for fused in (False, True):
         if fused:
-            use_fused_attention(model)
-            assert model.config._attn_implementation == "packed_sdpa"
+            use(model)
+            assert model.config._attn_implementation == implementation
         model.zero_grad()
         logits = model(input_ids=ids, position_ids=position_ids, use_cache=False).logits
         logits.logsumexp(-1).mean().backward()
@@ -63,8 +76,36 @@ def test_logits_and_gradients_are_those_of_sdpa(name, rows):
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-6)
 
 
+def test_documents_are_as_long_as_their_positions_say():
+    for lengths in ([7], [1, 1], [3, 1, 5]):
+        assert document_sizes(packed(lengths)) == lengths
+
+
+@pytest.mark.parametrize("shape", ["deepseek_v3", "qwen3"])
+def test_documents_by_position_leave_padding_masks_and_windows_alone(shape):
+    changes = {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 0} if shape == "qwen3" else {}
+    model = make_model(shape, **changes).eval()
+    ids = torch.randint(2, 320, (2, 30))
+    mask = torch.ones_like(ids)
+    mask[1, :11] = 0
+    packed_row = {"input_ids": ids[:1], "position_ids": packed([18, 12])[None]}
+    batches = [{"input_ids": ids, "attention_mask": mask}, {"input_ids": ids}, packed_row]
+    expected = [model(**batch, use_cache=False).logits for batch in batches]
+    use_document_attention(model)
+    found = [model(**batch, use_cache=False).logits for batch in batches]
+    torch.testing.assert_close(found[0][1, 11:], expected[0][1, 11:], rtol=0, atol=2e-6)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=2e-6)
+
+
+def test_a_model_that_hides_its_positions_is_refused():
+    tensor = torch.zeros(1, 1, 3, 4)
+    with pytest.raises(UserError, match="is not told position_ids"):
+        document_sdpa(torch.nn.Identity(), tensor, tensor, tensor, None)
+
+
 def test_an_attention_that_was_chosen_stays():
     model = make_model("qwen3")
     model.set_attn_implementation("eager")
     use_fused_attention(model)
+    use_document_attention(model)
     assert model.config._attn_implementation == "eager"

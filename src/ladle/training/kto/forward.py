@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ladle.errors import UserError
-from ladle.training.attention import use_fused_attention
+from ladle.training.attention import DOCUMENT_SDPA, use_document_attention
 from ladle.training.kto.batches import Bin
 from ladle.training.kto.head import Objective, completion_logps, loss_of_completions
 from ladle.training.linear_cross_entropy import why_not_linear
@@ -33,7 +33,7 @@ def use_kto_forward(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    use_fused_attention(model)
+    use_document_attention(model)
     plain_forward = type(model).forward
 
     def forward(
@@ -71,5 +71,11 @@ def _refuse_other_heads(model: PreTrainedModel) -> None:
 
 
 def is_packing(model: PreTrainedModel) -> bool:
-    """Tell whether the model's attention takes packed rows without a mask of all positions by all."""
-    return str(getattr(model.config, "_attn_implementation", "")).startswith("flash_attention")
+    """Tell whether the model's attention takes packed rows without a mask of all positions by all.
+
+    Flash attention does; so does a CPU, where a call for each sequence costs less than padding them all alike.
+    """
+    implementation = str(getattr(model.config, "_attn_implementation", ""))
+    return implementation.startswith("flash_attention") or (
+        implementation == DOCUMENT_SDPA and model.device.type == "cpu"
+    )
