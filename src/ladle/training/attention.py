@@ -123,12 +123,12 @@ def document_sdpa(
             f"{type(module).__name__} is not told position_ids, so documents packed into one row would be joined",
             "set attn_implementation: eager for this model",
         )
-    outputs = []
+    rows = []
     for row, positions in enumerate(position_ids.expand(len(query), -1)):
         sizes = document_sizes(positions)
         documents = zip(*(tensor[row : row + 1].split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
-        outputs.append(torch.cat([packed_sdpa(module, *document, None, **kwargs)[0] for document in documents], dim=1))
-    return torch.cat(outputs), None
+        rows.append(torch.cat([packed_sdpa(module, q, k, v, None, **kwargs)[0] for q, k, v in documents], dim=1))
+    return torch.cat(rows), None
 
 
 def document_sizes(positions: torch.Tensor) -> list[int]:

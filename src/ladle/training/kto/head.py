@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 BLOCK_ELEMENTS, BLOCK_TOKENS = 2**21, 256
-"""Logits of a block, 8 MiB in float32, unless that were fewer tokens than a matrix product needs to be efficient."""
+"""Logits of a block, 8 MiB in float32, unless that were fewer tokens than a matrix product needs to be efficient: 256,
+or the hidden size where that is smaller, so that a small model's logits do not outgrow its head."""
 KEPT_ELEMENTS = 2**26
 """Logits that are kept for one long completion, 256 MiB in float32 (440 tokens of a 152k vocabulary), so that they need
 not be computed again for its gradient."""
@@ -98,18 +99,17 @@ class _LossOfCompletions(torch.autograd.Function):
             losses.append(loss_b)
             logps.append(logp_b)
             entropies.append(entropy_b)
-        ctx.save_for_backward(pass_.grad_hidden_ND, pass_.grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.grads, ctx.weight_dtype = (pass_.grad_hidden_ND, pass_.grad_weight_VD), weight_VD.dtype
         logp_B, entropy_B = torch.cat(logps), torch.cat(entropies)
         ctx.mark_non_differentiable(logp_B, entropy_B)
         return torch.cat(losses).sum(), logp_B, entropy_B
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        (grad_hidden_ND, grad_weight_VD), ctx.grads = ctx.grads, None  # scaled in place, so there is no second backward
         scale = grads[0]
-        grad_weight = None if grad_weight_VD is None else (grad_weight_VD * scale).to(ctx.weight_dtype)
-        return (grad_hidden_ND * scale).to(grad_hidden_ND.dtype), grad_weight, None, None, None, None
+        grad_weight = None if grad_weight_VD is None else grad_weight_VD.mul_(scale).to(ctx.weight_dtype)
+        return grad_hidden_ND.mul_(scale), grad_weight, None, None, None, None
 
 
 class _OnePass:
@@ -170,7 +170,8 @@ def _value_and_slope(
 
 def tokens_of_block(weight_VD: torch.Tensor) -> int:
     """Return how many tokens' logits are computed at once."""
-    return max(BLOCK_TOKENS, BLOCK_ELEMENTS // weight_VD.shape[0])
+    vocab_size, hidden_size = weight_VD.shape
+    return max(BLOCK_ELEMENTS // vocab_size, min(BLOCK_TOKENS, hidden_size))
 
 
 def blocks(sizes: Sequence[int], capacity: int) -> list[tuple[slice, slice, list[int]]]:

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -203,10 +204,9 @@ class KtoTrainer(LadleTrainer):
         rows, group_of = step.rows[chosen], step.group_of[chosen]
         pairs = list(zip(rows.tolist(), data.plan.partners(step.epoch)[rows].tolist(), strict=True))
         reference = data.reference.kl_logp_PN[data.plan.pairing_of(step.epoch)]
-        model = self._policy()
         for sequences in filter(None, self._my_bins(data.examples, pairs)):
             one_bin = self._make_bin(data.examples, pairs, sequences)
-            ratio_B = model(bin=one_bin) - torch.from_numpy(reference[rows[sequences]]).to(sums.device)
+            ratio_B = self.policy(bin=one_bin) - torch.from_numpy(reference[rows[sequences]]).to(sums.device)
             for place, ratio in zip(sequences, ratio_B.unbind(), strict=True):
                 sums[0, group_of[place]] += ratio
                 sums[1, group_of[place]] += 1
@@ -216,15 +216,16 @@ class KtoTrainer(LadleTrainer):
         if not pairs:
             return []
         prompts, completions = np.array(pairs).T
-        processes, packed = self.accelerator.num_processes, is_packing(self._policy())
+        processes, packed = self.accelerator.num_processes, is_packing(self.policy)
         bins = plan_bins(examples.lengths(prompts, completions), self.options.budget, processes, packed)
         return bins[self.accelerator.process_index :: processes]
 
     def _make_bin(self, examples: KtoExamples, pairs: list[Pair], sequences: list[int]) -> Bin:
-        policy = self._policy()
-        return make_bin(examples, pairs, sequences, self.pad_id, is_packing(policy)).to(self.args.device)
+        return make_bin(examples, pairs, sequences, self.pad_id, is_packing(self.policy)).to(self.args.device)
 
-    def _policy(self) -> PreTrainedModel:
+    @cached_property
+    def policy(self) -> PreTrainedModel:
+        """The model under whatever wraps it (asking accelerate takes milliseconds)."""
         return cast(PreTrainedModel, self.accelerator.unwrap_model(self.model))
 
     # Evaluation.
@@ -241,7 +242,7 @@ class KtoTrainer(LadleTrainer):
         pairs = [(row, row) for row in range(count)]
         loss = torch.zeros((), device=self.args.device)
         for sequences in filter(None, self._my_bins(data.examples, pairs)):
-            loss += self._loss(self._policy(), data, step, self._make_bin(data.examples, pairs, sequences), z0_G)
+            loss += self._loss(self.policy, data, step, self._make_bin(data.examples, pairs, sequences), z0_G)
         loss = reduce_tensor(self.accelerator, loss, "mean")
         figures = {"loss": loss.item(), **self.metrics.take(self.accelerator)}
         self.metrics = training_metrics
