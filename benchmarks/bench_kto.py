@@ -6,6 +6,7 @@ The same random model, rows, fixed pairs, rows per optimizer step (16) and float
 problems and solutions (with the large vocabulary half of that, and 4 rows a step). A run is a whole training of
 four epochs, the reference pass and the optimizer included; its first epoch, with the reference pass, is the one-epoch
 figure. TRL's best setting: precomputed reference, no gradient checkpointing, the whole step as one microbatch.
+`trl_best_small` is the same in microbatches of two rows: the least padding that TRL can have, and a z0 of two rows.
 `new_pairs` pairs anew each epoch, which TRL cannot.
 
 Memory is the peak of a process of its own above what it held once the libraries were imported, over two epochs: the
@@ -27,7 +28,7 @@ import torch
 import kto_contenders
 
 EPOCHS = 4
-PEERS = ("trl_default", "trl_best")
+PEERS = ("trl_default", "trl_best", "trl_best_small")
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=1, help="how many times as many rows as by default")
     parser.add_argument("--shapes", default="moe,dense")
     parser.add_argument("--vocabularies", default="4k,152k")
-    parser.add_argument("--contenders", default="trl_default,trl_best,ladle,ladle_new_pairs")
+    parser.add_argument("--contenders", default="trl_default,trl_best,trl_best_small,ladle,ladle_new_pairs")
     parser.add_argument("--budget", type=int, default=8_192, help="Ladle's max_tokens_per_microbatch")
     parser.add_argument("--no-memory", action="store_true")
     return parser.parse_args()

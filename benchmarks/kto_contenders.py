@@ -234,11 +234,11 @@ def _trl_best(*args: Any, rows_per_step: int, budget: int) -> Ends:
 def _trl_best_small(*args: Any, rows_per_step: int, budget: int) -> Ends:
     return train_with_trl(
         *args,
-        per_device_train_batch_size=rows_per_step // 2,
-        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=rows_per_step // 2,
         gradient_checkpointing=False,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=rows_per_step // 2,
+        precompute_ref_batch_size=2,
     )
 
 

@@ -43,8 +43,9 @@ def completion_logps(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N:
         sizes: tokens of each completion, B of them, summing to N.
     """
     block = tokens_of_block(weight_VD)
+    room_CV = _room(min(block, len(hidden_ND)), weight_VD)
     logps = [
-        _softmax_terms(hidden_CD, weight_VD, target_C).logp_C
+        _softmax_terms(hidden_CD, weight_VD, target_C, room_CV).logp_C
         for hidden_CD, target_C in zip(hidden_ND.split(block), target_N.split(block), strict=True)
     ]
     return _sum_each(torch.cat(logps), sizes)
@@ -78,8 +79,19 @@ class _Softmax:
         self.logp_C = target_logit_C - lse_C
 
 
-def _softmax_terms(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, target_C: torch.Tensor) -> _Softmax:
-    logits_CV = (hidden_CD @ weight_VD.T).float()
+def _room(num_tokens: int, weight_VD: torch.Tensor) -> torch.Tensor:
+    """Return memory for the logits of one block after another, float32: taking it anew costs a CPU as much as exp."""
+    return torch.empty(num_tokens, weight_VD.shape[0], dtype=torch.float32, device=weight_VD.device)
+
+
+def _softmax_terms(
+    hidden_CD: torch.Tensor, weight_VD: torch.Tensor, target_C: torch.Tensor, room_CV: torch.Tensor
+) -> _Softmax:
+    logits_CV = room_CV[: len(hidden_CD)]
+    if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not torch.is_autocast_enabled(hidden_CD.device.type):
+        torch.mm(hidden_CD, weight_VD.T, out=logits_CV)
+    else:
+        logits_CV.copy_(hidden_CD @ weight_VD.T)
     target_logit_C = logits_CV.gather(1, target_C[:, None])[:, 0]
     max_C = logits_CV.amax(dim=1)
     exp_CV = logits_CV.sub_(max_C[:, None]).exp_()
@@ -90,9 +102,10 @@ def _softmax_terms(hidden_CD: torch.Tensor, weight_VD: torch.Tensor, target_C: t
 class _LossOfCompletions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND, weight_VD, target_N, sizes, objective, needs_gradient):  # noqa: ANN001, ANN205
-        pass_ = _OnePass(hidden_ND, weight_VD, target_N, needs_gradient)
+        found = blocks(sizes, tokens_of_block(weight_VD))
+        pass_ = _OnePass(hidden_ND, weight_VD, target_N, needs_gradient, max(t.stop - t.start for _, t, _ in found))
         losses, logps, entropies = [], [], []
-        for completions, tokens, block_sizes in blocks(sizes, tokens_of_block(weight_VD)):
+        for completions, tokens, block_sizes in found:
             loss_b, logp_b, entropy_b = pass_.run(
                 tokens, block_sizes, lambda logp_b, which=completions: objective(logp_b, which)
             )
@@ -116,9 +129,16 @@ class _OnePass:
     """Goes over blocks of completions, filling the gradients of the hidden states and of the head."""
 
     def __init__(
-        self, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, needs_gradient: bool
+        self,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        target_N: torch.Tensor,
+        needs_gradient: bool,
+        largest_block: int,
     ) -> None:
         self.hidden_ND, self.weight_VD, self.target_N = hidden_ND, weight_VD, target_N
+        self.block = max(tokens_of_block(weight_VD), KEPT_ELEMENTS // weight_VD.shape[0])
+        self.room_CV = _room(min(self.block, largest_block), weight_VD)
         self.grad_hidden_ND = torch.empty_like(hidden_ND)
         trains_head = needs_gradient and weight_VD.requires_grad
         self.grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if trains_head else None
@@ -127,8 +147,8 @@ class _OnePass:
         self, tokens: slice, sizes: Sequence[int], objective: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return loss, log π and entropy of the completions whose tokens are `tokens`, each of shape (b,)."""
-        block = max(tokens_of_block(self.weight_VD), KEPT_ELEMENTS // self.weight_VD.shape[0])
-        spans = [slice(at, min(at + block, tokens.stop)) for at in range(tokens.start, tokens.stop, block)]
+        starts = range(tokens.start, tokens.stop, self.block)
+        spans = [slice(start, min(start + self.block, tokens.stop)) for start in starts]
         kept = self._terms(spans[0]) if len(spans) == 1 else None
         logp_C = kept.logp_C if kept is not None else torch.cat([self._terms(span).logp_C for span in spans])
         logp_b = _sum_each(logp_C, sizes)
@@ -136,12 +156,12 @@ class _OnePass:
         slope_C = slope_b.repeat_interleave(torch.tensor(sizes, device=slope_b.device), output_size=sum(sizes))
         entropies = [
             self._add_gradients(span, self._terms(span) if kept is None else kept, slope_span)
-            for span, slope_span in zip(spans, slope_C.split(block), strict=True)
+            for span, slope_span in zip(spans, slope_C.split(self.block), strict=True)
         ]
         return loss_b, logp_b, _sum_each(torch.cat(entropies), sizes)
 
     def _terms(self, span: slice) -> _Softmax:
-        return _softmax_terms(self.hidden_ND[span], self.weight_VD, self.target_N[span])
+        return _softmax_terms(self.hidden_ND[span], self.weight_VD, self.target_N[span], self.room_CV)
 
     def _add_gradients(self, span: slice, term: _Softmax, slope_C: torch.Tensor) -> torch.Tensor:
         """Add a block's gradients, consuming its softmax, and return its tokens' entropies, shape (C,)."""
