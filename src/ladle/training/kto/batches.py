@@ -2,7 +2,8 @@
 
 A padded bin is right-padded and has no attention mask: under causal attention a real token never sees what stands to
 its right, so padding changes nothing, and the mask-free path is the fastest there is. A packed bin is one row without
-padding, its position_ids starting anew at each sequence, which flash attention takes as sequence bounds.
+padding, its position_ids starting anew at each sequence, which flash attention, and `document_sdpa` on a CPU, take as
+sequence bounds.
 
 Shape suffixes: B rows, T positions, N completion tokens of a bin, S sequences.
 """

@@ -57,7 +57,7 @@ class KtoOptions:
     Attributes:
         weights: β, λ_D, λ_U.
         kl_scope: rows that share a z0.
-        budget: tokens of one forward pass, padding included.
+        budget: tokens of one forward pass, padding included where there is any.
     """
 
     weights: KtoWeights
