@@ -1,5 +1,5 @@
 """A Ray cluster of two nodes, one of them removed in the middle: mixing, rollouts and evaluation end with the bytes of
-this machine alone."""
+this machine alone. Actors: one a GPU (declared to Ray, not there), and their own errors are not tried again."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", ["mix", "rollout"])
+@pytest.mark.parametrize("name", ["mix", "rollout", "evaluate"])
 def test_a_lost_node_changes_nothing(name, tmp_path):
     from tests.distributed.ray_jobs import JOBS, digests, items
 
@@ -87,6 +87,55 @@ def test_a_lost_node_changes_nothing(name, tmp_path):
     assert 2 <= seen["finished"] <= seen["finished_after"] < items(name), "the work was over before the node was lost"
     assert seen["digests"] == digests(out)
     assert seen["digests"], "nothing was compared"
+
+
+ACTORS = """
+import json, os, sys, time
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+from ladle.errors import UserError
+from ladle.executors import make_executor
+
+def work(item):
+    if item == "wrong":
+        (Path(sys.argv[1]) / f"tried-{os.getpid()}-{time.monotonic_ns()}").touch()
+        raise UserError("the prompt is too long", "shorten it")
+    time.sleep(0.2)
+    return item, os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, "include_dashboard": False})
+os.environ["RAY_ADDRESS"] = cluster.address
+rows = list(make_executor("ray", 8, on_gpus=True).map(work, range(12)))
+few = list(make_executor("ray", 1, on_gpus=True).map(work, range(3)))
+try:
+    list(make_executor("ray", 8, on_gpus=True).map(work, [1, "wrong", 2]))
+except UserError as error:
+    told = str(error)
+(Path(sys.argv[1]) / "seen.json").write_text(json.dumps({"rows": rows, "few": few, "told": told}))
+import ray
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_actors_are_one_a_gpu_and_hand_on_errors(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ACTORS.replace("sys.argv[1]", repr(str(tmp_path)))],
+        capture_output=True,
+        text=True,
+        env=environment(Path("/tmp")),
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert [item for item, *_ in seen["rows"]] == list(range(12))
+    actors = {(process, gpu) for _, process, gpu, _ in seen["rows"]}
+    assert sorted(gpu for _, gpu in actors) == ["0", "1"], "two GPUs, so two processes, each for several items"
+    assert {threads for *_, threads in seen["rows"]} == {"1"}
+    assert len({process for _, process, *_ in seen["few"]}) == 1
+    assert seen["told"] == "the prompt is too long: shorten it"
+    assert len(list(tmp_path.glob("tried-*"))) == 1
 
 
 def test_without_a_cluster_the_way_out_is_named(tmp_path):

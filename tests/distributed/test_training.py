@@ -232,6 +232,21 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path, monkeypa
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-4").is_dir()
 
 
+def test_resuming_with_another_number_of_threads_is_told(tmp_path, monkeypatch, caplog):
+    job = with_trainer(make_job(tmp_path, "qwen3"), max_steps=8, save_steps=4)
+    threads = torch.get_num_threads()
+    with monkeypatch.context() as patch:
+        poison_loss(patch, {6})
+        with pytest.raises(CheckFailed):
+            run_here(job, tmp_path / "out")
+    torch.set_num_threads(threads + 1)
+    try:
+        pretrain.run(job.config, job.inputs, tmp_path / "out")
+    finally:
+        torch.set_num_threads(threads)
+    assert f"saved by {threads} threads a process and {threads + 1} are running" in caplog.text
+
+
 def test_another_number_of_processes_than_the_recipes_is_refused(tmp_path):
     job = with_processes(make_job(tmp_path, "qwen3"), 2, "ddp")
     with pytest.raises(UserError, match="asks for 2 processes a machine and 1 were started"):

@@ -64,6 +64,11 @@ def test_a_model_goes_up_in_one_commit_and_loads(hub, client, tiny_run: Run):
     assert "| pretrain | continued pretraining |" in body
     parameters = json.loads((artifacts["base/init"] / "record.json").read_text())["counters"]["parameters"]
     assert load(client, "model", "me/tiny-kto", repository.head).split()[0] == str(parameters)
+    sent = [path for _, path, _ in hub.requests if path.startswith("/lfs-put/")]
+    again = push(client, artifacts["kto"], "me/tiny-kto", "--results", artifacts["evaluate/kto"])
+    assert again.returncode == 0, again.stderr
+    assert sent
+    assert sent == [path for _, path, _ in hub.requests if path.startswith("/lfs-put/")], "nothing is sent twice"
 
 
 def rows_of(artifact: Path, step: str) -> dict[str, int]:
