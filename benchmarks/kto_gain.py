@@ -1,9 +1,10 @@
 """What rollouts with KTO add to an unfinished policy, beside the same training on right attempts alone.
 
-    python benchmarks/kto_gain.py [RECIPE] [--seeds 1,2,3,4,5] [--least 0.55] [--root DIR] [KEY=VALUE…]
+    python benchmarks/kto_gain.py [RECIPE] [--seeds 1,2,3,4,5] [--least 0.55] [--root DIR] [--only-kto]
+        [KEY=VALUE…]
 
-For each seed the quickstart is run up to its pretraining, of 1,000 steps (ROOT/seed-N keeps the runs, and finished
-ones are used as they are). The policy is its earliest checkpoint that solves the share `--least` of the quickstart's
+For each seed the quickstart is run up to its pretraining (ROOT/seed-N keeps the runs, and finished ones are used as
+they are). The policy is its earliest checkpoint that solves the share `--least` of the quickstart's
 validation problems, greedily. RECIPE aligns it twice: as it stands, and with the undesirable attempts left out. Policy
 and results then answer the test problems, greedily and at T = 0.6. Training prompts, gate problems and test problems
 share no operands, nor do the last two with the pretraining data; that is checked over the files.
@@ -31,8 +32,6 @@ from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
 
 QUICKSTART = Path("recipes/quickstart.yaml")
-STEPS = "pretrain.trainer.max_steps=1000"
-"""Shorter than the quickstart's: the policy is to be one that has not finished learning."""
 ONLY_RIGHT = ["kto.data=[{dataset: rollouts, keep_label: true}]", "kto.balance=false", "kto.allow_single_label=true"]
 ARMS = {"kto": [], "right attempts alone": ONLY_RIGHT}
 TEMPERATURES = {"greedy": 0.0, "T=0.6": 0.6}
@@ -96,12 +95,14 @@ def align(recipe: Path, policy: Path, seed: int, root: Path, overrides: list[str
     return result
 
 
-def run_seed(recipe: Path, seed: int, least: float, root: Path, overrides: list[str]) -> dict[str, Any]:
-    """Return the results of both arms of one seed."""
-    pretrained = run(QUICKSTART, [f"seed={seed}", STEPS], root, only="pretrain")
+def run_seed(
+    recipe: Path, seed: int, least: float, root: Path, overrides: list[str], arms: dict[str, list[str]]
+) -> dict[str, Any]:
+    """Return the results of the arms of one seed."""
+    pretrained = run(QUICKSTART, [f"seed={seed}"], root, only="pretrain")
     policy = choose_policy(pretrained, least)
     results: dict[str, Any] = {"policy": policy.name}
-    for arm, changes in ARMS.items():
+    for arm, changes in arms.items():
         results[arm] = align(recipe, policy, seed, root, [*overrides, *changes])
         check_disjoint(pretrained["datasets/problems"], Path(results[arm].pop("problems")))
     return results
@@ -112,7 +113,7 @@ def print_table(results: dict[int, dict[str, Any]]) -> None:
     print("| seed | policy | training | sampling | n | before | after | gain | p | rounds kept |")
     print("|---" * 10 + "|")
     for seed, result in results.items():
-        for arm in ARMS:
+        for arm in filter(result.__contains__, ARMS):
             for name in TEMPERATURES:
                 seen = result[arm][name]
                 gain = 100 * (seen["aligned"] - seen["policy"])
@@ -131,12 +132,15 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--least", type=float, default=0.55, help="share of the validation problems a policy solves")
     parser.add_argument("--root", type=Path, help="keep the runs here, for another time")
+    parser.add_argument("--only-kto", action="store_true", help="without the training on right attempts alone")
     options = parser.parse_intermixed_args()
+    arms = {"kto": ARMS["kto"]} if options.only_kto else ARMS
     results = {}
     with tempfile.TemporaryDirectory(prefix="kto-gain-") as temporary:
         root = options.root or Path(temporary)
         for seed in map(int, options.seeds.split(",")):
-            results[seed] = run_seed(options.recipe, seed, options.least, root / f"seed-{seed}", options.overrides)
+            folder = root / f"seed-{seed}"
+            results[seed] = run_seed(options.recipe, seed, options.least, folder, options.overrides, arms)
             print(f"seed {seed}: {json.dumps(results[seed])}", flush=True)
     print_table(results)
     print(json.dumps({"name": "kto_gain", "results": results}))
