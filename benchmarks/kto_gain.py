@@ -1,6 +1,6 @@
 """What rollouts with KTO add to an unfinished policy, beside the same training on right attempts alone.
 
-    python benchmarks/kto_gain.py [RECIPE] [--seeds 1,2,3,4,5] [--least 0.55] [--root DIR] [--only-kto]
+    python benchmarks/kto_gain.py [RECIPE] [--seeds 6,7,8,9,10] [--least 0.55] [--root DIR] [--only-kto]
         [KEY=VALUE…]
 
 For each seed the quickstart is run up to its pretraining (ROOT/seed-N keeps the runs, and finished ones are used as
@@ -129,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/kto-rounds.yaml"))
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--seeds", default="6,7,8,9,10")
     parser.add_argument("--least", type=float, default=0.55, help="share of the validation problems a policy solves")
     parser.add_argument("--root", type=Path, help="keep the runs here, for another time")
     parser.add_argument("--only-kto", action="store_true", help="without the training on right attempts alone")

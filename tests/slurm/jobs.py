@@ -56,9 +56,10 @@ class Queue:
 
         wait_until(lambda: not left().strip(), lambda: left() + self.logs())
 
-    def logs(self) -> str:
-        """Return the end of every log."""
-        return "\n".join(f"== {path.name}\n{path.read_text()[-4000:]}" for path in self.root.rglob("logs/*.out"))
+    def logs(self, whole: bool = False) -> str:
+        """Return the end of every log, or all of it."""
+        end = 0 if whole else -4000
+        return "\n".join(f"== {path.name}\n{path.read_text()[end:]}" for path in self.root.rglob("logs/*.out"))
 
     def wait_for_checkpoint(self, job: str) -> None:
         """Wait until a training job has a checkpoint and goes on."""

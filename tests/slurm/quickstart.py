@@ -98,7 +98,7 @@ def without_times(value: object) -> object:
 
 def line_of(queue: Queue, text: str) -> str:
     """Return the last line of the logs that holds `text`."""
-    return [line.strip() for line in queue.logs().splitlines() if text in line][-1]
+    return [line.strip() for line in queue.logs(whole=True).splitlines() if text in line][-1]
 
 
 def say(text: str) -> None:
