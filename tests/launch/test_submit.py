@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.conftest import client, hub  # noqa: F401 - fixtures of the tests here
-
 RECIPE = "name: small\nbase: {model: org/model}\n"
 SBATCH = '#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\nwc -l < "$(dirname "$0")/asked" | tr -d " "\n'
 SQUEUE = '#!/bin/sh\ncat "$(dirname "$0")/queue" 2>/dev/null || true\n'
@@ -33,13 +31,13 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def launch(client, programs: Path, recipe: Path, *arguments: object, **environment: str):  # noqa: F811
+def launch(client, programs: Path, recipe: Path, *arguments: object, **environment: str):
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     root = programs.parent / "runs"
     return client.ladle("launch", recipe, "--slurm", "--root", root, *arguments, PATH=path, **environment)
 
 
-def test_jobs_run_the_recipe_and_the_commits_that_were_submitted(hub, client, programs, recipe, tmp_path):  # noqa: F811
+def test_jobs_run_the_recipe_and_the_commits_that_were_submitted(hub, client, programs, recipe, tmp_path):
     repository = hub.add("model", "org/model", {"config.json": b"{}"})
     submitted = repository.head
     done = launch(client, programs, recipe)
@@ -58,7 +56,7 @@ def test_jobs_run_the_recipe_and_the_commits_that_were_submitted(hub, client, pr
     assert (now["value"], of_the_jobs["value"]) == (repository.head, submitted)
 
 
-def test_a_pinned_recipe_needs_no_list_of_commits(hub, client, programs, recipe):  # noqa: F811
+def test_a_pinned_recipe_needs_no_list_of_commits(hub, client, programs, recipe):
     recipe.write_text(RECIPE.replace("org/model", f"org/model, revision: '{'0123456789' * 4}'"))
     done = launch(client, programs, recipe)
     assert done.returncode == 0, done.stderr
@@ -66,7 +64,7 @@ def test_a_pinned_recipe_needs_no_list_of_commits(hub, client, programs, recipe)
     assert not hub.requests
 
 
-def test_what_is_in_the_queue_is_not_submitted_again(hub, client, programs, recipe):  # noqa: F811
+def test_what_is_in_the_queue_is_not_submitted_again(hub, client, programs, recipe):
     hub.add("model", "org/model", {"config.json": b"{}"})
     first = launch(client, programs, recipe, "--json")
     assert [row["id"] for row in json.loads(first.stdout)] == ["1"]
@@ -80,7 +78,7 @@ def test_what_is_in_the_queue_is_not_submitted_again(hub, client, programs, reci
     assert json.loads(launch(client, programs, recipe, "--json").stdout)[0]["id"] == "3"
 
 
-def test_a_queue_that_does_not_answer_is_no_empty_queue(hub, client, programs, recipe):  # noqa: F811
+def test_a_queue_that_does_not_answer_is_no_empty_queue(hub, client, programs, recipe):
     hub.add("model", "org/model", {"config.json": b"{}"})
     assert launch(client, programs, recipe).returncode == 0
     (programs / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact' >&2\nexit 1\n")
@@ -90,7 +88,7 @@ def test_a_queue_that_does_not_answer_is_no_empty_queue(hub, client, programs, r
     assert len((programs / "asked").read_text().splitlines()) == 1
 
 
-def test_without_the_hub_a_dry_run_shows_all_scripts_and_a_launch_is_refused(client, programs, recipe):  # noqa: F811
+def test_without_the_hub_a_dry_run_shows_all_scripts_and_a_launch_is_refused(client, programs, recipe):
     away = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     shown = launch(client, programs, recipe, "--dry-run", **away)
     assert shown.returncode == 0, shown.stderr
@@ -105,7 +103,7 @@ def test_without_the_hub_a_dry_run_shows_all_scripts_and_a_launch_is_refused(cli
 @pytest.mark.parametrize(
     ("resources", "wanted"), [("(null)", False), ("gpu:a800:8(S:0-1)\n(null)", True), (None, True)]
 )
-def test_gpus_are_asked_of_a_slurm_that_has_some(client, programs, repository, resources, wanted):  # noqa: F811
+def test_gpus_are_asked_of_a_slurm_that_has_some(client, programs, repository, resources, wanted):
     if resources is not None:
         (programs / "sinfo").write_text(f"#!/bin/sh\necho '{resources}'\n")
     else:
@@ -116,7 +114,7 @@ def test_gpus_are_asked_of_a_slurm_that_has_some(client, programs, repository, r
     assert ("--gpus-per-node" in shown.stdout) is wanted
 
 
-def test_processes_are_the_recipes_on_slurm(client, programs, recipe):  # noqa: F811
+def test_processes_are_the_recipes_on_slurm(client, programs, recipe):
     done = launch(client, programs, recipe, "--processes", 2)
     assert done.returncode == 2
     assert "pretrain.processes=2" in done.stderr
