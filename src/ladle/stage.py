@@ -1,0 +1,64 @@
+"""The contract of a stage: all that the rest of the system may ask of one.
+
+Each file of `ladle.stages` declares one `STAGE`. Building, launching, checking and rehearsing read it and know no stage by
+name; `ladle.pipeline` is the one place that names them. Nothing here imports torch, and neither does a declaration: `run`
+imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ladle.executors import Shard
+
+Inputs = dict[str, list[Path]]
+"""What a stage reads: folders and files by role, in order."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a finished stage reports; it becomes part of the artifact's record.
+
+    Attributes:
+        counters: what was read, written, left out.
+        metrics: what was measured of the result; any JSON value.
+        timings: seconds, by name; `seconds` itself is the whole build's and is added by it.
+        input_hashes: blake3 of input files by path, where the stage took them while it read.
+        output_hashes: blake3 of its own files by path in the artifact, where it took them while it wrote.
+    """
+
+    counters: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    input_hashes: Mapping[str, str] = field(default_factory=dict)
+    output_hashes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of step.
+
+    Attributes:
+        name: as in records and fingerprints; the module of `ladle.stages` that declares it has the same name.
+        run: runs it: its config, its inputs, and the folder that becomes the artifact.
+        run_shard: works one share of it ahead of `run`, side by side with others; None if it is one piece.
+        version: raised when its meaning changes, so that old artifacts are rebuilt.
+        volatile: globs of files whose bytes may differ between equal results (timings); left out of the digest.
+        wants_gpus: it is worth a GPU where there is one.
+    """
+
+    name: str
+    run: Callable[[Any, Inputs, Path], StageResult]
+    run_shard: Callable[[Any, Inputs, Path, Shard], None] | None = None
+    version: int = 1
+    volatile: tuple[str, ...] = ()
+    wants_gpus: bool = False
+
+
+def find_stage(name: str) -> Stage:
+    """Return the stage of that name."""
+    return importlib.import_module(f"ladle.stages.{name}").STAGE
