@@ -24,12 +24,12 @@ from ladle.artifacts.build import Workspace, build, natural_key
 from ladle.artifacts.file_hashes import FileHashes
 from ladle.data.questions.problems import rows_of_problems
 from ladle.errors import CheckFailed
-from ladle.evaluation.attempts import Problem, attempt_problems
 from ladle.evaluation.compare import compare_runs
-from ladle.evaluation.rollout_config import GateConfig
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
+from ladle.rollouts.attempts import Problem, attempt_problems
+from ladle.rollouts.config import GateConfig
 
 QUICKSTART = Path("recipes/quickstart.yaml")
 ONLY_RIGHT = ["kto.data=[{dataset: rollouts, keep_label: true}]", "kto.balance=false", "kto.allow_single_label=true"]

@@ -78,7 +78,7 @@ def run_ladle(corpus: Path, tokenizer_folder: Path, out: Path, cores: int, engin
     )
     inputs = {f"source:{name}": [file] for name, file in files.items()}
     summary = mix.run(config, {"tokenizer": [tokenizer_folder], **inputs}, out)
-    return {"tokens": summary["counters"]["tokens_in"]}
+    return {"tokens": summary.counters["tokens_in"]}
 
 
 def _text_bytes(file: Path) -> int:

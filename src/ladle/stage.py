@@ -1,8 +1,8 @@
 """The contract of a stage: all that the rest of the system may ask of one.
 
-Each file of `ladle.stages` declares one `STAGE`. Building, launching, checking and rehearsing read it and know no stage by
-name; `ladle.pipeline` is the one place that names them. Nothing here imports torch, and neither does a declaration: `run`
-imports what it needs when it is called.
+Each file of `ladle.stages` declares one `STAGE`. Building, launching, checking and rehearsing read it and know no
+stage by name; `ladle.pipeline` is the one place that names them. Nothing here imports torch, and neither does a
+declaration: `run` imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class StageResult:
         output_hashes: blake3 of its own files by path in the artifact, where it took them while it wrote.
     """
 
-    counters: Mapping[str, int] = field(default_factory=dict)
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     input_hashes: Mapping[str, str] = field(default_factory=dict)
     output_hashes: Mapping[str, str] = field(default_factory=dict)

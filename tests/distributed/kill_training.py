@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def _fork(job: Job, out: Path, clock: Clock, rank: int, port: int) -> int:
     try:
         summary = importlib.import_module(f"ladle.stages.{job.stage}").run(job.config, job.inputs, out)
         if rank == 0:
-            (out / "summary.json").write_text(json.dumps(summary))
+            (out / "summary.json").write_text(json.dumps(asdict(summary)))
         code = 0
     finally:
         sys.stdout.flush()

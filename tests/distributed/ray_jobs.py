@@ -10,7 +10,7 @@ from typing import Any
 from ladle.artifacts.record import describe_files
 from ladle.data.config import MixConfig
 from ladle.evaluation.config import EvaluateModelConfig
-from ladle.evaluation.rollout_config import RolloutConfig
+from ladle.rollouts.config import RolloutConfig
 from ladle.stages import evaluate, mix, rollout
 from tests.tiny_models import make_model, make_tokenizer
 

@@ -7,13 +7,13 @@ import importlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ladle.errors import CheckFailed
+from ladle.stage import StageResult
 from ladle.training.checkpoint import list_checkpoints, step_of
 from ladle.training.kto.trainer import KtoTrainer
 from ladle.training.trainer import LadleTrainer
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MAKE = {"pretrain": make_job, "kto": make_kto_job}
 
 
-def run(job: Job, out: Path) -> dict[str, Any]:
+def run(job: Job, out: Path) -> StageResult:
     out.mkdir()
     return importlib.import_module(f"ladle.stages.{job.stage}").run(job.config, job.inputs, out)
 

@@ -65,8 +65,8 @@ def test_steps_are_the_same_in_two_processes_and_for_any_microbatch(shape, distr
             kto.run(config, needs, out)
         else:
             summary = run_in_processes("kto", config, needs, out, processes)
-            assert summary["counters"]["processes"] == 2
-            assert summary["metrics"]["wrapper"] == WRAPPERS[distributed]
+            assert summary.counters["processes"] == 2
+            assert summary.metrics["wrapper"] == WRAPPERS[distributed]
             assert (out / "model" / "config.json").is_file()
         logs[name] = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     steps = STEPS_COMPARED[shape]

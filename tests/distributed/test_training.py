@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from ladle.artifacts.record import describe_files, digest_of
 from ladle.artifacts.worker import run_in_processes
 from ladle.errors import CheckFailed, Preempted, UserError
+from ladle.stage import StageResult
 from ladle.stages import pretrain
 from ladle.training import trainer as trainer_module
 from ladle.training.checkpoint import list_checkpoints, strip_training_state
@@ -81,8 +81,8 @@ def test_two_processes_train_as_one_with_twice_the_accumulation(shape, distribut
     pretrain.run(job.config, job.inputs, one)
     halved = with_processes(with_trainer(job, gradient_accumulation_steps=1), 2, distributed)
     summary = run_in_processes("pretrain", halved.config, halved.inputs, two, 2)
-    assert summary["counters"]["processes"] == 2
-    assert summary["metrics"]["wrapper"] == WRAPPERS[distributed]
+    assert summary.counters["processes"] == 2
+    assert summary.metrics["wrapper"] == WRAPPERS[distributed]
     steps = 20 if shape == "qwen3" else 1
     torch.testing.assert_close(losses(two)[:steps], losses(one)[:steps], rtol=0, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_the_rows_named_are_the_rows_trained_on(tmp_path):
     assert flat[: len(expected)] == expected
 
 
-def run_here(job: Job, out: Path) -> dict[str, Any]:
+def run_here(job: Job, out: Path) -> StageResult:
     out.mkdir()
     return pretrain.run(job.config, job.inputs, out)
 
@@ -135,7 +135,7 @@ def test_training_reports_the_exact_held_out_loss(tmp_path):
     for step, loss in zip((4, 8), found, strict=True):
         checkpoint = tmp_path / "watched" / "checkpoints" / f"checkpoint-{step}"
         assert validation_loss(checkpoint, job.inputs["mixture"][0], batch_size=2) == pytest.approx(loss, rel=1e-6)
-    assert summary["metrics"]["last_eval_loss"] == found[-1]
+    assert summary.metrics["last_eval_loss"] == found[-1]
     two = with_processes(with_trainer(watched, gradient_accumulation_steps=1), 2, "ddp")
     out = tmp_path / "two"
     out.mkdir()
@@ -188,7 +188,7 @@ def test_a_signal_in_the_last_step_of_an_epoch_does_not_cost_the_epochs_checkpoi
     job = with_trainer(make_job(tmp_path, "qwen3"), num_train_epochs=2, max_steps=-1, save_strategy="epoch")
     job = with_trainer(job, save_total_limit=5, logging_steps=10)
     summary = run_here(job, tmp_path / "whole")
-    epoch_steps = summary["counters"]["steps"] // 2
+    epoch_steps = summary.counters["steps"] // 2
     asked = trainer_module.LadleTrainer.end_step
 
     def ask(self):

@@ -6,7 +6,6 @@ At every moment the final name either does not exist or holds the whole artifact
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -36,6 +35,7 @@ from ladle.artifacts.worker import run_in_processes
 from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.log import get_logger
+from ladle.stage import Inputs, StageResult, find_stage
 
 logger = get_logger(__name__)
 
@@ -84,25 +84,25 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     partial = workspace.partial_of(step)
     partial.mkdir(exist_ok=True)
     (partial / RECORD_NAME).unlink(missing_ok=True)
-    summary = _run_stage(step, resolve_inputs(step, workspace), partial)
-    digests = summary.get("input_hashes", {})
+    result = _run_stage(step, resolve_inputs(step, workspace), partial)
+    digests = result.input_hashes
     step = step.settle(digests)
     _check_what_was_read(step, workspace, digests)
     inputs = {
         role: [_describe_input(item, workspace, final) for item in items] for role, items in sorted(step.inputs.items())
     }
-    record = make_record(step, partial, inputs, summary, time.monotonic() - started)
+    record = make_record(step, partial, inputs, result, time.monotonic() - started)
     fsync_tree(partial)
     write_text_durably(partial / RECORD_NAME, pretty_json(record))
     partial.rename(final)
     fsync_path(final.parent)
 
 
-def _run_stage(step: Step, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
+def _run_stage(step: Step, inputs: Inputs, out: Path) -> StageResult:
     processes = getattr(step.config, "processes", None)
     if processes is not None and needs_torchrun(processes):
         return run_in_processes(step.stage, step.config, inputs, out, processes)
-    return importlib.import_module(f"ladle.stages.{step.stage}").run(step.config, inputs, out)
+    return find_stage(step.stage).run(step.config, inputs, out)
 
 
 def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
@@ -115,13 +115,13 @@ def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
     """
     if is_complete(workspace.path_of(step), step.fingerprint):
         return
-    stage = importlib.import_module(f"ladle.stages.{step.stage}")
-    if not hasattr(stage, "run_shard"):
+    run_shard = find_stage(step.stage).run_shard
+    if run_shard is None:
         raise UserError(f"{step.name} cannot be shared out", "leave --shard out; mix, rollout and evaluate can")
     partial = workspace.partial_of(step)
     make_folder(partial)
     with _locked(partial.with_name(f"{partial.name}-{shard.index}-of-{shard.count}")):
-        stage.run_shard(step.config, resolve_inputs(step, workspace), partial, shard)
+        run_shard(step.config, resolve_inputs(step, workspace), partial, shard)
 
 
 def _check_what_was_read(step: Step, workspace: Workspace, digests: Mapping[str, str]) -> None:

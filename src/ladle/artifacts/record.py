@@ -19,6 +19,7 @@ from typing import Any
 from ladle.artifacts.files import canonical_json, hash_bytes, hash_file, list_files, pretty_json
 from ladle.artifacts.step import Step
 from ladle.errors import UserError
+from ladle.stage import StageResult
 
 RECORD_NAME = "record.json"
 RECORD_FORMAT = 1
@@ -60,10 +61,10 @@ def is_volatile(name: str, volatile: tuple[str, ...]) -> bool:
 
 
 def make_record(
-    step: Step, folder: Path, inputs: dict[str, list[dict[str, Any]]], summary: dict[str, Any], seconds: float
+    step: Step, folder: Path, inputs: dict[str, list[dict[str, Any]]], result: StageResult, seconds: float
 ) -> dict[str, Any]:
     """Describe a finished artifact; the result holds only JSON values."""
-    files = describe_files(folder, summary.get("output_hashes"))
+    files = describe_files(folder, result.output_hashes)
     record = {
         "format": RECORD_FORMAT,
         "name": step.name,
@@ -76,9 +77,9 @@ def make_record(
         "files": files,
         "volatile": list(step.volatile),
         "digest": digest_of(files, step.volatile),
-        "counters": summary.get("counters", {}),
-        "metrics": summary.get("metrics", {}),
-        "timings": {"seconds": round(seconds, 3)},
+        "counters": dict(result.counters),
+        "metrics": dict(result.metrics),
+        "timings": {"seconds": round(seconds, 3), **result.timings},
         "command": sys.argv,
     }
     return seal(record)

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,15 @@ from ladle.artifacts.launcher import end_at_once, pass_on, torchrun_command
 from ladle.artifacts.torchrun import STOP_SIGNALS
 from ladle.config import Config
 from ladle.errors import CheckFailed, LadleError, Preempted, UserError
+from ladle.stage import Inputs, StageResult, find_stage
 
 JOB = ".job.json"
 OUTCOME = ".outcome.json"
 _FORESEEN = {kind.__name__: kind for kind in (UserError, CheckFailed, Preempted)}
 
 
-def run_in_processes(
-    stage: str, config: Config, inputs: dict[str, list[Path]], out: Path, processes: int
-) -> dict[str, Any]:
-    """Run `ladle.stages.<stage>` in `processes` processes that know of each other, and return the first one's summary.
+def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, processes: int) -> StageResult:
+    """Run `ladle.stages.<stage>` in `processes` processes that know of each other, and return the first one's result.
 
     `processes` are those of one machine; a job of several nodes runs as many on each (`ladle.artifacts.launcher`).
     SIGTERM and SIGUSR1 are passed on to the processes.
@@ -70,20 +70,20 @@ def run_in_processes(
     return _read_outcome(out, stage, code, was_asked=bool(asked))
 
 
-def _read_outcome(out: Path, stage: str, code: int, was_asked: bool) -> dict[str, Any]:
+def _read_outcome(out: Path, stage: str, code: int, was_asked: bool) -> StageResult:
     path = out / OUTCOME
     outcome = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name in (JOB, OUTCOME):
         (out / name).unlink(missing_ok=True)
     if "error" in outcome:
         raise _FORESEEN[outcome["error"]](*outcome["arguments"])
-    if was_asked and "summary" not in outcome:
+    if was_asked and "result" not in outcome:
         raise Preempted(f"{stage} was asked to stop and ended; run the same command again to go on")
-    if code != 0 or "summary" not in outcome:
+    if code != 0 or "result" not in outcome:
         raise CheckFailed(
             f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to go on"
         )
-    return outcome["summary"]
+    return StageResult(**outcome["result"])
 
 
 def work(job_path: Path) -> int:
@@ -98,9 +98,8 @@ def work(job_path: Path) -> int:
     module, _, name = job["config_class"].partition(":")
     config = getattr(importlib.import_module(module), name).model_validate(job["config"])
     inputs = {role: [Path(path) for path in paths] for role, paths in job["inputs"].items()}
-    stage = importlib.import_module(f"ladle.stages.{job['stage']}")
     try:
-        outcome, code = {"summary": stage.run(config, inputs, Path(job["out"]))}, 0
+        outcome, code = {"result": asdict(find_stage(job["stage"]).run(config, inputs, Path(job["out"])))}, 0
     except LadleError as error:
         outcome, code = {"error": type(error).__name__, "arguments": list(error.args)}, error.exit_code
     if is_first or "error" in outcome:

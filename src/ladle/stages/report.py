@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.record import read_record
-from ladle.reporting.config import PageConfig
-from ladle.reporting.page import render_page
-from ladle.reporting.scores import collect_scores
+from ladle.stage import Inputs, Stage, StageResult
 
 
-def run(config: PageConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
-    """Draw the page from the artifacts of every other step; each role is a step's name."""
-    records = {name: (paths[0], read_record(paths[0])) for name, paths in inputs.items()}
-    (out / "index.html").write_text(render_page(config.title, records), encoding="utf-8")
-    return {"counters": {"steps": len(records)}, "metrics": collect_scores(records)}
+def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
+    """See `ladle.reporting.report.run`."""
+    from ladle.reporting.report import run
+
+    return run(config, inputs, out)
+
+
+STAGE = Stage("report", run, volatile=("*",))

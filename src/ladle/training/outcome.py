@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ladle.artifacts.files import fsync_tree, hash_bytes, pretty_json, write_text_durably
+from ladle.stage import StageResult
 from ladle.training.speed import TIMED
 
 LOG_NAME = "training_log.jsonl"
@@ -28,16 +29,16 @@ _TIMINGS = frozenset(
 )
 
 
-def write_finished(summary: dict[str, Any], out: Path) -> None:
+def write_finished(summary: StageResult, out: Path) -> None:
     """Mark a training as finished, once its model and log are on disk for good."""
     fsync_tree(out / "model")
-    write_text_durably(out / FINISHED, pretty_json(summary))
+    write_text_durably(out / FINISHED, pretty_json({"counters": summary.counters, "metrics": summary.metrics}))
 
 
-def read_finished(out: Path) -> dict[str, Any] | None:
+def read_finished(out: Path) -> StageResult | None:
     """Return the summary of a finished training, None if it has not ended yet."""
     path = out / FINISHED
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return StageResult(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def write_log(history: Iterable[Mapping[str, Any]], path: Path) -> None:

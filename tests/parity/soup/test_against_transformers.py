@@ -66,7 +66,7 @@ def test_a_soup_loads_whole_and_is_the_mean(tmp_path: Path, shape: str, dtype: s
         mean = sum(state[name].double() for state in states) / NUM_MEMBERS
         assert tensor.dtype == states[0][name].dtype
         assert torch.equal(tensor.double(), _round_once(mean, tensor.dtype)), name
-    assert summary["counters"]["tensors_averaged"] == len(open_members(members)[0].files)
+    assert summary.counters["tensors_averaged"] == len(open_members(members)[0].files)
     assert AutoTokenizer.from_pretrained(out)("Question: 1 plus 2?") == make_tokenizer()("Question: 1 plus 2?")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ladle.artifacts.step import Step, StepOutput
 from ladle.config import Config, execution
+from ladle.stage import Stage, StageResult
 
 
 class ToyConfig(Config):
@@ -21,7 +21,7 @@ class ToyConfig(Config):
 def install(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
     module = types.ModuleType("ladle.stages.toy")
 
-    def run(config: ToyConfig, inputs: dict[str, list[Path]], out: Path) -> dict[str, Any]:
+    def run(config: ToyConfig, inputs: dict[str, list[Path]], out: Path) -> StageResult:
         log.append(config.text)
         above = "".join((path / "sub" / "out.txt").read_text() for paths in inputs.values() for path in paths)
         (out / "sub").mkdir(exist_ok=True)
@@ -29,9 +29,9 @@ def install(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
         (out / "log.txt").write_text(f"run {len(log)}")
         if config.text == "fails":
             raise OSError(28, "No space left on device")
-        return {"counters": {"letters": len(config.text)}}
+        return StageResult({"letters": len(config.text)})
 
-    monkeypatch.setattr(module, "run", run, raising=False)
+    monkeypatch.setattr(module, "STAGE", Stage("toy", run), raising=False)
     monkeypatch.setitem(sys.modules, "ladle.stages.toy", module)
 
 

@@ -39,8 +39,8 @@ def test_every_split_of_numina_becomes_prompt_completion_and_label(tmp_path):
         "completion": [{"content": "a5", "role": "assistant"}],
         "label": True,
     }
-    assert summary["counters"]["rows_out"] == 5
-    assert summary["counters"]["test: rows_out"] == 2
+    assert summary.counters["rows_out"] == 5
+    assert summary.counters["test: rows_out"] == 2
 
 
 def test_a_source_can_go_into_the_evaluation_split_and_balance_leaves_that_alone(tmp_path):
@@ -60,7 +60,7 @@ def test_bad_rows_are_counted_named_and_capped(tmp_path, caplog):
     with pytest.raises(UserError, match="1 of 4 preference rows cannot be used"):
         prefer.run(PreferConfig.model_validate({"data": ["d"]}), inputs, tmp_path)
     summary = prefer.run(PreferConfig.model_validate({"data": ["d"], "max_bad_fraction": 0.5}), inputs, tmp_path)
-    assert summary["counters"]["bad: empty prompt or completion"] == 1
+    assert summary.counters["bad: empty prompt or completion"] == 1
     assert "1 rows of train left out: empty prompt or completion" in caplog.text
 
 

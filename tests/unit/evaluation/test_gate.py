@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ladle.evaluation.attempts import Attempt, Problem
-from ladle.evaluation.corruption import corrupt_answers
 from ladle.evaluation.prompts import Prompt
-from ladle.evaluation.rollout_config import GateConfig, RolloutConfig
 from ladle.models.load import save_model
+from ladle.rollouts.attempts import Attempt, Problem
+from ladle.rollouts.config import GateConfig, RolloutConfig
+from ladle.rollouts.corruption import corrupt_answers
 from ladle.stages import gate, rollout
 from tests.tiny_models import make_model, make_tokenizer
 
@@ -70,7 +70,7 @@ def test_a_gate_really_samples_and_grades(models, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     config = GateConfig.model_validate({"prompts": {"dataset": "d", "split": "validation"}, "max_new_tokens": 4})
-    assert gate.run(config, models, out)["counters"]["attempts"] == 4
+    assert gate.run(config, models, out).counters["attempts"] == 4
     assert sorted(path.name for path in out.iterdir()) == ["gate.json", "model"]
 
 
@@ -79,7 +79,7 @@ def test_rollouts_take_the_problems_from_the_first_on_and_start_over(models, tmp
     out.mkdir()
     source = {"dataset": "d", "split": "validation", "first": 2, "limit": 5}
     config = RolloutConfig.model_validate({"prompts": source, "samples": 2, "max_new_tokens": 4})
-    counters = rollout.run(config, {"model": models["parent"], "prompts": models["prompts"]}, out)["counters"]
+    counters = rollout.run(config, {"model": models["parent"], "prompts": models["prompts"]}, out).counters
     assert counters["samples"] == 10
     assert [problem.number for problem in rollout._read_problems(config.prompts, models["prompts"])] == [2, 3, 4, 5, 6]
     assert [problem.answer for problem in rollout._read_problems(config.prompts, models["prompts"])] == list("23012")

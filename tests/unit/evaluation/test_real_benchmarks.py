@@ -44,7 +44,7 @@ def test_every_item_of_the_six_benchmarks(model_folder, shared_data, tmp_path):
     inputs = {f"benchmark:{name}": [shared_data / "benchmarks" / name / "test.jsonl"] for name in NAMES}
     one_model = EvaluateModelConfig.of(config, config.models[0])
     summary = evaluate.run(one_model, {"model": [model_folder], **inputs}, tmp_path)
-    assert summary["counters"] == {"items": 2836}
+    assert summary.counters == {"items": 2836}
     final = json.loads((tmp_path / "final_result.json").read_text())
     assert set(final["dataset_acc"]) == set(NAMES)
     for name in NAMES:

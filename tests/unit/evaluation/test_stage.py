@@ -47,8 +47,8 @@ def test_files_and_fields(model_folder, problems, tmp_path):
         *("code", "pred", "report", "score", "verdict", "method", "finish_reason", "num_tokens"),
     ]
     assert {len(row[name]) for row in rows for name in ("code", "pred", "report", "score", "verdict")} == {2}
-    assert summary["metrics"]["sums"]["n"] == 12
-    assert set(summary["metrics"]["sums"]) >= {"accuracy", "low", "high", "truncated", "unparsed"}
+    assert summary.metrics["sums"]["n"] == 12
+    assert set(summary.metrics["sums"]) >= {"accuracy", "low", "high", "truncated", "unparsed"}
 
 
 def test_metrics_and_final_result(model_folder, problems, tmp_path):
@@ -131,7 +131,7 @@ def test_right_answers_are_scored(model_folder, problems, tmp_path, monkeypatch)
     monkeypatch.setattr(transformers_loop.TransformersGenerator, "generate", answer)
     config = _config(few_shot=1, examples={"dataset": "e", "split": "train"})
     summary = _run(config, model_folder, problems, tmp_path / "out", examples=[problems])
-    assert summary["metrics"]["sums"]["accuracy"] == 0.5
+    assert summary.metrics["sums"]["accuracy"] == 0.5
     for row in _rows(tmp_path / "out"):
         assert row["score"] == [row["idx"] % 2 == 1] * 2
         assert row["pred"][0] == str(row["gt"] if row["idx"] % 2 else 0)

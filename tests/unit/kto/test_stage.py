@@ -33,7 +33,7 @@ def test_a_training_that_ended_is_not_done_again(tmp_path, monkeypatch):
     weights = (out / "model" / "model.safetensors").read_bytes()
     assert list(out.glob("checkpoints/*/optimizer.pt"))
     monkeypatch.setattr(KtoTrainer, "train_or_resume", train)
-    assert kto.run(config, inputs, out)["counters"]["steps"] == 2
+    assert kto.run(config, inputs, out).counters["steps"] == 2
     assert (out / "model" / "model.safetensors").read_bytes() == weights
     assert not list(out.glob("checkpoints/*/optimizer.pt"))
 

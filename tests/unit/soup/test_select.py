@@ -126,8 +126,8 @@ def test_the_stage_selects_records_and_leaves_no_scratch(tmp_path: Path, monkeyp
     (tmp_path / "out").mkdir()
     inputs = {"members": members, "validation": [tmp_path]}
     summary = stage.run(SoupConfig(select="greedy"), inputs, tmp_path / "out")
-    assert summary["metrics"]["validation_loss"] == 0
-    assert len(summary["metrics"]["candidates"]) == 8
+    assert summary.metrics["validation_loss"] == 0
+    assert len(summary.metrics["candidates"]) == 8
     assert not (tmp_path / "out" / SELECTION).exists()
     assert sorted(read_tree(tmp_path / "out")) == ["README.md", "config.json", "merge_info.json", "model.safetensors"]
     assert Distance()(tmp_path / "out") == 0

@@ -132,7 +132,7 @@ def test_the_record_accounts_for_every_tensor_and_file(tmp_path: Path) -> None:
     info = json.loads((tmp_path / "out" / "merge_info.json").read_text())
     assert info["tensors"]["in_each_member"] == {"m0": 6, "m1": 6, "m2": 6}
     assert (info["tensors"]["averaged"], info["tensors"]["equal_in_all"], info["tensors"]["matched"]) == (5, 1, 6)
-    assert summary["counters"]["tensors_averaged"] + summary["counters"]["tensors_equal_in_all"] == 6
+    assert summary.counters["tensors_averaged"] + summary.counters["tensors_equal_in_all"] == 6
     assert [member["coefficient"] for member in info["members"]] == ["1/3"] * 3
     for member, folder in zip(info["members"], members, strict=True):
         assert {file: entry["blake3"] for file, entry in member["files"].items()} == {
@@ -174,7 +174,7 @@ def test_fp8_and_booleans_pass_through_when_equal(tmp_path: Path) -> None:
     extra = {"scale": ("F8_E4M3", np.arange(8, dtype=np.uint8)), "mask": ("BOOL", np.array([True, False]))}
     members = [write_member(tmp_path / f"m{j}", random_tensors(j) | extra) for j in range(2)]
     summary = run(members, tmp_path / "out")
-    assert summary["counters"]["tensors_equal_in_all"] == 3
+    assert summary.counters["tensors_equal_in_all"] == 3
     result = open_members([tmp_path / "out"])[0].tensor("scale")
     raw = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert raw[result.start : result.stop] == bytes(range(8))

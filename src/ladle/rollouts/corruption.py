@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from blake3 import blake3
 
-from ladle.evaluation.attempts import Attempt
+from ladle.rollouts.attempts import Attempt
 
 
 def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:

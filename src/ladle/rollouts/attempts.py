@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from ladle.errors import CheckFailed
 from ladle.evaluation.config import PromptStyle
 from ladle.evaluation.prompts import Prompt, encode_prompt, make_prompt
-from ladle.evaluation.rollout_config import AttemptConfig
 from ladle.executors import WHOLE, Shard, make_executor
 from ladle.generation.backends import make_generator
 from ladle.generation.complete import complete
 from ladle.generation.request import Sample, make_request, sample_seed
 from ladle.grading.config import GraderConfig
 from ladle.grading.grade import Grader, Pair
+from ladle.rollouts.config import AttemptConfig
 
 VERDICTS = ("correct", "wrong", "unparsed", "timeout")
 

@@ -1,0 +1,1 @@
+"""Attempts of a policy at problems with known answers: rollouts, the data they become, and the gate between rounds."""
