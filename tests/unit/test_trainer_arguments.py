@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from ladle.training.arguments import EXECUTION_ARGUMENTS, TrainerArguments, training_argument_names
+from ladle.training.arguments import DEFAULTS, EXECUTION_ARGUMENTS, TrainerArguments, training_argument_names
+from ladle.training.config import TrainingConfig
 
 
 def fault(**values: object) -> str:
@@ -16,6 +17,27 @@ def test_the_names_are_those_of_the_installed_transformers():
     from transformers import TrainingArguments
 
     assert training_argument_names() == set(TrainingArguments.__dataclass_fields__)
+
+
+def test_the_defaults_are_those_of_the_installed_transformers():
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(use_cpu=True, report_to="none")
+    assert {name: getattr(arguments, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("trainer", "rows", "steps"),
+    [
+        ({}, 17, 9),  # 3 epochs of 3 steps of 8 rows
+        ({"num_train_epochs": 0.5, "gradient_accumulation_steps": 2}, 100, 4),
+        ({"max_steps": 5}, 100, 5),
+        ({"max_steps": 5}, None, 5),
+        ({}, None, None),
+    ],
+)
+def test_steps_follow_from_rows_epochs_and_max_steps(trainer, rows, steps):
+    assert TrainingConfig.model_validate({"trainer": trainer}).num_steps(rows) == steps
 
 
 def test_every_execution_argument_exists():

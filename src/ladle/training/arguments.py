@@ -61,6 +61,20 @@ EXECUTION_ARGUMENTS = frozenset(
     ]
 )
 """Arguments that change how a run goes or what it says, never its weights: not part of a step's identity."""
+DEFAULTS: dict[str, Any] = {
+    "eval_strategy": "no",
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 5e-5,
+    "max_steps": -1,
+    "num_train_epochs": 3.0,
+    "optim": "adamw_torch_fused",
+    "per_device_train_batch_size": 8,
+    "save_steps": 500,
+    "save_strategy": "steps",
+    "seed": 42,
+    "warmup_steps": 0,
+}
+"""transformers' own defaults of the arguments that Ladle reads without importing it; of all others, None or false."""
 
 
 class TrainerArguments(Config):
@@ -79,6 +93,10 @@ class TrainerArguments(Config):
     def values(self) -> dict[str, Any]:
         """Return the arguments that the recipe sets."""
         return dict(self.model_extra or {})
+
+    def get(self, name: str) -> Any:
+        """Return an argument as the recipe sets it, else transformers' default."""
+        return self.values().get(name, DEFAULTS.get(name))
 
     def identity(self) -> dict[str, Any]:
         """Return the arguments that decide the weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -42,8 +43,35 @@ class TrainingConfig(Config):
 
     @property
     def max_skipped_steps(self) -> int:
-        """Return how many steps may be left out; 0 stops at the first."""
+        """How many steps may be left out; 0 stops at the first."""
         return self.nan_max_skips if self.nan_policy == "skip" else 0
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a microbatch."""
+        return int(self.trainer.get("per_device_train_batch_size"))
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step, over all processes of one machine."""
+        return self.batch_size * int(self.trainer.get("gradient_accumulation_steps")) * self.processes
+
+    @property
+    def max_steps(self) -> int | None:
+        """Optimizer steps that the recipe sets; None where the epochs decide."""
+        steps = int(self.trainer.get("max_steps"))
+        return steps if steps > 0 else None
+
+    @property
+    def num_epochs(self) -> float:
+        """Passes over the data, where the recipe sets no `max_steps`."""
+        return float(self.trainer.get("num_train_epochs"))
+
+    def num_steps(self, rows: int | None) -> int | None:
+        """Return the optimizer steps that training on `rows` rows takes; None where they depend on unknown rows."""
+        if self.max_steps is not None or rows is None:
+            return self.max_steps
+        return math.ceil(self.num_epochs * math.ceil(rows / self.rows_per_step))
 
 
 class PretrainConfig(TrainingConfig):

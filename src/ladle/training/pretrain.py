@@ -27,7 +27,7 @@ from ladle.training.sequence_aux import SequenceAuxLoss
 
 def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
     """Train `model` on `mixture`, going on from the newest valid checkpoint in `out`."""
-    keep = Rotation(resumable=config.trainer.values().get("save_total_limit"), models=config.keep_models)
+    keep = Rotation(resumable=config.trainer.get("save_total_limit"), models=config.keep_models)
     if (finished := read_finished(out)) is not None:
         if os.environ.get("RANK", "0") == "0":
             leave_models_only(out / CHECKPOINTS, keep)
@@ -66,7 +66,8 @@ def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
         write_finished(summary, out)
         trainer.finish_checkpoints()
     trainer.accelerator.end_training()
-    return StageResult(summary.counters | {"resumed_from_step": trainer.resumed_from_step}, summary.metrics)
+    counters = summary.counters | {"resumed_from_step": trainer.resumed_from_step}
+    return StageResult(counters, summary.metrics, trainer.timings())
 
 
 def _refuse_other_vocabulary(dataset: MixedDataset, vocab_size: int) -> None:

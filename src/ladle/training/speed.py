@@ -82,6 +82,20 @@ class Speedometer:
         self.peak = peak_flops(device, dtype)
         self.num_tokens = self.longest = 0
         self.started = time.perf_counter()
+        self.step_times: list[float] = []
+        """When training began and when each optimizer step ended."""
+
+    def note_time(self) -> None:
+        """Take the time: training begins, or an optimizer step ends."""
+        self.step_times.append(time.perf_counter())
+
+    def seconds_per_step(self) -> float | None:
+        """Return the mean seconds from one step's end to the next, evaluation and saving included; None without steps.
+
+        The first step, which warms up, counts only if it is the only one.
+        """
+        times = self.step_times[1:] if len(self.step_times) > 2 else self.step_times
+        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
 
     def start(self) -> None:
         """Begin an interval."""

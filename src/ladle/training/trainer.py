@@ -154,6 +154,11 @@ class LadleTrainer(Trainer):
         """The step of the checkpoint that this try went on from; 0 where it began at the start."""
         return step_of(self.resumed_from) if self.resumed_from else 0
 
+    def timings(self) -> dict[str, float]:
+        """Return the mean seconds of an optimizer step of this try, where it took any."""
+        seconds = self.speed.seconds_per_step()
+        return {} if seconds is None else {"seconds_per_step": round(seconds, 6)}
+
     def finish_checkpoints(self) -> None:
         """Leave model-only copies, so that equal runs leave equal bytes; the final model is the stage's to save."""
         if self.args.should_save:
@@ -256,6 +261,7 @@ class LadleTrainer(Trainer):
         """Put back the loss summed since the last log line, of this process, and what its guard remembers."""
         self.balance.load.counts.clear()
         self.speed.start()
+        self.speed.note_time()
         if self.resumed_from is None:
             return
         saved = json.loads((self.resumed_from / f"progress_{self.args.process_index}.json").read_text())
@@ -389,7 +395,8 @@ class LadleTrainer(Trainer):
         self._loss_before_step = self._tr_loss.detach().clone()
 
     def end_step(self) -> None:
-        """Report a loss that jumped."""
+        """Note the time, and report a loss that jumped."""
+        self.speed.note_time()
         report = self.guard.end_step()
         if report is not None and self.state.is_world_process_zero:
             step = self.state.global_step

@@ -8,7 +8,8 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 
 from ladle.errors import UserError
-from ladle.stages import kto, kto_reference
+from ladle.stages import kto
+from ladle.training.kto import reference_stage
 from ladle.training.kto.trainer import KtoTrainer
 from tests.distributed.kto_job import make_config, make_inputs, run_reference
 
@@ -33,7 +34,8 @@ def test_a_training_that_ended_is_not_done_again(tmp_path, monkeypatch):
     weights = (out / "model" / "model.safetensors").read_bytes()
     assert list(out.glob("checkpoints/*/optimizer.pt"))
     monkeypatch.setattr(KtoTrainer, "train_or_resume", train)
-    assert kto.run(config, inputs, out).counters["steps"] == 2
+    result = kto.run(config, inputs, out)
+    assert (result.counters["steps"], result.timings) == (2, {})
     assert (out / "model" / "model.safetensors").read_bytes() == weights
     assert not list(out.glob("checkpoints/*/optimizer.pt"))
 
@@ -50,7 +52,7 @@ def test_one_label_is_refused_before_the_reference_pass(tmp_path, monkeypatch):
         raise AssertionError("loaded the reference")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kto_reference, "load_policy_base", load)
+        patch.setattr(reference_stage, "load_policy_base", load)
         with pytest.raises(UserError, match="every example is labelled True"):
             run_reference(make_config(max_steps=2), inputs, tmp_path / "refused")
     run_reference(make_config(max_steps=2, allow_single_label=True), inputs, tmp_path / "allowed")

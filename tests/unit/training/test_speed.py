@@ -89,3 +89,17 @@ def test_mfu_is_flops_over_the_peak(monkeypatch):
     meter.count({"input_ids": torch.zeros(1, 50)})
     now[0] += 0.5
     assert meter.read()["mfu"] == pytest.approx(100 * flops_per_token(model, 50) / 1e9)
+
+
+def test_seconds_per_step_leave_the_first_step_out_unless_it_is_alone(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    meter = Speedometer(make_model("qwen3"), torch.device("cpu"), torch.float32, num_processes=1)
+    meter.note_time()
+    assert meter.seconds_per_step() is None
+    seen = []
+    for seconds in (30.0, 1.0, 2.0):
+        now[0] += seconds
+        meter.note_time()
+        seen.append(meter.seconds_per_step())
+    assert seen == [30.0, 1.0, 1.5]

@@ -160,27 +160,22 @@ class KtoReferenceConfig(Config):
     @classmethod
     def of(cls, config: KtoConfig, seed: int) -> KtoReferenceConfig:
         """Return the reference pass that a training needs."""
-        trainer = config.trainer.values()
+        trainer = config.trainer
         is_deepspeed = config.distributed == "zero2"
         mixed = "bfloat16" if trainer.get("bf16") else "float16" if trainer.get("fp16") else None
-        max_steps = int(trainer.get("max_steps", -1))
-        rows_per_step = (
-            int(trainer.get("per_device_train_batch_size", 8))
-            * int(trainer.get("gradient_accumulation_steps", 1))
-            * config.processes
-        )
-        needs_order = max_steps > 0 or config.kl_fraction < 1
-        order_seed = trainer.get("data_seed", trainer.get("seed", 42)) if needs_order else None
+        order_seed = None
+        if config.max_steps is not None or config.kl_fraction < 1:
+            order_seed = trainer.values().get("data_seed", trainer.get("seed"))
         return cls(
             max_length=config.max_length,
             pairs=config.pairs,
             seed=seed,
             kl_fraction=config.kl_fraction if config.estimates_kl else 0.0,
-            epochs=None if max_steps > 0 else math.ceil(float(trainer.get("num_train_epochs", 3))),
-            max_steps=max_steps if max_steps > 0 else None,
-            rows_per_step=rows_per_step if max_steps > 0 else None,
+            epochs=None if config.max_steps else math.ceil(config.num_epochs),
+            max_steps=config.max_steps,
+            rows_per_step=config.rows_per_step if config.max_steps else None,
             order_seed=order_seed,
-            eval_split=config.eval_split if trainer.get("eval_strategy", "no") != "no" else None,
+            eval_split=config.eval_split if trainer.get("eval_strategy") != "no" else None,
             max_tokens_per_microbatch=config.max_tokens_per_microbatch,
             dtype=mixed if mixed and is_deepspeed else config.dtype,
             autocast=None if is_deepspeed else mixed,

@@ -32,7 +32,7 @@ SHOWN_METRICS = ("loss", "z0", "kl", "rewards/chosen", "rewards/rejected", "rewa
 
 def run(config: KtoConfig, inputs: Inputs, out: Path) -> StageResult:
     """Train `model` on the examples and reference log-probabilities in `reference`."""
-    keep = Rotation(resumable=config.trainer.values().get("save_total_limit"), models=config.keep_models)
+    keep = Rotation(resumable=config.trainer.get("save_total_limit"), models=config.keep_models)
     if (finished := read_finished(out)) is not None:
         if os.environ.get("RANK", "0") == "0":
             leave_models_only(out / CHECKPOINTS, keep)
@@ -61,7 +61,8 @@ def run(config: KtoConfig, inputs: Inputs, out: Path) -> StageResult:
         write_finished(summary, out)
         trainer.finish_checkpoints()
     trainer.accelerator.end_training()
-    return StageResult(summary.counters | {"resumed_from_step": trainer.resumed_from_step}, summary.metrics)
+    counters = summary.counters | {"resumed_from_step": trainer.resumed_from_step}
+    return StageResult(counters, summary.metrics, trainer.timings())
 
 
 def _make_trainer(
