@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.build import Workspace, build, natural_key
-from ladle.artifacts.file_hashes import FileHashes
+from ladle.artifacts.build import Workspace, build
+from ladle.artifacts.inputs import InputFinder, natural_key
 from ladle.data.questions.problems import rows_of_problems
 from ladle.errors import CheckFailed
 from ladle.evaluation.compare import compare_runs
@@ -41,7 +41,7 @@ TRAINED_ON = ("worked", "worksheets", "prompts", "examples")
 def run(recipe: Path, overrides: list[str], root: Path, only: str | None = None) -> dict[str, Path]:
     """Run a recipe, or one step of it with what that needs; return each step's folder."""
     loaded = load_recipe(recipe, overrides)
-    pipeline = Pipeline(loaded, FileHashes(root / ".file-hashes.json"))
+    pipeline = Pipeline(loaded, InputFinder(root))
     workspace = Workspace(root / loaded.name)
     return {step.name: build(step, workspace) for step in pipeline.in_build_order(only)}
 

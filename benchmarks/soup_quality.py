@@ -19,15 +19,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ladle.artifacts.build import Workspace, build, natural_key
-from ladle.artifacts.file_hashes import FileHashes
-from ladle.artifacts.local import hash_local
+from ladle.artifacts.build import Workspace, build
+from ladle.artifacts.inputs import InputFinder, natural_key
 from ladle.artifacts.step import Step
 from ladle.data.config import MixConfig
 from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
 from ladle.soup.config import SoupConfig
-from ladle.stages import soup
+from ladle.stages import mix, soup
 from ladle.training.validation import validation_loss
 
 CANDIDATES = ("last", "last_n", "uniform", "linear", "ema", "wsm_linear", "wsm_cosine", "wsm_inverse_sqrt", "greedy")
@@ -40,7 +39,7 @@ T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9:
 def train(recipe: Path, seed: int, root: Path, overrides: list[str]) -> tuple[list[Path], Path]:
     """Run a recipe up to its pretraining; return the checkpoints, oldest first, and the problems."""
     loaded = load_recipe(recipe, [f"seed={seed}", *overrides])
-    pipeline = Pipeline(loaded, FileHashes(root / ".file-hashes.json"))
+    pipeline = Pipeline(loaded, InputFinder(root))
     workspace = Workspace(root / f"seed-{seed}" / loaded.name)
     for step in pipeline.in_build_order("pretrain"):
         build(step, workspace)
@@ -60,10 +59,10 @@ def hold_out(problems: Path, tokenizer: Path, rows: int, folder: Path) -> Path:
         "sequence_length": SEQUENCE_LENGTH,
         "validation": {"fraction": 0.5},
     }
-    hashes = FileHashes(folder / ".file-hashes.json")
+    finder = InputFinder(folder)
     roles = {"tokenizer": tokenizer, "source:held_out": problems}
-    inputs = {role: (hash_local((path,), hashes),) for role, path in roles.items()}
-    return build(Step("held-out", "mix", MixConfig.model_validate(settings), inputs), Workspace(folder))
+    inputs = {role: (finder.local((path,)),) for role, path in roles.items()}
+    return build(Step("held-out", mix.STAGE, MixConfig.model_validate(settings), inputs), Workspace(folder))
 
 
 def judge(checkpoints: list[Path], mixture: Path, out: Path) -> dict[str, Any]:

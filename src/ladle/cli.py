@@ -17,8 +17,8 @@ from ladle import display, log
 from ladle.artifacts.build import Workspace, build_shard, recorded_paths
 from ladle.artifacts.plan import make_plan
 from ladle.artifacts.record import read_record
+from ladle.artifacts.record import verify as find_faults
 from ladle.artifacts.step import in_build_order
-from ladle.artifacts.verify import verify as find_faults
 from ladle.commands import doctor, launch, push, rehearsing
 from ladle.commands.options import DEFAULT_ROOT, AsJson, ConfigPath, Out, Overrides, RecipePath, Root
 from ladle.commands.running import build_all, load_steps
@@ -246,7 +246,7 @@ def soup(
 
       ladle soup --config recipes/quickstart.yaml --no-base --out soup
     """
-    from ladle.standalone import soup_step
+    from ladle.pipeline import soup_step
 
     members = [argument for argument in arguments or [] if "=" not in argument]
     overrides = [argument for argument in arguments or [] if "=" in argument]
@@ -285,9 +285,15 @@ def evaluate(
 
       ladle evaluate my-model --benchmarks gsm8k,math500 --data benchmarks --out scores sampling.max_new_tokens=64
     """
-    from ladle.standalone import evaluate_step
+    from ladle.pipeline import evaluate_step
 
-    step = evaluate_step(model, benchmarks.split(","), data, limit, overrides or [], root, revision)
+    settings = {
+        "models": [{"model": model, "name": "model", "revision": revision}],
+        "benchmarks": benchmarks.split(","),
+        "data": str(data) if data else None,
+        "limit": limit,
+    }
+    step = evaluate_step(settings, overrides or [], root)
     workspace = _place(step.name, out, root)
     build_all(in_build_order([step]), workspace)
     display.print_results([step], workspace)
@@ -316,7 +322,7 @@ def fetch(
 
       ladle fetch --init recipes/openseek/init.yaml tokenizer=DIR --out fresh
     """
-    from ladle.standalone import fetch_step
+    from ladle.pipeline import fetch_step
 
     if model is not None and "=" in model:  # nothing is named to fetch, so this is the first override
         model, overrides = None, [model, *(overrides or [])]

@@ -6,7 +6,7 @@ log settings) or `location(...)` (a path or id whose *content* enters the finger
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,6 +27,9 @@ class Config(BaseModel):
     """A frozen, typed section of a recipe; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    takes_recipe_seed: ClassVar[bool] = True
+    """Whether the recipe's seed is the default of a `seed` here."""
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON-able fields that decide the result, nested sections included."""

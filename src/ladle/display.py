@@ -91,11 +91,12 @@ def _state_of(row: dict[str, Any]) -> str:
 
 def print_results(steps: list[Step], workspace: Workspace) -> None:
     """Print accuracy, n and 95 % interval of each evaluated model, and where the report is."""
-    rows = [row for step in steps if step.stage == "evaluate" for row in _result_rows(step, workspace.path_of(step))]
+    evaluations = [step for step in steps if step.stage.name == "evaluate"]
+    rows = [row for step in evaluations for row in _result_rows(step, workspace.path_of(step))]
     if rows:
         _print_table(["model", "benchmark", "accuracy", "n", "95 % interval"], rows)
     for step in steps:
-        if step.stage == "report":
+        if step.stage.name == "report":
             sys.stdout.write(f"report: {workspace.path_of(step) / 'index.html'}\n")
 
 

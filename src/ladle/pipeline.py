@@ -4,36 +4,31 @@
     base ─────┼─ mix ── pretrain ── soup ── [rollout ── prefer ── kto ── gate] × rounds
               └──────────── evaluate each model ──────────────── report
 
-Every function below adds one stage. A model or a dataset is referred to by name (`base`, `pretrained`, `soup`, `kto`;
-a key of `datasets:`), by path, or by Hub id.
+Every function below adds one stage; this is the one place that names them. A model or a dataset is referred to by name
+(`base`, `pretrained`, `soup`, `kto`; a key of `datasets:`), by path, or by Hub id.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ladle.artifacts.file_hashes import FileHashes
-from ladle.artifacts.local import find_local, hash_local
-from ladle.artifacts.step import HubRepository, Step, StepInput, StepOutput, in_build_order
+from ladle.artifacts.inputs import HubRepository, InputFinder, find_local
+from ladle.artifacts.record import RECORD_NAME
+from ladle.artifacts.step import Step, StepInput, StepOutput, in_build_order
+from ladle.config_file import ConfigFile
 from ladle.data.config import MixConfig
 from ladle.data.preference.config import ROLLOUTS, PreferConfig
 from ladle.data.questions.config import FetchDatasetConfig
 from ladle.data.sources.functions import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
-from ladle.hub import Resolve, is_repo_id, resolve_commit
-from ladle.models.config import (
-    TOKENIZER_PATTERNS,
-    FetchModelConfig,
-    InitConfig,
-    InitModelConfig,
-    TokenizerSource,
-)
-from ladle.recipe import KtoSection, Recipe
+from ladle.hub import is_repo_id
+from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
+from ladle.recipe import KtoSection, Recipe, make_recipe
 from ladle.reporting.config import PageConfig
-from ladle.soup.config import SoupConfig
 from ladle.soup.members import TRAINING_STATE, find_members
+from ladle.stages import evaluate, fetch, gate, kto, kto_reference, mix, prefer, pretrain, report, rollout, soup
 from ladle.training.config import PretrainConfig
 from ladle.training.kto.config import KtoConfig, KtoReferenceConfig
 
@@ -41,17 +36,23 @@ Inputs = dict[str, tuple[StepInput, ...]]
 """What a step reads, by role."""
 
 CHECKPOINTS = "checkpoints/checkpoint-*"
-TRAINING_VOLATILE = ("checkpoints/runs/*",)
-"""Tracker logs, whose bytes hold times."""
+STEP_NAMES = ("datasets", "models", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate", "report")
+"""What the names of steps begin with, up to a slash."""
 
 
 class Pipeline:
-    """The steps of a recipe, by name."""
+    """The steps of a recipe, by name.
 
-    def __init__(self, recipe: Recipe, hashes: FileHashes, resolve: Resolve = resolve_commit) -> None:
+    Args:
+        recipe: the recipe.
+        finder: finds what its names stand for.
+        reads_members_once: members of a soup that are not hashed yet are hashed while they are averaged.
+    """
+
+    def __init__(self, recipe: Recipe, finder: InputFinder, reads_members_once: bool = False) -> None:
         self.recipe = recipe
-        self.hashes = hashes
-        self.resolve = resolve
+        self.finder = finder
+        self.member_files = finder.unread if reads_members_once else finder.local
         self.steps: dict[str, Step] = {}
         self.models: dict[str, Step] = {}
         self._add_datasets()
@@ -64,7 +65,7 @@ class Pipeline:
         self._add_report()
 
     def in_build_order(self, only: str | None = None) -> list[Step]:
-        """Return every step, parents first; or only what the step named `only` needs, itself included.
+        """Return every step, parents first; or only what the step named `only` needs, with itself last.
 
         Raises:
             UserError: no step of that name.
@@ -88,8 +89,8 @@ class Pipeline:
                         f"datasets.{name} names {config.dataset}, which is on disk already",
                         "name it where it is used, and leave it out here",
                     )
-                inputs = {"dataset": self._dataset(config.dataset, config.revision)}
-            self._add(Step(f"datasets/{name}", "fetch", config, inputs, f"datasets.{name}"))
+                inputs = {"dataset": self._dataset(config.dataset, f"datasets.{name}", config.revision)}
+            self._add(Step(f"datasets/{name}", fetch.STAGE, config, inputs, f"datasets.{name}"))
 
     def _add_base(self) -> None:
         base = self.recipe.base
@@ -99,11 +100,12 @@ class Pipeline:
             self.models["base"] = self._init_step("base" if base.pretrain is None else "base/init", base.init)
         else:
             assert base.model is not None  # the schema asks for one of the two
-            inputs = {"model": self._files_or_hub("model", base.model, base.revision, "base.model")}
-            self.models["base"] = self._add(Step("base", "fetch", FetchModelConfig(dtype=base.dtype), inputs, "base"))
+            inputs: Inputs = {"model": (self.finder.find("model", base.model, "base.model", base.revision),)}
+            config = FetchModelConfig(dtype=base.dtype)
+            self.models["base"] = self._add(Step("base", fetch.STAGE, config, inputs, "base"))
         if base.mix is not None and base.pretrain is not None:
-            mix = self._mix_step("base/mix", base.mix, "base.mix")
-            self.models["base"] = self._pretrain_step("base", base.pretrain, mix, "base.pretrain")
+            mixture = self._mix_step("base/mix", base.mix, "base.mix")
+            self.models["base"] = self._pretrain_step("base", base.pretrain, mixture, "base.pretrain")
 
     def _init_step(self, name: str, init: InitConfig) -> Step:
         source = init.tokenizer
@@ -115,36 +117,35 @@ class Pipeline:
             train_tokenizer=source if trained else None,
         )
         if isinstance(source, TokenizerSource):
-            inputs = {"tokenizer_data": self._dataset(source.dataset)}
+            inputs = {"tokenizer_data": self._dataset(source.dataset, "base.init.tokenizer.dataset")}
         else:
             inputs = {"tokenizer": (self._tokenizer(source, None, "base.init.tokenizer"),)}
-        return self._add(Step(name, "fetch", config, inputs, "base.init"))
+        return self._add(Step(name, fetch.STAGE, config, inputs, "base.init"))
 
     def _add_mix(self) -> None:
         if self.recipe.mix is not None:
             self._mix_step("mix", self.recipe.mix, "mix")
 
     def _mix_step(self, name: str, config: MixConfig, section: str) -> Step:
-        inputs: Inputs = {"tokenizer": (self._mix_tokenizer(config, section),)}
-        for source in config.sources:
-            inputs[f"source:{source.name}"] = self._dataset(source.dataset, source.revision)
-            if source.function is not None:
-                inputs[f"function:{source.name}"] = (hash_local((find_code(source.function),), self.hashes),)
-        if config.contamination is not None:
-            inputs["benchmarks"] = self._files_or_hub(
-                "dataset", config.contamination.data, None, f"{section}.contamination.data"
-            )
-        return self._add(Step(name, "mix", config, inputs, section))
-
-    def _mix_tokenizer(self, config: MixConfig, section: str) -> StepInput:
         if config.tokenizer is None:
-            return self._model(None, section)
-        if self.models:
+            tokenizer = self._model(None, section)
+        elif self.models:
             raise UserError(
                 f"{section}.tokenizer is {config.tokenizer}, and the recipe has a base model with its own",
                 f"leave {section}.tokenizer out, or `base:`",
             )
-        return self._tokenizer(config.tokenizer, config.tokenizer_revision, f"{section}.tokenizer")
+        else:
+            tokenizer = self._tokenizer(config.tokenizer, config.tokenizer_revision, f"{section}.tokenizer")
+        inputs: Inputs = {"tokenizer": (tokenizer,)}
+        for source in config.sources:
+            key = f"{section}.sources.{source.name}"
+            inputs[f"source:{source.name}"] = self._dataset(source.dataset, key, source.revision)
+            if source.function is not None:
+                inputs[f"function:{source.name}"] = (self.finder.local((find_code(source.function),)),)
+        if config.contamination is not None:
+            key = f"{section}.contamination.data"
+            inputs["benchmarks"] = (self.finder.find("dataset", config.contamination.data, key),)
+        return self._add(Step(name, mix.STAGE, config, inputs, section))
 
     def _add_pretrain(self) -> None:
         config = self.recipe.pretrain
@@ -155,7 +156,7 @@ class Pipeline:
 
     def _pretrain_step(self, name: str, config: PretrainConfig, mixture: Step | None, section: str) -> Step:
         if config.data is not None and config.data != "mix":
-            data = self._files_or_hub("dataset", config.data, None, f"{section}.data")
+            data: tuple[StepInput, ...] = (self.finder.find("dataset", config.data, f"{section}.data"),)
         elif mixture is not None:
             data = (StepOutput(mixture),)
         else:
@@ -163,28 +164,27 @@ class Pipeline:
                 f"{section} has nothing to train on", f"add a `mix:` section, or {section}.data=DIR of a mixture"
             )
         inputs = {"model": (self._model(config.model, f"{section}.model"),), "mixture": data}
-        return self._add(Step(name, "pretrain", config, inputs, section, volatile=TRAINING_VOLATILE))
+        return self._add(Step(name, pretrain.STAGE, config, inputs, section))
 
     def _add_soup(self) -> None:
         config = self.recipe.soup
         if config is None:
             return
-        members = [item for member in config.ordered_members for item in self._soup_member(member, config)]
-        inputs: Inputs = {"members": tuple(members)}
+        inputs: Inputs = {"members": tuple(item for one in config.ordered_members for item in self._soup_member(one))}
         if config.select != "none":
             if "mix" not in self.steps:
                 raise UserError(
                     "soup.select needs a validation split", "add a `mix:` section with `validation:`, or select: none"
                 )
             inputs["validation"] = (StepOutput(self.steps["mix"]),)
-        self.models["soup"] = self._add(Step("soup", "soup", config, inputs, "soup"))
+        self.models["soup"] = self._add(Step("soup", soup.STAGE, config, inputs, "soup"))
 
-    def _soup_member(self, member: str, config: SoupConfig) -> tuple[StepInput, ...]:
+    def _soup_member(self, member: str) -> list[StepInput]:
+        if member in self.models:
+            return [self._model(member, "soup.members")]
         if member != "checkpoints":
-            found = () if member in self.models else find_members(member)
-            return (
-                (hash_local(found, self.hashes, TRAINING_STATE),) if found else (self._model(member, "soup.members"),)
-            )
+            found = [self.member_files((folder,), TRAINING_STATE) for folder in find_members(member)]
+            return [*found] or [self._model_or_hub(member, None, "soup.members")]
         training = self.recipe.pretrain
         if training is None:
             raise UserError(
@@ -194,7 +194,7 @@ class Pipeline:
             raise UserError(
                 "the soup has no checkpoints: pretrain.trainer.save_strategy is no", "set save_steps to save some"
             )
-        return (StepOutput(self.models["pretrained"], CHECKPOINTS),)
+        return [StepOutput(self.models["pretrained"], CHECKPOINTS)]
 
     def _add_alignments(self) -> None:
         """Add rollout, preference data, reference pass, training and gate of every round of every alignment."""
@@ -209,9 +209,9 @@ class Pipeline:
     def _add_rollout(self, name: str, number: int, policy: StepInput) -> None:
         config = self.recipe.rollout
         if config is not None:
-            prompts = self._dataset(config.prompts.dataset)
+            prompts = self._dataset(config.prompts.dataset, "rollout.prompts")
             inputs = {"model": (policy,), "prompts": prompts}
-            self._add(Step(name, "rollout", config.in_round(number), inputs, "rollout"))
+            self._add(Step(name, rollout.STAGE, config.in_round(number), inputs, "rollout"))
 
     def _add_round(self, section: KtoSection, number: int, parent: StepInput, is_last: bool) -> Step:
         """Add one round and return the step whose model is its result; the last round's is called `kto`."""
@@ -220,59 +220,61 @@ class Pipeline:
         if rollout is not None and (number == 0 or section.takes_rollouts):
             policy = self._model(rollout.model, "rollout.model") if number == 0 and rollout.model else parent
             self._add_rollout(f"rollout{suffix}", number, policy)
-        prefer = PreferConfig(**{name: getattr(section, name) for name in PreferConfig.model_fields})
+        joined = PreferConfig(**{name: getattr(section, name) for name in PreferConfig.model_fields})
         inputs: Inputs = {
             f"source:{index}": self._preference(source.dataset, source.revision, f"rollout{suffix}")
-            for index, source in enumerate(prefer.data)
+            for index, source in enumerate(joined.data)
         }
-        preference = self._add(Step(f"prefer{suffix}", "prefer", prefer, inputs, "kto"))
+        preference = self._add(Step(f"prefer{suffix}", prefer.STAGE, joined, inputs, "kto"))
         training = KtoConfig(**{name: getattr(section, name) for name in KtoConfig.model_fields})
         inputs = {"model": (parent,), "preference": (StepOutput(preference),)}
         passes = KtoReferenceConfig.of(training, section.seed)
-        reference = self._add(Step(f"kto/reference-{number + 1}", "kto_reference", passes, inputs, "kto"))
+        reference = self._add(Step(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, "kto"))
         inputs = {"model": (parent,), "reference": (StepOutput(reference),)}
         name = "kto" if is_last and section.gate is None else f"kto/training-{number + 1}"
-        result = self._add(Step(name, "kto", training, inputs, "kto", version=2, volatile=TRAINING_VOLATILE))
+        result = self._add(Step(name, kto.STAGE, training, inputs, "kto"))
         if section.gate is None:
             return result
         inputs = {"parent": (parent,), "candidate": (StepOutput(result),)}
-        inputs["prompts"] = self._dataset(section.gate.prompts.dataset)
-        return self._add(Step("kto" if is_last else f"kto/gate-{number + 1}", "gate", section.gate, inputs, "kto.gate"))
+        inputs["prompts"] = self._dataset(section.gate.prompts.dataset, "kto.gate.prompts")
+        name = "kto" if is_last else f"kto/gate-{number + 1}"
+        return self._add(Step(name, gate.STAGE, section.gate, inputs, "kto.gate"))
 
     def _add_evaluate(self) -> None:
         config = self.recipe.evaluate
-        for choice in config.models if config is not None else ():
-            assert config is not None
+        if config is None:
+            return
+        for choice in config.models:
             inputs: Inputs = {"model": (self._evaluated_model(choice),)}
             for benchmark in config.benchmarks:
                 inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data)
             one_model = EvaluateModelConfig.of(config, choice)
             if one_model.examples is not None:
-                inputs["examples"] = self._dataset(one_model.examples.dataset)
-            volatile = ("*_metrics.json", "final_result.json")
-            self._add(Step(f"evaluate/{choice.label}", "evaluate", one_model, inputs, "evaluate", volatile=volatile))
+                inputs["examples"] = self._dataset(one_model.examples.dataset, "evaluate.examples")
+            self._add(Step(f"evaluate/{choice.label}", evaluate.STAGE, one_model, inputs, "evaluate"))
 
     def _evaluated_model(self, choice: ModelChoice) -> StepInput:
         """Return a model of the recipe, a folder, or the import of a model of the Hub."""
-        if choice.model in self.models or find_local(choice.model) or not is_repo_id(choice.model):
-            return self._model(choice.model, "evaluate.models")
-        inputs = {"model": self._files_or_hub("model", choice.model, choice.revision, "evaluate.models")}
-        return StepOutput(self._add(Step(f"models/{choice.label}", "fetch", FetchModelConfig(), inputs, "evaluate")))
+        found = self._model_or_hub(choice.model, choice.revision, "evaluate.models")
+        if not isinstance(found, HubRepository):
+            return found
+        step = Step(f"models/{choice.label}", fetch.STAGE, FetchModelConfig(), {"model": (found,)}, "evaluate")
+        return StepOutput(self._add(step))
 
     def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> tuple[StepInput, ...]:
+        key = f"evaluate.benchmarks.{benchmark.name}"
         if benchmark.dataset is not None:
-            return self._dataset(benchmark.dataset)
+            return self._dataset(benchmark.dataset, key)
         if data is not None:
-            return self._files_or_hub("dataset", str(Path(data) / benchmark.name / "test.jsonl"), None, "evaluate.data")
+            return (self.finder.find("dataset", str(Path(data) / benchmark.name / "test.jsonl"), key),)
         source = benchmark.hub_source()
-        return (HubRepository("dataset", source.id, source.revision, file=source.file, revision=source.revision),)
+        return (self.finder.find("dataset", source.id, key, source.revision, file=source.file),)
 
     def _add_report(self) -> None:
-        if self.recipe.report is None:
-            return
-        title = self.recipe.report.title or self.recipe.name
-        inputs = {name: (StepOutput(step),) for name, step in self.steps.items()}
-        self._add(Step("report", "report", PageConfig(title=title), inputs, "report", volatile=("*",)))
+        if self.recipe.report is not None:
+            title = self.recipe.report.title or self.recipe.name
+            inputs: Inputs = {name: (StepOutput(step),) for name, step in self.steps.items()}
+            self._add(Step("report", report.STAGE, PageConfig(title=title), inputs, "report"))
 
     # What names in a recipe stand for.
 
@@ -281,7 +283,7 @@ class Pipeline:
         return step
 
     def _model(self, reference: str | None, key: str) -> StepInput:
-        """Return a model: the latest one made so far where none is named."""
+        """Return a model of the recipe or a folder; the latest one made so far if none is named."""
         if reference is None and not self.models:
             raise UserError(f"{key} needs a model, and the recipe has none", "add `base: {model: ORG/NAME}`")
         if reference is None:
@@ -289,39 +291,89 @@ class Pipeline:
         if reference in self.models:
             return StepOutput(self.models[reference])
         if find_local(reference):
-            return hash_local(find_local(reference), self.hashes)
-        known = ", ".join(self.models)
-        raise UserError(
-            f"{key} names {reference!r}, which is no model of this recipe and no folder",
-            f"use one of {known}, or a path",
-        )
+            return self.finder.local(find_local(reference))
+        known = f"use one of {', '.join(self.models)}, or a path" if self.models else "name a path, or add `base:`"
+        raise UserError(f"{key} names {reference!r}, which is neither a model of this recipe nor a folder", known)
+
+    def _model_or_hub(self, reference: str, revision: str | None, key: str) -> StepInput:
+        if reference not in self.models and not find_local(reference) and is_repo_id(reference):
+            return self.finder.find("model", reference, key, revision)
+        return self._model(reference, key)
 
     def _tokenizer(self, reference: str, revision: str | None, key: str) -> StepInput:
-        """Return a folder with a tokenizer, or a model of the Hub of which the tokenizer's files alone are fetched."""
-        (found,) = self._files_or_hub("model", reference, revision, key)
-        return replace(found, patterns=TOKENIZER_PATTERNS) if isinstance(found, HubRepository) else found
+        """Return a folder with a tokenizer, or a model of the Hub of which only the tokenizer's files are fetched."""
+        return self.finder.find("model", reference, key, revision, patterns=TOKENIZER_PATTERNS)
 
-    def _preference(self, reference: str, revision: str | None, rollout: str) -> tuple[StepInput, ...]:
+    def _preference(self, reference: str, revision: str | None, rollouts: str) -> tuple[StepInput, ...]:
         if reference != ROLLOUTS:
-            return self._dataset(reference, revision)
-        if rollout not in self.steps:
+            return self._dataset(reference, "kto.data", revision)
+        if rollouts not in self.steps:
             raise UserError(
                 "kto.data names rollouts, and the recipe has no `rollout:` section", "add one, or other data"
             )
-        return (StepOutput(self.steps[rollout]),)
+        return (StepOutput(self.steps[rollouts]),)
 
-    def _dataset(self, reference: str, revision: str | None = None) -> tuple[StepInput, ...]:
+    def _dataset(self, reference: str, key: str, revision: str | None = None) -> tuple[StepInput, ...]:
         if f"datasets/{reference}" in self.steps:
             return (StepOutput(self.steps[f"datasets/{reference}"]),)
-        return self._files_or_hub("dataset", reference, revision, "dataset")
+        return (self.finder.find("dataset", reference, key, revision),)
 
-    def _files_or_hub(self, kind: str, reference: str, revision: str | None, key: str) -> tuple[StepInput, ...]:
-        if paths := find_local(reference):
-            return (hash_local(paths, self.hashes),)
-        repo_id, _, subset = reference.partition(":")
-        if is_repo_id(repo_id):
-            commit = self.resolve(kind, repo_id, revision)
-            return (HubRepository(kind, repo_id, commit, subset or None, revision=revision),)
+
+# Steps that a command line names without a recipe: recipes of one section.
+
+
+def soup_step(members: list[str], overrides: list[str], root: Path, out: Path | None = None) -> Step:
+    """Return the step that averages the members, in order; each is a folder, a glob of folders or a Hub id.
+
+    Members are hashed while they are averaged, unless the place of the result follows from the hashes, or there is
+    something already.
+
+    Raises:
+        UserError: no member, one that does not exist, or a setting that concerns recipes.
+    """
+    if not members:
+        raise UserError("no members are named", "ladle soup MEMBER MEMBER… --out DIR, or name a recipe")
+    for override in overrides:
+        if override.partition("=")[0] in ("members", "include_base"):
+            raise UserError(f"{override} concerns a recipe", "name the members alone, or a recipe")
+    recipe = make_recipe({"soup": {"members": members}}, overrides, "soup")
+    is_new = out is not None and not (out / RECORD_NAME).is_file()
+    return Pipeline(recipe, InputFinder(root), reads_members_once=is_new).steps["soup"]
+
+
+def evaluate_step(settings: dict[str, Any], overrides: list[str], root: Path) -> Step:
+    """Return the step that scores one model; `settings` is an `evaluate:` section whose one model is named `model`.
+
+    Raises:
+        UserError: an unknown benchmark, or a model or data file that does not exist.
+    """
+    recipe = make_recipe({"evaluate": settings}, overrides, "evaluate")
+    return Pipeline(recipe, InputFinder(root)).steps["evaluate/model"]
+
+
+def fetch_step(
+    model: str | None, dataset: str | None, init: Path | None, revision: str | None, overrides: list[str], root: Path
+) -> Step:
+    """Return the step that brings one model or dataset to disk, or makes a fresh model.
+
+    Raises:
+        UserError: not exactly one of the three is named.
+    """
+    if sum(item is not None for item in (model, dataset, init)) != 1:
         raise UserError(
-            f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name"
+            "name one thing to fetch", "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE"
         )
+    if dataset is not None:
+        section = {"datasets": {"dataset": {"dataset": dataset, "revision": revision}}}
+        recipe = make_recipe(section, overrides, "datasets.dataset")
+        return Pipeline(recipe, InputFinder(root)).steps["datasets/dataset"]
+    if init is None:
+        recipe = make_recipe({"base": {"model": model, "revision": revision}}, overrides, "base")
+        return Pipeline(recipe, InputFinder(root)).steps["base"]
+    file = ConfigFile.read(init)
+    file.override(overrides)
+    fresh = file.validate(InitConfig)
+    if not isinstance(fresh.tokenizer, str):
+        raise UserError("--init takes the folder of a tokenizer", "set `tokenizer: DIR` in the file")
+    recipe = make_recipe({"base": {"init": fresh}}, [], "")
+    return Pipeline(recipe, InputFinder(root)).steps["base"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +18,7 @@ from ladle.evaluation.config import EvaluateConfig
 from ladle.models.config import InitConfig
 from ladle.rollouts.config import GateConfig, RolloutConfig
 from ladle.soup.config import SoupConfig
+from ladle.training.arguments import TrainerArguments
 from ladle.training.config import Dtype, PretrainConfig
 from ladle.training.kto.config import KtoConfig
 
@@ -56,7 +58,8 @@ class KtoSection(KtoConfig, PreferConfig):
     rounds: int = Field(1, ge=1)
     """Rollout, training and gate, this many times, each round from the last one's model and with prompts of its own."""
     gate: GateConfig | None = None
-    """Problems by which a round's model must get better, lest its parent be kept; several rounds need it."""
+    """Held-out problems: a round's model is kept only if it solves significantly more of them. Required by several
+    rounds."""
 
     @property
     def takes_rollouts(self) -> bool:
@@ -88,7 +91,7 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: int = 233
-    """Given to every section that sets no seed of its own; evaluation keeps the published results' seed unless told."""
+    """Given to every section that sets no seed of its own; evaluation keeps the seed of the published results."""
     data_root: str | None = location(None)
     """A folder that `${data_root}` stands for in the recipe's paths."""
     datasets: dict[str, DatasetConfig] = {}
@@ -120,7 +123,7 @@ class Recipe(Config):
         return datasets
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None, section: str = "") -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), section: str = "") -> Recipe:
     """Read and validate a recipe.
 
     Args:
@@ -132,31 +135,35 @@ def load_recipe(path: Path, overrides: list[str] | None = None, section: str = "
         UserError: a fault of the file or of an override, with its key, file and line.
     """
     file = ConfigFile.read(path)
-    file.override(overrides or [], section)
-    _spread_seed(file.tree)
-    return file.validate(Recipe).model_copy(update={"source": str(path)})
+    file.override(list(overrides), section)
+    recipe = file.validate(Recipe)
+    return _with_seed(recipe, recipe.seed).model_copy(update={"seed": recipe.seed, "source": str(path)})
 
 
-def _spread_seed(tree: dict[str, Any]) -> None:
-    """Give the recipe's seed to each section that takes one and sets none."""
-    seed = tree.get("seed", Recipe.model_fields["seed"].default)
-    base = tree.get("base")
-    generated = [d for d in _values(tree.get("datasets")) if isinstance(d, dict) and d.get("kind") == "word_problems"]
-    alignments = tree["kto"] if isinstance(tree.get("kto"), list) else [tree.get("kto")]
-    sections = [tree.get("mix"), tree.get("rollout"), *alignments, *generated]
-    sections += [alignment.get("gate") for alignment in alignments if isinstance(alignment, dict)]
-    trainings = [tree.get("pretrain"), *alignments]
-    if isinstance(base, dict):
-        sections += [base.get("init"), base.get("mix")]
-        trainings.append(base.get("pretrain"))
-    for training in trainings:
-        if isinstance(training, dict):
-            training["trainer"] = training.get("trainer") or {}
-            sections.append(training["trainer"])
-    for section in sections:
-        if isinstance(section, dict):
-            section.setdefault("seed", seed)
+def make_recipe(sections: dict[str, Any], overrides: Sequence[str], section: str) -> Recipe:
+    """Return the recipe of some sections that a command line or a program gives; see `load_recipe`."""
+    file = ConfigFile("the command line", {"name": "standalone", **sections}, {})
+    file.override(list(overrides), section)
+    return file.validate(Recipe)
 
 
-def _values(section: Any) -> list[Any]:
-    return list(section.values()) if isinstance(section, dict) else []
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def _with_seed(config: ConfigT, seed: int) -> ConfigT:
+    """Return a section with the recipe's seed wherever in it a seed can be set and is not."""
+    values = {name: getattr(config, name) for name in type(config).model_fields}
+    changed = {name: _spread(value, seed) for name, value in values.items()}
+    fresh = {name: value for name, value in changed.items() if value is not values[name]}
+    is_unset = "seed" not in config.model_fields_set
+    if is_unset and config.takes_recipe_seed and ("seed" in values or isinstance(config, TrainerArguments)):
+        fresh["seed"] = seed
+    return config.model_copy(update=fresh) if fresh else config
+
+
+def _spread(value: Any, seed: int) -> Any:
+    if isinstance(value, Config):
+        return _with_seed(value, seed)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_spread(item, seed) for item in value)
+    return {key: _spread(item, seed) for key, item in value.items()} if isinstance(value, dict) else value

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ladle.artifacts.file_hashes import FileHashes
+from ladle.artifacts.inputs import InputFinder
 from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
 from ladle.pipeline import Pipeline
@@ -31,7 +31,7 @@ def pipeline(folder: Path, kto: Any, overrides: list[str] | None = None, **secti
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    return Pipeline(load_recipe(path, overrides), FileHashes(folder / "hashes.json"))
+    return Pipeline(load_recipe(path, overrides or ()), InputFinder(folder))
 
 
 def source_of(step: Step, role: str) -> str:
@@ -45,7 +45,7 @@ def test_one_round_is_rollout_data_reference_and_training(tmp_path):
     assert [name for name in steps if name.startswith(("rollout", "prefer", "kto"))] == [
         "rollout", "prefer", "kto/reference-1", "kto",
     ]  # fmt: skip
-    assert steps["kto"].stage == "kto"
+    assert steps["kto"].stage.name == "kto"
 
 
 def test_each_round_starts_from_what_the_gate_before_it_kept_with_problems_of_its_own(tmp_path):

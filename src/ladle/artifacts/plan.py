@@ -13,7 +13,7 @@ from ladle.artifacts.step import Step, StepInput, StepOutput
 
 
 class State(StrEnum):
-    """What a run would do with a step."""
+    """What a run does with a step."""
 
     CACHED = "cached"
     RESUME = "resume"

@@ -1,18 +1,19 @@
-"""record.json: what an artifact is, what it was made from, and every file it holds.
+"""record.json: what an artifact is, what it was made from, and every file it holds; and verifying all of that.
 
-It is written last and carries its own hash, so that a folder with a valid record is a whole artifact, and any change
-to either is seen. `digest` covers the files' content alone (volatile ones left out): equal results have equal digests.
+A record is written last and carries its own hash, so that a folder with a valid record is a whole artifact, and any
+change to either is seen. `digest` covers the files' content alone, without the volatile ones: equal results have equal
+digests.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,8 @@ from ladle.stage import StageResult
 RECORD_NAME = "record.json"
 RECORD_FORMAT = 1
 _PACKAGES = (
-    "ladle",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "math-verify",
+    *("ladle", "torch", "transformers", "tokenizers", "datasets"),
+    *("accelerate", "safetensors", "numpy", "math-verify"),
 )
 
 
@@ -68,15 +62,15 @@ def make_record(
     record = {
         "format": RECORD_FORMAT,
         "name": step.name,
-        "stage": step.stage,
+        "stage": step.stage.name,
         "fingerprint": step.fingerprint,
         "identity": step.identity,
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,
         "environment": describe_environment(),
         "files": files,
-        "volatile": list(step.volatile),
-        "digest": digest_of(files, step.volatile),
+        "volatile": list(step.stage.volatile),
+        "digest": digest_of(files, step.stage.volatile),
         "counters": dict(result.counters),
         "metrics": dict(result.metrics),
         "timings": {"seconds": round(seconds, 3), **result.timings},
@@ -92,7 +86,7 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_intact(text: str) -> bool:
-    """Tell whether the text of a record.json is, byte for byte, what was written and sealed."""
+    """Return whether the text of a record.json is, byte for byte, what was written and sealed."""
     try:
         record = json.loads(text)
     except ValueError:
@@ -124,28 +118,80 @@ def is_complete(folder: Path, fingerprint: str) -> bool:
     if not (folder / RECORD_NAME).is_file():
         return False
     record = read_record(folder)
+    files = ((folder / name, entry["size_bytes"]) for name, entry in record["files"].items())
     return record["fingerprint"] == fingerprint and all(
-        _size_of(folder / name) == entry["size_bytes"] for name, entry in record["files"].items()
+        path.is_file() and path.stat().st_size == size for path, size in files
     )
-
-
-def _size_of(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
 
 
 def describe_environment() -> dict[str, Any]:
     """Return the versions and the machine facts that a result may depend on."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    found = {package: next(iter(distributions(name=package)), None) for package in _PACKAGES}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "packages": versions,
+        "packages": {package: one.version if one else "not installed" for package, one in found.items()},
     }
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Yield one line for each fault in the artifact or, walking its inputs to the roots, in what it was made from.
+
+    Raises:
+        UserError: `folder` does not exist or was never an artifact.
+    """
+    if not (folder / RECORD_NAME).exists() and not (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"there is no artifact at {folder}", "name a folder that a ladle stage made")
+    yield from _verify_once(folder.resolve(), set())
+
+
+def _verify_once(folder: Path, seen: set[Path]) -> Iterator[str]:
+    if folder in seen:
+        return
+    seen.add(folder)
+    path = folder / RECORD_NAME
+    if path.is_symlink() or not path.is_file():
+        yield f"missing: {path}"
+        return
+    record = _read_intact(folder)
+    if record is None:
+        yield f"changed: {path}"
+        return
+    present = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
+    present.pop(RECORD_NAME, None)
+    for name, entry in record["files"].items():
+        path = present.get(name)
+        if path is None:
+            yield f"missing: {folder / name}"
+        elif path.is_symlink() or path.stat().st_size != entry["size_bytes"] or hash_file(path) != entry["blake3"]:
+            yield f"changed: {path}"
+    for name in sorted(present.keys() - record["files"].keys()):
+        yield f"extra: {present[name]}"
+    if record["digest"] != digest_of(record["files"], tuple(record["volatile"])):
+        yield f"changed: {folder / RECORD_NAME} (its digest is not that of its files)"
+    for item in (item for items in record["inputs"].values() for item in items):
+        yield from _verify_input(folder, item, seen)
+
+
+def _verify_input(folder: Path, item: dict[str, Any], seen: set[Path]) -> Iterator[str]:
+    for entry in item.get("files", []):
+        path = Path(entry["path"])
+        if not path.is_file():
+            yield f"missing: {path} (input of {folder})"
+        elif hash_file(path) != entry["blake3"]:
+            yield f"changed: {path} (input of {folder})"
+    if "artifact" in item:
+        parent = (folder.parent / item["artifact"]).resolve()
+        yield from _verify_once(parent, seen)
+        record = _read_intact(parent)
+        if record and (record["fingerprint"], record["digest"]) != (item["fingerprint"], item["digest"]):
+            yield f"changed: {parent} (no longer the artifact that {folder} was made from)"
+
+
+def _read_intact(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECORD_NAME
+    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+    return json.loads(text) if is_intact(text) else None

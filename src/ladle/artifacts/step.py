@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.file_hashes import FileHashes, Signature, signature_of
 from ladle.artifacts.files import canonical_json, hash_bytes
+from ladle.artifacts.inputs import HubRepository, LocalFiles, UnreadFiles
 from ladle.config import Config
-from ladle.errors import UserError
+from ladle.stage import Stage
 
 FINGERPRINT_IN_NAMES = 12
 """Hex digits of the fingerprint in a folder's name: 48 bits, ample among the artifacts of one run."""
@@ -34,93 +33,6 @@ class StepOutput:
         return {"step": self.step.fingerprint, "glob": self.glob}
 
 
-@dataclass(frozen=True)
-class LocalFiles:
-    """Files or folders outside the run, by content.
-
-    Attributes:
-        paths: what the stage is given.
-        files: of every file its path, its name in the folder that was given ("" for a file given itself), its blake3.
-    """
-
-    paths: tuple[Path, ...]
-    files: tuple[tuple[str, str, str], ...]
-
-    def identity(self) -> Any:
-        """Return what enters the fingerprint: content only, in order, so that moving the data changes nothing."""
-        return {"content": [[name, digest] for _, name, digest in self.files]}
-
-
-@dataclass(frozen=True)
-class UnreadFiles:
-    """Local files whose content is not known yet: the stage hashes them while it reads them, so they are read once.
-
-    Until then they stand for themselves by place, size and modification time, which names the unfinished build.
-    `settle` then gives them by content, which names the result.
-
-    Attributes:
-        paths: what the stage is given.
-        files: of every file its path, its name in the folder that was given, and its signature.
-        hashes: where digests are kept.
-    """
-
-    paths: tuple[Path, ...]
-    files: tuple[tuple[str, str, Signature], ...]
-    hashes: FileHashes = field(compare=False, repr=False)
-
-    def identity(self) -> Any:
-        """Return what enters the fingerprint of the unfinished build."""
-        return {"unread": [[str(Path(path).absolute()), *signature] for path, _, signature in self.files]}
-
-    def settle(self, digests: Mapping[str, str]) -> LocalFiles:
-        """Return the files by content: by the digest where there is one, else hashed now.
-
-        Raises:
-            UserError: a file is no longer what it was when the step was planned.
-        """
-        for path, _, signature in self.files:
-            if signature_of(Path(path)) != signature:
-                raise changed_meanwhile(path)
-            if path in digests:
-                self.hashes.learn(Path(path), signature, digests[path])
-        files = tuple((path, name, self.hashes.hash(Path(path))) for path, name, _ in self.files)
-        self.hashes.save()
-        return LocalFiles(self.paths, files)
-
-
-def changed_meanwhile(path: str | Path) -> UserError:
-    """Return the error that an input is no longer what it was when the step was planned, or a parent was built."""
-    return UserError(f"{path} is not what it was when this step was planned", "leave inputs alone, and run it again")
-
-
-@dataclass(frozen=True)
-class HubRepository:
-    """A model or dataset of the Hub at one commit.
-
-    Attributes:
-        kind: `model` or `dataset`.
-        repo_id: `org/name`.
-        commit: the whole commit id.
-        subset: the configuration of a dataset that has several.
-        file: the one file of it that the stage reads, where it reads one alone; nothing else is fetched then.
-        patterns: globs of the files that the stage reads, where it does not read them all; likewise.
-        revision: the branch, tag or commit that stood for it; None is the default branch.
-    """
-
-    kind: str
-    repo_id: str
-    commit: str
-    subset: str | None = None
-    file: str | None = None
-    patterns: tuple[str, ...] = ()
-    revision: str | None = None
-
-    def identity(self) -> Any:
-        """Return what enters the fingerprint."""
-        whole = {"hub": self.kind, "repo_id": self.repo_id, "commit": self.commit, "subset": self.subset}
-        return whole if self.file is None else whole | {"file": self.file}
-
-
 StepInput = StepOutput | LocalFiles | UnreadFiles | HubRepository
 
 
@@ -130,28 +42,24 @@ class Step:
 
     Attributes:
         name: unique in the recipe, and the folder it is built in: `mix`, `evaluate/base`.
-        stage: module under `ladle.stages` that runs it.
+        stage: what it is a step of.
         config: the stage's section of the recipe.
         inputs: what it reads, by role.
         section: where `config` stands in the recipe, for messages.
-        version: raised when a stage's meaning changes, so that old artifacts are rebuilt.
-        volatile: globs of files whose bytes may differ between equal results (timings); left out of `digest`.
     """
 
     name: str
-    stage: str
+    stage: Stage
     config: Config
     inputs: Mapping[str, tuple[StepInput, ...]] = field(default_factory=dict)
     section: str = ""
-    version: int = 1
-    volatile: tuple[str, ...] = ()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The JSON value whose hash is the fingerprint."""
         return {
-            "stage": self.stage,
-            "version": self.version,
+            "stage": self.stage.name,
+            "version": self.stage.version,
             "config": self.config.identity(),
             "inputs": {role: [item.identity() for item in items] for role, items in sorted(self.inputs.items())},
         }

@@ -1,8 +1,13 @@
-"""Runs a stage in several processes, of one machine or several: `run_in_processes` starts torchrun, which runs this
-module in each.
+"""Running a stage in several processes, of one machine or of several nodes.
 
-The job and the outcome pass through two small files, so that an error keeps its message, its exit code, and its
-traceback where it is a bug.
+`run_in_processes` starts torchrun, which runs this module in each process. The job and the outcome pass through two
+small files, so that an error keeps its message, its exit code and, if it is a bug, its traceback.
+
+A Slurm script that spans nodes runs the command itself on its first node, and sets three variables:
+
+    LADLE_NODES        nodes of the job; unset is this machine alone
+    LADLE_RENDEZVOUS   host:port where they meet, on the first node
+    LADLE_JOB_ID       distinguishes this meeting from others
 """
 
 from __future__ import annotations
@@ -13,27 +18,53 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.files import pretty_json, write_text_durably
-from ladle.artifacts.launcher import end_at_once, pass_on, torchrun_command
 from ladle.artifacts.torchrun import STOP_SIGNALS
 from ladle.config import Config
 from ladle.errors import CheckFailed, LadleError, Preempted, UserError
 from ladle.stage import Inputs, StageResult, find_stage
+
+NODES = "LADLE_NODES"
+RENDEZVOUS = "LADLE_RENDEZVOUS"
+JOB_ID = "LADLE_JOB_ID"
 
 JOB = ".job.json"
 OUTCOME = ".outcome.json"
 _FORESEEN = {kind.__name__: kind for kind in (UserError, CheckFailed, Preempted)}
 
 
-def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, processes: int) -> StageResult:
-    """Run `ladle.stages.<stage>` in `processes` processes that know of each other, and return the first one's result.
+def torchrun_command(processes: int, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the command that starts `processes` processes a node, without the module they run."""
+    nodes = int(environment.get(NODES, "1"))
+    torchrun = [sys.executable, "-m", "ladle.artifacts.torchrun"]
+    if nodes == 1:
+        return [*torchrun, "--standalone", f"--nproc_per_node={processes}"]
+    meeting = [
+        f"--nnodes={nodes}",
+        f"--nproc_per_node={processes}",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint={environment[RENDEZVOUS]}",
+        f"--rdzv_id={environment.get(JOB_ID, 'ladle')}",
+    ]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    return [*srun, *torchrun, *meeting]
 
-    `processes` are those of one machine; a job of several nodes runs as many on each (`ladle.artifacts.launcher`).
-    SIGTERM and SIGUSR1 are passed on to the processes.
+
+def needs_torchrun(processes: int) -> bool:
+    """Return whether a stage runs in more than one process in all."""
+    return processes > 1 or int(os.environ.get(NODES, "1")) > 1
+
+
+def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, processes: int) -> StageResult:
+    """Run a stage in `processes` processes that know of each other, and return the first one's result.
+
+    `processes` are those of one machine; a job of several nodes runs as many on each. SIGTERM and SIGUSR1 are passed
+    on to the processes.
 
     Raises:
         UserError, CheckFailed, Preempted: what the stage raised.
@@ -49,15 +80,20 @@ def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, proc
     (out / JOB).write_text(pretty_json(job), encoding="utf-8")
     (out / OUTCOME).unlink(missing_ok=True)
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
-    # DDP is asked to look for unused parameters (training/hf_arguments.py), and warns in every run where it finds none
+    # DDP looks for unused parameters (its setting in ladle.training), and warns in every run where it finds none
     environment = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
     command = [*torchrun_command(processes), "-m", "ladle.artifacts.worker", str(out / JOB)]
     process = subprocess.Popen(command, env=environment)
-    asked: list[int] = []
+    signalled: list[int] = []
 
     def stop(number: int, _: Any) -> None:
-        asked.append(number)
-        pass_on(number, process)
+        signalled.append(number)
+        if command[0] == "srun":  # it passes a signal on to every process of the job step
+            process.send_signal(number)
+            return
+        for path in Path(f"/proc/{process.pid}/task").glob("*/children"):  # each is one process of the group
+            for child in path.read_text().split():
+                os.kill(int(child), number)
 
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
@@ -66,24 +102,20 @@ def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, proc
         for number, handler in previous.items():
             signal.signal(number, handler)
         if process.poll() is None:
-            end_at_once(process)
-    return _read_outcome(out, stage, code, was_asked=bool(asked))
-
-
-def _read_outcome(out: Path, stage: str, code: int, was_asked: bool) -> StageResult:
-    path = out / OUTCOME
-    outcome = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            process.send_signal(signal.SIGINT)  # torchrun then ends its processes; killing it would orphan them
+            process.wait()
+    outcome = json.loads((out / OUTCOME).read_text(encoding="utf-8")) if (out / OUTCOME).is_file() else {}
     for name in (JOB, OUTCOME):
         (out / name).unlink(missing_ok=True)
     if "error" in outcome:
         raise _FORESEEN[outcome["error"]](*outcome["arguments"])
-    if was_asked and "result" not in outcome:
-        raise Preempted(f"{stage} was asked to stop and ended; run the same command again to go on")
-    if code != 0 or "result" not in outcome:
-        raise CheckFailed(
-            f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to go on"
-        )
-    return StageResult(**outcome["result"])
+    if "result" in outcome and code == 0:
+        return StageResult(**outcome["result"])
+    if signalled and "result" not in outcome:
+        raise Preempted(f"{stage} got a signal to stop, and stopped; run the same command again to resume")
+    raise CheckFailed(
+        f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to resume"
+    )
 
 
 def work(job_path: Path) -> int:

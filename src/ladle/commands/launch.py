@@ -13,8 +13,8 @@ import typer
 
 from ladle import display
 from ladle.artifacts.files import make_folder
-from ladle.artifacts.launcher import torchrun_command
 from ladle.artifacts.plan import PlannedStep, State, make_plan
+from ladle.artifacts.worker import torchrun_command
 from ladle.commands.options import DEFAULT_ROOT, AsJson, Overrides, RecipePath, Root
 from ladle.commands.running import build_all, load_steps
 from ladle.errors import UserError
@@ -78,7 +78,7 @@ def _on_processes(recipe: Path, overrides: list[str] | None, count: int | None) 
 
     if count is None:
         return []
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides or ())
     base = loaded.base.pretrain if loaded.base else None
     sections = {"base.pretrain": base, "pretrain": loaded.pretrain, "kto": loaded.kto}
     names = [name for key, section in sections.items() for name in _names_of(key, section)]

@@ -31,12 +31,12 @@ def load_steps(
         out: the folder that `only` is built in, where the user names one.
         resolve: tells the commit of a name of the Hub.
     """
-    from ladle.artifacts.file_hashes import FileHashes
+    from ladle.artifacts.inputs import InputFinder
     from ladle.pipeline import Pipeline
     from ladle.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides, section)
-    steps = Pipeline(loaded, FileHashes(root / ".file-hashes.json"), resolve).in_build_order(only)
+    loaded = load_recipe(recipe, overrides or (), section)
+    steps = Pipeline(loaded, InputFinder(root, resolve)).in_build_order(only)
     placed = ((only, out),) if only is not None and out is not None else ()
     return steps, Workspace(root / loaded.name, placed)
 

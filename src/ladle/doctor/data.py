@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.local import find_local
+from ladle.artifacts.inputs import find_local
 from ladle.data.config import MixConfig, SourceConfig
 from ladle.data.preference.config import EVERY_SPLIT
 from ladle.data.preference.rows import unpaired_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.build import Workspace
-from ladle.artifacts.file_hashes import FileHashes
+from ladle.artifacts.inputs import InputFinder
 from ladle.artifacts.plan import State, make_plan
 from ladle.doctor.arguments import check_arguments
 from ladle.doctor.data import check_data
@@ -81,7 +81,7 @@ def _base_config(recipe: Recipe, references: list, there: list[Finding]) -> tupl
 
 def _check_graph(recipe: Recipe, root: Path) -> Iterator[Finding]:
     """Make the plan that a run would make; whatever it refuses is an error."""
-    steps = Pipeline(recipe, FileHashes(root / ".file-hashes.json")).in_build_order()
+    steps = Pipeline(recipe, InputFinder(root)).in_build_order()
     plan = make_plan(steps, Workspace(root / recipe.name))
     finished = sum(planned.state is State.CACHED for planned in plan)
     yield ok("arguments", "plan", f"{len(plan)} steps, {finished} of them finished")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.local import find_local
+from ladle.artifacts.inputs import find_local
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
 from ladle.doctor.references import Reference, alignments_of, mixes_of
 from ladle.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladle.artifacts.local import find_local
+from ladle.artifacts.inputs import find_local
 from ladle.data.config import MixConfig
 from ladle.data.questions.config import FetchDatasetConfig
 from ladle.evaluation.config import EvaluateConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -18,7 +18,9 @@ from ladle.grading.config import GraderConfig
 
 
 class EvaluationSampling(SamplingConfig):
-    """Sampling settings whose defaults are the published results' own."""
+    """Sampling settings whose defaults are those of the published results, the seed too."""
+
+    takes_recipe_seed: ClassVar[bool] = False
 
     temperature: float = Field(default=0.6, ge=0)
     """Divisor of the logits; 0 takes the most likely token (greedy)."""

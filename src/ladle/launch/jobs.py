@@ -10,10 +10,6 @@ from ladle.artifacts.step import Step
 from ladle.errors import UserError
 from ladle.launch.profile import Resources, SlurmProfile
 
-SHARED_OUT = ("mix", "rollout", "evaluate")
-"""Stages that array tasks can share."""
-ON_GPUS = ("pretrain", "kto", "rollout", "evaluate")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -67,7 +63,7 @@ def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection
 def _jobs_of(step: Step, after: tuple[str, ...], profile: SlurmProfile) -> list[Job]:
     resources = profile.of_step(step.name)
     nodes, gpus = _nodes(step, resources, profile), _gpus(step, resources, profile)
-    if not resources.shards or resources.shards == 1 or step.stage not in SHARED_OUT:
+    if not resources.shards or resources.shards == 1 or step.stage.run_shard is None:
         _refuse_shards(step, profile)
         return [Job(step.name, step, after, resources, 0, nodes, gpus)]
     shares = Job(f"{step.name}.shards", step, after, resources, resources.shards, 1, min(gpus, 1))
@@ -85,7 +81,7 @@ def _nodes(step: Step, resources: Resources, profile: SlurmProfile) -> int:
 
 
 def _gpus(step: Step, resources: Resources, profile: SlurmProfile) -> int:
-    if step.stage not in ON_GPUS or profile.has_gpus is False:
+    if not step.stage.wants_gpus or profile.has_gpus is False:
         return 0
     if resources.gpus_per_node is not None:
         return resources.gpus_per_node
@@ -96,6 +92,6 @@ def _refuse_shards(step: Step, profile: SlurmProfile) -> None:
     own = profile.steps.get(step.name)
     if own is not None and (own.shards or 1) > 1:
         raise UserError(
-            f"the profile shares {step.name} out over {own.shards} array tasks, and a {step.stage} step is one piece",
-            f"leave steps.{step.name}.shards out; {', '.join(SHARED_OUT)} steps can be shared out",
+            f"the profile shares {step.name} out over {own.shards} array tasks, and it is one piece",
+            f"leave steps.{step.name}.shards out",
         )

@@ -14,9 +14,7 @@ from pydantic import Field, field_validator
 from ladle.config import Config
 from ladle.config_file import ConfigFile
 from ladle.errors import UserError
-
-STEPS = ("datasets", "models", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate", "report")
-"""What the names of steps begin with."""
+from ladle.pipeline import STEP_NAMES
 
 
 class Resources(Config):
@@ -87,9 +85,9 @@ class SlurmProfile(Resources):
     def _are_steps(cls, steps: dict[str, Resources]) -> dict[str, Resources]:
         for pattern in steps:
             first = pattern.partition("/")[0]
-            if not any(fnmatch(name, first) for name in STEPS):
-                close = difflib.get_close_matches(first, STEPS, n=1)
-                fix = f"did you mean {close[0]!r}?" if close else f"steps begin with {', '.join(STEPS)}"
+            if not any(fnmatch(name, first) for name in STEP_NAMES):
+                close = difflib.get_close_matches(first, STEP_NAMES, n=1)
+                fix = f"did you mean {close[0]!r}?" if close else f"steps begin with {', '.join(STEP_NAMES)}"
                 raise UserError(f"no recipe has a step {pattern!r}", fix)
         return steps
 

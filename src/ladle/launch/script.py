@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladle.artifacts.launcher import JOB_ID, NODES, RENDEZVOUS
+from ladle.artifacts.worker import JOB_ID, NODES, RENDEZVOUS
 from ladle.errors import EXIT_RESUMABLE
 from ladle.hub import COMMITS
 from ladle.launch.jobs import Job

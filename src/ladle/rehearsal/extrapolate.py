@@ -79,7 +79,7 @@ def table(
 def _line(done: Rehearsed, recipe: Recipe, price: float, machine_gpus: int, sizes: dict[str, int]) -> Line:
     step = done.step
     full = _full_seconds(done, recipe)
-    busy = min(machine_gpus, _gpus(step.config)) if step.stage in ("pretrain", "kto", "rollout", "evaluate") else 0
+    busy = min(machine_gpus, _gpus(step.config)) if step.stage.name in ("pretrain", "kto", "rollout", "evaluate") else 0
     return Line(
         stage=step.name,
         seconds=done.seconds,
@@ -98,10 +98,10 @@ def _training_of(step: Step, recipe: Recipe) -> tuple[Training, int] | None:
 
     The rehearsal runs one round of each alignment, so that the number in a step's name is the alignment's.
     """
-    if step.stage not in ("pretrain", "kto"):
+    if step.stage.name not in ("pretrain", "kto"):
         return None
     key, times = "base.pretrain" if step.name == "base" else step.name, 1
-    if step.stage == "kto":
+    if step.stage.name == "kto":
         alignments = alignments_of(recipe)
         key, section = alignments[-1 if step.name == "kto" else int(step.name.rpartition("-")[2]) - 1]
         times = section.rounds
@@ -117,7 +117,7 @@ def _gpus(config: Any) -> int:
 
 
 def _full_seconds(done: Rehearsed, recipe: Recipe) -> float | None:
-    stage, name = done.step.stage, done.step.name
+    stage, name = done.step.stage.name, done.step.name
     if found := _training_of(done.step, recipe):
         return _training_seconds(done, *found)
     if stage == "mix":

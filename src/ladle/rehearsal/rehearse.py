@@ -18,7 +18,7 @@ import yaml
 
 from ladle.artifacts.build import Workspace
 from ladle.artifacts.files import list_files, make_folder
-from ladle.artifacts.local import FileHashes, find_local
+from ladle.artifacts.inputs import InputFinder, find_local
 from ladle.artifacts.record import read_record
 from ladle.artifacts.step import Step
 from ladle.config_file import ConfigFile
@@ -111,7 +111,7 @@ def rehearse(path: Path, overrides: list[str], root: Path, gpus: int) -> Rehears
     for change in changes:
         logger.info("rehearsal: %s", change)
     small = load_recipe(small_path)
-    steps = Pipeline(small, FileHashes(root / ".file-hashes.json")).in_build_order()
+    steps = Pipeline(small, InputFinder(root)).in_build_order()
     workspace = Workspace(root / small.name)
     done = []
     for step in steps:

@@ -6,7 +6,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from ladle.artifacts.local import find_local
+from ladle.artifacts.inputs import find_local
 from ladle.data.config import SourceConfig
 from ladle.data.sources.documents import columns_of
 from ladle.data.sources.files import SUFFIXES

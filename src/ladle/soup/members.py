@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.build import natural_key
-from ladle.artifacts.local import find_local
+from ladle.artifacts.inputs import find_local, natural_key
 from ladle.errors import UserError
 from ladle.soup.headers import Header, Tensor, read_header
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ladle.artifacts.build import Workspace, build, natural_key
+from ladle.artifacts.build import Workspace, build
+from ladle.artifacts.inputs import natural_key
 from ladle.artifacts.plan import State, make_plan
 from ladle.artifacts.record import RECORD_NAME, read_record
 from ladle.errors import UserError
@@ -48,7 +49,7 @@ def test_a_changed_step_rebuilds_itself_and_what_is_downstream(runs, workspace):
 
 
 def test_execution_fields_leave_the_fingerprint_alone():
-    step, other = toy.chain("a")[0], toy.Step("s0", "toy", toy.ToyConfig(text="a", workers=8))
+    step, other = toy.chain("a")[0], toy.Step("s0", toy.STAGE, toy.ToyConfig(text="a", workers=8))
     assert step.fingerprint == other.fingerprint
     assert step.fingerprint != toy.chain("b")[0].fingerprint
 
@@ -122,7 +123,7 @@ def test_a_full_disk_leaves_no_artifact(runs, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("this machine does not let tests mount a tmpfs")
     try:
-        step = toy.Step("s0", "toy", toy.ToyConfig(text="a" * 200_000))
+        step = toy.Step("s0", toy.STAGE, toy.ToyConfig(text="a" * 200_000))
         with pytest.raises(OSError, match="No space left"):
             build(step, Workspace(disk))
         assert not Workspace(disk).path_of(step).exists()

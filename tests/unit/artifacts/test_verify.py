@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from ladle.artifacts.build import Workspace, build
-from ladle.artifacts.file_hashes import FileHashes
 from ladle.artifacts.files import list_files
-from ladle.artifacts.local import hash_local
+from ladle.artifacts.inputs import InputFinder
+from ladle.artifacts.record import verify
 from ladle.artifacts.step import Step, StepOutput
-from ladle.artifacts.verify import verify
 from ladle.errors import UserError
 from tests.unit.artifacts import toy
 
@@ -22,10 +21,10 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)
     (source / "sub" / "out.txt").write_text("from outside")
-    inputs = {"file": (hash_local((source,), FileHashes(tmp_path / "hashes.json")),)}
-    steps = [Step("s0", "toy", toy.ToyConfig(), inputs)]
+    inputs = {"file": (InputFinder(tmp_path).local((source,)),)}
+    steps = [Step("s0", toy.STAGE, toy.ToyConfig(), inputs)]
     for name in ("s1", "s2"):
-        steps.append(Step(name, "toy", toy.ToyConfig(text=name), {"above": (StepOutput(steps[-1]),)}))
+        steps.append(Step(name, toy.STAGE, toy.ToyConfig(text=name), {"above": (StepOutput(steps[-1]),)}))
     return [build(step, Workspace(tmp_path / "runs")) for step in steps][-1]
 
 

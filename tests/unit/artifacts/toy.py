@@ -1,16 +1,15 @@
-"""A stage for tests, importable by the builder as `ladle.stages.toy` once `install` has run."""
+"""A stage for tests, which `install` gives a log."""
 
 from __future__ import annotations
 
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
 from ladle.artifacts.step import Step, StepOutput
 from ladle.config import Config, execution
-from ladle.stage import Stage, StageResult
+from ladle.stage import Inputs, Stage, StageResult
 
 
 class ToyConfig(Config):
@@ -18,21 +17,26 @@ class ToyConfig(Config):
     workers: int = execution(1)
 
 
+_LOG: list[str] = []
+
+
 def install(monkeypatch: pytest.MonkeyPatch, log: list[str]) -> None:
-    module = types.ModuleType("ladle.stages.toy")
+    """Have the runs of the stage noted in `log`."""
+    monkeypatch.setattr(sys.modules[__name__], "_LOG", log)
 
-    def run(config: ToyConfig, inputs: dict[str, list[Path]], out: Path) -> StageResult:
-        log.append(config.text)
-        above = "".join((path / "sub" / "out.txt").read_text() for paths in inputs.values() for path in paths)
-        (out / "sub").mkdir(exist_ok=True)
-        (out / "sub" / "out.txt").write_text(above + config.text)
-        (out / "log.txt").write_text(f"run {len(log)}")
-        if config.text == "fails":
-            raise OSError(28, "No space left on device")
-        return StageResult({"letters": len(config.text)})
 
-    monkeypatch.setattr(module, "STAGE", Stage("toy", run), raising=False)
-    monkeypatch.setitem(sys.modules, "ladle.stages.toy", module)
+def run(config: ToyConfig, inputs: Inputs, out: Path) -> StageResult:
+    _LOG.append(config.text)
+    above = "".join((path / "sub" / "out.txt").read_text() for paths in inputs.values() for path in paths)
+    (out / "sub").mkdir(exist_ok=True)
+    (out / "sub" / "out.txt").write_text(above + config.text)
+    (out / "log.txt").write_text(f"run {len(_LOG)}")
+    if config.text == "fails":
+        raise OSError(28, "No space left on device")
+    return StageResult({"letters": len(config.text)})
+
+
+STAGE = Stage("toy", run, volatile=("log.txt",))
 
 
 def chain(*texts: str) -> list[Step]:
@@ -40,7 +44,5 @@ def chain(*texts: str) -> list[Step]:
     steps: list[Step] = []
     for index, text in enumerate(texts):
         inputs = {"above": (StepOutput(steps[-1]),)} if steps else {}
-        steps.append(
-            Step(f"s{index}", "toy", ToyConfig(text=text), inputs, f"sections.s{index}", volatile=("log.txt",))
-        )
+        steps.append(Step(f"s{index}", STAGE, ToyConfig(text=text), inputs, f"sections.s{index}"))
     return steps

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ladle.artifacts.step import HubRepository, LocalFiles, StepOutput
+from ladle.artifacts.inputs import HubRepository, LocalFiles
+from ladle.artifacts.step import StepOutput
 from ladle.errors import UserError
-from ladle.standalone import evaluate_step
+from ladle.pipeline import evaluate_step
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -20,23 +22,27 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path / "model")
 
 
+def settings(model: str, problems: Path, revision: str | None = None) -> dict[str, Any]:
+    return {"models": [{"model": model, "name": "model", "revision": revision}], "benchmarks": [str(problems)]}
+
+
 def test_a_folder_is_read_where_it_is_and_a_file_is_a_benchmark(model, problems, tmp_path):
-    step = evaluate_step(model, [str(problems)], None, 3, ["sampling.max_new_tokens=8"], tmp_path)
+    step = evaluate_step(settings(model, problems) | {"limit": 3}, ["sampling.max_new_tokens=8"], tmp_path)
     assert set(step.inputs) == {"model", "benchmark:problems"}
     assert all(isinstance(items[0], LocalFiles) for items in step.inputs.values())
     assert (step.config.limit, step.config.sampling.max_new_tokens) == (3, 8)
 
 
 def test_a_model_of_the_hub_is_imported_first(problems, tmp_path):
-    step = evaluate_step("org/name", [str(problems)], None, None, [], tmp_path, COMMIT)
+    step = evaluate_step(settings("org/name", problems, COMMIT), [], tmp_path)
     (found,) = step.inputs["model"]
     assert isinstance(found, StepOutput)
-    assert found.step.stage == "fetch"
-    assert found.step.inputs["model"] == (HubRepository("model", "org/name", COMMIT),)
+    assert found.step.stage.name == "fetch"
+    assert found.step.inputs["model"] == (HubRepository("model", "org/name", COMMIT, revision=COMMIT),)
 
 
 def test_examples_are_an_input(model, problems, tmp_path):
-    step = evaluate_step(model, [str(problems)], None, None, ["few_shot=1", f"examples.dataset={problems}"], tmp_path)
+    step = evaluate_step(settings(model, problems), ["few_shot=1", f"examples.dataset={problems}"], tmp_path)
     assert isinstance(step.inputs["examples"][0], LocalFiles)
     with pytest.raises(UserError, match="no examples"):
-        evaluate_step(model, [str(problems)], None, None, ["few_shot=1"], tmp_path)
+        evaluate_step(settings(model, problems), ["few_shot=1"], tmp_path)

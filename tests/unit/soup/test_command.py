@@ -17,18 +17,17 @@ from blake3 import blake3
 
 from ladle.artifacts import file_hashes
 from ladle.artifacts.build import Workspace, build
-from ladle.artifacts.file_hashes import FileHashes
 from ladle.artifacts.files import pretty_json
-from ladle.artifacts.local import hash_local, leave_unread
+from ladle.artifacts.inputs import InputFinder, LocalFiles, UnreadFiles
 from ladle.artifacts.record import RECORD_NAME, describe_files, digest_of, read_record, seal
-from ladle.artifacts.step import LocalFiles, Step, StepOutput, UnreadFiles
+from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
+from ladle.pipeline import soup_step
 from ladle.soup import writer
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import open_members
 from ladle.soup.recompute import recompute
 from ladle.stages import soup as stage
-from ladle.standalone import soup_step
 from tests.unit.artifacts import toy
 
 from .models import random_tensors, write_member
@@ -77,21 +76,21 @@ def test_members_are_hashed_while_they_are_averaged_and_never_again(tmp_path: Pa
 
 def test_what_is_left_unread_is_told_apart_by_size_and_time(tmp_path: Path) -> None:
     (member,) = make_checkpoints(tmp_path, 1, rows=ROWS)
-    hashes = FileHashes(tmp_path / "hashes.json")
-    unread = leave_unread((member,), hashes)
+    finder = InputFinder(tmp_path)
+    unread = finder.unread((member,))
     assert isinstance(unread, UnreadFiles)
     os.utime(member / "model.safetensors", ns=(1, 1))
-    assert leave_unread((member,), hashes).identity() != unread.identity()
+    assert finder.unread((member,)).identity() != unread.identity()
     with pytest.raises(UserError, match=r"model\.safetensors is not what it was when this step was planned"):
         unread.settle({})
 
 
 def test_small_or_known_files_are_described_by_content_at_once(tmp_path: Path) -> None:
     small, large = *make_checkpoints(tmp_path, 1), *make_checkpoints(tmp_path, 2, rows=ROWS)
-    hashes = FileHashes(tmp_path / "hashes.json")
-    assert isinstance(leave_unread((small,), hashes), LocalFiles)
-    known = hash_local((large,), hashes)
-    assert leave_unread((large,), FileHashes(tmp_path / "hashes.json")) == known
+    finder = InputFinder(tmp_path)
+    assert isinstance(finder.unread((small,)), LocalFiles)
+    known = finder.local((large,))
+    assert InputFinder(tmp_path).unread((large,)) == known
 
 
 def test_the_state_of_a_training_is_no_part_of_a_member(tmp_path: Path) -> None:
@@ -113,19 +112,21 @@ def _flip(path: Path) -> None:
 
 def test_a_member_that_changed_between_plan_and_read_is_refused(tmp_path: Path) -> None:
     member, other = make_checkpoints(tmp_path, 1, 2)
-    inputs = tuple(hash_local((path,), FileHashes(tmp_path / "hashes.json")) for path in (member, other))
+    inputs = tuple(InputFinder(tmp_path).local((path,)) for path in (member, other))
     _flip(member / "model.safetensors")
     with pytest.raises(UserError, match=r"checkpoint-1/model\.safetensors is not what it was"):
-        build(Step("soup", "soup", SoupConfig(allow_unequal=True), {"members": inputs}), Workspace(tmp_path / "runs"))
+        build(
+            Step("soup", stage.STAGE, SoupConfig(allow_unequal=True), {"members": inputs}), Workspace(tmp_path / "runs")
+        )
 
 
 def test_a_member_that_is_not_what_its_step_made_is_refused(tmp_path: Path) -> None:
-    workspace, hashes = Workspace(tmp_path / "runs"), FileHashes(tmp_path / "hashes.json")
-    inputs = {"members": tuple(hash_local((path,), hashes) for path in make_checkpoints(tmp_path, 1, 2))}
-    parent = Step("first", "soup", SoupConfig(), inputs)
+    workspace, finder = Workspace(tmp_path / "runs"), InputFinder(tmp_path)
+    inputs = {"members": tuple(finder.local((path,)) for path in make_checkpoints(tmp_path, 1, 2))}
+    parent = Step("first", stage.STAGE, SoupConfig(), inputs)
     _flip(build(parent, workspace) / "model.safetensors")
     with pytest.raises(UserError, match=r"first-\w+/model\.safetensors is not what it was"):
-        build(Step("second", "soup", SoupConfig(), {"members": (StepOutput(parent),)}), workspace)
+        build(Step("second", stage.STAGE, SoupConfig(), {"members": (StepOutput(parent),)}), workspace)
 
 
 def test_a_killed_soup_of_unread_members_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +177,11 @@ def test_the_command_averages_and_recompute_sees_what_hashes_cannot(
 
 
 def test_recompute_finds_members_among_the_outputs_of_another_step(tmp_path: Path) -> None:
-    workspace, hashes = Workspace(tmp_path / "runs"), FileHashes(tmp_path / "hashes.json")
-    inputs = {"members": tuple(hash_local((path,), hashes) for path in make_checkpoints(tmp_path, 1, 2))}
-    parent = Step("first", "soup", SoupConfig(), inputs)
+    workspace, finder = Workspace(tmp_path / "runs"), InputFinder(tmp_path)
+    inputs = {"members": tuple(finder.local((path,)) for path in make_checkpoints(tmp_path, 1, 2))}
+    parent = Step("first", stage.STAGE, SoupConfig(), inputs)
     build(parent, workspace)
-    out = build(Step("second", "soup", SoupConfig(), {"members": (StepOutput(parent),)}), workspace)
+    out = build(Step("second", stage.STAGE, SoupConfig(), {"members": (StepOutput(parent),)}), workspace)
     assert ladle("verify", out, "--recompute").returncode == 0
     _flip(out / "model.safetensors")
     found = ladle("verify", out, "--recompute")

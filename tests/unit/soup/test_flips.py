@@ -9,8 +9,8 @@ import pytest
 
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.files import list_files
-from ladle.artifacts.verify import verify
-from ladle.standalone import soup_step
+from ladle.artifacts.record import verify
+from ladle.pipeline import soup_step
 
 from .models import random_tensors, write_member
 

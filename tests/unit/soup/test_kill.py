@@ -22,8 +22,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from ladle.artifacts.record import read_record
-from ladle.artifacts.verify import verify
+from ladle.artifacts.record import read_record, verify
 from ladle.soup.config import SoupConfig
 from ladle.soup.finished import NOTES
 from ladle.soup.sinks import WritingSink

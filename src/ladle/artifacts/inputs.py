@@ -1,0 +1,249 @@
+"""What a step reads from outside the run: local files by content, Hub repositories by commit.
+
+`InputFinder` is the one place that says what a name in a recipe or on a command line stands for.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ladle.artifacts.files import hash_file, make_folder, pretty_json, write_text_durably
+from ladle.errors import UserError
+from ladle.hub import Resolve, is_repo_id, resolve_commit
+
+SMALL_BYTES = 2**20
+"""Files up to this size are hashed at once: configs and tokenizers, which a stage need not hash for us."""
+Signature = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds: a file that keeps both is taken to be the same file."""
+
+
+def signature_of(path: Path) -> Signature:
+    """Return what a file is recognised by."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+class FileHashes:
+    """Remembers the blake3 of files, so that planning twice does not read 100 GB twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self._known = {name: ((size, mtime_ns), digest) for name, (size, mtime_ns, digest) in rows.items()}
+        self._has_new = False
+
+    def hash(self, path: Path) -> str:
+        """Return the file's blake3, read again only where its size or modification time changed."""
+        signature = signature_of(path)
+        known = self.find(path, signature)
+        if known is None:
+            known = hash_file(path)
+            self.learn(path, signature, known)
+        return known
+
+    def find(self, path: Path, signature: Signature) -> str | None:
+        """Return the file's blake3 if it is known for this signature."""
+        known_signature, digest = self._known.get(str(path.absolute()), (None, None))
+        return digest if known_signature == signature else None
+
+    def learn(self, path: Path, signature: Signature, digest: str) -> None:
+        """Remember the blake3 of a file that had this signature before and after it was read."""
+        self._known[str(path.absolute())] = (signature, digest)
+        self._has_new = True
+
+    def save(self) -> None:
+        """Keep what was learnt for the next plan."""
+        if self._has_new:
+            make_folder(self.path.parent)
+            rows = {path: [*signature, digest] for path, (signature, digest) in self._known.items()}
+            write_text_durably(self.path, pretty_json(rows))
+            self._has_new = False
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files or folders outside the run, by content.
+
+    Attributes:
+        paths: what the stage is given.
+        files: of every file its path, its name in the folder that was given ("" for a file given itself), its blake3.
+    """
+
+    paths: tuple[Path, ...]
+    files: tuple[tuple[str, str, str], ...]
+
+    def identity(self) -> Any:
+        """Return what enters the fingerprint: content only, in order, so that moving the data changes nothing."""
+        return {"content": [[name, digest] for _, name, digest in self.files]}
+
+
+@dataclass(frozen=True)
+class UnreadFiles:
+    """Local files whose content is not known yet: the stage hashes them while it reads them, so they are read once.
+
+    Until then they stand for themselves by place, size and modification time, which names the unfinished build.
+    `settle` then gives them by content, which names the result.
+
+    Attributes:
+        paths: what the stage is given.
+        files: of every file its path, its name in the folder that was given, and its signature.
+        hashes: where digests are kept.
+    """
+
+    paths: tuple[Path, ...]
+    files: tuple[tuple[str, str, Signature], ...]
+    hashes: FileHashes = field(compare=False, repr=False)
+
+    def identity(self) -> Any:
+        """Return what enters the fingerprint of the unfinished build."""
+        return {"unread": [[str(Path(path).absolute()), *signature] for path, _, signature in self.files]}
+
+    def settle(self, digests: Mapping[str, str]) -> LocalFiles:
+        """Return the files by content: by the digest where there is one, else hashed now.
+
+        Raises:
+            UserError: a file is no longer what it was when the step was planned.
+        """
+        for path, _, signature in self.files:
+            if signature_of(Path(path)) != signature:
+                raise changed_meanwhile(path)
+            if path in digests:
+                self.hashes.learn(Path(path), signature, digests[path])
+        files = tuple((path, name, self.hashes.hash(Path(path))) for path, name, _ in self.files)
+        self.hashes.save()
+        return LocalFiles(self.paths, files)
+
+
+def changed_meanwhile(path: str | Path) -> UserError:
+    """Return the error that an input is no longer what it was when the step was planned, or a parent was built."""
+    return UserError(f"{path} is not what it was when this step was planned", "leave inputs alone, and run it again")
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A model or dataset of the Hub at one commit.
+
+    Attributes:
+        kind: `model` or `dataset`.
+        repo_id: `org/name`.
+        commit: the whole commit id.
+        subset: the configuration of a dataset that has several.
+        file: the only file of it that the stage reads; nothing else is fetched then.
+        patterns: globs of the files that the stage reads, unless it reads all; nothing else is fetched then.
+        revision: the branch, tag or commit that stood for it; None is the default branch.
+    """
+
+    kind: str
+    repo_id: str
+    commit: str
+    subset: str | None = None
+    file: str | None = None
+    patterns: tuple[str, ...] = ()
+    revision: str | None = None
+
+    def identity(self) -> Any:
+        """Return what enters the fingerprint."""
+        whole = {"hub": self.kind, "repo_id": self.repo_id, "commit": self.commit, "subset": self.subset}
+        return whole if self.file is None else whole | {"file": self.file}
+
+
+def natural_key(path: Path) -> list[tuple[int, int | str]]:
+    """Sort key by which checkpoint-900 comes before checkpoint-1000."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def find_local(reference: str) -> tuple[Path, ...]:
+    """Return the file, folder or sorted matches of the glob that `reference` names; empty where it names none."""
+    path = Path(reference).expanduser()
+    if path.exists():
+        return (path,)
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return tuple(sorted(map(Path, matches), key=natural_key))
+
+
+class InputFinder:
+    """Finds what a name stands for: files on this machine, or else a repository of the Hub at a commit."""
+
+    def __init__(self, root: Path, resolve: Resolve = resolve_commit) -> None:
+        self.hashes = FileHashes(root / ".file-hashes.json")
+        self.resolve = resolve
+
+    def find(
+        self,
+        kind: str,
+        reference: str,
+        key: str,
+        revision: str | None = None,
+        file: str | None = None,
+        patterns: tuple[str, ...] = (),
+    ) -> LocalFiles | UnreadFiles | HubRepository:
+        """Return the input that a name stands for.
+
+        Args:
+            kind: `model` or `dataset`.
+            reference: a path, a glob, or a Hub id, of a dataset `org/name:subset`.
+            key: where the recipe says so, for messages.
+            revision: branch, tag or commit of a Hub id.
+            file: the only file of the repository that is read.
+            patterns: globs of the only files of the repository that are read.
+
+        Raises:
+            UserError: it names nothing.
+        """
+        if paths := find_local(reference):
+            return self.local(paths)
+        repo_id, _, subset = reference.partition(":")
+        if is_repo_id(repo_id):
+            commit = self.resolve(kind, repo_id, revision)
+            return HubRepository(kind, repo_id, commit, subset or None, file, patterns, revision)
+        raise UserError(
+            f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name"
+        )
+
+    def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
+        """Describe files and folders by content.
+
+        A folder stands for all files below it; hidden ones, record.json and those that match `ignore` are left out.
+
+        Raises:
+            UserError: a folder that holds no file.
+        """
+        described = tuple((str(file), name, self.hashes.hash(file)) for file, name in list_inputs(paths, ignore))
+        self.hashes.save()
+        return LocalFiles(paths, described)
+
+    def unread(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
+        """Describe files by content where it is known or small; the rest is hashed by the stage that reads it.
+
+        Raises:
+            UserError: a folder that holds no file.
+        """
+        files = [(file, name, signature_of(file)) for file, name in list_inputs(paths, ignore)]
+        if all(size <= SMALL_BYTES or self.hashes.find(file, (size, mtime)) for file, _, (size, mtime) in files):
+            return self.local(paths, ignore)
+        return UnreadFiles(paths, tuple((str(file), name, signature) for file, name, signature in files), self.hashes)
+
+
+def list_inputs(paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:
+    """Yield every file that `paths` stand for, with its name in the folder that was given."""
+    for path in paths:
+        if path.is_file():
+            yield path, ""
+            continue
+        found = False
+        for file in sorted(path.rglob("*")):
+            relative = file.relative_to(path)
+            is_hidden = any(part.startswith(".") for part in relative.parts)
+            is_ignored = any(fnmatch(relative.as_posix(), pattern) for pattern in ignore)
+            if file.is_file() and file.name != "record.json" and not is_hidden and not is_ignored:
+                found = True
+                yield file, relative.as_posix()
+        if not found:
+            raise UserError(f"{path} holds no files", "name a folder or file with data in it")
