@@ -110,7 +110,7 @@ def test_odd_paths_are_quoted(repository):
 def test_a_step_that_is_one_piece_is_not_shared_out(repository, tmp_path):
     path = tmp_path / "profile.yaml"
     path.write_text("steps:\n  soup: {shards: 4}\n")
-    with pytest.raises(UserError, match="a soup step is one piece"):
+    with pytest.raises(UserError, match="shares soup out over 4 array tasks, and it is one piece"):
         jobs_of(repository, load_profile(path))
 
 

@@ -59,7 +59,7 @@ def test_each_round_starts_from_what_the_gate_before_it_kept_with_problems_of_it
     assert source_of(steps["kto/training-2"], "model") == "kto/gate-1"
     assert source_of(steps["kto/gate-2"], "parent") == "kto/gate-1"
     assert source_of(steps["kto/gate-2"], "candidate") == "kto/training-2"
-    assert (steps["kto"].stage, source_of(steps["kto"], "candidate")) == ("gate", "kto/training-3")
+    assert (steps["kto"].stage.name, source_of(steps["kto"], "candidate")) == ("gate", "kto/training-3")
 
 
 def test_a_list_is_a_curriculum(tmp_path):

@@ -30,7 +30,7 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def everything(artifact: Path) -> list[Path]:
     root = artifact.parent.parent.parent
-    return [path for path in list_files(root) if path.name != "hashes.json"]
+    return [path for path in list_files(root) if path.name != ".file-hashes.json"]
 
 
 def test_untouched_artifacts_have_no_faults(artifact):
