@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ladle.data.questions.config import FetchDatasetConfig, WordProblemsConfig
 from ladle.data.questions.word_problems import write_word_problems
-from ladle.data.sources.read_rows import read_rows
+from ladle.data.rows import read_rows
 from ladle.errors import UserError
 from ladle.models.config import FetchModelConfig, InitModelConfig
 from ladle.models.importing import import_model

@@ -18,7 +18,7 @@ from ladle.data.mixing.assemble import Drawn, write_split
 from ladle.data.mixing.describe import count_tokens, describe_mixture, write_mixture
 from ladle.data.mixing.index_writer import SplitCounts
 from ladle.data.mixing.selection import SourceSelection, select
-from ladle.data.sources.pieces import Piece
+from ladle.data.rows import Piece
 from ladle.data.tokenizing.sources import choose_executor, find_pieces, tokenize_share, tokenize_sources
 from ladle.data.vocabulary import Vocabulary, read_vocabulary
 from ladle.executors import Shard

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, disable_progress_bars
 
+from ladle.data.files import splits_of
 from ladle.data.preference.config import EVERY_SPLIT, ROLLOUTS, TRAIN, PreferConfig, PreferenceSource
 from ladle.data.preference.rows import COLUMNS, Row, count_labelled_both_ways, join_rows, unpaired_rows
-from ladle.data.sources.read_rows import read_rows, splits_of
+from ladle.data.rows import read_rows
 from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.stage import Inputs, StageResult

@@ -13,14 +13,11 @@ from typing import Any
 
 from ladle.artifacts.inputs import find_local
 from ladle.data.config import MixConfig, SourceConfig
+from ladle.data.files import split_of
 from ladle.data.preference.config import EVERY_SPLIT
 from ladle.data.preference.rows import unpaired_rows
+from ladle.data.rows import Piece, Unreadable, read_piece, read_rows
 from ladle.data.sources.documents import HARMLESS, columns_of, make_formatter, to_document
-from ladle.data.sources.files import split_of
-from ladle.data.sources.pieces import Piece
-from ladle.data.sources.read_rows import read_rows
-from ladle.data.sources.rows import Unreadable
-from ladle.data.sources.rows import read_rows as read_piece
 from ladle.data.sources.templates import fill
 from ladle.data.tokenizing.sources import find_pieces
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
@@ -33,7 +30,7 @@ FAMILY = "data"
 SAMPLE_ROWS = 200
 BYTES_A_TOKEN = 3.0
 """Fewer than a real tokenizer's (4 for English, 3 for Chinese, 3 for code), so that only a clear shortage is told."""
-PACKED_SHARE = {"parquet": 3.0, "jsonl.gz": 3.5, "jsonl.zst": 4.0}
+PACKED_SHARE = {"parquet": 3.0, "gz": 3.5, "zst": 4.0, "xz": 5.0, "bz2": 5.0}
 """How much larger text is than its compressed file, on the large side."""
 
 
@@ -132,7 +129,7 @@ def _read_sample(source: SourceConfig, pieces: list[Piece], tokenizer: Path) -> 
 
 
 def _check_amount(key: str, source: SourceConfig, pieces: list[Piece], wanted_tokens: float) -> Iterator[Finding]:
-    size = sum(piece.size_bytes * PACKED_SHARE.get(piece.kind, 1.0) for piece in pieces)
+    size = sum(piece.size_bytes * PACKED_SHARE.get(piece.kind.rpartition(".")[2], 1.0) for piece in pieces)
     have = size / BYTES_A_TOKEN * source.max_epochs
     if source.format != "input_ids" and have < wanted_tokens:
         yield error(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ladle.artifacts.inputs import find_local
 from ladle.data.config import SourceConfig
+from ladle.data.files import CORPUS_SUFFIXES
+from ladle.data.rows import Unreadable, read_piece
 from ladle.data.sources.documents import columns_of
-from ladle.data.sources.files import SUFFIXES
-from ladle.data.sources.rows import Unreadable, read_rows
 from ladle.data.tokenizing.sources import find_pieces
 from ladle.errors import UserError
 
@@ -26,7 +26,7 @@ def sample_source(source: SourceConfig, tokens: int, out: Path) -> Path:
         UserError: the source is nowhere, or holds nothing that can be read.
     """
     pieces = find_pieces(source, list(_files_of(source)), 2**24)
-    batches = (batch for piece in pieces for batch in read_rows(piece, columns_of(source)))
+    batches = (batch for piece in pieces for batch in read_piece(piece, columns_of(source)))
     rows = (row for batch in batches for row in batch if not isinstance(row, Unreadable))
     out.parent.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -51,11 +51,13 @@ def _one_file_of_the_hub(source: SourceConfig) -> Path:
     repo_id = source.dataset.partition(":")[0]
     commit = resolve_commit("dataset", repo_id, source.revision)
     sizes = {
-        path: size for path, size in files_of("dataset", repo_id, commit).items() if path.endswith(tuple(SUFFIXES))
+        path: size
+        for path, size in files_of("dataset", repo_id, commit).items()
+        if path.endswith(tuple(CORPUS_SUFFIXES))
     }
     if not sizes:
         raise UserError(
-            f"dataset {repo_id} has no file that can be read", f"it needs files ending in {', '.join(SUFFIXES)}"
+            f"dataset {repo_id} has no file that can be read", f"it needs files ending in {', '.join(CORPUS_SUFFIXES)}"
         )
     wanted = [word for word in (source.hub_subset(), source.split) if word]
     best = min(sizes, key=lambda path: (-sum(word in path for word in wanted), sizes[path]))

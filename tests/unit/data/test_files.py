@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from ladle.data.sources.files import find_data_files
+from ladle.data.files import find_data_files
 from ladle.errors import UserError
 
 
@@ -31,6 +31,13 @@ def names_of(folder: Path, split: str = "train", subset: str | None = None) -> l
         (["worked.jsonl", "facts.jsonl"], "worked", ["worked.jsonl"]),
         (["train.jsonl", "constraints.jsonl"], "train", ["train.jsonl"]),
         ([".cache/train.jsonl", "train.jsonl"], "train", ["train.jsonl"]),
+        (["train.parquet", "train_2.parquet", "train_sft.parquet"], "train", ["train.parquet", "train_2.parquet"]),
+        (["train.parquet", "train_sft.parquet"], "train_sft", ["train_sft.parquet"]),
+        (["web_train.jsonl", "zh/train/0.jsonl"], "train", ["web_train.jsonl", "zh/train/0.jsonl"]),
+        (["train.jsonl", "train.csv", "train.json"], "train", ["train.jsonl"]),
+        (["test.jsonl", "train.csv", "record.json"], "train", ["train.csv"]),
+        (["a.tsv.xz", "b.csv", "config.json"], "train", ["a.tsv.xz", "b.csv"]),
+        (["a.jsonl", "b.ndjson.bz2", "dataset_infos.json"], "train", ["a.jsonl", "b.ndjson.bz2"]),
     ],
 )  # fmt: skip
 def test_a_folder_is_searched_for_the_split(tmp_path: Path, names: list[str], split: str, found: list[str]):
@@ -55,6 +62,16 @@ def test_a_dataset_card_decides_where_it_lists_files(tmp_path: Path):
         names_of(folder, "train", "other")
 
 
+def test_files_left_out_beside_those_named_for_the_split_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    names_of(make_files(tmp_path, "train.jsonl", "train_extra.jsonl"))
+    assert "is read from train.jsonl; train_extra.jsonl not" in caplog.text
+
+
+def test_a_folder_of_descriptions_alone_has_no_split(tmp_path: Path):
+    with pytest.raises(UserError, match=r"has no split 'train' \(it has none\)"):
+        names_of(make_files(tmp_path, "config.json"))
+
+
 def test_a_missing_split_names_those_there_are(tmp_path: Path):
     with pytest.raises(UserError, match=r"has no split 'dev' \(it has test, train\)"):
         names_of(make_files(tmp_path, "train.jsonl", "test.jsonl"), "dev")
@@ -67,10 +84,10 @@ def test_files_are_taken_as_given(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("a.csv", "format that cannot be read"), ("missing", "no file or folder")]
+    ("name", "message"), [("a.txt", "format that cannot be read"), ("missing", "no file or folder")]
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, message: str):
-    make_files(tmp_path, "a.csv")
+    make_files(tmp_path, "a.txt")
     with pytest.raises(UserError, match=message):
         find_data_files([tmp_path / name], "train", None)
 

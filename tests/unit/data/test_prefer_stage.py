@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
+from ladle.data.files import splits_of
 from ladle.data.preference.config import PreferConfig
-from ladle.data.sources.read_rows import read_rows, splits_of
+from ladle.data.rows import read_rows
 from ladle.errors import UserError
 from ladle.stages import prefer
 
@@ -69,17 +70,6 @@ def test_completions_labelled_both_ways_are_named(tmp_path, caplog):
     write_jsonl(tmp_path / "data.jsonl", rows)
     prefer.run(PreferConfig.model_validate({"data": ["d"]}), {"source:0": [tmp_path / "data.jsonl"]}, tmp_path)
     assert "1 completions of train are labelled True in one row and False in another" in caplog.text
-
-
-def test_a_json_file_may_be_lists_by_column_or_a_list_of_rows(tmp_path):
-    columns = {"prompt": ["a", "b"], "completion": ["c", "d"], "label": [True, False]}
-    rows = [{"prompt": "a", "completion": "c", "label": True}, {"prompt": "b", "completion": "d", "label": False}]
-    for name, value in (("columns.json", columns), ("rows.json", rows)):
-        (tmp_path / name).write_text(json.dumps(value))
-        assert list(read_rows([tmp_path / name])) == rows
-    (tmp_path / "uneven.json").write_text(json.dumps({"prompt": ["a"], "completion": []}))
-    with pytest.raises(UserError, match=r"differ in length \(prompt 1, completion 0\)"):
-        list(read_rows([tmp_path / "uneven.json"]))
 
 
 def test_thumbs_come_from_csv(tmp_path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,25 +17,44 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from ladle.data.sources import rows
-from ladle.data.sources.files import DataFile, Kind
-from ladle.data.sources.pieces import Piece, cut_file
-from ladle.data.sources.rows import Unreadable, read_rows
+from ladle.data import rows
+from ladle.data.files import DataFile
+from ladle.data.rows import Piece, Unreadable, cut_file, read_piece, read_rows
 from ladle.errors import UserError
 
-ROWS = [{"text": f"row {i} — 行" + "x" * (i * 7 % 50), "n": i} for i in range(500)]
+ROWS = [{"text": f'row {i},\t"— 行"\n' + "x" * (i * 7 % 50), "n": i} for i in range(500)]
 
 
 def write_jsonl(path: Path) -> None:
     path.write_bytes(encode_jsonl())
 
 
-def write_gzip(path: Path) -> None:
-    path.write_bytes(gzip.compress(encode_jsonl()))
+def zstd(content: bytes) -> bytes:
+    return pa.compress(content, "zstd", asbytes=True)
 
 
-def write_zstd(path: Path) -> None:
-    path.write_bytes(pa.compress(encode_jsonl(), "zstd", asbytes=True))
+def write_compressed(compress: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(compress(encode_jsonl()))
+
+    return write
+
+
+def write_table_of_text(delimiter: str, compress: Callable[[bytes], bytes] = bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        text = io.StringIO()
+        csv.writer(text, delimiter=delimiter).writerows([ROWS[0].keys(), *(row.values() for row in ROWS)])
+        path.write_bytes(compress(text.getvalue().encode()))
+
+    return write
+
+
+def write_json(path: Path) -> None:
+    path.write_text(json.dumps(ROWS))
+
+
+def write_columns(path: Path) -> None:
+    path.write_text(json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}, indent=1))
 
 
 def write_parquet(path: Path) -> None:
@@ -46,10 +69,16 @@ def encode_jsonl() -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 
 
-FORMATS: dict[Kind, Callable[[Path], None]] = {
+FORMATS: dict[str, Callable[[Path], None]] = {
     "jsonl": write_jsonl,
-    "jsonl.gz": write_gzip,
-    "jsonl.zst": write_zstd,
+    "jsonl.gz": write_compressed(gzip.compress),
+    "jsonl.zst": write_compressed(zstd),
+    "jsonl.xz": write_compressed(lzma.compress),
+    "jsonl.bz2": write_compressed(bz2.compress),
+    "json": write_json,
+    "csv": write_table_of_text(","),
+    "tsv": write_table_of_text("\t"),
+    "csv.zst": write_table_of_text(",", zstd),
     "parquet": write_parquet,
     "arrow": write_arrow,
 }
@@ -62,12 +91,42 @@ def data_file(request: pytest.FixtureRequest, tmp_path: Path) -> DataFile:
 
 
 def read_all(pieces: list[Piece], columns: list[str] | None = None) -> list[Any]:
-    return [row for piece in pieces for batch in read_rows(piece, columns) for row in batch]
+    return [row for piece in pieces for batch in read_piece(piece, columns) for row in batch]
 
 
 @pytest.mark.parametrize("size_bytes", [1, 700, 5000, 10**9])
 def test_pieces_of_any_size_hold_every_row_once_in_order(data_file: DataFile, size_bytes: int):
     assert read_all(cut_file(data_file, size_bytes)) == ROWS
+
+
+def test_rows_of_a_small_dataset_are_those_of_its_pieces(tmp_path: Path):
+    for kind, write in FORMATS.items():
+        path = tmp_path / f"data.{kind}"
+        write(path)
+        assert list(read_rows([path])) == ROWS, kind
+    write_jsonl(tmp_path / "lines.json")
+    write_columns(tmp_path / "columns.json")
+    assert list(read_rows([tmp_path / "lines.json", tmp_path / "columns.json"])) == ROWS + ROWS
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{", r"line 3 of .*a.jsonl is not JSON \("),
+        (b"[1]", "line 3 of .*a.jsonl is not a JSON object"),
+        (b'"\xff"', r"line 3 of .*a.jsonl is not UTF-8 \("),
+    ],
+)
+def test_a_bad_line_of_a_small_dataset_is_refused(tmp_path: Path, line: bytes, message: str):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n\n' + line + b"\n")
+    with pytest.raises(UserError, match=message):
+        list(read_rows([tmp_path / "a.jsonl"]))
+
+
+def test_columns_of_different_length_are_refused(tmp_path: Path):
+    (tmp_path / "uneven.json").write_text(json.dumps({"prompt": ["a"], "completion": []}))
+    with pytest.raises(UserError, match=r"differ in length \(prompt 1, completion 0\)"):
+        list(read_rows([tmp_path / "uneven.json"]))
 
 
 def test_pieces_are_cut_where_the_format_allows(data_file: DataFile):
@@ -101,8 +160,8 @@ def test_a_selection_of_a_saved_dataset_is_honoured(tmp_path: Path):
     assert [row["n"] for row in read_all(cut_file(DataFile(tmp_path / "data", "arrow"), 10**9))] == [5, 3, 400]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
-def test_a_missing_column_names_those_there_are(tmp_path: Path, kind: Kind):
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "arrow"])
+def test_a_missing_column_names_those_there_are(tmp_path: Path, kind: str):
     FORMATS[kind](tmp_path / "data")
     with pytest.raises(UserError, match=r"data has no column content \(its columns: (text, n|n, text)\)"):
         read_all(cut_file(DataFile(tmp_path / "data", kind), 10**9), ["content"])
@@ -149,9 +208,9 @@ def test_a_lone_surrogate_in_a_long_line_is_bad_text(tmp_path: Path, monkeypatch
     assert read_all(cut_file(DataFile(path, "jsonl"), 10**9)) == [Unreadable("bad_utf8")]
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "jsonl.xz", "jsonl.bz2", "csv.zst"])
 @pytest.mark.parametrize("kept", [0.3, 0.99])
-def test_a_truncated_stream_is_refused(tmp_path: Path, kind: Kind, kept: float):
+def test_a_truncated_stream_is_refused(tmp_path: Path, kind: str, kept: float):
     path = tmp_path / "data"
     FORMATS[kind](path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])

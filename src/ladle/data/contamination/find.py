@@ -22,9 +22,8 @@ from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import SourceConfig
 from ladle.data.contamination.ngrams import NgramSet, ngram_hashes
+from ladle.data.rows import Piece, read_piece
 from ladle.data.sources.documents import Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.sources.pieces import Piece
-from ladle.data.sources.rows import read_rows
 from ladle.data.vocabulary import TOKENIZER_FILE, Vocabulary
 from ladle.executors import Executor
 
@@ -133,7 +132,7 @@ def _search_piece(task: _SearchTask, out: Path) -> None:
     formatter = make_formatter(task.source, task.vocabulary.folder)
     row = 0
     with out.open("w", encoding="utf-8") as stream:
-        for rows in read_rows(task.piece, columns_of(task.source)):
+        for rows in read_piece(task.piece, columns_of(task.source)):
             for document in (to_document(one, formatter) for one in rows):
                 count, first = ngrams.find(_text_of(document, task.vocabulary.folder))
                 if count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ladle.data.sources.read_rows import read_rows
+from ladle.data.rows import read_rows
 from ladle.errors import UserError
 
 

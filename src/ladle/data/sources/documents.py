@@ -13,8 +13,8 @@ from typing import Any
 
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
+from ladle.data.rows import Row, Unreadable
 from ladle.data.sources.functions import find_code, load_function
-from ladle.data.sources.rows import Row, Unreadable
 from ladle.data.vocabulary import Vocabulary
 from ladle.errors import UserError
 

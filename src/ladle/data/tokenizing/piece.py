@@ -12,9 +12,8 @@ import numpy as np
 
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.data.config import SourceConfig
+from ladle.data.rows import Piece, Unreadable, read_piece
 from ladle.data.sources.documents import Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.sources.pieces import Piece
-from ladle.data.sources.rows import Unreadable, read_rows
 from ladle.data.store.shards import ShardWriter
 from ladle.data.tokenizing.agreement import Disagreement, PieceSample, load_checked_encoder, require_agreement
 from ladle.data.tokenizing.encoders import Engine, load_encoder, put_in
@@ -89,7 +88,7 @@ def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
 def _documents(task: TokenizeTask) -> Iterator[list[Document]]:
     formatter = make_formatter(task.source, task.vocabulary.folder)
     first = 1
-    for rows in read_rows(task.piece, columns_of(task.source)):
+    for rows in read_piece(task.piece, columns_of(task.source)):
         try:
             documents = [to_document(row, formatter) for row in rows]
         except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was

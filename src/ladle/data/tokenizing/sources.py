@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import MixConfig, SourceConfig
-from ladle.data.sources.files import find_data_files
-from ladle.data.sources.pieces import Piece, cut_file
+from ladle.data.files import find_data_files
+from ladle.data.rows import Piece, cut_file
 from ladle.data.store.shards import open_shard
 from ladle.data.tokenizing.piece import TokenizeTask, tokenize_piece
 from ladle.data.tokenizing.tokenized import TokenizedSource
