@@ -23,7 +23,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from ladle.generation.request import Request
-from ladle.generation.transformers_loop import TransformersGenerator
+from ladle.generation.transformers_backend import TransformersGenerator
 
 VOCAB_SIZE = 8192
 SHARED = {"vocab_size": VOCAB_SIZE, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}

@@ -22,14 +22,12 @@ from typing import Any
 
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.inputs import InputFinder, natural_key
-from ladle.data.questions.problems import rows_of_problems
 from ladle.errors import CheckFailed
 from ladle.evaluation.compare import compare_runs
-from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
-from ladle.rollouts.attempts import Problem, attempt_problems
 from ladle.rollouts.config import GateConfig
+from ladle.rollouts.rollout import attempt_problems, read_problems
 
 QUICKSTART = Path("recipes/quickstart.yaml")
 ONLY_RIGHT = ["kto.data=[{dataset: rollouts, keep_label: true}]", "kto.balance=false", "kto.allow_single_label=true"]
@@ -58,11 +56,11 @@ def choose_policy(pretrained: dict[str, Path], least: float) -> Path:
 
 def solved(model: Path, pretrained: dict[str, Path]) -> float:
     """Return the share of the quickstart's validation problems that a model solves greedily."""
-    rows = rows_of_problems("problems", [pretrained["datasets/problems"]], "validation", 0, None)
-    problems = [Problem(number, row["question"], row["answer"]) for number, row in enumerate(rows)]
-    config = GateConfig.model_validate({"prompts": {"dataset": "problems"}, "max_new_tokens": 64, "batch_size": 256})
+    source = {"dataset": "problems", "split": "validation"}
+    config = GateConfig.model_validate({"prompts": source, "max_new_tokens": 64, "batch_size": 256})
+    problems = read_problems(config.prompts, [pretrained["datasets/problems"]], "gate")
     with tempfile.TemporaryDirectory() as folder:
-        attempts = attempt_problems(config, problems, model, load_fast_tokenizer(model), Path(folder), "policy")
+        attempts = attempt_problems(config, problems, model, Path(folder), "policy")
     return sum(attempt.verdict == "correct" for attempt in attempts) / len(problems)
 
 

@@ -1,1 +1,1 @@
-"""Steps and what they leave on disk: fingerprints, atomic builds, plans, verification, the shard journal."""
+"""Steps and what they leave on disk: fingerprints, atomic builds, plans, verification, crash journals."""

@@ -1,23 +1,31 @@
-"""The shard journal: work split into named items, each finished item kept across crashes.
+"""Crash journals: the finished items of long work, kept across crashes.
 
-An item's name says its content (a content hash, or an index of a step whose fingerprint fixes the content), so a file
-that carries the name and matches its recorded hash is the item. An item is worked into `.NAME.tmp`, flushed, renamed
-to `NAME`, and only then acknowledged by `NAME.b3` (its blake3). A restart keeps what verifies and works the rest
-again.
+`ShardJournal` keeps a file for each item. An item's name says its content (a content hash, or an index of a step whose
+fingerprint fixes the content), so a file that carries the name and matches its recorded hash is the item. An item is
+worked into `.NAME.tmp`, flushed, renamed to `NAME`, and only then acknowledged by `NAME.b3` (its blake3).
+
+`RowJournal` keeps small items that finish one by one as lines of one file, each behind its hash.
+
+A restart keeps what verifies and works the rest again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ladle.artifacts.files import hash_file, replace_durably, write_text_durably
+from ladle.artifacts.files import hash_bytes, hash_file, replace_durably, write_text_durably
 from ladle.executors import Executor
 from ladle.log import progress
 
 HASH_SUFFIX = ".b3"
+FLUSH_EVERY_SECONDS = 1.0
 
 Work = Callable[[Any, Path], None]
 
@@ -71,3 +79,43 @@ def _work_item(work: Work, folder: Path, item: tuple[str, Any]) -> None:
     digest = hash_file(temporary)
     replace_durably(temporary, folder / name)
     write_text_durably(folder / (name + HASH_SUFFIX), digest + "\n")
+
+
+class RowJournal:
+    """Finished items as JSON rows, appended to one file by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def appending(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Yield the function that appends a row; the row is safe from a crash once a second has passed."""
+        with self.path.open("ab") as file:
+            if file.tell():
+                file.write(b"\n")  # ends a line that a crash cut short
+            flushed = time.monotonic()
+
+            def append(row: Mapping[str, Any]) -> None:
+                nonlocal flushed
+                line = json.dumps(row).encode()
+                file.write(hash_bytes(line).encode() + b" " + line + b"\n")
+                if time.monotonic() - flushed >= FLUSH_EVERY_SECONDS:
+                    _flush(file)
+                    flushed = time.monotonic()
+
+            try:
+                yield append
+            finally:
+                _flush(file)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield every whole row; damaged lines, and those that a crash cut short, are left out."""
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
+            digest, _, row = line.partition(b" ")
+            if digest.decode(errors="replace") == hash_bytes(row):
+                yield json.loads(row)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

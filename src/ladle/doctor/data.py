@@ -22,8 +22,8 @@ from ladle.data.sources.templates import fill
 from ladle.data.tokenizing.sources import find_pieces
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
 from ladle.doctor.references import alignments_of, mixes_of
+from ladle.evaluation.benchmark import load_items
 from ladle.evaluation.config import BenchmarkChoice
-from ladle.evaluation.items import load_items
 from ladle.recipe import Recipe
 
 FAMILY = "data"

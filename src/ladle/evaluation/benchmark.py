@@ -1,18 +1,25 @@
-"""A benchmark as a declaration: where its items are and which fields hold what. Free of torch.
+"""A benchmark as a declaration, where its items are and which fields hold what, and its items as that reads them.
 
-The built-in ones are the YAML files of `ladle/evaluation/benchmarks`; adding one is adding a file.
+The built-in ones are the YAML files of `ladle/evaluation/benchmarks`; adding one is adding a file. Free of torch.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
 
 from ladle.config import Config
 from ladle.errors import UserError
+from ladle.log import get_logger
+
+logger = get_logger(__name__)
 
 PromptStyle = Literal["cot", "openseek_sft", "qwen25-math-cot", "chat"]
 
@@ -34,6 +41,23 @@ class FieldRule(Config):
     rule: Literal["whole", "first", "boxed", "before", "after"] = "whole"
     r"""`whole` value; `first` of a list; content of the last `\\boxed{}`; text `before` or `after` the last marker."""
     marker: str = ""
+
+    def read(self, row: dict[str, Any]) -> str:
+        """Return the text that the rule reads from a row, without spaces around it; nothing where there is none."""
+        value = row.get(self.field)
+        if self.rule == "first" and isinstance(value, list):
+            value = value[0] if value else None
+        if value is None:
+            return ""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # amc23 writes 27.0 for the integer 27
+        text = str(value)
+        if self.rule == "boxed":
+            text = last_boxed(text)
+        elif self.rule in ("before", "after"):
+            before, marker, after = text.rpartition(self.marker)
+            text = (before if self.rule == "before" else after) if marker else ""
+        return text.strip()
 
 
 class Benchmark(Config):
@@ -74,17 +98,123 @@ def builtin_benchmarks() -> dict[str, Benchmark]:
     return {benchmark.name: benchmark for benchmark in loaded}
 
 
-def find_hub_source(name: str) -> HubSource:
-    """Return where the Hub has a built-in benchmark.
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One problem of a benchmark.
+
+    Attributes:
+        idx: its number in the benchmark, from 0; the row's own `idx` where it has one.
+        question: the problem.
+        gold: the known answer.
+        solution: the reference solution, or nothing.
+        type: answer type, or None to infer it from the gold answer.
+        unit: unit that the answer is in.
+        tolerance: absolute error that the answer may have.
+        multiple: the gold answer lists several answers, in any order.
+        row: the row as it was read.
+    """
+
+    idx: int
+    question: str
+    gold: str
+    solution: str = ""
+    type: str | None = None
+    unit: str | None = None
+    tolerance: float | None = None
+    multiple: bool = False
+    row: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def load_items(benchmark: Benchmark, paths: Sequence[Path], split: str = "test") -> list[Item]:
+    """Read a benchmark's items, in order.
+
+    Args:
+        benchmark: its declaration.
+        paths: files of rows, or folders with some: a snapshot of its Hub repository, `<name>/<split>.jsonl`, or
+            `<split>` files.
+        split: split to look for in a folder.
 
     Raises:
-        UserError: the name is not a built-in one.
+        UserError: no such file, or a row without a question or an answer.
     """
-    benchmark = builtin_benchmarks().get(name)
-    if benchmark is None or benchmark.hub is None:
-        known = ", ".join(builtin_benchmarks())
-        raise UserError(
-            f"unknown benchmark {name!r}",
-            f"use one of {known}; or give it a `dataset:` (or `evaluate.data` with {name}/test.jsonl)",
+    from ladle.data.rows import read_placed_rows  # needs pyarrow, which a recipe that is only read does not
+
+    inside = [benchmark.hub.file, benchmark.name] if benchmark.hub else [benchmark.name]
+    places = [next((path / name for name in inside if (path / name).exists()), path) for path in paths]
+    rows = enumerate(read_placed_rows(places, split))
+    items = [_read_item(benchmark, index, row, where) for index, (where, row) in rows]
+    if len({item.idx for item in items}) != len(items):
+        raise UserError(f"{benchmark.name} has two items of the same idx", "remove the idx field, or make it unique")
+    if benchmark.items is not None and len(items) != benchmark.items:
+        logger.warning(
+            "%s has %d items here, and %d in the published form", benchmark.name, len(items), benchmark.items
         )
-    return benchmark.hub
+    return items
+
+
+def take(items: list[Item], limit: int | None, start: int, end: int, name: str) -> list[Item]:
+    """Return part of the items: of the first `limit` (None is all), those from `start` to before `end` (-1 is all).
+
+    Raises:
+        UserError: that leaves none.
+    """
+    taken = items[:limit][start : None if end == -1 else end]
+    if not taken:
+        raise UserError(
+            f"limit={limit}, start={start}, end={end} leave no item of the {len(items)} of {name}",
+            "lower start, or raise limit and end",
+        )
+    return taken
+
+
+def read_first(row: dict[str, Any], rules: Sequence[FieldRule]) -> str:
+    """Return what the first rule that finds anything finds; nothing where none does."""
+    return next((text for rule in rules if (text := rule.read(row))), "")
+
+
+def last_boxed(text: str) -> str:
+    r"""Return the content of the last `\boxed{…}` whose braces balance; nothing where there is none."""
+    start = len(text)
+    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
+        opening, depth = start + len("\\boxed"), 0
+        # An escaped brace is a character of the answer, as in a set's \{1, 2\}; a doubled backslash escapes nothing.
+        for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening):
+            depth += {"{": 1, "}": -1}.get(token[0], 0)
+            if depth == 0:
+                return text[opening + 1 : token.start()].strip()
+    return ""
+
+
+def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any], where: str) -> Item:
+    question = read_first(row, [FieldRule(field=name) for name in benchmark.question])
+    gold = read_first(row, benchmark.gold)
+    if not question or not gold:
+        what, fields = (
+            ("answer", [rule.field for rule in benchmark.gold]) if question else ("question", benchmark.question)
+        )
+        raise UserError(
+            f"{where} has no {what} (looked for {', '.join(dict.fromkeys(fields))}; it has {', '.join(row)})",
+            f"name the field: benchmarks: [{{name: {benchmark.name}, {what}: FIELD}}]",
+        )
+
+    def optional(name: str | None) -> str | None:
+        value = row.get(name) if name else None
+        return None if value is None or value == "" else str(value)
+
+    tolerance = optional(benchmark.tolerance_field)
+    try:
+        tolerance = None if tolerance is None else float(tolerance)
+    except ValueError:
+        problem = f"{where}: {benchmark.tolerance_field} is {tolerance!r}, not a number"
+        raise UserError(problem, "fix or remove it") from None
+    return Item(
+        idx=row["idx"] if isinstance(row.get("idx"), int) else index,
+        question=question,
+        gold=gold,
+        solution=read_first(row, benchmark.solution),
+        type=benchmark.type or optional(benchmark.type_field),
+        unit=optional(benchmark.unit_field),
+        tolerance=tolerance,
+        multiple=bool(row.get(benchmark.multiple_field)) if benchmark.multiple_field else False,
+        row=row,
+    )

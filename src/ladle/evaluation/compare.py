@@ -13,15 +13,15 @@ from statistics import fmean
 from typing import Any
 
 from ladle.errors import UserError
-from ladle.evaluation.metrics import (
+from ladle.evaluation.results import ResultFile, find_results, read_result
+from ladle.evaluation.statistics import (
     bootstrap_interval,
+    item_score,
     items_to_detect,
     mcnemar_p_value,
     minimum_detectable_effect,
     sign_flip_p_value,
 )
-from ladle.evaluation.results import ResultFile, find_results, read_result
-from ladle.evaluation.rows import item_score
 
 Row = dict[str, Any]
 ALL = "all items"
@@ -97,53 +97,55 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
     Raises:
         UserError: no benchmark in common, several runs of one, or different items under one idx.
     """
-    pairs = [(name, *_paired_rows(one, other)) for name, one, other in _matching_files(first, second)]
+    if first.is_file() and second.is_file():
+        ours, theirs = find_results(first)[0], find_results(second)[0]
+        pairs = [(ours.benchmark, *_pair_rows(ours, theirs))]
+    else:
+        ours, theirs = _by_benchmark(first), _by_benchmark(second)
+        pairs = [(name, *_pair_rows(ours[name], theirs[name])) for name in ours if name in theirs]
+        if not pairs:
+            raise UserError(
+                f"{first} ({', '.join(ours)}) and {second} ({', '.join(theirs)}) have no benchmark in common",
+                "evaluate both on the same benchmarks",
+            )
     results = [_compare(name, rows, unpaired, seed) for name, rows, unpaired in pairs]
     every_row = [row for _, rows, _ in pairs for row in rows]
+    flipped = [
+        Flip(name, one["idx"], item_score(one), item_score(other), str(one["gt"]), one["pred"], other["pred"])
+        for name, rows, _ in pairs
+        for one, other in rows
+        if item_score(one) != item_score(other)
+    ]
     overall = _compare(ALL, every_row, sum(unpaired for *_, unpaired in pairs), seed)
-    flips = [flip for name, rows, _ in pairs for flip in _flips(name, rows)]
-    return Comparison(results, overall, flips)
-
-
-def _matching_files(first: Path, second: Path) -> list[tuple[str, ResultFile, ResultFile]]:
-    if first.is_file() and second.is_file():
-        one, other = find_results(first)[0], find_results(second)[0]
-        return [(one.benchmark, one, other)]
-    ours, theirs = _by_benchmark(first), _by_benchmark(second)
-    shared = [name for name in ours if name in theirs]
-    if not shared:
-        raise UserError(
-            f"{first} ({', '.join(ours)}) and {second} ({', '.join(theirs)}) have no benchmark in common",
-            "evaluate both on the same benchmarks",
-        )
-    return [(name, ours[name], theirs[name]) for name in shared]
+    return Comparison(results, overall, flipped)
 
 
 def _by_benchmark(path: Path) -> dict[str, ResultFile]:
     found: dict[str, ResultFile] = {}
     for result in find_results(path):
-        if result.benchmark in found:
+        other = found.setdefault(result.benchmark, result)
+        if other is not result:
             raise UserError(
-                f"{path} has several runs of {result.benchmark}: {found[result.benchmark].run_id}, {result.run_id}",
+                f"{path} has several runs of {result.benchmark}: {other.run_id}, {result.run_id}",
                 "name one result file of each model",
             )
-        found[result.benchmark] = result
     return found
 
 
-def _paired_rows(first: ResultFile, second: ResultFile) -> tuple[list[tuple[Row, Row]], int]:
+def _pair_rows(first: ResultFile, second: ResultFile) -> tuple[list[tuple[Row, Row]], int]:
+    """Return the rows of the items that both answered, and how many only one of them did."""
     ours = {row["idx"]: row for row in read_result(first)}
     theirs = {row["idx"]: row for row in read_result(second)}
-    shared = [idx for idx in ours if idx in theirs]
-    if not shared:
+    pairs = [(row, theirs[idx]) for idx, row in ours.items() if idx in theirs]
+    if not pairs:
         raise UserError(f"{first.path} and {second.path} have no item in common", "evaluate both on the same items")
-    for idx in shared:
-        if ours[idx].get("question") != theirs[idx].get("question"):
+    for one, other in pairs:
+        if one.get("question") != other.get("question"):
             raise UserError(
-                f"item {idx} is another question in {first.path} than in {second.path}",
+                f"item {one['idx']} is another question in {first.path} than in {second.path}",
                 "evaluate both on the same edition of the benchmark",
             )
-    return [(ours[idx], theirs[idx]) for idx in shared], len(ours) + len(theirs) - 2 * len(shared)
+    return pairs, len(ours) + len(theirs) - 2 * len(pairs)
 
 
 def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: int) -> PairedResult:
@@ -169,11 +171,3 @@ def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: in
         items_to_detect=items_to_detect(differences, fmean(differences)),
         unpaired=unpaired,
     )
-
-
-def _flips(name: str, rows: Sequence[tuple[Row, Row]]) -> list[Flip]:
-    return [
-        Flip(name, one["idx"], item_score(one), item_score(other), str(one["gt"]), one["pred"], other["pred"])
-        for one, other in rows
-        if item_score(one) != item_score(other)
-    ]

@@ -7,13 +7,14 @@ from collections import Counter
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from ladle.config import Config, execution, location
+from ladle.data.files import SUFFIXES
 from ladle.errors import UserError
-from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks, find_hub_source
+from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks
 from ladle.executors import ExecutorKind
-from ladle.generation.config import SamplingConfig
+from ladle.generation.request import SamplingConfig
 from ladle.grading.config import GraderConfig
 
 
@@ -66,6 +67,11 @@ class BenchmarkChoice(Config):
     type: str | None = None
     """Answer type of every item; unset takes the benchmark's own, or infers it."""
 
+    @property
+    def label(self) -> str:
+        """The name that results and folders carry."""
+        return self.name
+
     def definition(self) -> Benchmark:
         """Return the built-in declaration with this choice's own fields over it, or a custom one."""
         known = builtin_benchmarks().get(self.name, Benchmark(name=self.name, licence="custom"))
@@ -84,7 +90,14 @@ class BenchmarkChoice(Config):
         Raises:
             UserError: the benchmark is not a built-in one.
         """
-        return find_hub_source(self.name)
+        source = self.definition().hub
+        if source is None:
+            raise UserError(
+                f"unknown benchmark {self.name!r}",
+                f"use one of {', '.join(builtin_benchmarks())}; or give it a `dataset:` "
+                f"(or `evaluate.data` with {self.name}/test.jsonl)",
+            )
+        return source
 
 
 class ExamplesConfig(Config):
@@ -99,21 +112,37 @@ class ExamplesConfig(Config):
     """Field with the whole worked answer."""
 
 
-def _named_or_file(value: object) -> object:
+def _benchmark_of(value: object) -> object:
     """A string is a benchmark's name, or the file or folder of a custom one."""
-    if not isinstance(value, str) or re.fullmatch(r"[\w.-]+", value) and not value.endswith((".jsonl", ".parquet")):
-        return {"name": value} if isinstance(value, str) else value
-    path = PurePath(value)
-    name = path.parent.name if path.stem == "test" and path.parent.name else path.stem
+    if not isinstance(value, str):
+        return value
+    suffix = next((suffix for suffix in SUFFIXES if value.endswith(suffix)), "")
+    if re.fullmatch(r"[\w.-]+", value) and not suffix:
+        return {"name": value}
+    path = PurePath(value.removesuffix(suffix))
+    name = path.parent.name if path.name == "test" and path.parent.name else path.name
     return {"name": re.sub(r"[^\w.-]+", "-", name), "dataset": value}
 
 
-def _named(key: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+def _model_of(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+def _refuse_repeated(choices: list[Any], info: ValidationInfo) -> list[Any]:
+    for name, count in Counter(choice.label for choice in choices).items():
+        if count > 1:
+            problem = f"evaluate.{info.field_name} names {name!r} twice"
+            raise UserError(problem, "remove one, or give it another `name:`")
+    return choices
+
+
+_Unique = AfterValidator(_refuse_repeated)
 
 
 class _Shared(Config):
-    benchmarks: list[Annotated[BenchmarkChoice, BeforeValidator(_named_or_file)]] = Field(min_length=1)
+    benchmarks: Annotated[list[Annotated[BenchmarkChoice, BeforeValidator(_benchmark_of)]], _Unique] = Field(
+        min_length=1
+    )
     prompt: PromptStyle | None = None
     """`cot`, `openseek_sft`, `qwen25-math-cot`, or `chat` for the model's own template; unset: the benchmark's own."""
     few_shot: int = Field(default=0, ge=0)
@@ -134,27 +163,21 @@ class _Shared(Config):
     executor: ExecutorKind = execution("processes")
     """Where those processes are: on this machine, or on a Ray cluster."""
 
-    @model_validator(mode="after")
-    def _check_names(self) -> _Shared:
-        _refuse_repeated("benchmarks", [choice.name for choice in self.benchmarks])
-        return self
-
 
 class EvaluateConfig(_Shared):
     """The `evaluate:` section: every model on every benchmark."""
 
-    models: list[Annotated[ModelChoice, _named("model")]] = Field(min_length=1)
+    models: Annotated[list[Annotated[ModelChoice, BeforeValidator(_model_of)]], _Unique] = Field(min_length=1)
     data: str | None = location(None)
     """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""
-
-    @model_validator(mode="after")
-    def _check_models(self) -> EvaluateConfig:
-        _refuse_repeated("models", [choice.label for choice in self.models])
-        return self
 
 
 class EvaluateModelConfig(_Shared):
     """What decides the results of one model."""
+
+    def style(self, choice: BenchmarkChoice) -> PromptStyle:
+        """Return the prompt format for one of the benchmarks."""
+        return self.prompt or choice.definition().prompt
 
     @classmethod
     def of(cls, config: EvaluateConfig, choice: ModelChoice) -> EvaluateModelConfig:
@@ -168,16 +191,11 @@ class EvaluateModelConfig(_Shared):
             raise UserError(
                 f"evaluate.few_shot is {few_shot}, and there are no examples to show", "set evaluate.examples.dataset"
             )
-        shared = {name: getattr(config, name) for name in _Shared.model_fields}
-        own = {
-            "few_shot": few_shot,
-            "examples": config.examples if few_shot else None,
-            "prompt": choice.prompt or config.prompt,
-        }
-        return cls(**(shared | own))
-
-
-def _refuse_repeated(what: str, names: list[str]) -> None:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise UserError(f"evaluate.{what} names {repeated[0]!r} twice", "remove one, or give it another `name:`")
+        return cls(
+            **{name: getattr(config, name) for name in _Shared.model_fields}
+            | {
+                "few_shot": few_shot,
+                "examples": config.examples if few_shot else None,
+                "prompt": choice.prompt or config.prompt,
+            }
+        )

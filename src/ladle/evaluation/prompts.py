@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ladle.errors import UserError
-from ladle.evaluation.benchmark import Benchmark, FieldRule, PromptStyle
+from ladle.evaluation.benchmark import Benchmark, FieldRule, PromptStyle, load_items
 from ladle.evaluation.config import ExamplesConfig
-from ladle.evaluation.items import load_items
 
 Message = dict[str, str]
 
@@ -41,11 +40,13 @@ class Prompt:
     """What the model is given for one question.
 
     Attributes:
+        ids: token ids: of plain text with the tokenizer's own start token, of turns just as they are written.
         text: the prompt.
         stop: texts that end its completion.
         messages: the turns behind the text; None where the prompt is plain text.
     """
 
+    ids: list[int]
     text: str
     stop: tuple[str, ...] = ()
     messages: tuple[Message, ...] | None = None
@@ -65,16 +66,23 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
     """
     if style == "cot":
         shown = [_fill(COT_TEMPLATE, example.question) + example.answer for example in examples]
-        asked = _fill(COT_TEMPLATE, question).rstrip(" ")
-        return Prompt(COT_SEPARATOR.join([*shown, asked]), COT_STOP)
-    if style == "openseek_sft":
-        turns = _turns(f"{_BOXED}\nQuestion:\n{{question}}", question, examples)
-        messages = ({"role": "system", "content": ""}, *turns)
-        return Prompt(_chatml(messages), messages=messages)
-    if style == "qwen25-math-cot":
-        messages = ({"role": "system", "content": _BOXED}, *_turns("{question}", question, examples))
-        return Prompt(_chatml(messages), messages=messages)
-    return _chat(tuple(_turns("{question}", question, examples)), tokenizer)
+        text = COT_SEPARATOR.join([*shown, _fill(COT_TEMPLATE, question).rstrip(" ")])
+        return Prompt(_encode(text, tokenizer, add_special_tokens=True), text, COT_STOP)
+    template = f"{_BOXED}\nQuestion:\n{{question}}" if style == "openseek_sft" else "{question}"
+    system = {"openseek_sft": "", "qwen25-math-cot": _BOXED}.get(style)
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    for example in examples:
+        turns.append({"role": "user", "content": _fill(template, example.question)})
+        turns.append({"role": "assistant", "content": example.answer})
+    turns.append({"role": "user", "content": _fill(template, question)})
+    if style != "chat":
+        text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+        text += "<|im_start|>assistant\n"
+    elif tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    else:
+        raise UserError("prompt=chat, and the model's tokenizer has no chat template", "use prompt=cot")
+    return Prompt(_encode(text, tokenizer, add_special_tokens=False), text, messages=tuple(turns))
 
 
 def load_examples(config: ExamplesConfig | None, paths: list[Path], count: int) -> list[Example]:
@@ -97,32 +105,11 @@ def load_examples(config: ExamplesConfig | None, paths: list[Path], count: int) 
     return [Example(item.question, item.gold) for item in items[:count]]
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:
-    """Return a prompt's token ids: plain text with the tokenizer's own start token, turns just as written."""
-    ids: list[int] = tokenizer.encode(prompt.text, add_special_tokens=prompt.messages is None)
-    # A tokenizer that closes every text with eos would have the model answer after the end.
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-
-
 def _fill(template: str, question: str) -> str:
     return template.replace("{question}", question)  # not str.format: other braces are LaTeX
 
 
-def _turns(template: str, question: str, examples: Sequence[Example]) -> list[Message]:
-    turns = []
-    for example in examples:
-        turns.append({"role": "user", "content": _fill(template, example.question)})
-        turns.append({"role": "assistant", "content": example.answer})
-    return [*turns, {"role": "user", "content": _fill(template, question)}]
-
-
-def _chatml(messages: Sequence[Message]) -> str:
-    turns = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages)
-    return turns + "<|im_start|>assistant\n"
-
-
-def _chat(messages: tuple[Message, ...], tokenizer: Any) -> Prompt:
-    if not tokenizer.chat_template:
-        raise UserError("prompt=chat, and the model's tokenizer has no chat template", "use prompt=cot")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    return Prompt(text, messages=messages)
+def _encode(text: str, tokenizer: Any, add_special_tokens: bool) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    # A tokenizer that closes every text with eos would have the model answer after the end.
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids

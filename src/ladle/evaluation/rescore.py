@@ -14,21 +14,10 @@ from statistics import fmean
 from typing import Any
 
 from ladle.errors import UserError
-from ladle.evaluation.benchmark import Benchmark, builtin_benchmarks
-from ladle.evaluation.gold import read_first
-from ladle.evaluation.items import Item, load_items
-from ladle.evaluation.results import (
-    METRICS_SUFFIX,
-    RESULT_SUFFIX,
-    ResultFile,
-    find_results,
-    read_result,
-    write_metrics,
-    write_rows,
-)
-from ladle.evaluation.rows import completions_of, item_of, item_score, make_row
-from ladle.evaluation.scoring import score_completions
-from ladle.evaluation.summary import summarise
+from ladle.evaluation.attempts import Completion, grade_completions
+from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, load_items, read_first
+from ladle.evaluation.results import ResultFile, find_results, make_row, read_result, write_result
+from ladle.evaluation.statistics import item_score, summarise
 from ladle.grading.config import GraderConfig
 
 Row = dict[str, Any]
@@ -96,21 +85,32 @@ def write_rescored(rescored: Sequence[Rescored], out: Path, seed: int = 0) -> No
         seed: of the metrics' bootstrap.
     """
     for one in rescored:
-        stem = out / one.benchmark / one.run_id
-        write_rows(stem.with_name(stem.name + RESULT_SUFFIX), one.rows)
         metrics = summarise(one.rows, seed, 0.0, {"rescored": one.path.name})
-        write_metrics(stem.with_name(stem.name + METRICS_SUFFIX), metrics)
+        write_result(out / one.benchmark, one.run_id, one.rows, metrics)
 
 
 def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -> Rescored:
     stored = read_result(result)
     benchmark = builtin_benchmarks().get(result.benchmark)
-    items = [_item(row, benchmark) for row in stored]
+    items = [_item_of(row, benchmark) for row in stored]
     if data is not None and benchmark is not None:
-        items = _from_data(items, benchmark, data, result.path)
-    completions = [completions_of(row) for row in stored]
-    scored = score_completions(items, completions, config, f"{result.benchmark}: grading")
-    rows = [make_row(item, graded) for item, graded in zip(items, scored, strict=True)]
+        known = {item.idx: item for item in load_items(benchmark, [data])}
+        for item in items:
+            if item.idx not in known or known[item.idx].question.split() != item.question.split():
+                raise UserError(
+                    f"item {item.idx} of {result.path} is not item {item.idx} of {benchmark.name} in {data}",
+                    "give the data that the file was made from, or none",
+                )
+        items = [known[item.idx] for item in items]
+    completions = [_completions_of(row) for row in stored]
+    grades = grade_completions(items, completions, config, f"{result.benchmark}: grading")
+    rows = [make_row(*one) for one in zip(items, completions, grades, strict=True)]
+    changes = [
+        Change(row["idx"], sample, bool(was), str(grade.verdict), grade.reason, item.gold, grade.extracted)
+        for row, item, several in zip(stored, items, grades, strict=True)
+        for sample, (was, grade) in enumerate(zip(row["score"], several, strict=True))
+        if bool(was) != (grade.verdict == "correct")
+    ]
     return Rescored(
         benchmark=result.benchmark,
         path=result.path,
@@ -118,34 +118,29 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
         num_answers=sum(map(len, completions)),
         accuracy_before=fmean(map(item_score, stored)),
         accuracy_after=fmean(map(item_score, rows)),
-        changes=[change for before, after in zip(stored, rows, strict=True) for change in _changes(before, after)],
+        changes=changes,
         rows=rows,
     )
 
 
-def _item(row: Row, benchmark: Benchmark | None) -> Item:
-    item = item_of(row, gold=read_first(row, benchmark.gold) if benchmark else "")
-    if item.type is None and benchmark is not None and benchmark.type is not None:
-        return item_of(row | {"answer_type": benchmark.type}, gold=item.gold)
-    return item
+def _item_of(row: Row, benchmark: Benchmark | None) -> Item:
+    tolerance = row.get("error")
+    return Item(
+        idx=row["idx"],
+        question=row.get("question", ""),
+        gold=(read_first(row, benchmark.gold) if benchmark else "") or str(row["gt"]),
+        solution=str(row.get("gt_cot") or ""),
+        type=row.get("answer_type") or (benchmark.type if benchmark else None),
+        unit=row.get("unit"),
+        tolerance=None if tolerance is None else float(tolerance),
+        multiple=bool(row.get("is_multiple_answer")),
+        row=row,
+    )
 
 
-def _from_data(items: list[Item], benchmark: Benchmark, data: Path, path: Path) -> list[Item]:
-    known = {item.idx: item for item in load_items(benchmark, [data])}
-    for item in items:
-        if item.idx not in known or known[item.idx].question.split() != item.question.split():
-            raise UserError(
-                f"item {item.idx} of {path} is not item {item.idx} of {benchmark.name} in {data}",
-                "give the data that the file was made from, or none",
-            )
-    return [known[item.idx] for item in items]
-
-
-def _changes(before: Row, after: Row) -> list[Change]:
-    return [
-        Change(before["idx"], sample, bool(stored), verdict, reason, after["gt"], answer)
-        for sample, (stored, now, verdict, reason, answer) in enumerate(
-            zip(before["score"], after["score"], after["verdict"], after["report"], after["pred"], strict=True)
-        )
-        if bool(stored) != now
-    ]
+def _completions_of(row: Row) -> list[Completion]:
+    """Return the completions of a row; of one without any, its answers in boxes."""
+    texts = row.get("code") or [f"\\boxed{{{answer}}}" for answer in row.get("pred") or []]
+    unknown = [None] * len(texts)
+    lengths, reasons = row.get("num_tokens") or unknown, row.get("finish_reason") or unknown
+    return [Completion(str(text), length, reason) for text, length, reason in zip(texts, lengths, reasons, strict=True)]

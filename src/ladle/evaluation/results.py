@@ -1,10 +1,15 @@
-"""Result files on disk, in the seeds' layout, and every upstream spelling when they are read.
+"""Result files on disk, in the layout of the OpenSeek reports, and every upstream spelling when they are read.
 
     <out>/<benchmark>/<run_id>_result.jsonl     a row for each item, in item order
     <out>/<benchmark>/<run_id>_metrics.json     the benchmark's metrics
     <out>/final_result.json                     all benchmarks
 
 Read as well: OpenSeek's `<run_id>qwen_result.jsonl` and Qwen2.5-Math's `<run_id>.jsonl`.
+
+The fields idx, question, gt_cot, gt, code, pred, report and score of a row are upstream's (Qwen2.5-Math's
+`evaluation/math_eval.py`), as are the item's own fields that it copies; verdict, method, finish_reason and num_tokens
+are Ladle's, one entry for each completion like code. Nothing in a row depends on time, so equal runs give equal
+bytes.
 """
 
 from __future__ import annotations
@@ -17,26 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.files import write_text_durably
+from ladle.data.rows import read_rows
 from ladle.errors import UserError
-from ladle.evaluation.items import read_rows
+from ladle.evaluation.attempts import Completion
+from ladle.evaluation.benchmark import Item
+from ladle.grading.grade import Grade
 
-RESULT_SUFFIX = "_result.jsonl"
-METRICS_SUFFIX = "_metrics.json"
 FINAL_NAME = "final_result.json"
-
-_RUN_ID = re.compile(
-    r"(?P<split>[^_]+)_(?P<prompt>.+)_(?P<num_test_sample>-?\d+)_seed(?P<seed>-?\d+)"
-    r"_t(?P<temperature>[\d.]+)_s(?P<start>\d+)_e(?P<end>-?\d+)"
+COPIED_FIELDS = (
+    *("level", "type", "unit", "solution_type", "choices", "solution", "ques_type", "ans_type"),
+    *("answer_type", "dataset", "subfield", "filed", "theorem", "answer"),
 )
+"""Fields of an item that upstream keeps in its rows (`filed` is its spelling)."""
+
+_RESULT_NAME = re.compile(r"(?P<run_id>[^_.][^_]*_.+_-?\d+_seed-?\d+_t[\d.]+_s\d+_e-?\d+)((qwen)?_result)?\.jsonl")
 _LINE_BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 """JSON allows these raw, and a question of gsm8k has one; written as escapes, `str.splitlines` gives whole rows too."""
-
-_SPELLINGS = (RESULT_SUFFIX, "qwen" + RESULT_SUFFIX, ".jsonl")
 
 
 @dataclass(frozen=True)
 class ResultFile:
-    """A result file and what its place says of it."""
+    """A result file, and the benchmark and run that its path names."""
 
     path: Path
     benchmark: str
@@ -48,12 +54,40 @@ def run_id(split: str, prompt: str, limit: int | None, seed: int, temperature: f
     return f"{split}_{prompt}_{-1 if limit is None else limit}_seed{seed}_t{float(temperature)}_s{start}_e{end}"
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write a result file; it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_durably(
-        path, "".join(json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n" for row in rows)
-    )
+def make_row(item: Item, completions: Sequence[Completion], grades: Sequence[Grade]) -> dict[str, Any]:
+    """Return the row of an item and its graded completions."""
+    copied = {name: item.row.get(name) for name in COPIED_FIELDS}
+    # What grading needs beside the gold answer, under OlympiadBench's names, for grading the row again.
+    compared = {
+        "answer_type": item.type,
+        "unit": item.unit,
+        "error": item.tolerance,
+        "is_multiple_answer": item.multiple or None,
+    }
+    return {
+        "idx": item.idx,
+        "question": item.question,
+        "gt_cot": item.solution,
+        "gt": item.gold,
+        **{name: value for name, value in copied.items() if value is not None},
+        **{name: value for name, value in compared.items() if value is not None},
+        "code": [one.text for one in completions],
+        "pred": [grade.extracted for grade in grades],
+        "report": [grade.reason for grade in grades],
+        "score": [grade.verdict == "correct" for grade in grades],
+        "verdict": [str(grade.verdict) for grade in grades],
+        "method": [grade.method for grade in grades],
+        "finish_reason": [one.finish_reason for one in completions],
+        "num_tokens": [one.num_tokens for one in completions],
+    }
+
+
+def write_result(folder: Path, run: str, rows: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> None:
+    """Write a benchmark's rows and metrics; each file is there whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n" for row in rows)
+    write_text_durably(folder / f"{run}_result.jsonl", "".join(lines))
+    write_metrics(folder / f"{run}_metrics.json", metrics)
 
 
 def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
@@ -68,11 +102,12 @@ def find_results(path: Path) -> list[ResultFile]:
         UserError: there is none.
     """
     files = [path] if path.is_file() else sorted(path.rglob("*.jsonl"))
-    found = [result for file in files if not file.name.startswith(".") and (result := _recognise(file))]
+    named = [(file, _RESULT_NAME.fullmatch(file.name)) for file in files]
+    found = [ResultFile(file, file.parent.name, match["run_id"]) for file, match in named if match]
     if not found:
         raise UserError(
             f"there are no result files at {path}",
-            f"name BENCHMARK/RUN_ID{RESULT_SUFFIX}, or as upstream RUN_IDqwen{RESULT_SUFFIX} or RUN_ID.jsonl",
+            "name BENCHMARK/RUN_ID_result.jsonl, or as upstream RUN_IDqwen_result.jsonl or RUN_ID.jsonl",
         )
     return found
 
@@ -81,25 +116,14 @@ def read_result(result: ResultFile) -> list[dict[str, Any]]:
     """Return a result file's rows.
 
     Raises:
-        UserError: a row without what a result row needs.
+        UserError: no rows, or one without what a result row needs.
     """
-    rows = list(read_rows(result.path))
+    rows = list(read_rows([result.path]))
     for number, row in enumerate(rows, start=1):
-        missing = [name for name in ("idx", "gt", "score") if name not in row]
+        missing = [name for name in ("idx", "gt", "score") if row.get(name) in (None, [])]
         if missing:
-            raise UserError(
-                f"row {number} of {result.path} has no {missing[0]}", "give a file that an evaluation wrote"
-            )
-        if not row["score"]:
-            raise UserError(f"row {number} of {result.path} has an empty score", "evaluate that item again")
+            problem = f"row {number} of {result.path} has no {missing[0]}"
+            raise UserError(problem, "give a file that an evaluation wrote")
     if not rows:
         raise UserError(f"{result.path} has no rows", "give a file that an evaluation wrote")
     return rows
-
-
-def _recognise(file: Path) -> ResultFile | None:
-    for suffix in _SPELLINGS:
-        match = _RUN_ID.fullmatch(file.name.removesuffix(suffix)) if file.name.endswith(suffix) else None
-        if match:
-            return ResultFile(file, file.parent.name, match.group())
-    return None

@@ -1,143 +1,132 @@
-"""Complete sets of requests, resuming what was finished before, in this process or in several.
+"""Complete requests, resuming what was finished before, in this process or in several.
 
-Each process loads the model once for all sets, and keeps logs of its own beside the others'. A restart reads all of
-them, whatever their number, and deals out only the rest; so worker counts may change between a crash and its
-resumption, and the samples do not.
+Each process loads the model once and keeps a journal of its own beside the others'. A restart reads all of them,
+whatever their number, and deals out only the rest; so worker counts may change between a crash and the restart, and
+the samples do not.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+from ladle.artifacts.journal import RowJournal
+from ladle.errors import UserError
 from ladle.executors import WHOLE, Executor, Shard
-from ladle.generation.request import Generator, Request, Sample
-from ladle.generation.sample_log import SampleLog, read_log
+from ladle.generation.request import Generator, Request, Sample, SamplingConfig
 from ladle.log import progress
 
-LOG_PATTERN = ".samples-*.jsonl"
-
-MakeGenerator = Callable[[int], Generator]
+JOURNAL_PATTERN = ".samples-*.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Completed:
-    """Every request's sample, by its id, and the seconds of generating that they took in all processes and attempts."""
+    """Samples by their requests' ids, and by task the seconds of generating them, in all processes and attempts."""
 
-    samples: dict[str, Sample]
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A pile's part of one set."""
-
-    name: str
-    folder: Path
-    requests: list[Request]
+    samples: dict[str, Sample] = field(default_factory=dict)
+    seconds: Counter[str] = field(default_factory=Counter)
 
 
 def complete(
     requests: Sequence[Request],
-    make: MakeGenerator,
+    make: Callable[[int], Generator],
     folder: Path,
     executor: Executor,
     workers: int = 1,
-    description: str = "completions",
     shard: Shard = WHOLE,
 ) -> Completed:
-    """Return a sample for every request of the shard, which is all of them unless told: `complete_sets` of one set.
+    """Return a sample for each request of the shard, in their order.
 
     Args:
-        requests: what to complete; their ids are unique.
-        make: as of `complete_sets`.
-        folder: where the logs are kept until `discard_logs`.
-        executor: runs the piles.
-        workers: piles that the unfinished requests are dealt into.
-        description: what the progress line says.
-        shard: the share to complete, where others complete the rest into the same folder.
-    """
-    return complete_sets({description: requests}, make, {description: folder}, executor, workers, shard)[description]
-
-
-def complete_sets(
-    sets: Mapping[str, Sequence[Request]],
-    make: MakeGenerator,
-    folders: Mapping[str, Path],
-    executor: Executor,
-    workers: int = 1,
-    shard: Shard = WHOLE,
-) -> dict[str, Completed]:
-    """Return a sample for every request of the shard of each set, by the sets' names.
-
-    Args:
-        sets: what to complete; the ids of a set are unique. The name is what the progress line says.
+        requests: what to complete, task by task.
         make: builds the generator of the worker whose number it is given; called only if there is something to
             generate, and picklable where the executor has several processes.
-        folders: where each set's logs are kept until `discard_logs`.
+        folder: where finished samples are kept until `discard_samples`.
         executor: runs the piles.
         workers: piles that the unfinished requests are dealt into.
-        shard: the share to complete, where others complete the rest into the same folders.
+        shard: the share to complete, where others complete the rest into the same folder.
     """
-    wanted = {name: shard.of(requests) for name, requests in sets.items()}
-    dealt = {name: _deal(requests, folders[name], workers) for name, requests in wanted.items()}
-    first = shard.index * workers  # each share has logs of its own
-    piles = []
-    for pile in range(workers):
-        shares = [_Share(name, folders[name], hands[pile]) for name, hands in dealt.items() if hands[pile]]
-        if shares:
-            piles.append((first + pile, shares))
-    for _ in executor.map(partial(_complete_pile, make), piles):
-        pass
-    return {name: _collect(requests, folders[name]) for name, requests in wanted.items()}
-
-
-def discard_logs(folder: Path) -> None:
-    """Remove the logs once what they hold stands elsewhere."""
-    for log in folder.glob(LOG_PATTERN):
-        log.unlink()
-
-
-def _deal(requests: Sequence[Request], folder: Path, workers: int) -> list[list[Request]]:
-    """Deal what is unfinished like cards from the longest prompt down, so that every pile takes about as long."""
     folder.mkdir(parents=True, exist_ok=True)
-    finished = _read_logs(folder, LOG_PATTERN).samples
-    unfinished = [request for request in requests if request.id not in finished]
-    unfinished.sort(key=lambda request: -len(request.prompt_ids))
-    return [unfinished[pile::workers] for pile in range(workers)]
+    wanted = shard.of(requests)
+    finished = _read_journals(folder).samples
+    # Dealt like cards from each task's longest prompt down, so that every pile takes about as long.
+    place = {task: number for number, task in enumerate(dict.fromkeys(request.task for request in wanted))}
+    unfinished = [request for request in wanted if request.id not in finished]
+    unfinished.sort(key=lambda request: (place[request.task], -len(request.prompt_ids)))
+    numbers = range(shard.index * workers, (shard.index + 1) * workers)  # each share has journals of its own
+    piles = [(number, pile) for at, number in enumerate(numbers) if (pile := unfinished[at::workers])]
+    for _ in executor.map(partial(_complete_pile, make, folder), piles):
+        pass
+    done = _read_journals(folder)
+    return Completed({request.id: done.samples[request.id] for request in wanted}, done.seconds)
 
 
-def _collect(requests: Sequence[Request], folder: Path) -> Completed:
-    done = _read_logs(folder, LOG_PATTERN)
-    return Completed({request.id: done.samples[request.id] for request in requests}, done.seconds)
+def discard_samples(folder: Path) -> None:
+    """Remove the journals once what they hold is kept elsewhere."""
+    for journal in folder.glob(JOURNAL_PATTERN):
+        journal.unlink()
 
 
-def _complete_pile(make: MakeGenerator, pile: tuple[int, list[_Share]]) -> None:
-    number, shares = pile
+def make_generator(
+    sampling: SamplingConfig, model: Path, tokenizer: Any, dtype: str = "float32", worker: int = 0
+) -> Generator:
+    """Return the generator that a run's settings name, with the model loaded.
+
+    Args:
+        sampling: the settings; `backend`, `batch_size` and `endpoint` are read here.
+        model: the folder of the model.
+        tokenizer: its tokenizer.
+        dtype: floating-point type to run the weights in.
+        worker: number of this process among those that generate side by side; each takes a GPU of its own, in turn.
+
+    Raises:
+        UserError: the backend is not installed, or lacks an endpoint.
+    """
+    # The libraries are imported when a backend is chosen, so that this module stays light.
+    if sampling.backend == "http":
+        from ladle.generation.http_backend import HttpGenerator
+
+        if sampling.endpoint is None:
+            raise UserError("sampling.backend=http has no server", "set sampling.endpoint=http://HOST:PORT/v1")
+        return HttpGenerator(sampling.endpoint, tokenizer, concurrency=sampling.batch_size)
+    if sampling.backend == "vllm":
+        from ladle.generation.vllm_backend import VllmGenerator as LocalGenerator
+    else:
+        from ladle.generation.transformers_backend import TransformersGenerator as LocalGenerator
+    return LocalGenerator(model, tokenizer, dtype=dtype, batch_size=sampling.batch_size, worker=worker)
+
+
+def _complete_pile(make: Callable[[int], Generator], folder: Path, numbered: tuple[int, list[Request]]) -> None:
+    number, pile = numbered
+    # Where this is a second try, the first one's process may be unreachable and still alive: it keeps its own journal.
+    journal = RowJournal(folder / JOURNAL_PATTERN.replace("*", f"{number}-{socket.gethostname()}-{os.getpid()}"))
+    finished = _read_journals(folder).samples
     generator = make(number)
-    for share in shares:
-        _complete_share(generator, number, share)
+    with journal.appending() as append:
+        for task, group in groupby(pile, key=lambda request: request.task):
+            requests = [request for request in group if request.id not in finished]
+            before = time.monotonic()
+            with progress(len(requests), task, "samples") as bar:
+                for sample in generator.generate(requests):
+                    now = time.monotonic()
+                    append(asdict(sample) | {"seconds": now - before})
+                    before = now
+                    bar.advance(1)
 
 
-def _complete_share(generator: Generator, number: int, share: _Share) -> None:
-    # Where this is a second try, the first one's process may be unreachable and still alive: it keeps its own log.
-    own = f"{number}-{socket.gethostname()}-{os.getpid()}"
-    finished = _read_logs(share.folder, LOG_PATTERN.replace("*", f"{number}-*")).samples
-    requests = [request for request in share.requests if request.id not in finished]
-    with (
-        SampleLog(share.folder / LOG_PATTERN.replace("*", own)) as log,
-        progress(len(requests), share.name, "samples") as bar,
-    ):
-        for sample in generator.generate(requests):
-            log.append(sample)
-            bar.advance(1)
-
-
-def _read_logs(folder: Path, pattern: str) -> Completed:
-    logs = [read_log(path) for path in sorted(folder.glob(pattern))]
-    samples = {name: sample for log, _ in logs for name, sample in log.items()}
-    return Completed(samples, sum(seconds for _, seconds in logs))
+def _read_journals(folder: Path) -> Completed:
+    done = Completed()
+    for path in sorted(folder.glob(JOURNAL_PATTERN)):
+        for row in RowJournal(path).rows():
+            seconds = row.pop("seconds")
+            done.samples[row["id"]] = Sample(**row)
+            done.seconds[row["id"].partition("/")[0]] += seconds
+    return done

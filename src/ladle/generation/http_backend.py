@@ -7,26 +7,41 @@ ids, they are made from the text.
 
 from __future__ import annotations
 
-import json
 import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+import httpx2
+from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_exponential
+
 from ladle.errors import CheckFailed, UserError
-from ladle.generation.request import Request, Sample
-from ladle.generation.stopping import make_sample, stop_token_ids
+from ladle.generation.request import Request, Sample, make_sample, stop_token_ids
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
 
-_ATTEMPTS = 6
-_FIRST_WAIT_SECONDS = 0.5
+ATTEMPTS = 6
 _TIMEOUT_SECONDS = 3600.0
 _BUSY = (408, 429, 500, 502, 503, 504)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether a later attempt may succeed: the server is busy, or the connection broke."""
+    if isinstance(error, httpx2.HTTPStatusError):
+        return error.response.status_code in _BUSY
+    return isinstance(error, httpx2.TransportError)
+
+
+def _describe(error: BaseException | None) -> str:
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"HTTP {error.response.status_code}: {error.response.text[:300]}"
+    return str(error)
+
+
+def _warn(state: RetryCallState) -> None:
+    problem = _describe(state.outcome.exception() if state.outcome else None)
+    logger.warning("attempt %d of %d failed, trying again (%s)", state.attempt_number, ATTEMPTS, problem)
 
 
 class HttpGenerator:
@@ -36,24 +51,38 @@ class HttpGenerator:
         endpoint: the server's base URL, such as `http://localhost:8000/v1`.
         tokenizer: the tokenizer of the model that it serves.
         concurrency: requests in flight at once; the server batches them.
-        model: the served model's name; None takes the first that the server lists.
 
     Raises:
         UserError: the server does not answer, or serves nothing.
     """
 
-    def __init__(self, endpoint: str, tokenizer: Any, concurrency: int = 64, model: str | None = None) -> None:
-        self.endpoint = endpoint.rstrip("/")
+    def __init__(self, endpoint: str, tokenizer: Any, concurrency: int = 64) -> None:
+        self.endpoint = endpoint
         self.tokenizer = tokenizer
         self.concurrency = concurrency
         self.stop_ids = stop_token_ids(None, tokenizer)
-        self.model = model or self._served_model()
+        key = os.environ.get("OPENAI_API_KEY")
+        self.client = httpx2.Client(
+            base_url=endpoint,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=_TIMEOUT_SECONDS,
+            limits=httpx2.Limits(max_connections=concurrency),
+        )
+        try:
+            served = self.client.get("/models").raise_for_status().json()["data"]
+        except httpx2.HTTPError as error:
+            problem = f"no server answers at {endpoint} ({_describe(error)})"
+            raise UserError(problem, "start it, or set sampling.endpoint") from error
+        if not served:
+            raise UserError(f"the server at {endpoint} serves no model", "start it with one")
+        self.model = served[0]["id"]
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield a sample for each request as it finishes.
 
         Raises:
             CheckFailed: the server keeps failing.
+            UserError: it refuses a request.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(self._complete, request) for request in requests]
@@ -64,16 +93,7 @@ class HttpGenerator:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _complete(self, request: Request) -> Sample:
-        choice = self._post("/completions", self._body(request))["choices"][0]
-        token_ids = choice.get("token_ids")
-        if token_ids is not None:
-            return make_sample(request, token_ids, self.stop_ids, self.tokenizer)
-        token_ids = self.tokenizer.encode(choice["text"], add_special_tokens=False)
-        reason = "length" if choice.get("finish_reason") == "length" else "stop"
-        return Sample(request.id, token_ids, choice["text"], reason)
-
-    def _body(self, request: Request) -> dict[str, Any]:
-        body: dict[str, Any] = {
+        body = {
             "model": self.model,
             "prompt": request.prompt_ids,
             "max_tokens": request.max_new_tokens,
@@ -83,49 +103,32 @@ class HttpGenerator:
             "stop": list(request.stop),
             "stop_token_ids": self.stop_ids,
             "return_token_ids": True,
-        }
-        return body | ({"top_k": request.top_k} if request.top_k else {})
-
-    def _served_model(self) -> str:
+        } | ({"top_k": request.top_k} if request.top_k else {})
         try:
-            served = self._send(urllib.request.Request(f"{self.endpoint}/models", headers=_headers()))["data"]
-        except (urllib.error.URLError, TimeoutError) as error:
+            choice = self._post(body)["choices"][0]
+        except httpx2.HTTPError as error:
+            if _may_pass(error):
+                raise CheckFailed(
+                    f"the server at {self.endpoint} failed {ATTEMPTS} times ({_describe(error)}); "
+                    "finished samples are kept: run this again"
+                ) from error
             raise UserError(
-                f"no server answers at {self.endpoint} ({error})", "start it, or set sampling.endpoint"
+                f"the server at {self.endpoint} refuses a request ({_describe(error)})",
+                "check that it serves this model with room for the prompt and sampling.max_new_tokens",
             ) from error
-        if not served:
-            raise UserError(f"the server at {self.endpoint} serves no model", "start it with one")
-        return served[0]["id"]
+        token_ids = choice.get("token_ids")
+        if token_ids is not None:
+            return make_sample(request, token_ids, self.stop_ids, self.tokenizer)
+        token_ids = self.tokenizer.encode(choice["text"], add_special_tokens=False)
+        reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        return Sample(request.id, token_ids, choice["text"], reason)
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Send a request until it is answered, waiting twice as long after each failure that may pass."""
-        wait = _FIRST_WAIT_SECONDS
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                data = json.dumps(body).encode()
-                return self._send(urllib.request.Request(self.endpoint + path, data=data, headers=_headers()))
-            except urllib.error.HTTPError as error:
-                said = error.read().decode(errors="replace")[:300]
-                if error.code not in _BUSY:
-                    raise UserError(
-                        f"the server at {self.endpoint} refuses a request (HTTP {error.code}: {said})",
-                        "check that it serves this model with room for the prompt and sampling.max_new_tokens",
-                    ) from error
-                problem = f"HTTP {error.code}: {said}"
-            except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-                problem = str(error)
-            logger.warning("attempt %d of %d at %s failed (%s)", attempt, _ATTEMPTS, self.endpoint, problem)
-            time.sleep(wait)
-            wait *= 2
-        raise CheckFailed(
-            f"the server at {self.endpoint} failed {_ATTEMPTS} times; finished samples are kept: run this again"
-        )
-
-    def _send(self, request: urllib.request.Request) -> dict[str, Any]:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-            return json.load(response)
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get("OPENAI_API_KEY")
-    return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    @retry(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(multiplier=0.5),  # 0.5 s, 1 s, 2 s …
+        before_sleep=_warn,
+        reraise=True,
+    )
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self.client.post("/completions", json=body).raise_for_status().json()

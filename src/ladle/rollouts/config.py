@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from ladle.config import Config, execution, location
-from ladle.evaluation.config import PromptStyle
+from ladle.evaluation.benchmark import PromptStyle
 from ladle.executors import ExecutorKind
-from ladle.generation.config import SamplingConfig
+from ladle.generation.request import SamplingConfig
 
 
 class PromptSource(Config):

@@ -7,71 +7,143 @@ wrong.
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 from ladle.data.questions.problems import rows_of_problems
 from ladle.data.sources.templates import fill
-from ladle.executors import Shard
-from ladle.generation.complete import discard_logs
+from ladle.evaluation.attempts import Task, completions_of, grade_completions, requests_of
+from ladle.evaluation.benchmark import Item
+from ladle.evaluation.prompts import Prompt, make_prompt
+from ladle.executors import WHOLE, Shard, make_executor
+from ladle.generation.complete import Completed, complete, discard_samples, make_generator
+from ladle.grading.config import GraderConfig
 from ladle.log import get_logger
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.rollouts.attempts import Attempt, Problem, attempt_problems, count_verdicts, sample_attempts
-from ladle.rollouts.config import PromptSource, RolloutConfig
-from ladle.rollouts.corruption import corrupt_answers
+from ladle.rollouts.config import AttemptConfig, PromptSource, RolloutConfig
 from ladle.stage import Inputs, StageResult
 
 logger = get_logger(__name__)
 
+VERDICTS = ("correct", "wrong", "unparsed", "timeout")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One graded completion."""
+
+    problem: Item
+    prompt: Prompt
+    completion: str
+    verdict: str
+
 
 def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     """Sample `config.samples` completions of each problem in `prompts` from the policy in `model`, and grade them."""
-    model = model_dir(inputs["model"][0])
-    problems = _read_problems(config.prompts, inputs["prompts"])
-    attempts = attempt_problems(config, problems, model, load_fast_tokenizer(model), out, "rollout")
-    counters = count_verdicts(attempts, len(problems) * config.samples)
-    rows = [_row(attempt, attempt.verdict == "correct") for attempt in attempts if _is_decided(attempt)]
+    problems = read_problems(config.prompts, inputs["prompts"], "rollout")
+    attempts = attempt_problems(config, problems, model_dir(inputs["model"][0]), out, "rollout")
+    verdicts = Counter(attempt.verdict for attempt in attempts)
+    counters = {"samples": len(attempts), **{verdict: verdicts[verdict] for verdict in VERDICTS}}
+    labelled = [(attempt, attempt.verdict == "correct") for attempt in attempts if attempt.verdict in VERDICTS[:2]]
     if config.corrupt_answers:
-        rows += _corrupted_rows(attempts, config.seed, counters)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (out / "train.jsonl").write_text(lines, encoding="utf-8")
-    discard_logs(out)
-    return StageResult(counters | {"rows": len(rows)}, {"accuracy": counters["correct"] / counters["samples"]})
+        corrupted = corrupt_answers(attempts, config.seed)
+        labelled += [(attempt, False) for attempt in corrupted]
+        counters["corrupted"] = len(corrupted)
+        logger.warning(
+            "%d undesirable completions are right ones with another answer put in (rollout.corrupt_answers): "
+            "the policy may learn to spot the change instead of the error; prefer its own wrong attempts",
+            len(corrupted),
+        )
+    lines = [json.dumps(_row(attempt, label), ensure_ascii=False) + "\n" for attempt, label in labelled]
+    (out / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    discard_samples(out)
+    return StageResult(counters | {"rows": len(lines)}, {"accuracy": verdicts["correct"] / len(attempts)})
 
 
 def run_shard(config: RolloutConfig, inputs: Inputs, out: Path, shard: Shard) -> None:
     """Sample one share of the completions; `run` finds them finished."""
-    model = model_dir(inputs["model"][0])
-    problems = _read_problems(config.prompts, inputs["prompts"])
-    sample_attempts(config, problems, model, load_fast_tokenizer(model), out, "rollout", shard)
+    problems = read_problems(config.prompts, inputs["prompts"], "rollout")
+    _complete(config, problems, model_dir(inputs["model"][0]), out, "rollout", shard)
 
 
-def _read_problems(source: PromptSource, paths: list[Path]) -> list[Problem]:
+def read_problems(source: PromptSource, paths: list[Path], section: str) -> list[Item]:
+    """Return the problems of a source; their numbers enter the samples' seeds and are the same in every run.
+
+    Args:
+        source: which rows, and how one becomes a question and an answer.
+        paths: where they are.
+        section: the recipe's section, for errors.
+    """
     rows = rows_of_problems(source.dataset, paths, source.split, source.first, source.limit)
+    question, answer = f"{section}.prompts.question", f"{section}.prompts.answer"
     return [
-        Problem(
-            number,
-            fill(source.question, row, "rollout.prompts.question"),
-            fill(source.answer, row, "rollout.prompts.answer"),
-        )
+        Item(number, fill(source.question, row, question), fill(source.answer, row, answer))
         for number, row in enumerate(rows, start=source.first)
     ]
 
 
-def _is_decided(attempt: Attempt) -> bool:
-    return attempt.verdict in ("correct", "wrong")
+def attempt_problems(
+    config: AttemptConfig, problems: Sequence[Item], model: Path, folder: Path, purpose: str
+) -> list[Attempt]:
+    """Return `config.samples` graded completions of each problem, in order.
+
+    Args:
+        config: prompt and sampling.
+        problems: what to attempt.
+        model: the model's folder.
+        folder: where finished samples are kept across crashes until `discard_samples`.
+        purpose: what the samples are for; it enters their seeds and the progress line.
+    """
+    task, done = _complete(config, problems, model, folder, purpose)
+    completions = completions_of(task, done, config.samples)
+    grades = grade_completions(problems, completions, GraderConfig(), f"{purpose}: grading")
+    return [
+        Attempt(problem, prompt, completion.text, str(grade.verdict))
+        for problem, prompt, texts, verdicts in zip(problems, task.prompts, completions, grades, strict=True)
+        for completion, grade in zip(texts, verdicts, strict=True)
+    ]
 
 
-def _corrupted_rows(attempts: list[Attempt], seed: int, counters: dict[str, int]) -> list[dict[str, Any]]:
-    corrupted = corrupt_answers(attempts, seed)
-    counters["corrupted"] = len(corrupted)
-    logger.warning(
-        "%d undesirable completions are right ones with another answer put in (rollout.corrupt_answers): "
-        "the policy may learn to spot the change instead of the error; prefer its own wrong attempts",
-        len(corrupted),
-    )
-    return [_row(attempt, False) for attempt in corrupted]
+def _complete(
+    config: AttemptConfig, problems: Sequence[Item], model: Path, folder: Path, purpose: str, shard: Shard = WHOLE
+) -> tuple[Task, Completed]:
+    tokenizer = load_fast_tokenizer(model)
+    task = Task(purpose, problems, [make_prompt(config.prompt, problem.question, tokenizer) for problem in problems])
+    make = partial(make_generator, config, model, tokenizer, "float32")
+    executor = make_executor(config.executor, config.workers, on_gpus=True)
+    return task, complete(requests_of([task], config), make, folder, executor, config.workers, shard)
+
+
+def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
+    """Return, for each problem with right attempts and no wrong one, its first right one with another answer in it.
+
+    A fallback where a policy makes no errors of its own to learn from. The answer's last occurrence in the completion
+    is replaced by the answer of another problem, picked by a keyed hash; a completion that does not spell the known
+    answer as it is written is left out.
+    """
+    by_problem: dict[int, list[Attempt]] = defaultdict(list)
+    for attempt in attempts:
+        by_problem[attempt.problem.idx].append(attempt)
+    answers = sorted({attempt.problem.gold for attempt in attempts})
+    found = []
+    for number, group in by_problem.items():
+        right = [attempt for attempt in group if attempt.verdict == "correct"]
+        if not right or any(attempt.verdict == "wrong" for attempt in group):
+            continue
+        answer = right[0].problem.gold
+        before, is_spelled, after = right[0].completion.rpartition(answer)
+        others = [other for other in answers if other != answer]
+        if is_spelled and others:
+            place = int.from_bytes(blake3(f"{seed} {number}".encode()).digest(8), "little") % len(others)
+            found.append(replace(right[0], completion=before + others[place] + after, verdict="wrong"))
+    return found
 
 
 def _row(attempt: Attempt, label: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ladle.generation.request import Request
-from ladle.generation.transformers_loop import TransformersGenerator
+from ladle.generation.transformers_backend import TransformersGenerator
 from tests.tiny_models import SHAPES
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ladle.generation.http_backend import HttpGenerator
 from ladle.generation.request import Request
-from ladle.generation.transformers_loop import TransformersGenerator
+from ladle.generation.transformers_backend import TransformersGenerator
 from ladle.models.load import save_model
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from ladle.generation.request import Request
-from ladle.generation.transformers_loop import TransformersGenerator
+from ladle.generation.transformers_backend import TransformersGenerator
 from ladle.models.config import FetchModelConfig
 from ladle.models.load import load_model
 from ladle.models.tokenizer import load_fast_tokenizer

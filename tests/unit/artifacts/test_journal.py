@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ladle.artifacts import journal
 from ladle.artifacts.files import list_files
-from ladle.artifacts.journal import ShardJournal
+from ladle.artifacts.journal import RowJournal, ShardJournal
 from ladle.executors import ProcessExecutor, SerialExecutor
 
 ITEMS = {f"item-{index}": index for index in range(6)}
@@ -29,35 +30,35 @@ def worked(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("executor", [SerialExecutor(), ProcessExecutor(2)])
 def test_items_are_worked_once_and_returned_in_order(tmp_path, executor):
-    journal = ShardJournal(tmp_path / "shards")
-    paths = journal.run(ITEMS, write_square, executor)
+    shards = ShardJournal(tmp_path / "shards")
+    paths = shards.run(ITEMS, write_square, executor)
     assert [path.read_text() for path in paths.values()] == ["0", "1", "4", "9", "16", "25"]
-    journal.run(ITEMS, write_square, executor)
+    shards.run(ITEMS, write_square, executor)
     assert worked(tmp_path / "shards") == list(range(6))
 
 
 def test_damaged_missing_and_unacknowledged_items_are_worked_again(tmp_path):
-    journal = ShardJournal(tmp_path / "shards")
-    paths = journal.run(ITEMS, write_square, SerialExecutor())
+    shards = ShardJournal(tmp_path / "shards")
+    paths = shards.run(ITEMS, write_square, SerialExecutor())
     paths["item-1"].write_text("damaged")
     paths["item-2"].unlink()
     (tmp_path / "shards" / "item-3.b3").unlink()
-    assert journal.run(ITEMS, write_square, SerialExecutor())["item-1"].read_text() == "1"
+    assert shards.run(ITEMS, write_square, SerialExecutor())["item-1"].read_text() == "1"
     assert worked(tmp_path / "shards") == sorted([*range(6), 1, 2, 3])
 
 
 def test_records_and_leftovers_can_be_discarded(tmp_path):
-    journal = ShardJournal(tmp_path / "shards")
-    journal.run(ITEMS, write_square, SerialExecutor())
+    shards = ShardJournal(tmp_path / "shards")
+    shards.run(ITEMS, write_square, SerialExecutor())
     (tmp_path / "shards" / ".item-9.tmp").write_text("half")
-    journal.discard_records()
+    shards.discard_records()
     assert [path.name for path in list_files(tmp_path / "shards")] == sorted(ITEMS)
 
 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from ladle.artifacts.journal import ShardJournal
+from ladle.artifacts.journal import RowJournal, ShardJournal
 from ladle.executors import SerialExecutor
 
 def slow(number, out):
@@ -83,3 +84,44 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
     assert kills >= 1
     for index in range(20):
         assert (folder / f"item-{index}").read_text() == str(index) * 200
+
+
+ROWS = [{"id": "a", "text": "ä\u2028\n"}, {"id": "b", "text": ""}, {"id": "c", "text": "x" * 50}]
+
+
+def append(path: Path, *rows: dict[str, str]) -> None:
+    with RowJournal(path).appending() as append_row:
+        for row in rows:
+            append_row(row)
+
+
+@pytest.mark.parametrize("lost", range(1, 160, 13))
+def test_a_row_that_a_crash_cut_short_is_left_out_and_can_be_appended_again(tmp_path, lost):
+    path = tmp_path / "rows.jsonl"
+    append(path, *ROWS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-lost])
+    kept = list(RowJournal(path).rows())
+    assert kept == ROWS[: len(kept)]
+    assert len(kept) == whole[:-lost].count(b"\n") + (lost == 1)  # the last line may end without its line break
+    append(path, *ROWS[len(kept) :])
+    assert list(RowJournal(path).rows()) == ROWS
+
+
+def test_a_damaged_row_is_left_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append(path, *ROWS)
+    path.write_bytes(path.read_bytes().replace(b'"b"', b'"B"'))
+    assert list(RowJournal(path).rows()) == [ROWS[0], ROWS[2]]
+
+
+def test_a_journal_that_was_never_written_has_no_rows(tmp_path):
+    assert list(RowJournal(tmp_path / "none").rows()) == []
+
+
+def test_rows_are_on_disk_a_second_after_they_are_appended(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "FLUSH_EVERY_SECONDS", 0)
+    path = tmp_path / "rows.jsonl"
+    with RowJournal(path).appending() as append_row:
+        append_row(ROWS[0])
+        assert list(RowJournal(path).rows()) == ROWS[:1]

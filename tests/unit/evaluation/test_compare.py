@@ -7,7 +7,7 @@ import pytest
 
 from ladle.errors import UserError
 from ladle.evaluation.compare import compare_runs
-from ladle.evaluation.metrics import mcnemar_p_value
+from ladle.evaluation.statistics import mcnemar_p_value
 
 NAME = "test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl"
 

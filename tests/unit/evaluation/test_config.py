@@ -21,7 +21,8 @@ def test_names_stand_for_models_and_benchmarks():
 
 
 @pytest.mark.parametrize(
-    ("given", "name"), [("mine.jsonl", "mine"), ("data/mine/test.jsonl", "mine"), ("data/my set.parquet", "my-set")]
+    ("given", "name"),
+    [("mine.jsonl", "mine"), ("data/mine/test.jsonl", "mine"), ("data/my set.parquet", "my-set"), ("b.csv.gz", "b")],
 )
 def test_a_file_is_a_custom_benchmark(given, name):
     (choice,) = _config(benchmarks=[given]).benchmarks
@@ -63,6 +64,6 @@ def test_a_name_stands_once(fields):
 
 
 def test_the_config_needs_no_heavy_library():
-    code = "import sys, ladle.evaluation.config as c; c.find_hub_source('gsm8k'); print(*sys.modules)"
+    code = "import sys, ladle.evaluation.config as c; c.BenchmarkChoice(name='gsm8k').hub_source(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "numpy", "pyarrow"} & set(loaded)

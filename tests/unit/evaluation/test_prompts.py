@@ -8,7 +8,7 @@ import pytest
 
 from ladle.errors import UserError
 from ladle.evaluation.config import ExamplesConfig
-from ladle.evaluation.prompts import Example, encode_prompt, load_examples, make_prompt
+from ladle.evaluation.prompts import Example, load_examples, make_prompt
 from tests.tiny_models import make_tokenizer
 
 QUESTION = "What is $\\frac{1}{2}+{x}$?"
@@ -23,6 +23,7 @@ def tokenizer():
 def test_cot(tokenizer):
     prompt = make_prompt("cot", QUESTION, tokenizer)
     assert prompt.text == "Question: What is $\\frac{1}{2}+{x}$?\nAnswer:"
+    assert tokenizer.decode(prompt.ids) == prompt.text
     assert prompt.stop == ("\nQuestion:",)
     assert prompt.messages is None
 
@@ -77,9 +78,8 @@ def test_plain_text_gets_the_start_token_and_turns_do_not():
         def encode(self, text: str, add_special_tokens: bool) -> list[int]:
             return [1, 5, 2] if add_special_tokens else [5]
 
-    prompt = make_prompt("cot", "1?", None)
-    assert encode_prompt(prompt, Adding()) == [1, 5]  # and never an end token, which would end the prompt
-    assert encode_prompt(make_prompt("openseek_sft", "1?", None), Adding()) == [5]
+    assert make_prompt("cot", "1?", Adding()).ids == [1, 5]  # and never an end token, which would end the prompt
+    assert make_prompt("openseek_sft", "1?", Adding()).ids == [5]
 
 
 def test_examples_are_the_first_rows(tmp_path):

@@ -105,7 +105,7 @@ def test_no_result_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [({"idx": 0, "gt": "1"}, "has no score"), ({"idx": 0, "gt": "1", "score": []}, "empty")]
+    ("row", "message"), [({"idx": 0, "gt": "1"}, "has no score"), ({"idx": 0, "gt": "1", "score": []}, "has no score")]
 )
 def test_a_file_that_no_evaluation_wrote(tmp_path, row, message):
     with pytest.raises(UserError, match=message):

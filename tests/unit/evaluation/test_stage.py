@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
-from ladle.generation import transformers_loop
+from ladle.generation import transformers_backend
 from ladle.generation.request import Sample
+from ladle.stage import StageResult
 from ladle.stages import evaluate
 from tests.tiny_models import make_tokenizer
 
@@ -20,7 +21,7 @@ def _config(**fields: Any) -> EvaluateModelConfig:
     return EvaluateModelConfig.of(config, config.models[0])
 
 
-def _run(config: EvaluateModelConfig, model: Path, problems: Path, out: Path, **inputs: list[Path]) -> dict[str, Any]:
+def _run(config: EvaluateModelConfig, model: Path, problems: Path, out: Path, **inputs: list[Path]) -> StageResult:
     out.mkdir(exist_ok=True)
     benchmarks = {f"benchmark:{choice.name}": [problems] for choice in config.benchmarks}
     return evaluate.run(config, {"model": [model], **benchmarks, **inputs}, out)
@@ -84,7 +85,7 @@ def test_the_same_bytes_for_any_batch_size_and_number_of_workers(model_folder, p
 def test_the_seed_decides_the_samples(model_folder, problems, tmp_path):
     first = _run(_config(), model_folder, problems, tmp_path / "a")
     _run(_config(sampling={"seed": 2}), model_folder, problems, tmp_path / "b")
-    assert first["counters"] == {"items": 12}
+    assert first.counters == {"items": 12}
     one, other = _rows(tmp_path / "a"), _rows(tmp_path / "b")
     assert sum(a["code"] != b["code"] for a, b in zip(one, other, strict=True)) >= 10
     assert sum(row["code"][0] != row["code"][1] for row in one) >= 10
@@ -93,7 +94,7 @@ def test_the_seed_decides_the_samples(model_folder, problems, tmp_path):
 @pytest.mark.parametrize("fail_after", [0, 1, 5, 23])
 def test_a_stopped_run_resumes_to_the_same_bytes(model_folder, problems, tmp_path, monkeypatch, fail_after):
     _run(_config(), model_folder, problems, tmp_path / "whole")
-    generate = transformers_loop.TransformersGenerator.generate
+    generate = transformers_backend.TransformersGenerator.generate
     made: list[str] = []
 
     def failing(self, requests):
@@ -103,7 +104,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(model_folder, problems, tmp_pat
             made.append(sample.id)
             yield sample
 
-    monkeypatch.setattr(transformers_loop.TransformersGenerator, "generate", failing)
+    monkeypatch.setattr(transformers_backend.TransformersGenerator, "generate", failing)
     with pytest.raises(KeyboardInterrupt):
         _run(_config(), model_folder, problems, tmp_path / "cut")
 
@@ -112,9 +113,9 @@ def test_a_stopped_run_resumes_to_the_same_bytes(model_folder, problems, tmp_pat
             made.append(sample.id)
             yield sample
 
-    monkeypatch.setattr(transformers_loop.TransformersGenerator, "generate", counting)
+    monkeypatch.setattr(transformers_backend.TransformersGenerator, "generate", counting)
     _run(_config(), model_folder, problems, tmp_path / "cut")
-    assert sorted(made) == sorted(f"{item}/{sample}" for item in range(12) for sample in range(2))
+    assert sorted(made) == sorted(f"sums/{item}/{sample}" for item in range(12) for sample in range(2))
     name = "sums/test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl"
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list((tmp_path / "cut").rglob("*samples*"))
@@ -128,7 +129,7 @@ def test_right_answers_are_scored(model_folder, problems, tmp_path, monkeypatch)
             text = f" {a}+{a + 1}={2 * a + 1}. The answer is \\boxed{{{2 * a + 1 if a % 2 else 0}}}."
             yield Sample(request.id, [1, 2, 3], text, "stop")
 
-    monkeypatch.setattr(transformers_loop.TransformersGenerator, "generate", answer)
+    monkeypatch.setattr(transformers_backend.TransformersGenerator, "generate", answer)
     config = _config(few_shot=1, examples={"dataset": "e", "split": "train"})
     summary = _run(config, model_folder, problems, tmp_path / "out", examples=[problems])
     assert summary.metrics["sums"]["accuracy"] == 0.5

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from ladle.executors import ProcessExecutor, SerialExecutor
-from ladle.generation.complete import LOG_PATTERN, complete, discard_logs
+from ladle.artifacts.journal import RowJournal
+from ladle.executors import ProcessExecutor, SerialExecutor, Shard
+from ladle.generation.complete import JOURNAL_PATTERN, complete, discard_samples
 from ladle.generation.request import Request, Sample
-from ladle.generation.sample_log import SampleLog, read_log
 
-REQUESTS = [Request(str(n), [1] * (1 + n % 5), seed=n, max_new_tokens=4) for n in range(20)]
+REQUESTS = [
+    Request(f"{task}/{n}/0", [1] * (1 + n % 5), seed=n, max_new_tokens=4)
+    for task in ("sums", "doubles")
+    for n in range(10)
+]
 
 
 class EchoGenerator:
@@ -37,13 +39,14 @@ def test_samples_come_in_the_order_of_the_requests(tmp_path):
     done = complete(REQUESTS, EchoGenerator, tmp_path, SerialExecutor())
     assert done.samples == _expected()
     assert list(done.samples) == [request.id for request in REQUESTS]
-    assert done.seconds > 0
+    assert set(done.seconds) == {"sums", "doubles"}
+    assert min(done.seconds.values()) > 0
 
 
 def test_several_processes_give_the_same(tmp_path):
     done = complete(REQUESTS, EchoGenerator, tmp_path, ProcessExecutor(2), workers=2)
     assert done.samples == _expected()
-    assert len(list(tmp_path.glob(LOG_PATTERN))) == 2
+    assert len(list(tmp_path.glob(JOURNAL_PATTERN))) == 2
 
 
 def test_a_restart_generates_only_the_rest_with_any_number_of_workers(tmp_path):
@@ -58,34 +61,24 @@ def test_a_restart_generates_only_the_rest_with_any_number_of_workers(tmp_path):
         return EchoGenerator(worker)
 
     assert complete(REQUESTS, make, tmp_path, SerialExecutor(), workers=2).samples == _expected()
-    lines = [json.loads(line) for path in tmp_path.glob(LOG_PATTERN) for line in path.read_text("utf-8").splitlines()]
-    assert sorted(line["id"] for line in lines if "id" in line) == sorted(request.id for request in REQUESTS)
+    rows = [row for path in tmp_path.glob(JOURNAL_PATTERN) for row in RowJournal(path).rows()]
+    assert sorted(row["id"] for row in rows) == sorted(request.id for request in REQUESTS)
     complete(REQUESTS, make, tmp_path, SerialExecutor())
     assert seen == [0, 1]  # with nothing left to do, no model is loaded
 
 
-def test_logs_are_removed(tmp_path):
+def test_shares_of_several_machines_come_together(tmp_path):
+    for index in range(3):
+        share = complete(REQUESTS, EchoGenerator, tmp_path, SerialExecutor(), shard=Shard(index, 3))
+        assert list(share.samples) == [request.id for request in REQUESTS[index::3]]
+
+    def refuse(worker: int) -> EchoGenerator:
+        raise AssertionError("there was something left to generate")
+
+    assert complete(REQUESTS, refuse, tmp_path, SerialExecutor()).samples == _expected()
+
+
+def test_nothing_is_left_of_discarded_samples(tmp_path):
     complete(REQUESTS, EchoGenerator, tmp_path, SerialExecutor())
-    discard_logs(tmp_path)
+    discard_samples(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("keep", range(1, 60, 7))
-def test_a_torn_line_is_dropped_and_overwritten(tmp_path: Path, keep: int):
-    path = tmp_path / "log.jsonl"
-    with SampleLog(path) as log:
-        log.append(Sample("a", [1], "ä\u2028\n", "stop"))
-        log.append(Sample("b", [2], "x", "length"))
-    whole = path.read_bytes()
-    second = whole.index(b"\n") + 1
-    path.write_bytes(whole[: second + keep])
-    assert set(read_log(path)[0]) == {"a"}
-    with SampleLog(path) as log:
-        log.append(Sample("b", [2], "x", "length"))
-    samples, seconds = read_log(path)
-    assert samples == {"a": Sample("a", [1], "ä\u2028\n", "stop"), "b": Sample("b", [2], "x", "length")}
-    assert seconds >= 0
-
-
-def test_reading_no_log(tmp_path):
-    assert read_log(tmp_path / "none.jsonl") == ({}, 0.0)

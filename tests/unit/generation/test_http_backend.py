@@ -7,21 +7,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from tenacity import RetryCallState, wait_none
 
 from ladle.errors import CheckFailed, UserError
-from ladle.generation import http_backend
-from ladle.generation.http_backend import HttpGenerator
+from ladle.generation.http_backend import ATTEMPTS, HttpGenerator
 from ladle.generation.request import Request, Sample
 from tests.tiny_models import make_tokenizer
 
+HANG_UP = 0
+
 
 class FakeServer(ThreadingHTTPServer):
-    """Completes every prompt with its own ids and the end token; `faults` are answered first, one each."""
+    """Completes every prompt with its own ids and the end token; `faults` come first, one a request."""
 
     def __init__(self, eos: int) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.eos = eos
         self.bodies: list[dict[str, Any]] = []
+        self.num_posts = 0
+        self.authorization: str | None = None
         self.faults: list[int] = []
         self.served = ["tiny"]
         self.returns_ids = True
@@ -39,8 +43,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.server.faults:
-            self._answer(self.server.faults.pop(), {"error": "too long"})
+        self.server.num_posts += 1
+        self.server.authorization = self.headers["Authorization"]
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        if fault == HANG_UP:
+            self.close_connection = True
+            return
+        if fault is not None:
+            self._answer(fault, {"error": "too long"})
             return
         self.server.bodies.append(body)
         choice: dict[str, Any] = {"text": f"{len(body['prompt'])} tokens", "finish_reason": "length"}
@@ -66,7 +76,7 @@ def tokenizer():
 
 @pytest.fixture
 def server(tokenizer, monkeypatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(http_backend, "_FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(HttpGenerator._post.retry, "wait", wait_none())  # pyright: ignore[reportFunctionMemberAccess]
     server = FakeServer(tokenizer.eos_token_id)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -113,21 +123,42 @@ def test_a_server_that_returns_no_ids(server, tokenizer):
     assert tokenizer.decode(sample.token_ids) == sample.text
 
 
-def test_failures_that_may_pass_are_tried_again(server, tokenizer):
-    server.faults = [503, 429, 500]
-    assert len(list(HttpGenerator(server.endpoint, tokenizer, concurrency=1).generate(_requests(tokenizer)))) == 11
+@pytest.mark.parametrize("faults", [[], [503], [429, 500, 502, 504, 408], [HANG_UP, 503, HANG_UP]])
+def test_a_server_that_fails_n_times_gets_the_request_n_plus_1_times(server, tokenizer, faults):
+    server.faults = list(faults)
+    (sample,) = HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1])
+    assert sample.id == "1"
+    assert server.num_posts == len(faults) + 1
 
 
-def test_a_server_that_keeps_failing(server, tokenizer):
+def test_a_server_that_keeps_failing_is_given_up_after_six_attempts(server, tokenizer):
     server.faults = [503] * 50
-    with pytest.raises(CheckFailed, match="failed 6 times"):
-        list(HttpGenerator(server.endpoint, tokenizer, concurrency=1).generate(_requests(tokenizer)[:1]))
-
-
-def test_a_refused_request_says_why(server, tokenizer):
-    server.faults = [400]
-    with pytest.raises(UserError, match="HTTP 400.*too long"):
+    with pytest.raises(CheckFailed, match=r"failed 6 times .*503.*finished samples are kept"):
         list(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1]))
+    assert server.num_posts == 6
+
+
+def test_waits_double():
+    waits = HttpGenerator._post.retry.wait  # pyright: ignore[reportFunctionMemberAccess]
+    state = RetryCallState(HttpGenerator._post.retry, None, (), {})  # pyright: ignore[reportFunctionMemberAccess]
+    seconds = []
+    for state.attempt_number in range(1, ATTEMPTS):
+        seconds.append(waits(state))
+    assert seconds == [0.5, 1, 2, 4, 8]
+
+
+@pytest.mark.parametrize("code", [400, 401, 404])
+def test_a_refused_request_is_not_sent_again_and_says_why(server, tokenizer, code):
+    server.faults = [code]
+    with pytest.raises(UserError, match=f"refuses a request.*HTTP {code}.*too long"):
+        list(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1]))
+    assert server.num_posts == 1
+
+
+def test_a_key_is_sent_where_there_is_one(server, tokenizer, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    list(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1]))
+    assert server.authorization == "Bearer secret"
 
 
 def test_no_server_and_no_model(server, tokenizer):

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ladle.errors import UserError
-from ladle.generation.config import SamplingConfig
-from ladle.generation.request import make_request, sample_seed
+from ladle.generation.request import SamplingConfig, make_requests, sample_seed
 
 
 def test_seeds_differ_in_every_part_of_the_name():
@@ -23,15 +22,17 @@ def test_seeds_are_the_same_on_every_machine():
     assert sample_seed(1, "gsm8k", 0, 0) == 378014799171421335
 
 
-def test_a_prompt_adds_its_own_stop_texts():
-    request = make_request(SamplingConfig(stop=["\n\n"], top_k=3), "a", [1, 2], seed=5, stop=["Q:"])
-    assert request.stop == ("Q:", "\n\n")
-    assert (request.top_k, request.seed, request.max_new_tokens) == (3, 5, 1024)
+def test_a_prompt_has_a_request_for_each_sample_with_its_own_seed_and_the_stop_texts_of_both():
+    sampling = SamplingConfig(stop=["\n\n"], top_k=3, samples=2, seed=5)
+    first, second = make_requests(sampling, "gsm8k", 7, [1, 2], stop=["Q:"])
+    assert (first.id, second.id, first.task) == ("gsm8k/7/0", "gsm8k/7/1", "gsm8k")
+    assert (first.seed, second.seed) == (sample_seed(5, "gsm8k", 7, 0), sample_seed(5, "gsm8k", 7, 1))
+    assert (first.stop, first.top_k, first.max_new_tokens) == (("Q:", "\n\n"), 3, 1024)
 
 
 def test_an_empty_prompt_is_refused():
-    with pytest.raises(UserError, match="no tokens"):
-        make_request(SamplingConfig(), "a", [], seed=0)
+    with pytest.raises(UserError, match="gsm8k/7 has no tokens"):
+        make_requests(SamplingConfig(), "gsm8k", 7, [])
 
 
 def test_execution_fields_are_no_part_of_the_identity():

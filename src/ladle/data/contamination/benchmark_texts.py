@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ladle.data.contamination.find import BenchmarkText
 from ladle.errors import UserError
-from ladle.evaluation.benchmark import builtin_benchmarks
-from ladle.evaluation.items import load_items
+from ladle.evaluation.benchmark import builtin_benchmarks, load_items
 
 
 def read_benchmark_texts(names: Sequence[str], paths: list[Path]) -> Iterator[BenchmarkText]:

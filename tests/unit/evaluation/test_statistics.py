@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.evaluation.metrics import (
+from ladle.evaluation.statistics import (
     bootstrap_interval,
     items_to_detect,
     majority_answer,

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
+from ladle.evaluation.benchmark import Item
 from ladle.evaluation.prompts import Prompt
 from ladle.models.load import save_model
-from ladle.rollouts.attempts import Attempt, Problem
+from ladle.rollouts import gate, rollout
 from ladle.rollouts.config import GateConfig, RolloutConfig
-from ladle.rollouts.corruption import corrupt_answers
-from ladle.stages import gate, rollout
+from ladle.rollouts.rollout import Attempt, corrupt_answers, read_problems
 from tests.tiny_models import make_model, make_tokenizer
 
-PROMPT = Prompt("Question: x\nAnswer:", ())
+PROMPT = Prompt([1], "Question: x\nAnswer:")
 
 
-def attempts_with(verdicts: list[str], problems: list[Problem]) -> list[Attempt]:
+def attempts_with(verdicts: list[str], problems: list[Item]) -> list[Attempt]:
     return [
-        Attempt(problems[index % len(problems)], PROMPT, f"it is {problems[index % len(problems)].answer}", verdict)
+        Attempt(problems[index % len(problems)], PROMPT, f"it is {problems[index % len(problems)].gold}", verdict)
         for index, verdict in enumerate(verdicts)
     ]
 
@@ -53,7 +53,8 @@ def test_the_candidate_is_kept_if_it_solves_significantly_more(
 ):
     solved = {"parent": "++++++------", "candidate": candidate}
 
-    def attempt(config: Any, problems: list[Problem], model: Path, *_: Any) -> list[Attempt]:
+    def attempt(config: Any, problems: list[Item], model: Path, folder: Path, purpose: str) -> list[Attempt]:
+        folder.mkdir()
         return attempts_with([{"+": "correct", "-": "wrong"}[sign] for sign in solved[model.parent.name]], problems)
 
     monkeypatch.setattr(gate, "attempt_problems", attempt)
@@ -81,14 +82,15 @@ def test_rollouts_take_the_problems_from_the_first_on_and_start_over(models, tmp
     config = RolloutConfig.model_validate({"prompts": source, "samples": 2, "max_new_tokens": 4})
     counters = rollout.run(config, {"model": models["parent"], "prompts": models["prompts"]}, out).counters
     assert counters["samples"] == 10
-    assert [problem.number for problem in rollout._read_problems(config.prompts, models["prompts"])] == [2, 3, 4, 5, 6]
-    assert [problem.answer for problem in rollout._read_problems(config.prompts, models["prompts"])] == list("23012")
+    problems = read_problems(config.prompts, models["prompts"], "rollout")
+    assert [problem.idx for problem in problems] == [2, 3, 4, 5, 6]
+    assert [problem.gold for problem in problems] == list("23012")
 
 
 def test_answers_are_corrupted_only_where_nothing_was_wrong():
-    problems = [Problem(n, f"q{n}", str(10 + n)) for n in range(3)]
+    problems = [Item(n, f"q{n}", str(10 + n)) for n in range(3)]
     attempts = attempts_with(["correct", "correct", "wrong", "correct", "wrong", "wrong"], problems)
     corrupted = corrupt_answers(attempts, seed=1)
-    assert [attempt.problem.number for attempt in corrupted] == [0]
+    assert [attempt.problem.idx for attempt in corrupted] == [0]
     assert corrupted[0].completion in ("it is 11", "it is 12")
     assert corrupt_answers(attempts, seed=1) == corrupted

@@ -8,9 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ladle.errors import UserError
-from ladle.generation.request import Request
-from ladle.generation.stopping import cut_at_stop, stop_token_ids
-from ladle.generation.transformers_loop import TransformersGenerator
+from ladle.generation.request import Request, cut_at_stop, stop_token_ids
+from ladle.generation.transformers_backend import TransformersGenerator
 from tests.tiny_models import SHAPES, make_model, make_tokenizer
 
 

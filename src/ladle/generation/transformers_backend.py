@@ -1,0 +1,485 @@
+"""Generation with a transformers model: a loop over slots that refills itself.
+
+Each pass of the loop adds one token to every live row. A finished row is handed out at once and its slot goes to the
+next request, so the batch stays full until requests run out, and then shrinks. Prompts are prefilled without their
+last token, which joins the other rows' next step: every sampled token comes from the same step. Equal prompts are
+prefilled once.
+
+transformers' own caches keep every row of a batch equally long; in `SlotCache` each row has its own length. It is
+filled from inside attention (transformers' `AttentionInterface`), after the model has made keys and values of the new
+tokens alone. So one cache serves every architecture, and DeepSeek-V3's latents are expanded once a token instead of
+once a token and step. The transformers library's own continuous batching is not used: for DeepSeek-V3 it returns no
+tokens and no error (5.23).
+
+Shapes: B slots, N live rows (always the first N slots, so that the live part of every buffer is a view), M the longest
+completion, V vocabulary, H query heads, G key/value heads, T columns read, P prompt columns, K prompts' rows, D key
+width, E value width. A row's token at position p is in column p of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from ladle.errors import UserError
+from ladle.generation.request import Request, Sample, decode, make_sample, stop_token_ids, warn_beyond_context
+from ladle.generation.sampling import draw, random_words
+from ladle.models.load import load_model
+
+ATTENTION = "ladle_slots"
+_REFILL_SHARE = 8
+"""Slots are refilled when 1/8 of them are free: a prefill is a forward pass, so it has to serve several rows."""
+_FIRST_COLUMNS = 64
+_STOP_TEXT_EVERY = 8
+"""Steps between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
+
+
+def _unsupported(problem: str) -> UserError:
+    return UserError(problem, "use sampling.backend=vllm")
+
+
+class TransformersGenerator:
+    """Makes completions with a causal language model held in this process.
+
+    Args:
+        model: a loaded model, or the folder of one. A loaded model is used as it is; its attention is switched while a
+            `generate` runs and switched back after.
+        tokenizer: the model's tokenizer.
+        dtype: floating-point type to load a folder's weights in.
+        batch_size: completions in flight at once.
+        prefill_tokens: prompt tokens, padding included, in one forward pass over prompts.
+        worker: number of this process among those side by side: a folder's model goes to GPU `worker` modulo their
+            count, or stays on the CPU where there is none.
+
+    Raises:
+        UserError: the architecture keeps state that the slot cache cannot hold.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        dtype: str = "float32",
+        batch_size: int = 64,
+        prefill_tokens: int = 8192,
+        worker: int = 0,
+    ) -> None:
+        if isinstance(model, Path):
+            loaded: Any = load_model(model, dtype=dtype)
+            gpus = torch.cuda.device_count()
+            model = loaded.to(f"cuda:{worker % gpus}" if gpus else "cpu")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.prefill_tokens = prefill_tokens
+        config = model.config
+        other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if other:
+            names = ", ".join(sorted(other))
+            raise _unsupported(f"layers of type {names} keep a state that this generator cannot hold")
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+        if rope in ("dynamic", "longrope"):
+            raise _unsupported(f"rope_type {rope!r} makes a sample depend on the longest one in its batch")
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Yield a sample for each request as it finishes; the longest are started first."""
+        # The longest first, so that none of them is left to run alone at the end; equal prompts side by side.
+        # Requests are taken from the end.
+        queue = sorted(requests, key=lambda request: (request.max_length, request.prompt_ids))
+        if not queue:
+            return
+        warn_beyond_context(queue[-1].max_length, getattr(self.model.config, "max_position_embeddings", None))
+        stop_ids = stop_token_ids(self.model.generation_config.eos_token_id, self.tokenizer)
+        with _slot_attention(self.model):
+            rows = _Rows(min(self.batch_size, len(queue)), queue, stop_ids, self.model, self.tokenizer)
+            free_enough = max(1, rows.cache.num_slots // _REFILL_SHARE)
+            while queue or rows.live:
+                free = rows.cache.num_slots - rows.live
+                if queue and free >= free_enough:
+                    self._admit(rows, [queue.pop() for _ in range(min(free, len(queue)))])
+                yield from self._step(rows)
+
+    @torch.inference_mode()
+    def _step(self, rows: _Rows) -> list[Sample]:
+        """Add one token to each live row and return the samples that it finished."""
+        rows.begin_step()
+        live = slice(0, rows.live)
+        output = self.model(
+            input_ids=rows.token_B[live, None],
+            position_ids=rows.position_B[live, None],
+            use_cache=False,
+            slots=rows.cache,
+            logits_to_keep=1,
+        )
+        num_layers, num_cached = self.model.config.num_hidden_layers, len(rows.cache.layers)
+        if num_cached != num_layers:
+            raise _unsupported(
+                f"{type(self.model).__name__} has {num_layers} layers, "
+                f"but only {num_cached} of them attend through transformers' attention interface"
+            )
+        rows.advance(output.logits[:, -1].float())
+        return rows.retire()
+
+    @torch.inference_mode()
+    def _admit(self, rows: _Rows, requests: list[Request]) -> None:
+        """Prefill the prompts of new rows, each but for its last token, and make the rows live."""
+        first_row, device = rows.live, self.model.device
+        for group in _prefill_groups(requests, self.prefill_tokens):
+            # Each distinct prompt runs once and is stored in every row that starts with it.
+            prompts = [tuple(request.prompt_ids[:-1]) for request in group]
+            place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+            width = max(map(len, place))
+            if width:
+                source_K = torch.tensor([place[prompt] for prompt in prompts], device=device)
+                rows.cache.begin_prompts(first_row, source_K, width)
+                padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=device)
+                positions = torch.arange(width, device=device).expand(len(place), -1)
+                # The decoder alone: nobody needs the head's logits over prompts.
+                decoder = self.model.get_decoder()
+                decoder(input_ids=padded, position_ids=positions, use_cache=False, slots=rows.cache)
+            first_row += len(group)
+        rows.admit(requests)
+
+
+def _prefill_groups(requests: list[Request], max_tokens: int) -> Iterator[list[Request]]:
+    """Split requests, in order, into runs whose distinct prompts fit `max_tokens` when padded to the longest."""
+    group: list[Request] = []
+    distinct: set[tuple[int, ...]] = set()
+    longest = 0
+    for request in requests:
+        prompt = tuple(request.prompt_ids)
+        longest = max(longest, len(prompt))
+        if group and len(distinct | {prompt}) * longest > max_tokens:
+            yield group
+            group, distinct, longest = [], set(), len(prompt)
+        group.append(request)
+        distinct.add(prompt)
+    if group:
+        yield group
+
+
+class _Rows:
+    """The live rows: their tokens, limits and random numbers, and how rows come and go.
+
+    Everything a step touches is a tensor over rows, so that a step costs the same Python for one row as for hundreds;
+    Python looks at single rows only when they finish.
+    """
+
+    def __init__(self, num_slots: int, requests: list[Request], stop_ids: list[int], model: Any, tokenizer: Any):
+        def column(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.zeros(num_slots, *shape, dtype=dtype, device=model.device)
+
+        self.cache = SlotCache(num_slots, max(request.max_length for request in requests))
+        self.tokenizer = tokenizer
+        self.live = 0
+        self.requests: list[Request] = []
+        self.stop_ids = frozenset(stop_ids)
+        self.ends_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
+        self.ends_V[[id_ for id_ in stop_ids if id_ < model.config.vocab_size]] = True
+        self.token_B = column(torch.long)
+        self.position_B = column(torch.long)
+        self.count_B = column(torch.long)
+        self.limit_B = column(torch.long)
+        self.temperature_B = column(torch.float32)
+        self.top_p_B = column(torch.float32)
+        self.top_k_B = column(torch.long)
+        max_new_tokens = max(request.max_new_tokens for request in requests)
+        self.word_BM = column(torch.long, max_new_tokens)
+        self.output_BM = column(torch.long, max_new_tokens)
+        self._steps_since_look = 0
+        self._note_composition()
+
+    def admit(self, requests: list[Request]) -> None:
+        """Add rows whose prompts, but for the last token, are already in the cache."""
+        new = slice(self.live, self.live + len(requests))
+        self.count_B[new] = 0
+        for column_B, values in (
+            (self.token_B, [request.prompt_ids[-1] for request in requests]),
+            (self.position_B, [len(request.prompt_ids) - 1 for request in requests]),
+            (self.limit_B, [request.max_new_tokens for request in requests]),
+            (self.temperature_B, [request.temperature for request in requests]),
+            (self.top_p_B, [request.top_p for request in requests]),
+            (self.top_k_B, [request.top_k for request in requests]),
+        ):
+            column_B[new] = torch.tensor(values, dtype=column_B.dtype, device=column_B.device)
+        for row, request in enumerate(requests, start=self.live):
+            if request.temperature > 0:
+                words = random_words(request.seed, request.max_new_tokens)
+                self.word_BM[row, : request.max_new_tokens] = words.to(self.word_BM.device)
+        self.requests += requests
+        self.live += len(requests)
+        self._note_composition()
+
+    def begin_step(self) -> None:
+        """Tell the cache where the live rows' tokens go."""
+        self._longest += 1
+        self.cache.begin_step(self.position_B[: self.live], self._longest)
+
+    def advance(self, logits_NV: torch.Tensor) -> None:
+        """Draw each live row's next token and append it."""
+        live = slice(0, self.live)
+        count_N = self.count_B[live]
+        if self._all_greedy:
+            token_N = logits_NV.argmax(dim=-1)
+        else:
+            token_N = draw(
+                logits_NV,
+                self.word_BM[live].gather(1, count_N[:, None])[:, 0],
+                self.temperature_B[live],
+                self.top_p_B[live] if self._any_top_p else None,
+                self.top_k_B[live] if self._any_top_k else None,
+            )
+        self.output_BM[live].scatter_(1, count_N[:, None], token_N[:, None])
+        self.token_B[live] = token_N
+        self.position_B[live] += 1
+        self.count_B[live] += 1
+
+    def retire(self) -> list[Sample]:
+        """Remove the rows that ended, closing the gaps, and return their samples."""
+        live = slice(0, self.live)
+        is_done_N = self.ends_V[self.token_B[live]] | (self.count_B[live] >= self.limit_B[live])
+        done = set(is_done_N.nonzero()[:, 0].tolist()) if bool(is_done_N.any()) else set()
+        self._steps_since_look += 1
+        if self._any_stop_text and self._steps_since_look >= _STOP_TEXT_EVERY:
+            self._steps_since_look = 0
+            done |= self._showing_stop_text()
+        samples = []
+        for row in sorted(done):
+            token_ids = self.output_BM[row, : int(self.count_B[row])].tolist()
+            samples.append(make_sample(self.requests[row], token_ids, self.stop_ids, self.tokenizer))
+        if done:
+            self._close_gaps(done)
+        return samples
+
+    def _showing_stop_text(self) -> set[int]:
+        """Return the rows whose last tokens show a stop text."""
+        # Every token but the special ones is a byte or more, so a stop text that ended since the last look lies in this
+        # many last tokens.
+        width = _STOP_TEXT_EVERY + max(len(end.encode()) for request in self.requests for end in request.stop)
+        count_N = self.count_B[: self.live]
+        first_N = (count_N - width).clamp_(min=0)
+        columns_NW = first_N[:, None] + torch.arange(width, device=count_N.device)
+        tails = self.output_BM[: self.live].gather(1, columns_NW.clamp_(max=self.output_BM.shape[1] - 1)).tolist()
+        found = set()
+        for row, (request, tail, length) in enumerate(
+            zip(self.requests, tails, (count_N - first_N).tolist(), strict=True)
+        ):
+            text = decode(self.tokenizer, tail[:length]) if request.stop else ""
+            if any(end in text for end in request.stop):
+                found.add(row)
+        return found
+
+    def _close_gaps(self, done: set[int]) -> None:
+        """Move the last live rows into the places of finished ones."""
+        remaining = self.live - len(done)
+        source = [row for row in range(remaining, self.live) if row not in done]
+        target = [row for row in sorted(done) if row < remaining]
+        if source:
+            self.cache.move(source, target, self._longest)
+            for state in (
+                *(self.token_B, self.position_B, self.count_B, self.limit_B),
+                *(self.temperature_B, self.top_p_B, self.top_k_B, self.word_BM, self.output_BM),
+            ):
+                state[target] = state[source]
+            for to, from_ in zip(target, source, strict=True):
+                self.requests[to] = self.requests[from_]
+        del self.requests[remaining:]
+        self.live = remaining
+        self._note_composition()
+
+    def _note_composition(self) -> None:
+        self._longest = int(self.position_B[: self.live].max()) if self.live else 0
+        self._all_greedy = all(request.temperature == 0 for request in self.requests)
+        self._any_top_p = any(request.top_p < 1 for request in self.requests)
+        self._any_top_k = any(request.top_k > 0 for request in self.requests)
+        self._any_stop_text = any(request.stop for request in self.requests)
+
+
+class SlotCache:
+    """Keys and values of up to `num_slots` rows for every layer, and where the next tokens go.
+
+    Args:
+        num_slots: rows that may be live at once.
+        max_length: columns that no row outgrows; memory is taken as rows really grow.
+    """
+
+    def __init__(self, num_slots: int, max_length: int) -> None:
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self.columns = 0
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.prompt_rows: tuple[int, torch.Tensor] | None = None
+        self.positions_N = self._rows_N = torch.empty(0, dtype=torch.long)
+        self.columns_read = 0
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def begin_prompts(self, first_row: int, source_K: torch.Tensor, num_columns: int) -> None:
+        """Send the next forward pass's keys and values into new rows.
+
+        Args:
+            first_row: the rows filled are `first_row … first_row + K - 1`.
+            source_K: for each of them, the row of the forward pass that holds its prompt.
+            num_columns: the padded prompt length; columns past a row's own prompt are never read before they are
+                overwritten.
+        """
+        self.prompt_rows = (first_row, source_K)
+        self._reserve(num_columns)
+
+    def begin_step(self, positions_N: torch.Tensor, columns_read: int) -> None:
+        """Let the next forward pass add one token to each live row.
+
+        Args:
+            positions_N: the column of each row's new token; earlier columns are its past.
+            columns_read: one more than the largest of them.
+        """
+        self.prompt_rows = None
+        self.positions_N = positions_N
+        self.columns_read = columns_read
+        self._rows_N = torch.arange(len(positions_N), device=positions_N.device)
+        self._masks.clear()
+        self._reserve(columns_read)
+
+    def move(self, source: list[int], target: list[int], num_columns: int) -> None:
+        """Copy the first columns of some rows over others."""
+        for buffers in self.layers.values():
+            for buffer in buffers:
+                buffer[target, :, :num_columns] = buffer[source, :, :num_columns]
+
+    def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new keys and values of a layer, [rows, G, tokens, D or E], and return those to attend to.
+
+        They are the new ones in a pass over prompts, and views of all of the live rows', [N, G, T, D or E], in a step.
+        """
+        if layer not in self.layers:
+            # Zeros, not empty memory: a masked column still enters the product with weight 0, and 0 × NaN is NaN.
+            self.layers[layer] = (self._zeros(keys), self._zeros(values))
+        buffers = self.layers[layer]
+        if self.prompt_rows is not None:
+            first, source_K = self.prompt_rows
+            for buffer, new in zip(buffers, (keys, values), strict=True):
+                buffer[first : first + len(source_K), :, : new.shape[2]] = new[source_K]
+            return keys, values
+        for buffer, new in zip(buffers, (keys, values), strict=True):
+            buffer[self._rows_N, :, self.positions_N] = new[:, :, 0]
+        live, read = slice(0, len(self._rows_N)), slice(0, self.columns_read)
+        return buffers[0][live, :, read], buffers[1][live, :, read]
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Return the additive mask [N, 1, 1, T] of the step: a row sees its own columns, or the last `window`."""
+        if window not in self._masks:
+            column_T = torch.arange(self.columns_read, device=self.positions_N.device)
+            is_seen_NT = column_T <= self.positions_N[:, None]
+            if window is not None:
+                is_seen_NT &= column_T > self.positions_N[:, None] - window
+            mask_NT = torch.zeros_like(is_seen_NT, dtype=dtype).masked_fill_(~is_seen_NT, float("-inf"))
+            self._masks[window] = mask_NT[:, None, None, :]
+        return self._masks[window]
+
+    def _zeros(self, like: torch.Tensor) -> torch.Tensor:
+        return like.new_zeros(self.num_slots, like.shape[1], self.columns, like.shape[3])
+
+    def _reserve(self, columns: int) -> None:
+        if columns > self.columns:
+            self.columns = min(self.max_length, max(columns, 2 * self.columns, _FIRST_COLUMNS))
+            for layer, (keys, values) in self.layers.items():
+                more = (0, 0, 0, self.columns - keys.shape[2])
+                self.layers[layer] = (F.pad(keys, more), F.pad(values, more))
+
+
+def attend_slots(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    slots: SlotCache | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' attention functions do, reading and extending the `slots` cache.
+
+    Args:
+        module: the attention layer; its `layer_idx` names the layer.
+        query: [rows, H, tokens, D].
+        key: [rows, G, tokens, D], of the new tokens alone.
+        value: [rows, G, tokens, E].
+        attention_mask: none; rows are kept apart by the cache.
+        scaling: factor of the scores; None is 1/sqrt(D).
+        sliding_window: tokens that a token sees, itself included; None is all.
+        slots: the cache.
+        softcap: not supported (Gemma 2).
+        s_aux: not supported (gpt-oss).
+
+    Returns:
+        The output [rows, tokens, H, E], and no weights.
+
+    Raises:
+        UserError: the model's attention does more than this one.
+    """
+    if slots is None or attention_mask is not None or softcap is not None or s_aux is not None:
+        raise _unsupported(
+            f"{type(module).__name__} needs an attention that this generator does not have "
+            "(capped scores, as in Gemma 2, or attention sinks, as in gpt-oss)"
+        )
+    layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
+    keys, values = slots.extend(layer, key, value)
+    if slots.prompt_rows is not None:
+        output = _attend_prompts(query, keys, values, scaling, sliding_window)
+    else:
+        output = _attend_step(query, keys, values, slots.mask(sliding_window, query.dtype), scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _attend_prompts(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """Attend causally. Padding is on the right, where no real token sees it, so no mask is needed."""
+    mask = None
+    if window is not None and window < query.shape[2]:
+        token_P = torch.arange(query.shape[2], device=query.device)
+        mask = (token_P <= token_P[:, None]) & (token_P > token_P[:, None] - window)
+    width = value.shape[-1]
+    # One width for keys and values (DeepSeek-V3 has two) lets torch pick its fused kernels, which never hold P × P
+    # scores.
+    value = F.pad(value, (0, key.shape[-1] - width))
+    grouped = query.shape[1] != key.shape[1]
+    output = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+    )
+    return output[..., :width]
+
+
+def _attend_step(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attend from one token a row; the query heads of one key head become rows of one product."""
+    rows, heads, _, width = query.shape
+    query = query.reshape(rows, keys.shape[1], heads // keys.shape[1], width)
+    scores = torch.matmul(query * (scaling or width**-0.5), keys.transpose(2, 3)) + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, values).reshape(rows, heads, 1, values.shape[-1])
+
+
+AttentionInterface.register(ATTENTION, attend_slots)
+
+
+@contextmanager
+def _slot_attention(model: Any) -> Iterator[None]:
+    """Let the model attend through the slot cache, in evaluation mode, and put both back after."""
+    before, was_training = model.config._attn_implementation, model.training
+    model.set_attn_implementation(ATTENTION)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        model.train(was_training)
