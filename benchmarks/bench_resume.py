@@ -24,11 +24,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
 
+from ladle.training.arguments import make_arguments
+from ladle.training.attention import collate_packed
 from ladle.training.checkpoint import MANIFEST, STAGING, Rotation, seal
 from ladle.training.config import PretrainConfig
-from ladle.training.hf_arguments import make_arguments
-from ladle.training.linear_cross_entropy import use_linear_cross_entropy
-from ladle.training.packed import collate_packed
+from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.trainer import LadleTrainer
 
 SHARES = (0.1, 0.5, 0.9)

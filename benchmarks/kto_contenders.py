@@ -27,17 +27,16 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from ladle.models.train_tokenizer import train_tokenizer
-from ladle.training.arguments import TrainerArguments
+from ladle.kto.config import KtoConfig
+from ladle.kto.data import KtoExamples
+from ladle.kto.loss import KtoWeights, use_kto_forward
+from ladle.kto.pairs import KtoPlan
+from ladle.kto.reference import ReferencePass
+from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.models.tokenizer import train_tokenizer
+from ladle.training.arguments import make_arguments
 from ladle.training.checkpoint import Rotation
-from ladle.training.hf_arguments import make_arguments
-from ladle.training.kto.config import KtoConfig
-from ladle.training.kto.data import KtoExamples
-from ladle.training.kto.forward import use_kto_forward
-from ladle.training.kto.loss import KtoWeights
-from ladle.training.kto.plan import KtoPlan
-from ladle.training.kto.reference import ReferencePass
-from ladle.training.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.training.config import TrainerArguments
 
 PROMPT_DECILES = (23, 37, 42, 47, 53, 57, 63, 69, 78, 92, 188)
 COMPLETION_DECILES = (27, 63, 78, 89, 102, 115, 129, 145, 166, 197, 413)
@@ -192,7 +191,6 @@ def train_with_ladle(
         options=KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget),
         pad_id=PAD_ID,
         keep=Rotation(),
-        rows_are_shuffled=False,
         router_bias_update_rate=0.0,
     )
     trainer.add_callback(clock)

@@ -136,7 +136,7 @@ def estimate(shape: dict[str, Any]) -> int:
 def prepare(shape: dict[str, Any], folder: Path) -> None:
     """Write the model, and a mixture or labelled completions with their reference for it."""
     from ladle.models.load import init_model, save_model
-    from ladle.models.train_tokenizer import train_tokenizer
+    from ladle.models.tokenizer import train_tokenizer
 
     texts = [f"{a} plus {b} is {a + b}, and {b} plus {a} as well." for a in range(40) for b in range(40)]
     tokenizer = train_tokenizer(texts, 320)
@@ -163,8 +163,8 @@ def _prepare_completions(shape: dict[str, Any], texts: list[str], folder: Path) 
     """Completions longer than a row, so that every one is cut to fill it."""
     from datasets import Dataset, DatasetDict
 
+    from ladle.kto.config import KtoReferenceConfig
     from ladle.stages import kto_reference
-    from ladle.training.kto.config import KtoReferenceConfig
 
     completion = " ".join(texts[: shape["length"]])
     rows = [
@@ -195,7 +195,7 @@ def train(shape: dict[str, Any], folder: Path) -> int:
 
 
 def _kto_config(shape: dict[str, Any]) -> Any:
-    from ladle.training.kto.config import KtoConfig
+    from ladle.kto.config import KtoConfig
 
     tokens = shape["batch"] * shape["length"]
     return KtoConfig.model_validate(

@@ -31,12 +31,11 @@ from transformers import (
     TrainerCallback,
 )
 
-from ladle.training.attention import use_fused_attention
+from ladle.training.arguments import make_arguments
+from ladle.training.attention import collate_packed, use_fused_attention
 from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
-from ladle.training.hf_arguments import make_arguments
-from ladle.training.linear_cross_entropy import use_linear_cross_entropy
-from ladle.training.packed import collate_packed
+from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.trainer import LadleTrainer
 
 SHAPE = {

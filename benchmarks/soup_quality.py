@@ -27,7 +27,7 @@ from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
 from ladle.soup.config import SoupConfig
 from ladle.stages import mix, soup
-from ladle.training.validation import validation_loss
+from ladle.training.pretrain import validation_loss
 
 CANDIDATES = ("last", "last_n", "uniform", "linear", "ema", "wsm_linear", "wsm_cosine", "wsm_inverse_sqrt", "greedy")
 SEQUENCE_LENGTH = 256

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from ladle.models.train_tokenizer import train_tokenizer
+from ladle.models.tokenizer import train_tokenizer
 
 DEEPSEEK_V3 = {
     "model_type": "deepseek_v3",

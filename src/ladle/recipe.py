@@ -15,12 +15,12 @@ from ladle.data.preference.config import ROLLOUTS, PreferConfig
 from ladle.data.questions.config import DatasetConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
+from ladle.kto.config import KtoConfig
 from ladle.models.config import InitConfig
 from ladle.rollouts.config import GateConfig, RolloutConfig
 from ladle.soup.config import SoupConfig
 from ladle.training.arguments import TrainerArguments
 from ladle.training.config import Dtype, PretrainConfig
-from ladle.training.kto.config import KtoConfig
 
 
 class BaseConfig(Config):

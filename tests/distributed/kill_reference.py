@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ladle import log
 from ladle.artifacts.record import describe_files, digest_of
+from ladle.kto import reference as kto_reference
 from ladle.stages import kto_reference as stage
-from ladle.training.kto import reference as kto_reference
 from tests.distributed.kill_training import wait
 from tests.distributed.kto_job import make_config, make_inputs
 

@@ -36,7 +36,7 @@ import numpy as np
 from ladle import log
 from ladle.artifacts.record import describe_files, digest_of
 from ladle.training.checkpoint import STAGING, newest_resumable, step_of
-from ladle.training.outcome import FINISHED
+from ladle.training.run import FINISHED
 from ladle.training.trainer import LadleTrainer
 from tests.distributed.kto_job import make_kto_job
 from tests.distributed.pretrain_job import SAVE_EVERY, STEPS, Job, make_job

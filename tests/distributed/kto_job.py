@@ -8,9 +8,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from ladle.artifacts.worker import run_in_processes
+from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.load import save_model
 from ladle.stages import kto_reference
-from ladle.training.kto.config import KtoConfig, KtoReferenceConfig
 from tests.distributed.pretrain_job import SAVE_EVERY, STEPS, Job
 from tests.tiny_models import make_model, make_tokenizer
 from tests.unit.kto.samples import rows

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from ladle.errors import CheckFailed
+from ladle.kto.trainer import KtoTrainer
 from ladle.stage import StageResult
 from ladle.training.checkpoint import list_checkpoints, step_of
-from ladle.training.kto.trainer import KtoTrainer
 from ladle.training.trainer import LadleTrainer
 from tests.distributed.kto_job import make_kto_job
 from tests.distributed.pretrain_job import Job, make_job

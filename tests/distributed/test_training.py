@@ -23,7 +23,7 @@ from ladle.stage import StageResult
 from ladle.stages import pretrain
 from ladle.training import trainer as trainer_module
 from ladle.training.checkpoint import list_checkpoints, strip_training_state
-from ladle.training.validation import validation_loss
+from ladle.training.pretrain import validation_loss
 from tests.distributed import kill_training
 from tests.distributed.pretrain_job import Job, make_job
 

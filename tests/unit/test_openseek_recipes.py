@@ -9,7 +9,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from ladle.recipe import load_recipe
-from ladle.training.zero2 import CONFIG
+from ladle.training.processes import CONFIG
 
 
 def test_pretraining_has_the_reports_values(repository):

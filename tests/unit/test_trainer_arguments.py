@@ -3,8 +3,13 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from ladle.training.arguments import DEFAULTS, EXECUTION_ARGUMENTS, TrainerArguments, training_argument_names
-from ladle.training.config import TrainingConfig
+from ladle.training.config import (
+    DEFAULTS,
+    EXECUTION_ARGUMENTS,
+    TrainerArguments,
+    TrainingConfig,
+    training_argument_names,
+)
 
 
 def fault(**values: object) -> str:

@@ -15,8 +15,7 @@ from ladle.errors import UserError
 from ladle.models.config import FetchModelConfig, InitModelConfig
 from ladle.models.importing import import_model
 from ladle.models.load import init_model, save_model
-from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.models.train_tokenizer import train_tokenizer
+from ladle.models.tokenizer import load_fast_tokenizer, train_tokenizer
 from ladle.stage import Inputs, StageResult
 
 FetchConfig = FetchModelConfig | InitModelConfig | FetchDatasetConfig | WordProblemsConfig

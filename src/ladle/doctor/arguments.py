@@ -32,7 +32,7 @@ def check_arguments(recipe: Recipe, trainings: list[Training]) -> Iterator[Findi
 
 def _check_values(training: Training) -> Iterator[Finding]:
     """Let the stage itself look at the values, on a CPU: what hangs on the device is looked at elsewhere."""
-    from ladle.training.hf_arguments import check_arguments
+    from ladle.training.arguments import check_arguments
 
     ours: dict[str, Any] = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
     if training.arguments.get("bf16") and training.arguments.get("fp16"):

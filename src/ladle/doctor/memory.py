@@ -9,7 +9,7 @@ from typing import Any
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
 from ladle.doctor.machine import Machine
 from ladle.doctor.trainings import Training
-from ladle.training.kto.config import KtoConfig
+from ladle.kto.config import KtoConfig
 
 FAMILY = "memory"
 GIGABYTE = 10**9

@@ -1,0 +1,1 @@
+"""Models and tokenizers: fetched or fresh, loaded and saved with every tensor accounted for."""

@@ -1,4 +1,4 @@
-"""Recipe sections for getting a model: what stands under `base:`."""
+"""Recipe sections for getting a model (`base:`), and facts about model folders that need no torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ TOKENIZER_PATTERNS = (
     "*token*.json", "*.tiktoken", "*.model", "*.jinja", "config.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 """The files of a model's repository that make up its tokenizer, of any kind."""
+WANTED_BY_VLLM = {"deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}}
+"""Keys of config.json by model type that transformers does not save; vLLM needs them, DeepSeek-V3's to use the router's
+bias."""
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class FetchModelConfig(Config):
     """Import a model from the Hub or a local folder into a clean local one."""
 
     kind: Literal["model"] = "model"
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     """Dtype to save the weights in; unset keeps the source's."""
 
 
@@ -39,7 +45,7 @@ class InitModelConfig(Config):
     seed: int = 233
     architecture: dict[str, Any]
     """Fields of the transformers config, `model_type` too; `vocab_size` and special ids come from the tokenizer."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     train_tokenizer: TokenizerSource | None = None
     """Train a tokenizer on the input instead of importing one."""
 
@@ -52,4 +58,4 @@ class InitConfig(Config):
     """Fields of the transformers config, `model_type` too; `vocab_size` and special ids come from the tokenizer."""
     tokenizer: str | TokenizerSource = location()
     """A folder with a tokenizer (tokenizer.json, `*.tiktoken`, sentencepiece), or what to train one on."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"

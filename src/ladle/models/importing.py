@@ -17,14 +17,13 @@ from safetensors import safe_open
 from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.models.load import complete_config, load_model, model_dir, remove_cut_short
-from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer
+from ladle.models.load import complete_config, load_model, model_dir, remove_half_written
+from ladle.models.tokenizer import END_OF_TURN, convert_tokenizer, load_fast_tokenizer
 
 logger = get_logger(__name__)
 
 REPORT = "import_report.json"
 MTP_LAYERS = "num_nextn_predict_layers"
-IM_END = "<|im_end|>"
 
 
 def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
@@ -47,19 +46,41 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         setattr(model.config, MTP_LAYERS, 0)
     model.save_pretrained(out)
     complete_config(out)
-    remove_cut_short(out)
+    remove_half_written(out)
     tokenizer = convert_tokenizer(folder, out)
+    after = _read(out / "config.json")
+    config = {
+        "changed": {
+            key: [before[key], after[key]] for key in sorted(before.keys() & after) if before[key] != after[key]
+        },
+        "removed": {key: before[key] for key in sorted(before.keys() - after)},
+        "added": {key: after[key] for key in sorted(after.keys() - before)},
+    }
+    stops = _stop_at_turn_end(out)
+    # code, other formats of the weights, other vocabularies; the template moved into tokenizer_config.json
+    names = {path.name for path in folder.iterdir() if path.is_file() and not (out / path.name).exists()}
+    left_out = sorted(names - {"chat_template.jinja"})
     report = {
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
-        "config": _differences(before, _read(out / "config.json")),
+        "config": config,
         "mtp": {"declared": before.get(MTP_LAYERS, 0), "tensors_left_out": len(mtp), "kept": 0},
         "tokenizer": tokenizer,
-        "stops": _stop_at_turn_end(out),
-        "files_left_out": _left_out(folder, out),
+        "stops": stops,
+        "files_left_out": left_out,
     }
     (out / REPORT).write_text(pretty_json(report), encoding="utf-8")
-    _say(report)
+    logger.info(
+        "imported as %s, %s parameters: config keys changed %s, removed %s, added %s; %d MTP tensors left out; "
+        "tokenizer %s (%d tokens); files left out: %s",
+        type(model).__name__,
+        f"{model.num_parameters():,}",
+        *(", ".join(config[kind]) or "none" for kind in ("changed", "removed", "added")),
+        len(mtp),
+        "converted" if tokenizer["converted"] else "kept",
+        tokenizer["tokens"],
+        ", ".join(left_out) or "none",
+    )
     return report
 
 
@@ -72,22 +93,11 @@ def _mtp_tensors(folder: Path, num_layers: int | None) -> frozenset[str]:
     return frozenset(name for name in names if (found := layer.match(name)) and int(found[1]) >= num_layers)
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what was changed, removed and added in the config."""
-    return {
-        "changed": {
-            key: [before[key], after[key]] for key in sorted(before.keys() & after) if before[key] != after[key]
-        },
-        "removed": {key: before[key] for key in sorted(before.keys() - after)},
-        "added": {key: after[key] for key in sorted(after.keys() - before)},
-    }
-
-
 def _stop_at_turn_end(out: Path) -> list[int]:
     """Let generation stop at the end of a ChatML turn too, where the chat template never writes the eos token."""
     tokenizer = load_fast_tokenizer(out)
     stops = [tokenizer.eos_token_id]
-    turn_end = tokenizer.get_vocab().get(IM_END)
+    turn_end = tokenizer.get_vocab().get(END_OF_TURN)
     template = tokenizer.chat_template
     if turn_end is not None and turn_end not in stops and isinstance(template, str) and "im_end" in template:
         stops.append(turn_end)
@@ -96,32 +106,8 @@ def _stop_at_turn_end(out: Path) -> list[int]:
     return [stop for stop in stops if isinstance(stop, int)]
 
 
-def _left_out(folder: Path, out: Path) -> list[str]:
-    """Return the source's files that have no counterpart: code, other formats of the weights, other vocabularies."""
-    moved = {"chat_template.jinja"}  # into tokenizer_config.json
-    names = {path.name for path in folder.iterdir() if path.is_file() and not (out / path.name).exists()}
-    return sorted(names - moved)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}", "fetch it again") from error
-
-
-def _say(report: dict[str, Any]) -> None:
-    config = report["config"]
-    logger.info(
-        "imported as %s, %s parameters: config keys changed %s, removed %s, added %s; %d MTP tensors left out; "
-        "tokenizer %s (%d tokens); files left out: %s",
-        report["class"],
-        f"{report['parameters']:,}",
-        ", ".join(config["changed"]) or "none",
-        ", ".join(config["removed"]) or "none",
-        ", ".join(config["added"]) or "none",
-        report["mtp"]["tensors_left_out"],
-        "converted" if report["tokenizer"]["converted"] else "kept",
-        report["tokenizer"]["tokens"],
-        ", ".join(report["files_left_out"]) or "none",
-    )

@@ -14,15 +14,15 @@ from typing import Any, cast
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
-from ladle.models.attention import usable_attention
+from ladle.log import get_logger
+from ladle.models.config import WANTED_BY_VLLM
 
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
-
-DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-"""Routing keys of DeepSeek-V3 that transformers does not save, and without which vLLM drops the router's bias."""
+logger = get_logger(__name__)
 
 
 def model_dir(path: Path) -> Path:
@@ -53,7 +53,7 @@ def load_model(
         dtype: name of a torch dtype, or `auto` for the one the weights are saved in.
         attn_implementation: as in transformers; one that cannot run here is replaced by sdpa, with a warning.
         quantization_config: as in transformers.
-        ignored: names of tensors in the file that the model has no place for, and that is known.
+        ignored: names of tensors in the file that the model is known to have no place for.
 
     Raises:
         UserError: no model there, or an architecture that transformers does not know.
@@ -87,12 +87,26 @@ def load_model(
     return model
 
 
-def own_memory(model: PreTrainedModel) -> None:
-    """Give each tensor on the CPU memory of its own.
+def usable_attention(requested: str) -> str:
+    """Return `requested` where it can run on this machine, and `sdpa` with a warning that says why where it cannot."""
+    if not requested.startswith("flash_attention"):
+        return requested
+    installed = is_flash_attn_3_available() if requested == "flash_attention_3" else is_flash_attn_2_available()
+    if torch.cuda.is_available() and installed:
+        return requested
+    why = "the package flash-attn is not installed, or not for this GPU"
+    if not torch.cuda.is_available():
+        why = "it needs a GPU"
+    logger.warning("attn_implementation: %s cannot run here (%s): using sdpa", requested, why)
+    return "sdpa"
+
+
+def copy_out_of_file(model: PreTrainedModel) -> None:
+    """Give each tensor on the CPU memory of its own, so that the weight file is let go.
 
     `from_pretrained` leaves tensors that it need not convert as views of the mapped file. One of them keeps the whole
-    file mapped, and what was read of it resident beside the model, for as long as the model lives. Buffers are put in
-    anew: a view remembers its base, whatever its data.
+    file mapped, and what was read of it resident beside the model, for as long as the model lives. Buffers are
+    replaced: a view remembers its base, whatever its data.
     """
     for parameter in model.parameters():
         if parameter.device.type == "cpu":
@@ -108,23 +122,21 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: 
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     complete_config(out)
-    remove_cut_short(out)
+    remove_half_written(out)
 
 
-def remove_cut_short(folder: Path) -> None:
+def remove_half_written(folder: Path) -> None:
     """Remove what a killed save of tensors left: safetensors writes to `.tmp` and six letters, then renames that."""
     for path in folder.glob(".tmp??????"):
         path.unlink()
 
 
 def complete_config(folder: Path) -> None:
-    """Strip remote-code references from config.json and add what DeepSeek-V3's readers other than transformers need."""
+    """Strip remote-code references from config.json and add the keys that vLLM needs."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     config.pop("auto_map", None)
-    if config.get("model_type") == "deepseek_v3":
-        config = DEEPSEEK_V3_ROUTING | config
-    path.write_text(pretty_json(config), encoding="utf-8")
+    path.write_text(pretty_json(WANTED_BY_VLLM.get(config.get("model_type", ""), {}) | config), encoding="utf-8")
 
 
 def init_model(
@@ -154,13 +166,9 @@ def init_model(
         ) from error
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    _keep_in_float32(model)
-    return model
-
-
-def _keep_in_float32(model: PreTrainedModel) -> None:
-    """Give a fresh model the float32 tensors that `from_pretrained` gives a loaded one, such as routers' biases."""
-    kept = model._keep_in_fp32_modules_strict or ()
+    # as `from_pretrained` keeps them in a loaded model: DeepSeek-V3's router biases
+    in_float32 = model._keep_in_fp32_modules_strict or ()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if any(part in name for part in kept):
+        if any(part in name for part in in_float32):
             tensor.data = tensor.data.float()
+    return model

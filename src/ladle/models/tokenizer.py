@@ -1,26 +1,36 @@
-"""Loads any tokenizer as a fast one, and saves it as `tokenizer.json` + `tokenizer_config.json`, without running a
-repository's code.
+"""Tokenizers: any one loaded as a fast one and saved without its repository's code, or a small one trained afresh.
 
 Read, in this order: `tokenizer.json`; a `*.tiktoken` vocabulary of a known class; a sentencepiece `tokenizer.model`.
+Saved as `tokenizer.json` and `tokenizer_config.json`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
-from ladle.models.sentencepiece_vocabulary import tokenizer_from_sentencepiece
-from ladle.models.tiktoken_vocabulary import FAMILIES, read_tiktoken, tokenizer_from_tiktoken
+from ladle.log import get_logger
+from ladle.models.vocabularies import FAMILIES, read_tiktoken, tokenizer_from_sentencepiece, tokenizer_from_tiktoken
+
+logger = get_logger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+END_OF_TURN = "<|im_end|>"
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""As TRL's `setup_chat_format` writes it."""
 
 
 def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -31,30 +41,58 @@ def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: the folder holds no vocabulary that Ladle can read.
     """
-    tokenizer = _load(folder)
+    vocabulary = _find_vocabulary(folder)
+    if vocabulary.name == TOKENIZER_FILE:
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"{vocabulary} is not a tokenizer ({type(error).__name__}: {error})", "fetch the file again"
+            ) from error
+    else:
+        tokenizer = _convert(folder, vocabulary)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _load(folder: Path) -> PreTrainedTokenizerFast:
-    if (folder / TOKENIZER_FILE).is_file():
-        try:
-            return PreTrainedTokenizerFast.from_pretrained(folder)
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{folder / TOKENIZER_FILE} is no tokenizer ({type(error).__name__}: {error})", "fetch the file again"
-            ) from error
-    tiktoken_files = sorted(folder.glob("*.tiktoken"))
-    if tiktoken_files:
-        return _load_tiktoken(folder, tiktoken_files[0])
-    for name in SENTENCEPIECE_FILES:
+def _find_vocabulary(folder: Path) -> Path:
+    names = [TOKENIZER_FILE, *sorted(path.name for path in folder.glob("*.tiktoken")), *SENTENCEPIECE_FILES]
+    for name in names:
         if (folder / name).is_file():
-            return _load_sentencepiece(folder, folder / name)
+            return folder / name
     found = ", ".join(sorted(path.name for path in folder.glob("*"))[:12]) or "nothing"
     raise UserError(
         f"there is no tokenizer in {folder} (it holds {found})",
         f"name a folder with {TOKENIZER_FILE}, a *.tiktoken file or a sentencepiece tokenizer.model",
+    )
+
+
+def _convert(folder: Path, vocabulary: Path) -> PreTrainedTokenizerFast:
+    config = _read_json(folder / "tokenizer_config.json")
+    known: dict[str, Any] = {}
+    if vocabulary.suffix == ".tiktoken":
+        family = FAMILIES.get(config.get("tokenizer_class", ""))
+        if family is None:
+            raise UserError(
+                f"{vocabulary} belongs to tokenizer class {config.get('tokenizer_class')!r}, whose pattern is in code "
+                "only",
+                f"Ladle knows {', '.join(FAMILIES)}; convert it with transformers and save {TOKENIZER_FILE} beside it",
+            )
+        tokenizer = tokenizer_from_tiktoken(read_tiktoken(vocabulary), family)
+    else:
+        tokenizer = tokenizer_from_sentencepiece(vocabulary)
+        defaults = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # sentencepiece's own names
+        known = {name: token for name, token in defaults.items() if tokenizer.token_to_id(token) is not None}
+    config = known | _read_json(folder / "special_tokens_map.json") | config
+    template = folder / "chat_template.jinja"
+    named = {name: config[name] for name in NAMED_TOKENS if config.get(name)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template"),
+        clean_up_tokenization_spaces=False,
+        **{name: token if isinstance(token, str) else token["content"] for name, token in named.items()},
+        **{key: config[key] for key in ("model_max_length", "padding_side") if key in config},
     )
 
 
@@ -73,65 +111,59 @@ def convert_tokenizer(source: Path, out: Path) -> dict[str, Any]:
     """Write the tokenizer of `source` to `out` in its fast form and return a report of what was read and changed."""
     tokenizer = load_fast_tokenizer(source)
     save_tokenizer(tokenizer, out)
-    config = _read_json(source / "tokenizer_config.json")
+    vocabulary = _find_vocabulary(source).name
     return {
-        "vocabulary": _vocabulary_file(source),
+        "vocabulary": vocabulary,
         "tokens": len(tokenizer),
         "special_tokens": len(tokenizer.all_special_tokens),
         "added_tokens": len(tokenizer.get_added_vocab()),
         **{name: getattr(tokenizer, name) for name in NAMED_TOKENS},
         "chat_template": tokenizer.chat_template is not None,
-        "converted": not (source / TOKENIZER_FILE).is_file(),
-        "remote_code_dropped": "auto_map" in config,
+        "converted": vocabulary != TOKENIZER_FILE,
+        "remote_code_dropped": "auto_map" in _read_json(source / "tokenizer_config.json"),
     }
 
 
-def _load_tiktoken(folder: Path, vocabulary: Path) -> PreTrainedTokenizerFast:
-    config = _read_json(folder / "tokenizer_config.json")
-    family = FAMILIES.get(config.get("tokenizer_class", ""))
-    if family is None:
-        raise UserError(
-            f"{vocabulary} belongs to tokenizer class {config.get('tokenizer_class')!r}, whose pattern is in code only",
-            f"Ladle knows {', '.join(FAMILIES)}; convert it with transformers and save {TOKENIZER_FILE} beside it",
+def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer without a chat template ChatML's, with a warning.
+
+    The vocabulary stays as it is: where it lacks ChatML's markers they are ordinary text, several tokens each.
+    """
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = CHATML
+        is_known = tokenizer.convert_tokens_to_ids(END_OF_TURN) not in (None, tokenizer.unk_token_id)
+        logger.warning(
+            "the tokenizer has no chat template: using ChatML%s",
+            "" if is_known else f", whose markers ({END_OF_TURN}) are ordinary text in this vocabulary",
         )
-    tokenizer = tokenizer_from_tiktoken(read_tiktoken(vocabulary), family)
-    return _wrap(tokenizer, folder, _read_json(folder / "special_tokens_map.json") | config)
 
 
-def _load_sentencepiece(folder: Path, vocabulary: Path) -> PreTrainedTokenizerFast:
-    config = _read_json(folder / "tokenizer_config.json")
-    tokenizer = tokenizer_from_sentencepiece(vocabulary)
-    defaults = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # sentencepiece's own names
-    known = {name: token for name, token in defaults.items() if tokenizer.token_to_id(token) is not None}
-    return _wrap(tokenizer, folder, known | _read_json(folder / "special_tokens_map.json") | config)
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE with single digits, trained on `texts`.
 
+    Bytes make any text round-trip; single digits make numbers compositional (arXiv 2402.14903 compares tokenizations
+    of numbers).
 
-def _wrap(tokenizer: Tokenizer, folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        chat_template=_chat_template(folder, config),
-        clean_up_tokenization_spaces=False,
-        **{name: _content(config[name]) for name in NAMED_TOKENS if config.get(name)},
-        **{key: config[key] for key in ("model_max_length", "padding_side") if key in config},
+    Args:
+        texts: to train on.
+        vocab_size: the most tokens, the two special ones included.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    beside = folder / "chat_template.jinja"
-    return beside.read_text(encoding="utf-8") if beside.is_file() else config.get("chat_template")
-
-
-def _vocabulary_file(folder: Path) -> str:
-    candidates = [
-        folder / TOKENIZER_FILE,
-        *sorted(folder.glob("*.tiktoken")),
-        *(folder / name for name in SENTENCEPIECE_FILES),
-    ]
-    return next(path.name for path in candidates if path.is_file())
-
-
-def _content(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
+    tokenizer.decoder = decoders.ByteLevel()
+    end_of_text, padding = "<|endoftext|>", "<|pad|>"
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[end_of_text, padding],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=end_of_text, pad_token=padding, clean_up_tokenization_spaces=False
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ladle.doctor.trainings import Training
-from ladle.training.kto.config import KtoConfig
-from ladle.training.speed import PEAK_BF16_FLOPS, flops_per_token
+from ladle.kto.config import KtoConfig
+from ladle.training.progress import PEAK_BF16_FLOPS, flops_per_token
 
 GPU = "H100"
 SHARE_OF_PEAK = 0.4

@@ -45,7 +45,7 @@ def _choose(soup: Soup, config: SoupConfig, inputs: Inputs, out: Path) -> tuple[
             f"soup.select is {config.select}, and there is no validation data",
             "give the mix a validation split, or set select=none",
         )
-    from ladle.training.validation import validation_loss  # brings torch, which averaging does without
+    from ladle.training.pretrain import validation_loss  # brings torch, which averaging does without
 
     evaluate_loss = partial(validation_loss, data_dir=inputs["validation"][0])
     return select(soup, config, Scorer(soup, evaluate_loss, out / SELECTION))

@@ -11,8 +11,8 @@ TRACKER_LOGS = ("checkpoints/runs/*",)
 
 
 def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.training.kto.train.run`."""
-    from ladle.training.kto.train import run
+    """See `ladle.kto.train.run`."""
+    from ladle.kto.train import run
 
     return run(config, inputs, out)
 

@@ -9,8 +9,8 @@ from ladle.stage import Inputs, Stage, StageResult
 
 
 def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.training.kto.reference_stage.run`."""
-    from ladle.training.kto.reference_stage import run
+    """See `ladle.kto.reference.run`."""
+    from ladle.kto.reference import run
 
     return run(config, inputs, out)
 

@@ -1,134 +1,170 @@
-"""The `trainer:` blocks of a recipe: transformers.TrainingArguments by its own names, checked without importing it.
-
-The names are read from the installed transformers' source (a syntax tree, about 60 ms, no torch), so they are those of
-the installed version.
-"""
+"""From a recipe's `trainer:` block to transformers.TrainingArguments, refusing what cannot work."""
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import difflib
-import functools
 import importlib.util
+import os
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, model_validator
+import torch
+from transformers import PreTrainedModel, TrainingArguments
 
-from ladle.config import Config
 from ladle.errors import UserError
+from ladle.log import get_logger
+from ladle.training.config import TrainingConfig
+from ladle.training.processes import require_processes, zero2_arguments
 
-RENAMED = {
-    "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps: warmup_steps: 0.1)",
-    "evaluation_strategy": "eval_strategy",
-    "no_cuda": "use_cpu",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "torch_dtype": "dtype, beside `trainer:` and not in it",
-    "adam_eps": "adam_epsilon",
-    "lr": "learning_rate",
+logger = get_logger(__name__)
+
+CHECKPOINTS = "checkpoints"
+LADLE_DEFAULTS: dict[str, Any] = {
+    "report_to": "tensorboard",
+    "disable_tqdm": True,
+    "logging_steps": 10,
+    "logging_nan_inf_filter": False,
+    "remove_unused_columns": False,
+    "ddp_find_unused_parameters": True,
 }
-REMOVED = {
-    "overwrite_output_dir": "leave it out: a step resumes or starts in a folder of its own",
-    "output_dir": "leave it out: the step's folder is the output; --out or --root place it",
-    "resume_from_checkpoint": "leave it out: a stopped step goes on by itself",
-}
-EXECUTION_ARGUMENTS = frozenset(
-    [
-        "dataloader_num_workers",
-        "dataloader_persistent_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "ddp_backend",
-        "ddp_timeout",
-        "disable_tqdm",
-        "hub_model_id",
-        "hub_private_repo",
-        "hub_strategy",
-        "hub_token",
-        "log_level",
-        "log_level_replica",
-        "log_on_each_node",
-        "logging_first_step",
-        "logging_steps",
-        "logging_strategy",
-        "project",
-        "push_to_hub",
-        "report_to",
-        "run_name",
-        "trackio_space_id",
-        "use_cpu",
-    ]
-)
-"""Arguments that change how a run goes or what it says, never its weights: not part of a step's identity."""
-DEFAULTS: dict[str, Any] = {
-    "eval_strategy": "no",
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 5e-5,
-    "max_steps": -1,
-    "num_train_epochs": 3.0,
-    "optim": "adamw_torch_fused",
-    "per_device_train_batch_size": 8,
-    "save_steps": 500,
-    "save_strategy": "steps",
-    "seed": 42,
-    "warmup_steps": 0,
-}
-"""transformers' own defaults of the arguments that Ladle reads without importing it; of all others, None or false."""
+"""Where they differ from transformers': a non-finite loss is not filtered out of the log, progress is Ladle's own. DDP
+that looks for unused parameters never rebuilds its buckets after the first step; otherwise the sums of three and more
+processes' gradients would round differently in the first step of a resumed run."""
 
 
-class TrainerArguments(Config):
-    """Arguments of transformers.TrainingArguments, as they are; an unknown or renamed one is refused."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_names(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name in values:
-                _check_name(str(name))
-        return values
-
-    def values(self) -> dict[str, Any]:
-        """Return the arguments that the recipe sets."""
-        return dict(self.model_extra or {})
-
-    def get(self, name: str) -> Any:
-        """Return an argument as the recipe sets it, else transformers' default."""
-        return self.values().get(name, DEFAULTS.get(name))
-
-    def identity(self) -> dict[str, Any]:
-        """Return the arguments that decide the weights."""
-        return {name: value for name, value in sorted(self.values().items()) if name not in EXECUTION_ARGUMENTS}
-
-
-def _check_name(name: str) -> None:
-    if name in REMOVED:
-        raise UserError(f"trainer.{name} is not an argument of Ladle's", REMOVED[name])
-    known = training_argument_names()
-    if name in known:
-        return
-    if name in RENAMED:
-        raise UserError(f"trainer.{name} is not an argument of this transformers version", f"use {RENAMED[name]}")
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    raise UserError(
-        f"unknown argument trainer.{name}", f"did you mean {close[0]!r}?" if close else "see TrainingArguments"
-    )
-
-
-@functools.cache
-def training_argument_names() -> frozenset[str]:
-    """Return the field names of the installed transformers.TrainingArguments.
+def make_arguments(config: TrainingConfig, out: Path) -> TrainingArguments:
+    """Return the TrainingArguments of a stage; checkpoints go to `out/checkpoints`.
 
     Raises:
-        UserError: transformers is not installed.
+        UserError: transformers refuses a value, or the number of processes is not the recipe's.
     """
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise UserError("transformers is not installed", "pip install ladle")
-    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
-    fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return frozenset(
-        node.target.id for node in fields.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    )
+    require_processes(config.processes)
+    values: dict[str, Any] = config.trainer.values() | {"output_dir": str(out / CHECKPOINTS)}
+    if not torch.cuda.is_available():
+        gloo: dict[str, Any] = {"ddp_backend": "gloo"} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
+        values = {"dataloader_pin_memory": False, "use_cpu": True} | gloo | values
+    if config.distributed == "zero2":
+        values |= zero2_arguments(config.dtype)
+    return check_arguments(config, values)
+
+
+def check_arguments(config: TrainingConfig, values: dict[str, Any]) -> TrainingArguments:
+    """Return the TrainingArguments of these values, or refuse them.
+
+    Args:
+        config: the section they come from.
+        values: what transformers is given, Ladle's own among them.
+
+    Raises:
+        UserError: transformers or Ladle refuses a value.
+    """
+    values = LADLE_DEFAULTS | values
+    _refuse_what_cannot_work(config, values)
+    try:
+        with warnings.catch_warnings():  # of names that transformers 6 will drop, and Ladle requires one below 6
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            arguments = TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise _explain(error) from error
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        if type(field.default) in (int, float) and isinstance(value, str):
+            raise UserError(f"trainer.{field.name}={value!r} is text, not a number", "write the number without quotes")
+    return arguments
+
+
+def _explain(error: Exception) -> UserError:
+    """Say which value transformers refused; of a list of all it knows, only the nearest."""
+    text = str(error).splitlines()[0]
+    if found := re.match(r"(\S+) is not a valid (\w+), please select one of (.*)", text):
+        value, kind, known = found.groups()
+        close = difflib.get_close_matches(value, re.findall(r"'([^']+)'", known), n=1, cutoff=0.5)
+        fix = f"did you mean {close[0]!r}?" if close else f"name one of {known}"
+        return UserError(f"trainer: {value!r} is not a valid {kind}", fix)
+    return UserError(f"trainer arguments are not valid: {text}", "correct the value in `trainer:`")
+
+
+TRACKERS = frozenset(
+    ["azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune"]
+    + ["swanlab", "tensorboard", "trackio", "wandb"]
+)
+"""transformers' names; a tracker's package has the name, or that of `PACKAGES`."""
+PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}
+REFUSED: dict[str, tuple[str, str]] = {
+    "load_best_model_at_end": (
+        "would load weights with routed experts left out",
+        "leave it out; `soup: {select: …}` chooses among checkpoints by their held-out loss",
+    ),
+    "deepspeed": ("is not read: Ladle makes its own", "leave it out, and set distributed: zero2"),
+    "fsdp": ("is not supported", "leave it out; distributed: zero2 splits gradients and optimizer"),
+    "label_smoothing_factor": ("is not part of the one-pass loss", "leave it out"),
+    "auto_find_batch_size": (
+        "would make the batch size depend on how much memory is free",
+        "leave it out; `ladle doctor` says how much memory a batch size takes",
+    ),
+    "ignore_data_skip": ("would train on other rows after a restart", "leave it out"),
+    "enable_jit_checkpoint": ("is not needed: SIGTERM and SIGUSR1 save at the next step", "leave it out"),
+    "push_to_hub": ("would push checkpoints before they are verified", "leave it out, and use `ladle push` at the end"),
+}
+"""Arguments that Ladle does not let be set: why, and what to do."""
+
+
+def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> None:
+    _refuse_absent_trackers(values["report_to"])
+    for name, (why, fix) in REFUSED.items():
+        if config.trainer.values().get(name):
+            raise UserError(f"trainer.{name} {why}", fix)
+    if (sampling := values.get("train_sampling_strategy", "random")) != "random":
+        raise UserError(
+            f"trainer.train_sampling_strategy={sampling} would be ignored: rows are taken in an order that "
+            "a restart finds by arithmetic",
+            "leave it out",
+        )
+    if values.get("fp16") and values.get("use_cpu"):
+        raise UserError(
+            "trainer.fp16 needs a GPU: a CPU has no mixed precision in float16", "set bf16: true, or leave both out"
+        )
+    if config.nan_policy == "skip" and config.distributed == "zero2":
+        raise UserError(
+            "nan_policy: skip does not work with distributed: zero2, whose engine takes its own steps",
+            "set nan_policy: stop, or distributed: ddp",
+        )
+    if config.dtype == "float16" and config.distributed == "ddp" and getattr(config, "peft", None) is None:
+        raise UserError(
+            "dtype: float16 cannot be trained: AdamW's epsilon and most updates round to nothing in it",
+            "set dtype: float32 with trainer.fp16=true (mixed precision), or dtype: bfloat16",
+        )
+
+
+def _refuse_absent_trackers(report_to: str | list[str] | None) -> None:
+    for tracker in [report_to] if isinstance(report_to, str) else report_to or []:
+        if tracker in ("all", "none"):
+            continue
+        if tracker not in TRACKERS:
+            raise UserError(
+                f"report_to: {tracker} is not a tracker", f"name one of {', '.join(sorted(TRACKERS))}, or none"
+            )
+        package = PACKAGES.get(tracker, tracker)
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"report_to: {tracker} needs the package {package}, which is not installed", f"pip install {package}"
+            )
+
+
+def drop_liger_where_it_cannot_run(arguments: TrainingArguments, model: PreTrainedModel) -> None:
+    """Switch `use_liger_kernel` off, with a warning, where Liger is not installed or does not know the model."""
+    if not arguments.use_liger_kernel:
+        return
+    kind = model.config.model_type
+    if importlib.util.find_spec("liger_kernel") is None:
+        why = "liger-kernel is not installed"
+    else:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # type: ignore[import-not-found]
+
+        why = None if kind in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger has no kernels for {kind}"
+    if why is not None:
+        logger.warning("use_liger_kernel is left out: %s", why)
+        arguments.use_liger_kernel = False

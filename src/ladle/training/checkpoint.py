@@ -105,25 +105,25 @@ def find_fault(checkpoint: Path) -> str | None:
 
 
 def newest_resumable(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint with its training state; says which newer ones were passed over, and why."""
+    """Return the newest whole checkpoint with its training state; logs which newer ones were skipped, and why."""
     for checkpoint in reversed(list_checkpoints(folder)):
         if fault := find_fault(checkpoint):
-            logger.warning("passing over %s: %s", checkpoint.name, fault)
+            logger.warning("skipping %s: %s", checkpoint.name, fault)
         elif not is_resumable(checkpoint):
-            logger.info("passing over %s: it holds the model only", checkpoint.name)
+            logger.info("skipping %s: it holds the model only", checkpoint.name)
         else:
             return checkpoint
     return None
 
 
 def is_resumable(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint's manifest lists training state beside the model."""
+    """Return whether a checkpoint's manifest lists training state beside the model."""
     names = _read_manifest(checkpoint)
     return "trainer_state.json" in names and any(name.startswith("rng_state") for name in names)
 
 
 def is_preempted(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint was saved because the run was asked to stop, off the recipe's schedule."""
+    """Return whether a checkpoint was saved because a signal stopped the run, off the recipe's schedule."""
     return PREEMPTED in _read_manifest(checkpoint)
 
 
@@ -135,7 +135,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict]:
 
 
 def remove_unfinished(folder: Path, after_step: int) -> None:
-    """Remove what a killed run left half-written, and every checkpoint later than the step training goes on from."""
+    """Remove what a killed run left half-written, and every checkpoint later than the step to resume from."""
     shutil.rmtree(folder / STAGING, ignore_errors=True)
     for checkpoint in list_checkpoints(folder):
         if step_of(checkpoint) > after_step or find_fault(checkpoint):
@@ -156,7 +156,7 @@ def _remove_unlisted(checkpoint: Path) -> None:
 def rotate(folder: Path, keep: Rotation) -> None:
     """Turn older checkpoints into model-only copies, then remove the oldest copies.
 
-    The newest checkpoint always stays whole. One that only a preemption asked for goes as soon as a newer one exists,
+    The newest checkpoint always stays whole. One that only a preemption made goes as soon as a newer one exists,
     so that it never shows in the result.
     """
     for checkpoint in list_checkpoints(folder)[:-1]:
@@ -191,7 +191,7 @@ def strip_training_state(checkpoint: Path) -> None:
 
 
 def leave_models_only(folder: Path, keep: Rotation) -> None:
-    """Turn every checkpoint of a finished training into a model-only copy; a crash in between can be made good."""
+    """Turn every checkpoint of a finished training into a model-only copy; a crash in between can be repaired."""
     rotate(folder, keep)  # what a crash may have cut short
     for checkpoint in list_checkpoints(folder):
         if is_preempted(checkpoint):

@@ -1,19 +1,35 @@
-"""Stopping before a loss or gradient that is not finite reaches the weights, and telling of losses that jump."""
+"""What stops a training early, or warns: numbers that are not finite, a signal, a loss that jumps.
+
+A loss or gradient that is not finite is met before it reaches the weights. A step whose loss lies above median + 8 ·
+1.4826 · median absolute deviation of the last 64 steps, and above 1.05 · median, is a spike. (1.4826 makes the
+deviation that of a normal distribution; 8 of them leave out what a noisy batch does; the 5 % keep a run whose loss
+hardly moves from crying wolf.)
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
+from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ladle.artifacts.torchrun import STOP_SIGNALS
+from ladle.log import get_logger
 from ladle.training.processes import is_any
-from ladle.training.spikes import SpikeWatch
+
+logger = get_logger(__name__)
 
 SHOWN_ROWS = 16
+WINDOW, LEAST, DEVIATIONS, LEAST_RATIO = 64, 16, 8 * 1.4826, 1.05
 
 
 class StepGuard:
@@ -21,12 +37,12 @@ class StepGuard:
 
     Args:
         accelerator: asks the other processes.
-        max_skips: steps that may be left out because of such a number; 0 stops at the first.
+        max_skips: steps that may be skipped because of such a number; 0 stops at the first.
 
     Attributes:
         bad_loss: the last loss of this process's current step that was not finite, None if all were finite.
         step_loss: sum of the losses of the current step's microbatches.
-        num_skipped: steps left out so far.
+        num_skipped: steps skipped so far.
         skipped_since_log: those of them since the last log line.
     """
 
@@ -44,16 +60,16 @@ class StepGuard:
             self.bad_loss = loss
 
     def refuses(self, grad_norm: float | None) -> bool:
-        """Return, alike on every process, whether any of them met a loss or gradient norm that is not finite."""
+        """Return, the same on every process, whether any of them met a loss or gradient norm that is not finite."""
         is_bad_norm = grad_norm is not None and not math.isfinite(grad_norm) and not self.scales_loss()
         return is_any(self.accelerator, self.bad_loss is not None or is_bad_norm)
 
     def scales_loss(self) -> bool:
-        """Tell whether fp16's loss scaling is on: an overflow is then expected, and its scaler skips the step."""
+        """Return whether fp16's loss scaling is on: an overflow is then expected, and its scaler skips the step."""
         return getattr(self.accelerator, "scaler", None) is not None
 
     def skip(self) -> None:
-        """Count a step as left out."""
+        """Count a step as skipped."""
         self.num_skipped += 1
         self.skipped_since_log += 1
 
@@ -94,3 +110,60 @@ def shorten(rows: Sequence[int]) -> str:
 def as_number(norm: torch.Tensor | float | None) -> float | None:
     """Return a gradient norm as a number; transformers gives a tensor, a number (DeepSpeed) or None."""
     return norm.item() if isinstance(norm, torch.Tensor) else norm
+
+
+class SpikeWatch:
+    """Separates a loss that jumps from one that wanders; the last `losses` can be saved and restored."""
+
+    def __init__(self) -> None:
+        self.losses: deque[float] = deque(maxlen=WINDOW)
+
+    def restore(self, losses: list[float]) -> None:
+        """Continue with saved losses."""
+        self.losses = deque(losses, maxlen=WINDOW)
+
+    def note(self, loss: float) -> str | None:
+        """Take a step's loss; return what is odd about it, None if nothing is."""
+        known = list(self.losses)
+        self.losses.append(loss)
+        if len(known) < LEAST:
+            return None
+        middle = median(known)
+        spread = median(abs(other - middle) for other in known)
+        limit = max(middle + DEVIATIONS * spread, LEAST_RATIO * middle)
+        if loss <= limit:
+            return None
+        return (
+            f"a loss of {loss:.4g} where the last {len(known)} steps had a median of {middle:.4g} "
+            f"(spread {spread:.2g}; above {limit:.4g} is a spike)"
+        )
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or SIGUSR1, saves at the next step and ends training; then `stopped` is true.
+
+    Slurm and Kubernetes send SIGTERM before they take a machine back; `sbatch --signal=USR1@300` sends SIGUSR1 earlier.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.asked = self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the signals inside the block, however it ends."""
+        previous = {number: signal.signal(number, self._ask) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop all processes at the same step, whichever of them got the signal."""
+        if is_any(self.accelerator, self.asked):
+            logger.warning("asked to stop: saving at step %d; run the same command again to resume", state.global_step)
+            self.stopped = control.should_save = control.should_training_stop = True

@@ -5,6 +5,9 @@ and backward, all under FakeTensorMode, while every storage that comes to life a
 logits, the optimizer's state and the temporaries of every operator are those of this very architecture, loss and
 optimizer, whatever they are.
 
+Every storage that comes to life is counted until it dies (`LiveBytes`). Operators whose result's shape depends on data
+are given one: a mask chooses all, rows are shared out among experts evenly, a packed row is one document.
+
 Not counted: what the Python process itself takes, the allocator's fragmentation, and kernels' private workspaces.
 Where the trace follows CPU kernels and a GPU would run, attention may differ. An optimizer that cannot be traced
 (8 bits, DeepSpeed's) is counted by what it keeps a weight.
@@ -13,20 +16,23 @@ Where the trace follows CPU kernels and a GPU would run, attention may differ. A
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, masking_utils
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, masking_utils
 
+from ladle.kto.data import Bin
+from ladle.kto.loss import use_kto_forward
 from ladle.training.attention import use_fused_attention
-from ladle.training.kto.batches import Bin
-from ladle.training.kto.forward import use_kto_forward
-from ladle.training.linear_cross_entropy import use_linear_cross_entropy
-from ladle.training.live_bytes import LiveBytes, bytes_of
+from ladle.training.config import Distributed
+from ladle.training.cross_entropy import use_linear_cross_entropy
 
 TRACED = frozenset(["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
 """Optimizers of torch and transformers, which run on tensors without data."""
@@ -34,8 +40,6 @@ STATE_COPIES = {"8bit": 0.53, "lion": 1.0}
 """What other optimizers keep, in copies of the trained weights, by a part of the name; 8-bit ones keep two bytes a
 weight and scales (2.1 of 4 bytes)."""
 ADAM_COPIES = 2.0
-
-Distributed = Literal["ddp", "zero2"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def estimate_training(shape: TrainingShape) -> MemoryEstimate:
         weights=weights,
         gradients=kept,
         optimizer=state,
-        communication=_communication(gradients, shape),
+        # DDP's buckets hold every gradient once more
+        communication=gradients if shape.distributed == "ddp" and shape.processes > 1 else 0,
         activations=max(0, peak - kept - state),
     )
 
@@ -131,13 +136,11 @@ def _build(shape: TrainingShape) -> Any:
     else:
         use_linear_cross_entropy(model)
         use_fused_attention(model)
-    return model if shape.adapter is None else _add_adapter(model, shape.adapter)
-
-
-def _add_adapter(model: PreTrainedModel, fields: dict[str, Any]) -> Any:
+    if shape.adapter is None:
+        return model
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(**fields, task_type="CAUSAL_LM"))
+    return get_peft_model(model, LoraConfig(**shape.adapter, task_type="CAUSAL_LM"))
 
 
 def _place_on_cpu(model: torch.nn.Module) -> None:
@@ -156,25 +159,29 @@ def _trace(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) 
     """Return the most bytes alive at once, weights aside and gradients included, and the optimizer's state."""
     forward = _kto_forward(shape) if shape.loss == "kto" else _cross_entropy_forward(shape)
     with LiveBytes((*model.parameters(), *model.buffers())) as live:
-        optimizer = _make_optimizer(model, trained, shape) if _is_traced(shape) else None
-        if optimizer is not None:
-            _step_twice(optimizer, trained)
+        state = _step_twice(model, trained, shape) if _is_traced(shape) else []
+        autocast = getattr(torch, shape.autocast) if shape.autocast else None
         for _ in range(2 if shape.accumulates else 1):
-            with _autocast(shape):
+            with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
                 loss = forward(model)
             loss.backward()
             del loss
-        return live.peak, bytes_of(_state_of(optimizer))
+        return live.peak, bytes_of(state)
 
 
-def _step_twice(optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parameter]) -> None:
-    """Clip and step, the second time with all of the state in place."""
+def _step_twice(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) -> list[torch.Tensor]:
+    """Clip and step, the second time with all of the optimizer's state in place; returns that state."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(output_dir=folder, optim=shape.optimizer, use_cpu=True, report_to="none")
+    make, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    optimizer = make(trained, **options)
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     for _ in range(2):
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
 
 
 def _cross_entropy_forward(shape: TrainingShape) -> Callable[[Any], torch.Tensor]:
@@ -212,28 +219,8 @@ def _rows_of_one_document() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = plain
 
 
-def _autocast(shape: TrainingShape) -> Any:
-    wanted = getattr(torch, shape.autocast) if shape.autocast else None
-    return torch.autocast("cpu", dtype=wanted or torch.bfloat16, enabled=wanted is not None)
-
-
-# The optimizer.
-
-
 def _is_traced(shape: TrainingShape) -> bool:
     return shape.optimizer in TRACED and shape.distributed == "ddp"
-
-
-def _make_optimizer(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) -> torch.optim.Optimizer:
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(output_dir=folder, optim=shape.optimizer, use_cpu=True, report_to="none")
-    make, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    return make(trained, **options)
-
-
-def _state_of(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.Tensor]:
-    for entry in optimizer.state.values() if optimizer is not None else ():
-        yield from (value for value in entry.values() if isinstance(value, torch.Tensor))
 
 
 def _state_bytes(trained: list[torch.nn.Parameter], shape: TrainingShape) -> float:
@@ -243,16 +230,104 @@ def _state_bytes(trained: list[torch.nn.Parameter], shape: TrainingShape) -> flo
     return bytes_of(trained) * copies
 
 
-def _communication(gradients: int, shape: TrainingShape) -> int:
-    """Return what the processes' exchange takes: DDP's buckets hold every gradient once more."""
-    if shape.processes == 1:
-        return 0
-    return gradients if shape.distributed == "ddp" else 0
-
-
 def count_parameters(config: dict[str, Any]) -> int:
     """Return the number of weights of the model that config.json's fields describe."""
     fields = dict(config)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
     return model.num_parameters()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages made under it, with data or without: those alive `now`, and the `peak`.
+
+    Args:
+        known: the weights, whose storages are counted elsewhere.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        weights = list(known)
+        self.known = {storage_id(tensor) for tensor in weights}
+        self.shapes = {tensor.shape for tensor in weights}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = None
+        if any(isinstance(one, FakeTensor) for one in args):
+            result = self._added_in_place(func, args)
+            result = _without_data(func, args) if result is None else result
+        if result is None:
+            result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._note(leaf)
+        return result
+
+    def _added_in_place(self, func: Any, args: Any) -> torch.Tensor | None:
+        """Return the first of two gradients of a weight after adding the other to it; None for all else.
+
+        So does autograd where a weight is used twice (a tied head) or in two microbatches; for tensors without data,
+        which are of a subclass, it would make a third.
+        """
+        if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled() or args[0].shape not in self.shapes:
+            return None
+        both = all(isinstance(one, torch.Tensor) and one.shape == args[0].shape for one in args[:2])
+        return args[0].add_(args[1]) if both and args[0].dtype == args[1].dtype else None
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """Return the identity of a tensor's storage while it lives."""
+    return tensor.untyped_storage()._cdata
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of tensors, each storage once."""
+    return sum({storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def _without_data(func: Any, args: Any) -> Any:
+    """Return what an operator gives whose result's shape depends on data; None for every other operator."""
+    name = func.overloadpacket
+    if name is torch.ops.aten.index and _masks(args[1]):
+        mask = _masks(args[1])[0]
+        return args[0].new_empty((mask.numel(), *args[0].shape[mask.dim() :]))
+    if name in (torch.ops.aten.index_put, torch.ops.aten._index_put_impl_) and _masks(args[1]):
+        return args[0].clone() if name is torch.ops.aten.index_put else args[0]
+    if name is torch.ops.aten.index_put_ and _masks(args[1]):
+        return args[0]
+    if name is torch.ops.aten.nonzero:  # where packed documents begin: a row is taken to be one
+        return args[0].new_empty((0, args[0].dim()), dtype=torch.long)
+    if name is torch.ops.aten._local_scalar_dense:
+        return 1
+    if name is torch.ops.aten._grouped_mm:
+        return args[0].new_empty(_grouped_shape(*args))
+    return None
+
+
+def _grouped_shape(left: torch.Tensor, right: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any) -> list[int]:
+    """Return the shape of `torch._grouped_mm`, whose own description for tensors without data knows bfloat16 alone."""
+    if left.dim() == 2 and right.dim() == 2:
+        assert offsets is not None  # a group is a run of the shared dimension
+        return [offsets.numel(), left.shape[0], right.shape[1]]
+    batch = [left.shape[0]] if left.dim() == 3 and right.dim() == 3 else []
+    return [*batch, left.shape[-2], right.shape[-1]]
+
+
+def _masks(indices: Any) -> list[torch.Tensor]:
+    return [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]

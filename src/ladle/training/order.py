@@ -1,7 +1,7 @@
 """The order in which training takes rows, as arithmetic: it can start at any position of any epoch without a replay.
 
-A mixture's rows are already shuffled, so the first epoch takes them as they stand; later ones (and data that is not
-shuffled) in a keyed permutation of (seed, epoch).
+A mixture's rows are already shuffled, so the first epoch takes them in the order of the data; later ones (and data that
+is not shuffled) in a keyed permutation of (seed, epoch).
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ class RowOrder(Sampler[list[int]]):
         num_rows: rows of the dataset.
         batch_size: rows of one microbatch of one process.
         seed: key of the permutations.
-        shuffled: the rows stand in random order already, so the first epoch takes them as they are.
+        rows_are_shuffled: the data is in random order already, so the first epoch takes it in that order.
         drop_last: leave out a last batch that is not full.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int, shuffled: bool, drop_last: bool = False) -> None:
+    def __init__(
+        self, num_rows: int, batch_size: int, seed: int, rows_are_shuffled: bool, drop_last: bool = False
+    ) -> None:
         self.num_rows, self.batch_size, self.drop_last = num_rows, batch_size, drop_last
-        self.seed, self.shuffled = seed, shuffled
+        self.seed, self.rows_are_shuffled = seed, rows_are_shuffled
         self.epoch = 0
         self.first_batch = self.num_real = 0
 
@@ -47,7 +49,7 @@ class RowOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         first, num_real = self.first_batch, self.num_real
         self.first_batch = self.num_real = 0
-        order = rows_of_epoch(self.num_rows, self.seed, self.epoch, self.shuffled)
+        order = rows_of_epoch(self.num_rows, self.seed, self.epoch, self.rows_are_shuffled)
         yield from self._batches(order, 0, num_real)
         yield from repeat([0] * self.batch_size, first - num_real)
         yield from self._batches(order, first, len(self))
@@ -57,9 +59,9 @@ class RowOrder(Sampler[list[int]]):
             yield order[start : start + self.batch_size].tolist()
 
 
-def rows_of_epoch(num_rows: int, seed: int, epoch: int, shuffled: bool) -> np.ndarray:
+def rows_of_epoch(num_rows: int, seed: int, epoch: int, rows_are_shuffled: bool) -> np.ndarray:
     """Return the row numbers in the order of one epoch, int64, shape (num_rows,)."""
-    if shuffled and epoch == 0:
+    if rows_are_shuffled and epoch == 0:
         return np.arange(num_rows)
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_rows)
 

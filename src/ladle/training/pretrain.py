@@ -1,48 +1,53 @@
-"""Continue pretraining on a mixture: `checkpoints/`, the final model in `model/`, the log in `training_log.jsonl`."""
+"""Continued pretraining on a mixture, and the exact loss on its held-out rows.
+
+That loss is what training reports where `eval_strategy` says so, what soups are selected by and what KTO is gated on.
+"""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel
 
 from ladle.data.store.dataset import MixedDataset
 from ladle.errors import UserError
-from ladle.models.load import load_model, model_dir, own_memory, save_model
+from ladle.models.load import copy_out_of_file, load_model, model_dir, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
-from ladle.training.attention import use_fused_attention
-from ladle.training.checkpoint import Rotation, leave_models_only
+from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
+from ladle.training.attention import collate_packed, use_fused_attention
+from ladle.training.balance import SequenceAuxLoss
+from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
-from ladle.training.hf_arguments import CHECKPOINTS, make_arguments
-from ladle.training.linear_cross_entropy import use_linear_cross_entropy
-from ladle.training.outcome import LOG_NAME, read_finished, write_finished
-from ladle.training.packed import collate_packed
-from ladle.training.policy import keep_applicable_kernels
-from ladle.training.pretrain_trainer import PretrainTrainer
-from ladle.training.sequence_aux import SequenceAuxLoss
+from ladle.training.cross_entropy import labelled_loss_sum, use_linear_cross_entropy
+from ladle.training.processes import reduce_tensor
+from ladle.training.run import Prepared, run_training
+from ladle.training.trainer import LadleTrainer
 
 
 def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
-    """Train `model` on `mixture`, going on from the newest valid checkpoint in `out`."""
-    keep = Rotation(resumable=config.trainer.get("save_total_limit"), models=config.keep_models)
-    if (finished := read_finished(out)) is not None:
-        if os.environ.get("RANK", "0") == "0":
-            leave_models_only(out / CHECKPOINTS, keep)
-        return finished
+    """Train `model` on `mixture`, from the newest valid checkpoint in `out` if there is one."""
+    return run_training(config, out, lambda keep: _prepare(config, inputs, out, keep))
+
+
+def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, keep: Rotation) -> Prepared:
     dataset = MixedDataset(inputs["mixture"][0])
     model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
-    own_memory(model)
+    copy_out_of_file(model)
     model.config.use_cache = False
     aux_loss = SequenceAuxLoss(model, config.sequence_aux_loss) if config.sequence_aux_loss else None
     use_linear_cross_entropy(model, aux_loss)
     use_fused_attention(model)
-    _refuse_other_vocabulary(dataset, model.config.vocab_size)
+    if dataset.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"the mixture's vocabulary has {dataset.vocab_size} tokens and the model's {model.config.vocab_size}",
+            "mix again with this model's tokenizer, or train the model that the mixture was made for",
+        )
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
     arguments = make_arguments(config, out)
-    keep_applicable_kernels(arguments, model)
+    drop_liger_where_it_cannot_run(arguments, model)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,
@@ -56,39 +61,95 @@ def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
         max_skipped_steps=config.max_skipped_steps,
         aux_loss=aux_loss,
     )
-    trainer.train_or_resume()
-    if arguments.should_save:
-        model.config.use_cache = True
-        save_model(model, tokenizer, out / "model")
-        trainer.write_log(out / LOG_NAME)
-    summary = _summarise(trainer, dataset)
-    if arguments.should_save:
-        write_finished(summary, out)
-        trainer.finish_checkpoints()
-    trainer.accelerator.end_training()
-    counters = summary.counters | {"resumed_from_step": trainer.resumed_from_step}
-    return StageResult(counters, summary.metrics, trainer.timings())
+
+    def summarise() -> StageResult:
+        metrics: dict[str, Any] = {"attn_implementation": model.config._attn_implementation}
+        if losses := [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]:
+            metrics |= {"first_loss": losses[0], "last_loss": losses[-1]}
+        if held_out := [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]:
+            metrics["last_eval_loss"] = held_out[-1]
+        rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        return StageResult({"tokens": trainer.state.global_step * rows_per_step * dataset.sequence_length}, metrics)
+
+    return Prepared(trainer, model, lambda: save_model(model, tokenizer, out / "model"), summarise)
 
 
-def _refuse_other_vocabulary(dataset: MixedDataset, vocab_size: int) -> None:
-    if dataset.vocab_size > vocab_size:
-        raise UserError(
-            f"the mixture's vocabulary has {dataset.vocab_size} tokens and the model's {vocab_size}",
-            "mix again with this model's tokenizer, or train the model that the mixture was made for",
-        )
+class PretrainTrainer(LadleTrainer):
+    """LadleTrainer on a mixture.
+
+    Args:
+        aux_loss: the sequence-wise balance loss that the model's forward adds, for the log; None if it adds none.
+    """
+
+    def __init__(self, *args: Any, aux_loss: SequenceAuxLoss | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aux_loss = aux_loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Return and log the mean loss in nats over every labelled token of the validation split.
+
+        Its rows are shared among the processes; each token counts once, whatever the batches.
+        """
+        dataset = cast(MixedDataset, self.eval_dataset if eval_dataset is None else eval_dataset)
+        with self.accelerator.autocast():
+            sums = held_out_loss_sum(
+                cast(PreTrainedModel, self.model),
+                dataset,
+                self.args.per_device_eval_batch_size,
+                self.accelerator.process_index,
+                self.accelerator.num_processes,
+            )
+        total, count = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            total, count = reduce_tensor(self.accelerator, torch.stack([total, count]), "sum")
+        metrics = {f"{metric_key_prefix}_loss": (total / count).item(), f"{metric_key_prefix}_tokens": count.item()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.speed.start()
+        return metrics
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log the balance loss too."""
+        if self.aux_loss is not None and "loss" in logs:
+            logs = logs | {"experts/sequence_aux_loss": self.aux_loss.last}
+        super().log(logs, *args, **kwargs)
 
 
-def _summarise(trainer: PretrainTrainer, dataset: MixedDataset) -> StageResult:
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    rows_per_step = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * trainer.args.world_size
-    steps = trainer.state.global_step
-    metrics: dict[str, Any] = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
-    held_out = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    metrics |= {"last_eval_loss": held_out[-1]} if held_out else {}
-    metrics["attn_implementation"] = cast(PreTrainedModel, trainer.model).config._attn_implementation
-    counters = {
-        "steps": steps,
-        "tokens": steps * rows_per_step * dataset.sequence_length,
-        "processes": trainer.accelerator.num_processes,
-    }
-    return StageResult(counters, metrics | {"wrapper": trainer.wrapper, "optimizer_digest": trainer.optimizer_digest()})
+@torch.no_grad()
+def held_out_loss_sum(
+    model: PreTrainedModel, dataset: MixedDataset, batch_size: int, process: int = 0, num_processes: int = 1
+) -> tuple[float, int]:
+    """Return the summed loss in nats over every labelled token of this process's rows, and the number of such tokens.
+
+    The model is left in the mode (training or not) it was in.
+    """
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    rows = range(process, len(dataset), num_processes)
+    for start in range(0, len(rows), batch_size):
+        batch = collate_packed([dataset[row] for row in rows[start : start + batch_size]])
+        loss_sum, num_labels = labelled_loss_sum(model, batch)
+        total, count = total + loss_sum, count + num_labels
+    model.train(was_training)
+    return total, count
+
+
+def validation_loss(
+    model_dir: Path, data_dir: Path, batch_size: int = 8, dtype: str = "float32", split: str = "validation"
+) -> float:
+    """Return the mean cross-entropy in nats a token, over every labelled token of a held-out split.
+
+    Args:
+        model_dir: the model's folder.
+        data_dir: a mixture.
+        batch_size: rows at once; it does not change the result beyond rounding.
+        dtype: to run the weights in.
+        split: of the mixture.
+    """
+    model = load_model(model_dir, dtype)
+    use_fused_attention(model)
+    total, count = held_out_loss_sum(model, MixedDataset(data_dir, split), batch_size)
+    return total / count

@@ -21,24 +21,15 @@ from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
-from ladle.artifacts.files import hash_bytes, pretty_json
+from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, Preempted, UserError
 from ladle.log import get_logger
 from ladle.models.load import complete_config, load_model
 from ladle.training.balance import BalanceExperts
-from ladle.training.callbacks import ShowProgress, StopOnSignal
 from ladle.training.checkpoint import (
     PREEMPTED,
     STAGING,
@@ -52,13 +43,10 @@ from ladle.training.checkpoint import (
     seal,
     step_of,
 )
-from ladle.training.guard import StepGuard, as_number, shorten
-from ladle.training.optimizer_state import keep_dtypes_on_loading
+from ladle.training.guard import StepGuard, StopOnSignal, as_number, shorten
 from ladle.training.order import RowOrder, places_of_step, rows_of_epoch
-from ladle.training.outcome import digest_tensors, optimizer_tensors, write_log
-from ladle.training.processes import gather_objects
-from ladle.training.speed import Speedometer
-from ladle.training.zero2 import DEEPSPEED_ENGINE, guard_engine, partition_tensors
+from ladle.training.processes import DEEPSPEED_ENGINE, guard_engine
+from ladle.training.progress import ShowProgress, Speedometer
 
 logger = get_logger(__name__)
 
@@ -69,8 +57,8 @@ class LadleTrainer(Trainer):
     Args:
         keep: which older checkpoints to keep, whole or as model-only copies.
         router_bias_update_rate: step of the routers' biases towards balance; 0 only measures the load.
-        max_skipped_steps: steps that may be left out for a loss or gradient that is not finite; 0 stops at the first.
-        rows_are_shuffled: the dataset's rows stand in random order, so the first epoch takes them as they are.
+        max_skipped_steps: steps that may be skipped for a loss or gradient that is not finite; 0 stops at the first.
+        rows_are_shuffled: the dataset is in random order already, so the first epoch takes it in that order.
     """
 
     # Trainer's own annotations allow None, which these are not while a training runs.
@@ -98,11 +86,11 @@ class LadleTrainer(Trainer):
         self.guard = StepGuard(self.accelerator, max_skipped_steps)
         self._loss_before_step: torch.Tensor | None = None
         self._last_log_step = 0
+        multiplied_in = next(self.model.parameters()).dtype
+        if self.args.bf16 or self.args.fp16:
+            multiplied_in = torch.bfloat16 if self.args.bf16 else torch.float16
         self.speed = Speedometer(
-            cast(PreTrainedModel, self.model),
-            self.accelerator.device,
-            _multiplied_in(self.args, self.model),
-            self.accelerator.num_processes,
+            cast(PreTrainedModel, self.model), self.accelerator.device, multiplied_in, self.accelerator.num_processes
         )
         self.remove_callback(PrinterCallback)
         self.balance = BalanceExperts(self.model, router_bias_update_rate, self.accelerator)
@@ -127,31 +115,27 @@ class LadleTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self.resumed_from = newest_resumable(self.folder)
         if self.resumed_from is not None:
-            logger.info("going on from %s", self.resumed_from.name)
+            logger.info("resuming from %s", self.resumed_from.name)
+            then, now = len(list(self.resumed_from.glob("progress_*.json"))), self.accelerator.num_processes
+            if then != now:
+                raise UserError(
+                    f"{self.resumed_from} was saved by {then} processes and {now} are running: they cannot resume "
+                    "exactly",
+                    f"set processes={then} as before, or start afresh in another folder",
+                )
         elif self.args.save_strategy != SaveStrategy.NO and self.args.should_save:
             require_free_space(self.folder, self._checkpoint_bytes(), "a checkpoint")
-        self._refuse_other_world()
         with self.stop_on_signal.listening():
             self.train(resume_from_checkpoint=str(self.resumed_from) if self.resumed_from else None)
         if self.stop_on_signal.stopped and self.state.global_step < self.state.max_steps:
             raise Preempted(
                 f"stopped at step {self.state.global_step} of {self.state.max_steps}, saved; "
-                "run the same command again to go on"
-            )
-
-    def _refuse_other_world(self) -> None:
-        if self.resumed_from is None:
-            return
-        then, now = len(list(self.resumed_from.glob("progress_*.json"))), self.accelerator.num_processes
-        if then != now:
-            raise UserError(
-                f"{self.resumed_from} was saved by {then} processes and {now} are running: they cannot go on exactly",
-                f"set processes={then} as before, or start afresh in another folder",
+                "run the same command again to resume"
             )
 
     @property
     def resumed_from_step(self) -> int:
-        """The step of the checkpoint that this try went on from; 0 where it began at the start."""
+        """The step of the checkpoint that this try resumed from; 0 where it began at the start."""
         return step_of(self.resumed_from) if self.resumed_from else 0
 
     def timings(self) -> dict[str, float]:
@@ -188,16 +172,13 @@ class LadleTrainer(Trainer):
         self._save_progress(staged)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self._seal(staged)
+            if (staged / "config.json").is_file():
+                complete_config(staged)
+            if self.stop_on_signal.stopped and not self._is_scheduled():
+                (staged / PREEMPTED).write_text(pretty_json({"step": self.state.global_step}))
+            seal(staged, self.folder)
+            rotate(self.folder, self.keep)
         self.accelerator.wait_for_everyone()
-
-    def _seal(self, staged: Path) -> None:
-        if (staged / "config.json").is_file():
-            complete_config(staged)
-        if self.stop_on_signal.stopped and not self._is_scheduled():
-            (staged / PREEMPTED).write_text(pretty_json({"step": self.state.global_step}))
-        seal(staged, self.folder)
-        rotate(self.folder, self.keep)
 
     def _is_scheduled(self) -> bool:
         step, every = self.state.global_step, self.state.save_steps
@@ -227,7 +208,7 @@ class LadleTrainer(Trainer):
         target.load_state_dict(saved.state_dict(), strict=True)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Return the optimizer that `optim` names.
+        """Return the optimizer of `trainer.optim`.
 
         Raises:
             UserError: its package is not installed.
@@ -237,12 +218,12 @@ class LadleTrainer(Trainer):
         except ImportError as error:
             raise UserError(
                 f"trainer.optim={OptimizerNames(self.args.optim).value} cannot run here: {str(error).splitlines()[0]}",
-                "install its package, or take optim: adamw_torch_fused",
+                "install its package, or set optim: adamw_torch_fused",
             ) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and not self.is_deepspeed_enabled:
-            keep_dtypes_on_loading(getattr(self.optimizer, "optimizer", self.optimizer))
+            _keep_dtypes_on_loading(getattr(self.optimizer, "optimizer", self.optimizer))
         super()._load_optimizer_and_scheduler(checkpoint)
 
     # The running loss, which transformers forgets.
@@ -258,7 +239,7 @@ class LadleTrainer(Trainer):
         (staged / f"progress_{self.args.process_index}.json").write_text(json.dumps(progress))
 
     def restore_progress(self) -> None:
-        """Put back the loss summed since the last log line, of this process, and what its guard remembers."""
+        """Restore the loss summed since the last log line, of this process, and what its guard remembers."""
         self.balance.load.counts.clear()
         self.speed.start()
         self.speed.note_time()
@@ -269,18 +250,13 @@ class LadleTrainer(Trainer):
         self._total_loss_scalar, self._globalstep_last_logged = saved["total_loss"], saved["last_logged"]
         self._last_log_step, self._initial_global_step = saved["last_logged"], 0
         self.guard.restore(saved["guard"])
-        self._warn_of_other_threads(saved["threads"])
-
-    def _warn_of_other_threads(self, then: int) -> None:
-        now = torch.get_num_threads()
+        then, now = saved["threads"], torch.get_num_threads()
         if now != then and self.accelerator.device.type == "cpu":
             logger.warning(
-                "the checkpoint was saved by %d threads a process and %d are running: sums are rounded otherwise, so "
+                "the checkpoint was saved by %d threads per process and %d are running: sums round differently, so "
                 "the result will not be that of an uninterrupted run. For that, set OMP_NUM_THREADS=%d",
-                then,
-                now,
-                then,
-            )
+                then, now, then,
+            )  # fmt: skip
 
     # The order of rows.
 
@@ -337,7 +313,11 @@ class LadleTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
-        self._require_wrapper()
+        # accelerate silently falls back to one process or plain DDP
+        expected = "DistributedDataParallel" if self.accelerator.num_processes > 1 else type(self.model).__name__
+        expected = DEEPSPEED_ENGINE if self.args.deepspeed else expected
+        if self.wrapper != expected and not self.args.torch_compile:
+            raise CheckFailed(f"the model is held by {self.wrapper}, not by {expected} as the recipe requires")
         if self.is_deepspeed_enabled:
             guard_engine(self.deepspeed, self.guard.note_loss, self._refuse_bad_step)
         return prepared
@@ -346,13 +326,6 @@ class LadleTrainer(Trainer):
     def wrapper(self) -> str:
         """Name of the class that holds the model in training."""
         return type(self.model_wrapped).__name__
-
-    def _require_wrapper(self) -> None:
-        """Refuse to train some other way than asked: accelerate falls back to one process or plain DDP in silence."""
-        expected = "DistributedDataParallel" if self.accelerator.num_processes > 1 else type(self.model).__name__
-        expected = DEEPSPEED_ENGINE if self.args.deepspeed else expected
-        if self.wrapper != expected and not self.args.torch_compile:
-            raise CheckFailed(f"the model is held by {self.wrapper}, where {expected} was asked for")
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run one microbatch and note its loss and tokens."""
@@ -363,7 +336,7 @@ class LadleTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        """Return the gradient norm; here, before the optimizer step, every process stops or leaves out a bad one."""
+        """Return the gradient norm; here, before the optimizer step, every process stops at or skips a bad one."""
         norm = super()._get_grad_norm(model, grad_norm)
         if self.is_deepspeed_enabled:  # whose step was taken, and guarded, inside its backward
             return norm
@@ -378,20 +351,23 @@ class LadleTrainer(Trainer):
         seen = self.guard.explain(step, grad_norm, self.rows_of_step(step), good[-1] if good else None)
         if self.guard.num_skipped >= self.guard.max_skips:
             raise CheckFailed(seen)
-        logger.warning("left out: %s", seen)
-        self._leave_out_step()
+        logger.warning("skipped: %s", seen)
+        self.skip_step()
         return True
 
-    def _leave_out_step(self) -> None:
+    def skip_step(self) -> None:
+        """Arrange that the current step changes neither weights nor figures."""
         self.guard.skip()
         self.balance.load.counts.clear()
         if self._loss_before_step is not None:
             self._tr_loss.copy_(self._loss_before_step)
-        if not self.guard.scales_loss():  # an optimizer passes over parameters without a gradient; fp16's scaler skips
+        if (
+            not self.guard.scales_loss()
+        ):  # an optimizer skips parameters without a gradient; fp16's scaler skips the step
             self.model.zero_grad(set_to_none=True)
 
     def begin_step(self) -> None:
-        """Remember the running loss, so that a step can be left out of it."""
+        """Remember the running loss, so that the step can be skipped in it."""
         self._loss_before_step = self._tr_loss.detach().clone()
 
     def end_step(self) -> None:
@@ -411,7 +387,7 @@ class LadleTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _without_skipped(self, logs: dict[str, float]) -> dict[str, float]:
-        """Return the figures with the loss averaged over the steps that were taken; none was: without a loss."""
+        """Return the figures with the loss averaged over the steps that were not skipped; without it if all were."""
         num_steps = self.state.global_step - self._last_log_step
         taken = num_steps - self.guard.skipped_since_log
         self._last_log_step, self.guard.skipped_since_log = self.state.global_step, 0
@@ -421,43 +397,42 @@ class LadleTrainer(Trainer):
         others = {name: value for name, value in logs.items() if name != "loss"}
         return loss | others | {"skipped_steps": float(self.guard.num_skipped)}
 
-    def write_log(self, path: Path) -> None:
-        """Write what was logged, a JSON object a line, without timings: equal runs give equal files."""
-        write_log(self.state.log_history, path)
-
-    def optimizer_digest(self) -> str:
-        """Return the blake3 over the optimizer's tensors, in parameter order: equal runs give equal digests.
-
-        Under ZeRO-2 over every process's share, float32 weights included; every process must call this.
-        """
-        if not self.is_deepspeed_enabled:
-            return digest_tensors(optimizer_tensors(self.optimizer))
-        share = digest_tensors(partition_tensors(self.deepspeed.optimizer))
-        return hash_bytes(json.dumps(gather_objects(self.accelerator, share)).encode())
-
-
-def _multiplied_in(args: TrainingArguments, model: torch.nn.Module) -> torch.dtype:
-    """Return the dtype of a training's matrix products."""
-    if args.bf16 or args.fp16:
-        return torch.bfloat16 if args.bf16 else torch.float16
-    return next(model.parameters()).dtype
-
 
 class _AroundSteps(TrainerCallback):
-    """Tells the trainer of steps; transformers resets its running loss just before training begins."""
+    """Calls the trainer around steps; transformers resets its running loss just before training begins."""
 
     def __init__(self, trainer: LadleTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.restore_progress()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.begin_step()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.end_step()
+
+
+def _keep_dtypes_on_loading(optimizer: torch.optim.Optimizer) -> None:
+    """Let `load_state_dict` give every tensor of the state the dtype it was saved in.
+
+    torch casts each to its parameter's dtype. An optimizer that keeps float32 state for bfloat16 weights (Adafactor
+    does) would resume from rounded values, and its run would no longer be the uninterrupted one.
+    """
+    saved: dict[int, dict[str, Any]] = {}
+
+    def remember(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        saved.update(state_dict["state"])
+
+    def restore(optimizer: torch.optim.Optimizer) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, entry in saved.items():
+            state = optimizer.state[parameters[index]]
+            for name, value in entry.items():
+                if isinstance(value, torch.Tensor) and value.dtype != state[name].dtype:
+                    state[name] = value.to(state[name].device)
+        saved.clear()
+
+    optimizer.register_load_state_dict_pre_hook(remember)
+    optimizer.register_load_state_dict_post_hook(restore)

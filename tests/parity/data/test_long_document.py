@@ -15,7 +15,7 @@ import pytest
 import tiktoken
 
 from ladle.data.store.shards import open_shard
-from ladle.models.tiktoken_vocabulary import FAMILIES
+from ladle.models.vocabularies import FAMILIES
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from tokenizers import normalizers
 
 from ladle.data.tokenizing.agreement import HARD_CASES
 from ladle.data.tokenizing.encoders import Encoder, Engine, load_encoder
-from ladle.models.tiktoken_vocabulary import FAMILIES
 from ladle.models.tokenizer import load_fast_tokenizer
+from ladle.models.vocabularies import FAMILIES
 
 pytestmark = pytest.mark.slow
 

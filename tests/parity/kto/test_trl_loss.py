@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from ladle.training.kto.loss import kto_loss
-from ladle.training.kto.trainer import KtoTrainer
+from ladle.kto.loss import kto_loss
+from ladle.kto.trainer import KtoTrainer
 from tests.parity.kto.trl_side import WEIGHTS, gradient_of, make_ladle, preference_rows, run_trl
 from tests.tiny_models import make_model, make_tokenizer
 

@@ -14,16 +14,15 @@ from transformers import PreTrainedModel
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from ladle.training.arguments import TrainerArguments
+from ladle.kto.config import KtoConfig
+from ladle.kto.data import KtoExamples, tokenize_examples
+from ladle.kto.loss import KtoWeights, use_kto_forward
+from ladle.kto.pairs import KtoPlan
+from ladle.kto.reference import KtoReference, ReferencePass
+from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.training.arguments import make_arguments
 from ladle.training.checkpoint import Rotation
-from ladle.training.hf_arguments import make_arguments
-from ladle.training.kto.config import KtoConfig
-from ladle.training.kto.data import KtoExamples, tokenize_examples
-from ladle.training.kto.forward import use_kto_forward
-from ladle.training.kto.loss import KtoWeights
-from ladle.training.kto.plan import KtoPlan
-from ladle.training.kto.reference import KtoReference, ReferencePass
-from ladle.training.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.training.config import TrainerArguments
 from ladle.training.order import RowOrder
 from tests.tiny_models import make_tokenizer
 
@@ -63,7 +62,7 @@ class InOrderTrainer(KtoTrainer):
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
         assert isinstance(self.order, RowOrder)
-        self.order.shuffled = True
+        self.order.rows_are_shuffled = True
         return loader
 
 
@@ -132,7 +131,6 @@ def make_ladle(
         options=KtoOptions(WEIGHTS, kl_scope, budget),  # type: ignore[arg-type]
         pad_id=PAD_ID,
         keep=Rotation(),
-        rows_are_shuffled=False,
         router_bias_update_rate=rate,
     )
 

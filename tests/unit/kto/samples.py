@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ladle.training.kto.data import KtoExamples, tokenize_examples
-from ladle.training.kto.forward import use_kto_forward
-from ladle.training.kto.plan import KtoPlan
-from ladle.training.kto.reference import KtoReference, ReferencePass
+from ladle.kto.data import KtoExamples, tokenize_examples
+from ladle.kto.loss import use_kto_forward
+from ladle.kto.pairs import KtoPlan
+from ladle.kto.reference import KtoReference, ReferencePass
 from tests.tiny_models import make_model, make_tokenizer
 
 PAD_ID = 1

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.training.kto.batches import make_bin, plan_bins
-from ladle.training.kto.forward import use_kto_forward
+from ladle.kto.data import make_bin, plan_bins
+from ladle.kto.loss import use_kto_forward
 from tests.tiny_models import make_model, make_tokenizer
 from tests.unit.kto.samples import PAD_ID, examples_of
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ladle.errors import UserError
-from ladle.training.kto.config import KtoConfig
-from ladle.training.kto.data import KtoExamples, tokenize_examples
-from ladle.training.kto.labels import choose_weights
+from ladle.kto.config import KtoConfig
+from ladle.kto.data import KtoExamples, tokenize_examples
+from ladle.kto.train import choose_weights
 from tests.tiny_models import make_tokenizer
 from tests.unit.kto.samples import examples_of, rows
 

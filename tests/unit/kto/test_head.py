@@ -7,9 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.training.kto import head as kto_head
-from ladle.training.kto.head import blocks, completion_logps, loss_of_completions
-from ladle.training.kto.loss import KtoWeights, kto_loss
+from ladle.kto import loss as kto_loss_module
+from ladle.kto.loss import KtoWeights, blocks, completion_logps, kto_loss, loss_of_completions
 
 SIZES, WEIGHTS = [7, 3, 12, 1], KtoWeights(0.1, 1.3, 0.7)
 IS_DESIRABLE = torch.tensor([True, False, True, False])
@@ -41,9 +40,9 @@ def by_autograd(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize(("block", "kept"), [(1_000, 1_000), (8, 8), (4, 4), (4, 1_000), (1, 1)])
 def test_loss_entropy_and_gradients_are_autograds_however_the_tokens_are_cut(block, kept, monkeypatch):
-    monkeypatch.setattr(kto_head, "BLOCK_TOKENS", block)
-    monkeypatch.setattr(kto_head, "BLOCK_ELEMENTS", block * 50)
-    monkeypatch.setattr(kto_head, "KEPT_ELEMENTS", kept * 50)
+    monkeypatch.setattr(kto_loss_module, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(kto_loss_module, "BLOCK_ELEMENTS", block * 50)
+    monkeypatch.setattr(kto_loss_module, "KEPT_ELEMENTS", kept * 50)
     hidden, weight, target = inputs(torch.float32)
     loss, logp, entropy = loss_of_completions(hidden, weight, target, SIZES, objective)
     (2 * loss).backward()

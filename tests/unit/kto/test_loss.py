@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ladle.training.kto.loss import KtoWeights, kto_loss, reference_points
+from ladle.kto.loss import KtoWeights, kto_loss, reference_points
 
 ONE = KtoWeights(0.1, 1.0, 1.0)
 

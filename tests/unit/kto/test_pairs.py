@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.training.kto.pairs import mismatched_partners
+from ladle.kto.pairs import mismatched_partners
 from tests.unit.kto.samples import examples_of, plan_of
 
 prompts = st.lists(st.integers(0, 12), min_size=2, max_size=200)

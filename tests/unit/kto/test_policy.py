@@ -12,9 +12,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from ladle.kto.config import KtoConfig
 from ladle.models.load import load_model
 from ladle.stages import kto
-from ladle.training.kto.config import KtoConfig
 from tests.distributed.kto_job import make_kto_job
 
 needs_bitsandbytes = pytest.mark.skipif(

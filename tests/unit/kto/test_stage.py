@@ -8,9 +8,9 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 
 from ladle.errors import UserError
+from ladle.kto import reference
+from ladle.kto.trainer import KtoTrainer
 from ladle.stages import kto
-from ladle.training.kto import reference_stage
-from ladle.training.kto.trainer import KtoTrainer
 from tests.distributed.kto_job import make_config, make_inputs, run_reference
 
 
@@ -52,7 +52,7 @@ def test_one_label_is_refused_before_the_reference_pass(tmp_path, monkeypatch):
         raise AssertionError("loaded the reference")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference_stage, "load_policy_base", load)
+        patch.setattr(reference, "load_policy_base", load)
         with pytest.raises(UserError, match="every example is labelled True"):
             run_reference(make_config(max_steps=2), inputs, tmp_path / "refused")
     run_reference(make_config(max_steps=2, allow_single_label=True), inputs, tmp_path / "allowed")

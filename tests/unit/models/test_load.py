@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ladle.errors import CheckFailed, UserError
 from ladle.models.config import FetchModelConfig
-from ladle.models.load import init_model, load_model, model_dir, own_memory, save_model
+from ladle.models.load import init_model, load_model, model_dir, copy_out_of_file, save_model
 from ladle.stages import fetch
 from tests.tiny_models import DEEPSEEK_V3, SHAPES, make_model, make_tokenizer
 
@@ -107,7 +107,7 @@ def test_a_model_that_owns_its_memory_lets_go_of_its_file(tmp_path, shape):
     model = load_model(tmp_path)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert str(tmp_path) in Path("/proc/self/maps").read_text()
-    own_memory(model)
+    copy_out_of_file(model)
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
     after = model.state_dict()
     assert after.keys() == before.keys()

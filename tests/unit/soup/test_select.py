@@ -14,7 +14,7 @@ from ladle.soup.preflight import open_soup
 from ladle.soup.select import Scorer, select
 from ladle.soup.writer import SELECTION
 from ladle.stages import soup as stage
-from ladle.training import validation
+from ladle.training import pretrain as validation
 
 from .models import read_tree, to_bits, write_member
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ladle.training.arguments import make_arguments
 from ladle.training.balance import BIAS, BalanceExperts, load_figures
 from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
-from ladle.training.hf_arguments import make_arguments
 from ladle.training.trainer import LadleTrainer
 from tests.tiny_models import make_model
 

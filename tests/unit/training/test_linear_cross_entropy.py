@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ladle.training import linear_cross_entropy as module
-from ladle.training.linear_cross_entropy import linear_cross_entropy_sum, use_linear_cross_entropy
+from ladle.training import cross_entropy as module
+from ladle.training.cross_entropy import linear_cross_entropy_sum, use_linear_cross_entropy
 from tests.tiny_models import SHAPES, make_model
 
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ladle.kto.data import Bin
+from ladle.kto.loss import use_kto_forward
 from ladle.training.attention import use_fused_attention
-from ladle.training.kto.batches import Bin
-from ladle.training.kto.forward import use_kto_forward
-from ladle.training.linear_cross_entropy import use_linear_cross_entropy
-from ladle.training.live_bytes import LiveBytes
-from ladle.training.memory import TrainingShape, estimate_training
+from ladle.training.cross_entropy import use_linear_cross_entropy
+from ladle.training.memory import LiveBytes, TrainingShape, estimate_training
 from tests.tiny_models import SHAPES
 
 ROWS, LENGTH = 2, 96

@@ -10,7 +10,7 @@ from ladle.training.order import RowOrder, places_of_step, rows_of_epoch
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(1, 3), st.data())
 def test_starting_late_gives_the_rest_of_the_same_epoch(num_rows, batch_size, epoch, processes, data):
-    order = RowOrder(num_rows, batch_size, seed=3, shuffled=True)
+    order = RowOrder(num_rows, batch_size, seed=3, rows_are_shuffled=True)
     order.set_epoch(epoch)
     whole = list(order)
     assert sorted(row for batch in whole for row in batch) == list(range(num_rows))
@@ -24,10 +24,10 @@ def test_starting_late_gives_the_rest_of_the_same_epoch(num_rows, batch_size, ep
 
 
 def test_shuffled_rows_are_taken_as_they_stand_once_and_every_epoch_differs():
-    assert rows_of_epoch(50, 1, 0, shuffled=True).tolist() == list(range(50))
-    orders = [tuple(rows_of_epoch(50, 1, epoch, shuffled=False)) for epoch in range(4)]
+    assert rows_of_epoch(50, 1, 0, rows_are_shuffled=True).tolist() == list(range(50))
+    orders = [tuple(rows_of_epoch(50, 1, epoch, rows_are_shuffled=False)) for epoch in range(4)]
     assert len(set(orders)) == 4
-    assert tuple(rows_of_epoch(50, 2, 0, shuffled=False)) not in orders
+    assert tuple(rows_of_epoch(50, 2, 0, rows_are_shuffled=False)) not in orders
 
 
 def test_a_partial_last_batch_is_kept_or_dropped():
@@ -40,7 +40,7 @@ def test_a_partial_last_batch_is_kept_or_dropped():
 def test_the_rows_of_a_step_are_those_that_accelerate_hands_out(drop_last, num_rows, batch, accumulation, world, data):
     """Over two epochs, in every step; an epoch holds at least one round, as a training needs."""
     num_rows = max(num_rows, batch * world)
-    orders = [RowOrder(num_rows, batch, 5, shuffled=True, drop_last=drop_last) for _ in range(world)]
+    orders = [RowOrder(num_rows, batch, 5, rows_are_shuffled=True, drop_last=drop_last) for _ in range(world)]
     steps = []
     for epoch in range(2):
         for order in orders:
@@ -52,4 +52,4 @@ def test_the_rows_of_a_step_are_those_that_accelerate_hands_out(drop_last, num_r
         steps += [sum(rounds[first : first + accumulation], []) for first in range(0, len(rounds), accumulation)]
     step = data.draw(st.integers(1, len(steps)))
     epoch, places = places_of_step(step, num_rows, batch, accumulation, world, drop_last)
-    assert rows_of_epoch(num_rows, 5, epoch, shuffled=True)[places].tolist() == steps[step - 1]
+    assert rows_of_epoch(num_rows, 5, epoch, rows_are_shuffled=True)[places].tolist() == steps[step - 1]

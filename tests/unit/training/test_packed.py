@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ladle.errors import UserError
-from ladle.training.linear_cross_entropy import use_linear_cross_entropy
-from ladle.training.packed import collate_packed
+from ladle.training.attention import collate_packed
+from ladle.training.cross_entropy import use_linear_cross_entropy
 from tests.tiny_models import make_model
 
 

@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from ladle.errors import UserError
-from ladle.models.attention import usable_attention
+from ladle.models.load import usable_attention
+from ladle.training.arguments import make_arguments
 from ladle.training.config import PretrainConfig
-from ladle.training.hf_arguments import make_arguments
 
 
 def refused(folder, trainer: dict | None = None, **section: object) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ladle.training.linear_cross_entropy import use_linear_cross_entropy
-from ladle.training.sequence_aux import SequenceAuxLoss, row_balance
+from ladle.training.balance import SequenceAuxLoss, row_balance
+from ladle.training.cross_entropy import use_linear_cross_entropy
 from tests.tiny_models import make_model
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ladle.training import speed
-from ladle.training.speed import Speedometer, flops_per_token, peak_flops
+from ladle.training import progress
+from ladle.training.progress import Speedometer, flops_per_token, peak_flops
 from tests.tiny_models import make_model
 
 
@@ -67,7 +67,7 @@ def test_peaks_go_by_the_device_name(name, peak, monkeypatch):
 
 def test_a_reading_counts_all_processes_and_a_cpu_has_no_mfu(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     meter = Speedometer(make_model("qwen3"), torch.device("cpu"), torch.float32, num_processes=2)
     meter.count({"input_ids": torch.zeros(2, 64)})
     meter.count({"matched": {"input_ids_BT": torch.zeros(1, 72)}, "kl": {"labels": torch.zeros(5)}})
@@ -82,8 +82,8 @@ def test_a_reading_counts_all_processes_and_a_cpu_has_no_mfu(monkeypatch):
 
 def test_mfu_is_flops_over_the_peak(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(speed, "peak_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress, "peak_flops", lambda device, dtype: 1e9)
     model = make_model("qwen3")
     meter = Speedometer(model, torch.device("cpu"), torch.bfloat16, num_processes=4)
     meter.count({"input_ids": torch.zeros(1, 50)})
@@ -93,7 +93,7 @@ def test_mfu_is_flops_over_the_peak(monkeypatch):
 
 def test_seconds_per_step_leave_the_first_step_out_unless_it_is_alone(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     meter = Speedometer(make_model("qwen3"), torch.device("cpu"), torch.float32, num_processes=1)
     meter.note_time()
     assert meter.seconds_per_step() is None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ladle.training.spikes import WINDOW, SpikeWatch
+from ladle.training.guard import WINDOW, SpikeWatch
 
 
 def watch_of(losses) -> SpikeWatch:

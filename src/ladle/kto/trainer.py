@@ -1,6 +1,6 @@
 """KTO on the shared Trainer: one optimizer step at a time, repacked.
 
-Every process is given the rows of the whole step. It puts the mismatched pairs into bins of like lengths, takes its
+Every process is given the rows of the whole step. It puts the mismatched pairs into bins of similar lengths, takes its
 share of the bins without gradient, and z0 follows from the sums of all; then the same with the completions themselves,
 whose loss and gradients the head gives in one pass. `per_device_train_batch_size` and `gradient_accumulation_steps`
 therefore say how many rows make a step (and, with `kl_scope: microbatch`, which of them share a z0), not what is held
@@ -22,23 +22,86 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
-from torch.utils.data import DataLoader, Dataset
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ladle.training.kto.batches import Bin, make_bin, plan_bins
-from ladle.training.kto.data import KtoExamples
-from ladle.training.kto.forward import is_packing
-from ladle.training.kto.loss import KtoWeights, kto_loss, reference_points
-from ladle.training.kto.metrics import KtoMetrics
-from ladle.training.kto.plan import KtoPlan
-from ladle.training.kto.reference import KtoReference
+from ladle.kto.data import Bin, KtoExamples, make_bin, plan_bins
+from ladle.kto.loss import KtoWeights, is_packing, kto_loss, reference_points
+from ladle.kto.pairs import KtoPlan
+from ladle.kto.reference import KtoReference
 from ladle.training.order import RowOrder
 from ladle.training.processes import reduce_tensor
 from ladle.training.trainer import LadleTrainer
 
 Pair = tuple[int, int]
 """(example whose prompt, example whose completion)."""
+
+
+COUNTS = ("count/chosen", "count/rejected", "tokens/chosen", "tokens", "count/kl", "steps")
+DIVISORS = {
+    "rewards/chosen": "count/chosen",
+    "rewards/rejected": "count/rejected",
+    "logps/chosen": "count/chosen",
+    "logps/rejected": "count/rejected",
+    "nll/chosen": "tokens/chosen",
+    "entropy": "tokens",
+    "completion_length": "count",
+    "kl": "count/kl",
+    "z0": "steps",
+}
+"""What each sum is divided by; `count` is all completions."""
+
+
+class KtoMetrics:
+    """The figures of a training, summed over steps and processes and logged as means under TRL's names.
+
+    rewards: β times the log-ratio, a completion; logps: log π of a completion; nll/chosen and entropy: nats a token;
+    kl: mean log-ratio of mismatched pairs, before it is held at 0; z0: after.
+    """
+
+    def __init__(self) -> None:
+        self.sums = dict.fromkeys([*DIVISORS, *COUNTS], 0.0)
+
+    def add(
+        self,
+        beta: float,
+        is_desirable_B: torch.Tensor,
+        logp_B: torch.Tensor,
+        ratio_B: torch.Tensor,
+        entropy_B: torch.Tensor,
+        size_B: torch.Tensor,
+    ) -> None:
+        """Count the completions of one bin."""
+        for label, chosen_B in (("chosen", is_desirable_B), ("rejected", ~is_desirable_B)):
+            self.sums[f"count/{label}"] += int(chosen_B.sum())
+            self.sums[f"rewards/{label}"] += beta * ratio_B[chosen_B].sum().item()
+            self.sums[f"logps/{label}"] += logp_B[chosen_B].sum().item()
+        self.sums["nll/chosen"] -= logp_B[is_desirable_B].sum().item()
+        self.sums["tokens/chosen"] += int(size_B[is_desirable_B].sum())
+        self.sums["tokens"] += int(size_B.sum())
+        self.sums["completion_length"] += int(size_B.sum())
+        self.sums["entropy"] += entropy_B.sum().item()
+
+    def add_step(self, kl_sum: float, kl_count: int, z0: float) -> None:
+        """Count a step's mismatched pairs (figures of all processes, so on the first alone)."""
+        self.sums["kl"] += kl_sum
+        self.sums["count/kl"] += kl_count
+        self.sums["z0"] += z0
+        self.sums["steps"] += 1
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the means over all processes since the last call, and start again."""
+        values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
+        if accelerator.num_processes > 1:
+            values = reduce_tensor(accelerator, values.to(accelerator.device), "sum")
+        total = dict(zip(self.sums, values.tolist(), strict=True))
+        self.sums = dict.fromkeys(self.sums, 0.0)
+        total["count"] = total["count/chosen"] + total["count/rejected"]
+        means = {name: total[name] / total[divisor] for name, divisor in DIVISORS.items() if total[divisor]}
+        if {"rewards/chosen", "rewards/rejected"} <= means.keys():
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means | {name: total[name] for name in ("count/chosen", "count/rejected")}
 
 
 @dataclass(frozen=True)
@@ -93,8 +156,8 @@ class KtoTrainer(LadleTrainer):
         eval_data: KtoData | None = None,
         **kwargs: Any,
     ) -> None:
-        rows = _RowNumbers(len(data.examples))
-        super().__init__(*args, train_dataset=rows, eval_dataset=eval_data and rows, **kwargs)
+        rows = range(len(data.examples))
+        super().__init__(*args, train_dataset=rows, eval_dataset=eval_data and rows, rows_are_shuffled=False, **kwargs)
         self.data, self.eval_data, self.options, self.pad_id = data, eval_data, options, pad_id
         self.metrics = KtoMetrics()
 
@@ -106,10 +169,10 @@ class KtoTrainer(LadleTrainer):
             len(self.data.examples),
             self._train_batch_size * self.accelerator.num_processes,
             self._data_seed(),
-            shuffled=False,
+            rows_are_shuffled=False,
             drop_last=self.args.dataloader_drop_last,
         )
-        return DataLoader(_RowNumbers(len(self.data.examples)), batch_sampler=self.order, collate_fn=list)
+        return DataLoader(cast(Any, self.train_dataset), batch_sampler=self.order, collate_fn=list)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: Any
@@ -141,10 +204,10 @@ class KtoTrainer(LadleTrainer):
         total = torch.zeros((), device=self.args.device)
         for number, sequences in enumerate(bins):
             with self._synchronising(model, number == len(bins) - 1):
-                # where there are fewer rows than processes, one without a row goes along with weight 0
+                # where there are fewer rows than processes, one without a row takes part with weight 0
                 one_bin = self._make_bin(self.data.examples, pairs, sequences or [0])
                 loss = self._loss(model, self.data, inputs, one_bin, z0_G, weight=float(bool(sequences)))
-                self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self._is_deepspeed() else {}))
+                self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
             total += loss.detach()
         self.guard.note_loss(total.item())
         return total
@@ -152,10 +215,7 @@ class KtoTrainer(LadleTrainer):
     def _synchronising(self, model: torch.nn.Module, is_last: bool) -> Any:
         """Return the context of one backward pass: processes exchange gradients in the step's last one alone."""
         self.accelerator.gradient_state._set_sync_gradients(is_last)
-        return nullcontext() if is_last or self._is_deepspeed() else self.accelerator.no_sync(model)
-
-    def _is_deepspeed(self) -> bool:
-        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return nullcontext() if is_last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
     def _loss(
         self, model: torch.nn.Module, data: KtoData, step: _Step, one_bin: Bin, z0_G: torch.Tensor, weight: float = 1.0
@@ -212,7 +272,7 @@ class KtoTrainer(LadleTrainer):
                 sums[1, group_of[place]] += 1
 
     def _my_bins(self, examples: KtoExamples, pairs: list[Pair]) -> list[list[int]]:
-        """Return this process's share of the bins; every process has as many, so that they can go in step."""
+        """Return this process's share of the bins; each process has the same number, so that they keep in step."""
         if not pairs:
             return []
         prompts, completions = np.array(pairs).T
@@ -258,12 +318,13 @@ class KtoTrainer(LadleTrainer):
         super().log(logs | (self.metrics.take(self.accelerator) if "loss" in logs else {}), *args, **kwargs)
 
     def begin_step(self) -> None:
-        """Remember the metrics, so that a step can be left out of them."""
+        """Remember the metrics, so that the step can be skipped in them."""
         super().begin_step()
         self._sums_before_step = dict(self.metrics.sums)
 
-    def _leave_out_step(self) -> None:
-        super()._leave_out_step()
+    def skip_step(self) -> None:
+        """Skip the step in the metrics too."""
+        super().skip_step()
         self.metrics.sums = self._sums_before_step
 
     def _save_progress(self, staged: Path) -> None:
@@ -272,7 +333,7 @@ class KtoTrainer(LadleTrainer):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"kto": self.metrics.sums}))
 
     def restore_progress(self) -> None:
-        """Put back the loss and the metrics summed since the last log line, of this process."""
+        """Restore the loss and the metrics summed since the last log line, of this process."""
         super().restore_progress()
         if self.resumed_from is not None:
             self.metrics.sums = json.loads(self._progress_file(self.resumed_from).read_text())["kto"]
@@ -281,21 +342,8 @@ class KtoTrainer(LadleTrainer):
         return checkpoint / f"progress_{self.args.process_index}.json"
 
 
-class _RowNumbers(Dataset[int]):
-    """The numbers of the rows, which are all that a step is made from."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
 class _WholeRows(RowOrder):
-    """Batches that every process takes alike, so that none is skipped for another process."""
+    """Batches that are the same on every process, so that none is skipped for another process."""
 
     def start_at(self, batch: int, num_processes: int = 1) -> None:
         """Let the next iteration give placeholders up to the batch, counted over one process."""

@@ -1,35 +1,87 @@
-"""Log-probabilities of the reference model: computed once, in batches of like lengths, kept across crashes.
+"""Tokenize preference data and compute the reference model's log-probabilities, once: `<split>/` holds both.
 
 The reference is the policy before its first step, so with these numbers on disk no second model is held in training.
-Sequences are sorted by length and dealt into items of the shard journal; an item's sequences and bins are fixed, so its
-bytes are too, whatever was killed in between and whichever process works it.
+A finished artifact serves every training on the same model, data and pairs, whatever its learning rate or β. Sequences
+are sorted by length and dealt into items of the shard journal; an item's sequences and bins are fixed, so its bytes are
+too, whatever was killed in between and whichever process works on it.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from datasets import DatasetDict, load_from_disk
 from transformers import PreTrainedModel
 
+from ladle.artifacts.files import pretty_json
 from ladle.artifacts.journal import ShardJournal
+from ladle.errors import UserError
 from ladle.executors import SerialExecutor
-from ladle.training.kto.batches import make_bin, plan_bins
-from ladle.training.kto.data import KtoExamples
-from ladle.training.kto.forward import is_packing
-from ladle.training.kto.plan import KtoPlan
+from ladle.kto.config import KtoReferenceConfig
+from ladle.kto.data import KtoExamples, make_bin, plan_bins, refuse_single_label, tokenize_examples
+from ladle.kto.loss import is_packing, use_kto_forward
+from ladle.kto.pairs import KtoPlan, make_plan
+from ladle.kto.policy import load_policy_base
+from ladle.models.load import model_dir
+from ladle.models.tokenizer import load_fast_tokenizer
+from ladle.stage import Inputs, StageResult
 
+TRAIN = "train"
 TOKENS_PER_ITEM = 2**16
 MATCHED, MISMATCHED = "reference_logps.npy", "reference_kl_logps.npy"
 
 
+def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
+    """Tokenize `preference` and compute log π_ref of the completions that training on it from `model` needs."""
+    data = load_from_disk(inputs["preference"][0] / "preference")
+    refuse_single_label(np.array(_rows(data, TRAIN)["label"]), config.allow_single_label)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
+    model = load_policy_base(inputs["model"][0], config).eval()
+    if config.quantization is None:  # quantized weights stay where they were loaded
+        model.to(device=state.device)  # type: ignore[reportCallIssue]
+    use_kto_forward(model)
+    autocast = getattr(torch, config.autocast) if config.autocast else None
+    reference = ReferencePass(model, cast(int, tokenizer.pad_token_id), config.max_tokens_per_microbatch, autocast)
+    counters: dict[str, int] = {}
+    for split in [TRAIN, *([config.eval_split] if config.eval_split else [])]:
+        examples, counts = tokenize_examples(_rows(data, split), tokenizer, config.max_length)
+        counters |= counts if split == TRAIN else {f"{split}_{name}": count for name, count in counts.items()}
+        plan = make_plan(config, examples.prompt_of, split == TRAIN)
+        journal = out / split / ".items"
+        result = reference.run(examples, plan, journal)
+        state.wait_for_everyone()  # each process reads the whole journal
+        if state.is_main_process:
+            examples.save(out / split)
+            result.save(out / split)
+            shutil.rmtree(journal)
+        state.wait_for_everyone()
+    if state.is_main_process:
+        is_conversational = tokenizer.chat_template is not None and not isinstance(data[TRAIN][0]["prompt"], str)
+        (out / "data.json").write_text(pretty_json({"conversational": is_conversational}), encoding="utf-8")
+    return StageResult(counters)
+
+
+def _rows(data: Any, split: str) -> Any:
+    if not isinstance(data, DatasetDict) or split not in data:
+        there = ", ".join(map(str, data)) if isinstance(data, DatasetDict) else "no splits"
+        raise UserError(
+            f"the preference data has no split {split!r} (there is {there})",
+            f"add a source with `into: {split}` to kto.data, or set kto.eval_split",
+        )
+    return data[split]
+
+
 @dataclass(frozen=True)
 class KtoReference:
-    """log π_ref of what training will ask for, NaN elsewhere.
+    """log π_ref of the completions that training needs, NaN elsewhere.
 
     Attributes:
         logp_N: of each example's own completion, float32.
@@ -67,7 +119,7 @@ class ReferencePass:
     autocast: torch.dtype | None = None
 
     def run(self, examples: KtoExamples, plan: KtoPlan, folder: Path) -> KtoReference:
-        """Compute all log-probabilities that `plan` asks for, journalled in `folder`, shared out over the processes."""
+        """Compute all log-probabilities that `plan` needs, journalled in `folder`, shared out over the processes."""
         rows = [np.unique(np.concatenate([plan.used_rows(epoch) for epoch in range(plan.num_epochs)]))]
         completions = [rows[0]]
         for pairing in range(plan.num_pairings):

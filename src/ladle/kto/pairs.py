@@ -1,19 +1,49 @@
-"""What a KTO training will need: for each epoch the order of its rows, their pairs, and which of them estimate z0.
+"""Which rows each epoch of a KTO training takes, whose completion each is mismatched with, and which estimate z0.
 
 All of it follows from (seeds, epoch, number of rows), so the reference pass can compute beforehand exactly the
-log-probabilities that training will ask for.
+log-probabilities that training will need; batches, processes, workers and packing cannot change it.
+
+z0 needs log-ratios of completions under prompts they do not belong to. Examples are grouped by prompt, the groups and
+the examples in each are put into a keyed random order, and each example takes the completion that comes as many
+places later as the largest group is big. So every completion serves exactly once; an example is never paired with
+itself, nor with another completion of its own prompt (unless one prompt holds more than half of the data).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
-from ladle.training.kto.config import KtoReferenceConfig
-from ladle.training.kto.pairs import mismatched_partners
+from ladle.kto.config import KtoReferenceConfig
 from ladle.training.order import rows_of_epoch
+
+PAIR_STREAM = 1
+"""Counter word of the generator, so that pairs and the order of rows (word 0) never share random numbers."""
+
+
+def mismatched_partners(prompt_of: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return for each example the index of the one whose completion it is mismatched with.
+
+    Args:
+        prompt_of: number of each example's prompt, int, shape (N,), N at least 2.
+        seed: key of the pairing.
+        epoch: which pairing of this seed.
+
+    Returns:
+        int64, shape (N,), a permutation without fixed points.
+    """
+    count = len(prompt_of)
+    assert count >= 2, "a mismatched pair needs two examples"
+    _, group_of, sizes = np.unique(prompt_of, return_inverse=True, return_counts=True)
+    random = np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, PAIR_STREAM]))
+    group_rank = random.permutation(len(sizes))
+    order = np.lexsort((random.permutation(count), group_rank[group_of]))
+    largest_group = int(sizes.max())
+    partner = np.empty(count, dtype=np.int64)
+    partner[order] = np.roll(order, -largest_group if largest_group < count else -1)
+    return partner
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +55,7 @@ class KtoPlan:
         num_epochs: epochs begun.
         order_seed: key of the order of rows.
         pair_seed: key of the pairs.
-        pairs_per_epoch: pair anew in each epoch.
+        pairs_per_epoch: each epoch has pairs of its own.
         kl_fraction: share of the rows whose mismatched pair enters z0; 0 for a loss without z0.
         max_steps: optimizer steps in all; None for whole epochs.
         rows_per_step: examples of an optimizer step, where `max_steps` counts them.
@@ -45,7 +75,7 @@ class KtoPlan:
         """Rows of the data."""
         return len(self.prompt_of)
 
-    @cached_property
+    @property
     def num_pairings(self) -> int:
         """Different pairings over all epochs; none where the loss has no z0."""
         if self.kl_fraction == 0:
@@ -62,7 +92,7 @@ class KtoPlan:
 
     def used_rows(self, epoch: int) -> np.ndarray:
         """Return the rows that training takes in an epoch, in its order."""
-        order = rows_of_epoch(self.num_rows, self.order_seed, epoch, shuffled=False)
+        order = rows_of_epoch(self.num_rows, self.order_seed, epoch, rows_are_shuffled=False)
         if self.max_steps is None:
             return order
         steps_left = self.max_steps - epoch * steps_in_epoch(self.num_rows, self.rows_per_step)
@@ -73,7 +103,7 @@ class KtoPlan:
         return _estimates_kl(self, epoch)
 
     def rows_of_pairing(self, pairing: int) -> np.ndarray:
-        """Return the rows whose mismatched log-probability some epoch with this pairing asks for, sorted."""
+        """Return the rows whose mismatched log-probability some epoch with this pairing needs, sorted."""
         epochs = [epoch for epoch in range(self.num_epochs) if self.pairing_of(epoch) == pairing]
         return np.flatnonzero(np.any([self.estimates_kl(epoch) for epoch in epochs], axis=0))
 

@@ -11,15 +11,17 @@ Shape suffixes: N labelled tokens, C tokens of a chunk, D hidden size, V vocabul
 from __future__ import annotations
 
 import types
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ladle.data.store.dataset import IGNORED_LABEL
 from ladle.log import get_logger
-from ladle.training.packed import refuse_joined_documents
+from ladle.training.attention import refuse_joined_documents
+from ladle.training.balance import SequenceAuxLoss
 
 logger = get_logger(__name__)
 
@@ -31,11 +33,10 @@ RESCALED_LOGITS = (
     "output_multiplier",
 )
 """Settings by which some architectures change logits after the head."""
-IGNORED_LABEL = -100
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 """Logits held at once: 220 tokens of a 152k vocabulary (128 MiB) on a CPU. Timed there on two cores: chunks of 110, 256
 and 512 tokens took 2.67, 2.01 and 1.90 s for 512 tokens of size 1280, and 2.05, 1.30 and 1.30 s for 1024 of size 256.
-The GPU's is reckoned, not timed: a chunk's products should outweigh reading and writing the weight's gradient."""
+The GPU's is estimated, not timed: a chunk's products should outweigh reading and writing the weight's gradient."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -115,19 +116,7 @@ def why_not_linear(model: PreTrainedModel) -> str | None:
     return "its output head has a bias" if getattr(model.get_output_embeddings(), "bias", None) is not None else None
 
 
-class AuxLoss(Protocol):
-    """A loss beside the cross-entropy, made of what a forward pass left behind."""
-
-    def forget(self) -> None:
-        """Begin a forward pass."""
-        ...
-
-    def take(self, num_rows: int) -> torch.Tensor | float:
-        """Return the weighted loss of the forward pass that ended."""
-        ...
-
-
-def use_linear_cross_entropy(model: PreTrainedModel, aux_loss: AuxLoss | None = None) -> None:
+def use_linear_cross_entropy(model: PreTrainedModel, aux_loss: SequenceAuxLoss | None = None) -> None:
     """Let the model's forward compute its loss this way whenever it is given labels, and add `aux_loss` to the mean.
 
     The forward itself is replaced, so that the loss is computed inside whatever wraps the model (DDP, DeepSpeed). A
@@ -170,7 +159,7 @@ def _loss_sum(
     return loss_sum, is_labelled_BT.sum()
 
 
-def completion_loss_sum(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
+def labelled_loss_sum(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
     """Return the summed loss of a packed batch's labelled tokens in nats, and their number."""
     inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
     loss_sum, num_labels = _loss_sum(model, inputs.pop("labels"), **inputs)

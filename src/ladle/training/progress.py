@@ -1,4 +1,4 @@
-"""Tokens a second, model FLOPs utilisation and memory of a training, for its log and its progress bar.
+"""The progress of a training, as its log and bar show it: steps, tokens a second, model FLOPs utilisation, memory.
 
 MFU = (FLOPs a token × tokens a second of one device) / the device's dense peak in the dtype that is multiplied in, as
 in PaLM (arXiv 2204.02311, appendix B): 6 FLOPs for each active matrix weight, 12 · layers · heads · head size ·
@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ladle.log import ProgressBar, get_logger, progress
+
+logger = get_logger(__name__)
 
 PEAK_BF16_FLOPS = {
     "H200": 989e12,
@@ -31,7 +36,7 @@ PEAK_BF16_FLOPS = {
     "RTX 4090": 165e12,
 }
 """Dense bfloat16 and float16 peaks from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
-TIMED = frozenset(["tokens_per_second", "mfu", "memory_gb"])
+SPEED_FIGURES = frozenset(["tokens_per_second", "mfu", "memory_gb"])
 """Names of the figures, which no two runs share."""
 
 
@@ -74,7 +79,7 @@ class Speedometer:
         model: the model in training.
         device: what it runs on.
         dtype: what its matrices are multiplied in.
-        num_processes: processes that train alike.
+        num_processes: processes that train beside each other.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, num_processes: int) -> None:
@@ -103,18 +108,22 @@ class Speedometer:
         self.started = time.perf_counter()
 
     def count(self, inputs: Mapping[str, Any]) -> None:
-        """Count the tokens of a microbatch, padding included: every tensor whose name begins with `input_ids`."""
-        for tokens_BT in _token_tensors(inputs):
-            self.num_tokens += tokens_BT.numel()
-            self.longest = max(self.longest, tokens_BT.shape[-1])
+        """Count the tokens of a microbatch, padding included."""
+        tokens_BT = inputs["input_ids"]
+        self.num_tokens += tokens_BT.numel()
+        self.longest = max(self.longest, tokens_BT.shape[-1])
 
     def read(self) -> dict[str, float]:
         """Return the figures of the interval that ends here, of all processes together, and begin another.
 
-        A training whose microbatches hold no tensor named `input_ids…` gets its memory alone.
+        A training that counts no tokens gets its memory alone.
         """
         rate = self.num_tokens / (time.perf_counter() - self.started)
-        figures = {"memory_gb": self._memory_gb()}
+        if self.device.type == "cuda":
+            memory_bytes = torch.cuda.max_memory_allocated(self.device)
+        else:
+            memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        figures = {"memory_gb": memory_bytes / 1e9}
         if self.num_tokens:
             figures["tokens_per_second"] = rate * self.num_processes
         if self.num_tokens and self.peak is not None:
@@ -122,16 +131,51 @@ class Speedometer:
         self.start()
         return figures
 
-    def _memory_gb(self) -> float:
-        """Return the most that this process has held, on its GPU where it has one."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
+class ShowProgress(TrainerCallback):
+    """Shows optimizer steps and logged values on the first process."""
 
-def _token_tensors(inputs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    for name, value in inputs.items():
-        if isinstance(value, Mapping):
-            yield from _token_tensors(value)
-        elif name.startswith("input_ids"):
-            yield value
+    def __init__(self) -> None:
+        self._open_bar = ExitStack()
+        self.bar: ProgressBar | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar at the step that training starts or resumes from."""
+        if state.is_world_process_zero:
+            self.bar = self._open_bar.enter_context(progress(state.max_steps, "training", "steps"))
+            self.bar.advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count a step."""
+        if self.bar is not None:
+            self.bar.advance(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print what was logged as one line."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            shown = ", ".join(f"{key} {float(value):.4g}" for key, value in logs.items() if key != "epoch")
+            logger.info("step %d/%d: %s", state.global_step, state.max_steps, shown)
+            if self.bar is not None:
+                figures = [f"loss {logs['loss']:.3f}"]
+                if "tokens_per_second" in logs:
+                    figures.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+                if "mfu" in logs:
+                    figures.append(f"{logs['mfu']:.1%} MFU")
+                self.bar.say(", ".join([*figures, f"{logs['memory_gb']:.1f} GB"]))
+        elif state.is_world_process_zero and logs and "eval_loss" in logs:
+            logger.info("step %d/%d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the bar."""
+        self._open_bar.close()

@@ -1,23 +1,32 @@
-"""KTO's examples as token ids, in flat arrays that are mapped from disk.
+"""KTO's examples as token ids in flat arrays mapped from disk, and the bins that forward passes take them in.
 
 A text prompt is encoded with the tokenizer's own start token and a text completion ends with eos; a conversation goes
 through the chat template. A prompt is never cut: one that leaves no room for a completion within `max_length` is left
 out and counted; a completion that does not fit loses its end, and is counted too.
+
+A bin holds sequences (a prompt with a completion) of similar lengths within a budget of tokens. A padded bin is
+right-padded and has no attention mask: under causal attention a real token never sees what comes after it, so padding
+changes nothing, and the mask-free path is the fastest there is. A packed bin is one row without padding, its
+position_ids starting anew at each sequence; flash attention, and `document_sdpa` on a CPU, take those as sequence
+bounds.
+
+Shape suffixes: B rows, T positions, N completion tokens of a bin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ladle.errors import UserError
-from ladle.models.chat_template import ensure_chat_template
+from ladle.models.tokenizer import ensure_chat_template
 
 Row = dict[str, Any]
 ROWS_AT_ONCE = 1_000
@@ -31,7 +40,7 @@ class KtoExamples:
     Attributes:
         prompt_ids: every example's prompt, one after the other, int32.
         prompt_bounds: where each starts and the last one ends, int64, shape (N + 1,).
-        completion_ids: every example's completion likewise.
+        completion_ids: every example's completion, in the same way.
         completion_bounds: as `prompt_bounds`.
         is_desirable: labels, bool, shape (N,).
         prompt_of: number of each example's prompt, equal for equal prompts, int64, shape (N,).
@@ -105,18 +114,10 @@ def tokenize_examples(
             f"kto.max_length={max_length})",
             "add data, or raise kto.max_length",
         )
-    examples = _flatten(prompts, completions, labels, max_length)
-    return examples, {"examples": len(labels), "dropped_long_prompts": num_long_prompts, "cut_completions": num_cut}
-
-
-def _flatten(
-    prompts: list[list[int]], completions: list[list[int]], labels: list[bool], max_length: int
-) -> KtoExamples:
     numbers: dict[tuple[int, ...], int] = {}
-    prompt_of = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
-    return KtoExamples(
-        *_flat(prompts), *_flat(completions), np.array(labels), np.array(prompt_of, dtype=np.int64), max_length
-    )
+    prompt_of = np.array([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts], dtype=np.int64)
+    examples = KtoExamples(*_flat(prompts), *_flat(completions), np.array(labels), prompt_of, max_length)
+    return examples, {"examples": len(labels), "dropped_long_prompts": num_long_prompts, "cut_completions": num_cut}
 
 
 def _flat(sequences: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +152,119 @@ def _conversation_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[s
     whole_text = cast(str, tokenizer.apply_chat_template(prompt + completion, tokenize=False))
     if not whole_text.startswith(prompt_text):
         raise UserError(
-            "the chat template writes a prompt differently once the answer follows, so the two cannot be told apart",
+            "the chat template writes a prompt differently once the answer follows, so the two cannot be separated",
             "use a chat template whose generation prompt is the start of the assistant's turn",
         )
     return prompt_text, whole_text[len(prompt_text) :]
+
+
+def refuse_single_label(is_desirable: np.ndarray, allow: bool) -> None:
+    """Refuse labels that are all the same, unless that is allowed.
+
+    Raises:
+        UserError: they are.
+    """
+    if not allow and len(labels := np.unique(is_desirable)) == 1:
+        raise UserError(
+            f"every example is labelled {bool(labels[0])}: z0 would grow with the reward and the policy drift as "
+            "unbounded SFT",
+            "add examples of the other label (a `rollout:` section makes them), or set kto.allow_single_label=true",
+        )
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One forward pass.
+
+    Attributes:
+        input_ids_BT: tokens.
+        position_ids_BT: positions where rows are packed; None where they are padded.
+        predicts_N: positions, in the flattened (B · T), whose hidden state predicts a completion token.
+        target_N: those tokens, one completion after another.
+        sizes: completion tokens of each sequence.
+        sequences: which of the step's sequences they are, in order.
+    """
+
+    input_ids_BT: torch.Tensor
+    position_ids_BT: torch.Tensor | None
+    predicts_N: torch.Tensor
+    target_N: torch.Tensor
+    sizes: list[int]
+    sequences: list[int]
+
+    def to(self, device: torch.device) -> Bin:
+        """Return the bin with its tensors on a device."""
+        return replace(
+            self,
+            input_ids_BT=self.input_ids_BT.to(device),
+            position_ids_BT=None if self.position_ids_BT is None else self.position_ids_BT.to(device),
+            predicts_N=self.predicts_N.to(device),
+            target_N=self.target_N.to(device),
+        )
+
+
+def plan_bins(lengths: np.ndarray, budget: int, multiple_of: int = 1, packed: bool = False) -> list[list[int]]:
+    """Group sequences of similar length so that each group's padded size stays within the budget.
+
+    Args:
+        lengths: tokens of each sequence.
+        budget: tokens of a bin, padding included; a longer sequence has a bin of its own.
+        multiple_of: the number of bins is a multiple of this, so that each process gets as many.
+        packed: no padding is added.
+
+    Returns:
+        Indices of each bin's sequences, the longest first; a bin is empty only where there are fewer sequences than
+        `multiple_of`.
+    """
+    bins: list[list[int]] = []
+    filled = 0
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        added = lengths[index] if packed or not bins else lengths[bins[-1][0]]
+        if bins and filled + added <= budget:
+            bins[-1].append(index)
+            filled += added
+        else:
+            bins.append([index])
+            filled = lengths[index]
+    while len(bins) % multiple_of:
+        largest = max(range(len(bins)), key=lambda b: (len(bins[b]) > 1, sum(lengths[i] for i in bins[b])))
+        half = (len(bins[largest]) + 1) // 2
+        bins[largest : largest + 1] = [bins[largest][:half], bins[largest][half:]]
+    return bins
+
+
+def make_bin(
+    examples: KtoExamples, pairs: Sequence[tuple[int, int]], sequences: Sequence[int], pad_id: int, packed: bool
+) -> Bin:
+    """Return the tensors of one bin.
+
+    Args:
+        examples: the data.
+        pairs: (example whose prompt, example whose completion) of each of the step's sequences.
+        sequences: indices into `pairs` of this bin's.
+        pad_id: what padding is filled with.
+        packed: one row without padding.
+    """
+    prompts = [examples.prompt(pairs[index][0]) for index in sequences]
+    completions = [examples.completion(pairs[index][1], pairs[index][0]) for index in sequences]
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    width = sum(lengths) if packed else max(lengths)
+    input_ids = np.full((1 if packed else len(lengths), width), pad_id, dtype=np.int64)
+    flat = input_ids.reshape(-1)
+    predicts = []
+    start = 0
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        start = start if packed else row * width
+        middle, end = start + len(prompt), start + len(prompt) + len(completion)
+        flat[start:middle], flat[middle:end] = prompt, completion
+        predicts.append(np.arange(middle - 1, end - 1))
+        start = end
+    positions = np.concatenate([np.arange(length) for length in lengths])[None] if packed else None
+    return Bin(
+        torch.from_numpy(input_ids),
+        None if positions is None else torch.from_numpy(positions),
+        torch.from_numpy(np.concatenate(predicts)),
+        torch.from_numpy(np.concatenate(completions).astype(np.int64)),
+        [len(completion) for completion in completions],
+        list(sequences),
+    )

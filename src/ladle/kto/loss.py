@@ -1,4 +1,11 @@
-"""Log-probability of whole completions under a linear head, their loss and its gradients, in one pass over the logits.
+"""The KTO loss (arXiv 2402.01306, eq. 7 and 8), its gradients in one pass over the logits, and a model's forward.
+
+    r(x, y)  = log π(y|x) - log π_ref(y|x)
+    z0       = max(0, mean over mismatched pairs of r(x, y')), no gradient
+    desirable:    λ_D (1 - σ(β (r - z0)))
+    undesirable:  λ_U (1 - σ(β (z0 - r)))
+
+APO-zero unpaired (arXiv 2408.06266, eq. 7) is the same with z0 = 0, since σ(-x) = 1 - σ(x).
 
 The loss of a completion depends on its tokens through one number, log π(y|x) = Σ_t log p_t, so with d = dL/d log π(y|x)
 
@@ -7,19 +14,30 @@ The loss of a completion depends on its tokens through one number, log π(y|x) =
 
 and once a completion's logits are there, everything else is: the loss, both gradients and the entropy
 (Σ_v p_v logit_v = h · Σ_v p_v W_v, whose sum the gradient needs anyway). Logits live for a block of completions at a
-time; only a completion longer than a block is gone over twice.
+time; only a completion longer than a block is computed twice.
 
 Plain PyTorch, for CPU and GPU; sums of a completion run over its own slice, so that GPUs repeat them bit for bit.
 
-Shape suffixes: N completion tokens, C tokens of a block, B completions, D hidden size, V vocabulary.
+Shape suffixes: B completions, G groups that share a reference point, N completion tokens, C tokens of a block, D hidden
+size, V vocabulary; b completions of a block.
 """
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from ladle.errors import UserError
+from ladle.kto.data import Bin
+from ladle.training.attention import DOCUMENT_SDPA, use_document_attention
+from ladle.training.cross_entropy import why_not_linear
 
 BLOCK_ELEMENTS, BLOCK_TOKENS = 2**21, 256
 """Logits of a block, 8 MiB in float32, unless that were fewer tokens than a matrix product needs to be efficient: 256,
@@ -30,6 +48,85 @@ not be computed again for its gradient."""
 
 Objective = Callable[[torch.Tensor, slice], torch.Tensor]
 """From log-probabilities of the completions in a slice, shape (b,), to the loss that each adds, shape (b,)."""
+
+
+@dataclass(frozen=True)
+class KtoWeights:
+    """β, λ_D and λ_U."""
+
+    beta: float
+    desirable: float
+    undesirable: float
+
+
+def kto_loss(
+    ratio_B: torch.Tensor, is_desirable_B: torch.Tensor, z0_B: torch.Tensor, weights: KtoWeights
+) -> torch.Tensor:
+    """Return the loss of each example, shape (B,).
+
+    Args:
+        ratio_B: log π - log π_ref of each completion, summed over its tokens, in nats.
+        is_desirable_B: bool labels.
+        z0_B: reference point of each example (or one for all), at least 0, detached.
+        weights: β, λ_D, λ_U.
+    """
+    margin_B = torch.where(is_desirable_B, ratio_B - z0_B, z0_B - ratio_B)
+    weight_B = torch.where(is_desirable_B, weights.desirable, weights.undesirable)
+    return weight_B * (1 - F.sigmoid(weights.beta * margin_B))
+
+
+def reference_points(kl_sum_G: torch.Tensor, count_G: torch.Tensor) -> torch.Tensor:
+    """Return z0 of each group from the sum and number of its mismatched log-ratios; 0 where there are none."""
+    return (kl_sum_G / count_G.clamp(min=1)).clamp(min=0)
+
+
+def use_kto_forward(model: PreTrainedModel) -> None:
+    """Let `model(bin=…)` return log π of each completion, and `model(bin=…, objective=…)` loss, log π and entropy.
+
+    The model's own forward is replaced, so that the loss is computed inside whatever wraps the model (DDP, DeepSpeed,
+    peft); the head is applied at the positions that predict a completion token, and nowhere else. Dropout is switched
+    off, since a log-ratio compares two models and not two masks; attention takes the fused kernel where it can.
+
+    Raises:
+        UserError: an architecture whose logits are not hidden states times a matrix.
+    """
+    if why := why_not_linear(model):
+        raise UserError(
+            f"KTO's one-pass head does not fit {type(model).__name__} ({why})",
+            "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)",
+        )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    use_document_attention(model)
+    plain_forward = type(model).forward
+
+    def forward(
+        self: PreTrainedModel, *args: Any, bin: Bin | None = None, objective: Objective | None = None, **kwargs: Any
+    ) -> Any:
+        if bin is None:
+            return plain_forward(self, *args, **kwargs)
+        outputs = self.get_decoder()(input_ids=bin.input_ids_BT, position_ids=bin.position_ids_BT, use_cache=False)
+        hidden_ND = outputs.last_hidden_state.flatten(0, 1)[bin.predicts_N]
+        del outputs  # memory of all positions, beside the head's own
+        weight_VD = cast(nn.Linear, self.get_output_embeddings()).weight
+        if objective is None:
+            return completion_logps(hidden_ND, weight_VD, bin.target_N, bin.sizes)
+        return loss_of_completions(hidden_ND, weight_VD, bin.target_N, bin.sizes, objective)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def is_packing(model: PreTrainedModel) -> bool:
+    """Tell whether the model's attention takes packed rows without a mask of all positions by all.
+
+    Flash attention does, and `document_sdpa` on a CPU, where a call for each sequence costs a fifth of one for all of
+    them padded (sequences of 87 to 503 tokens).
+    """
+    implementation = str(getattr(model.config, "_attn_implementation", ""))
+    return implementation.startswith("flash_attention") or (
+        implementation == DOCUMENT_SDPA and model.device.type == "cpu"
+    )
 
 
 @torch.no_grad()
@@ -71,12 +168,17 @@ def loss_of_completions(
     return _LossOfCompletions.apply(hidden_ND, weight_VD, target_N, sizes, objective, needs_gradient)
 
 
-class _Softmax:
+class _Softmax(NamedTuple):
     """What one block's logits give: unnormalised probabilities, their sums, and each target's log-probability."""
 
-    def __init__(self, exp_CV: torch.Tensor, sum_C: torch.Tensor, target_logit_C: torch.Tensor, lse_C: torch.Tensor):
-        self.exp_CV, self.sum_C, self.target_logit_C, self.lse_C = exp_CV, sum_C, target_logit_C, lse_C
-        self.logp_C = target_logit_C - lse_C
+    exp_CV: torch.Tensor
+    sum_C: torch.Tensor
+    target_logit_C: torch.Tensor
+    lse_C: torch.Tensor
+
+    @property
+    def logp_C(self) -> torch.Tensor:
+        return self.target_logit_C - self.lse_C
 
 
 def _room(num_tokens: int, weight_VD: torch.Tensor) -> torch.Tensor:

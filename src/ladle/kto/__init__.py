@@ -1,0 +1,1 @@
+"""KTO on the core of training: examples and pairs, the reference pass, the loss, the trainer."""

@@ -1,0 +1,125 @@
+"""Align a policy by KTO, on the examples and reference log-probabilities that `ladle.kto.reference` left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from transformers import TrainingArguments
+
+from ladle.errors import UserError
+from ladle.kto.config import KtoConfig, KtoReferenceConfig
+from ladle.kto.data import KtoExamples, refuse_single_label
+from ladle.kto.loss import KtoWeights, use_kto_forward
+from ladle.kto.pairs import make_plan
+from ladle.kto.policy import add_adapter, load_policy_base, save_policy
+from ladle.kto.reference import TRAIN, KtoReference
+from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.log import get_logger
+from ladle.models.load import copy_out_of_file, model_dir
+from ladle.models.tokenizer import ensure_chat_template, load_fast_tokenizer
+from ladle.stage import Inputs, StageResult
+from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
+from ladle.training.checkpoint import Rotation
+from ladle.training.run import Prepared, run_training
+
+logger = get_logger(__name__)
+
+SHOWN_METRICS = ("loss", "z0", "kl", "rewards/chosen", "rewards/rejected", "rewards/margins", "nll/chosen")
+PAPER_RANGE = (1.0, 4 / 3)
+"""λ_D n_D / (λ_U n_U) that the paper advises (arXiv 2402.01306, eq. 8 and below)."""
+
+
+def run(config: KtoConfig, inputs: Inputs, out: Path) -> StageResult:
+    """Train `model` on the examples and reference log-probabilities in `reference`."""
+    return run_training(config, out, lambda keep: _prepare(config, inputs, out, keep))
+
+
+def _prepare(config: KtoConfig, inputs: Inputs, out: Path, keep: Rotation) -> Prepared:
+    start, reference = inputs["model"][0], inputs["reference"][0]
+    tokenizer = load_fast_tokenizer(model_dir(start))
+    if json.loads((reference / "data.json").read_text(encoding="utf-8"))["conversational"]:
+        ensure_chat_template(tokenizer)
+    arguments = make_arguments(config, out)
+    model = load_policy_base(start, config)
+    if config.quantization is None:
+        copy_out_of_file(model)
+    drop_liger_where_it_cannot_run(arguments, model)
+    use_kto_forward(model)
+    model.config.use_cache = False
+    policy = model if config.peft is None else add_adapter(model, config.peft, arguments.seed)
+    _require_enough_kl_rows(config, arguments)
+    passes = KtoReferenceConfig.of(config, config.seed)
+
+    def read(split: str, is_training: bool) -> KtoData:
+        examples = KtoExamples.load(reference / split, config.max_length)
+        plan = make_plan(passes, examples.prompt_of, is_training)
+        return KtoData(examples, plan, KtoReference.load(reference / split))
+
+    data = read(TRAIN, is_training=True)
+    labels = data.examples.is_desirable
+    trainer = KtoTrainer(
+        model=policy,
+        args=arguments,
+        processing_class=tokenizer,
+        data=data,
+        eval_data=read(config.eval_split, is_training=False) if passes.eval_split else None,
+        options=KtoOptions(
+            choose_weights(config, labels),
+            config.kl_scope if config.estimates_kl else "none",
+            config.max_tokens_per_microbatch,
+        ),
+        pad_id=cast(int, tokenizer.pad_token_id),
+        keep=keep,
+        router_bias_update_rate=0.0,
+        max_skipped_steps=config.max_skipped_steps,
+    )
+
+    def summarise() -> StageResult:
+        last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
+        counters = {"desirable": int(labels.sum()), "undesirable": int((~labels).sum())}
+        return StageResult(counters, {name: last[name] for name in SHOWN_METRICS if name in last})
+
+    return Prepared(trainer, model, lambda: save_policy(policy, tokenizer, start, config, out), summarise)
+
+
+def _require_enough_kl_rows(config: KtoConfig, arguments: TrainingArguments) -> None:
+    """Refuse a share of examples so small that some z0 would rest on none."""
+    rows = arguments.per_device_train_batch_size * arguments.world_size
+    rows *= arguments.gradient_accumulation_steps if config.kl_scope == "step" else 1
+    if config.estimates_kl and config.kl_fraction * rows < 1:
+        raise UserError(
+            f"kto.kl_fraction={config.kl_fraction:g} of the {rows} examples that share a z0 is less than one",
+            f"raise it to at least {1 / rows:.3g}, or set kto.kl_scope=none",
+        )
+
+
+def choose_weights(config: KtoConfig, is_desirable: np.ndarray) -> KtoWeights:
+    """Return the loss's weights, and log how they compare to the paper's advice.
+
+    Raises:
+        UserError: one label is missing, and `allow_single_label` is not set.
+    """
+    num_desirable = int(is_desirable.sum())
+    num_undesirable = len(is_desirable) - num_desirable
+    if 0 in (num_desirable, num_undesirable):
+        refuse_single_label(is_desirable, config.allow_single_label)
+        logger.warning("training on one label: z0 will cancel the reward; watch the log's z0")
+        desirable = 1.0 if config.desirable_weight == "auto" else config.desirable_weight
+        return KtoWeights(config.beta, desirable, config.undesirable_weight)
+    per_unit = num_desirable / (config.undesirable_weight * num_undesirable)
+    desirable = 1 / per_unit if config.desirable_weight == "auto" else config.desirable_weight
+    ratio = desirable * per_unit
+    logger.info(
+        "KTO: %d desirable (weight %.3g), %d undesirable (weight %.3g): λ_D n_D / λ_U n_U = %.3g",
+        num_desirable, desirable, num_undesirable, config.undesirable_weight, ratio,
+    )  # fmt: skip
+    low, high = PAPER_RANGE
+    if not low - 1e-9 <= ratio <= high + 1e-9:
+        logger.warning(
+            "λ_D n_D / λ_U n_U is %.3g, outside the paper's [1, 4/3]: a desirable_weight in [%.3g, %.3g] is inside",
+            ratio, low / per_unit, high / per_unit,
+        )  # fmt: skip
+    return KtoWeights(config.beta, desirable, config.undesirable_weight)
