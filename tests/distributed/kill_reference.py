@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ladle import log
 from ladle.artifacts.record import describe_files, digest_of
-from ladle.kto import reference as kto_reference
-from ladle.stages import kto_reference as stage
+from ladle.kto import reference
+from ladle.kto.config import KtoReferenceConfig
 from tests.distributed.kill_training import wait
 from tests.distributed.kto_job import make_config, make_inputs
 
@@ -33,8 +33,7 @@ def start(config, inputs, out: Path) -> int:
     code = 1
     try:
         out.mkdir(exist_ok=True)
-        passes = stage.KtoReferenceConfig.of(config, config.seed)
-        stage.run(passes, inputs, out)
+        reference.run(KtoReferenceConfig.of(config, config.seed), inputs, out)
         (out.parent / f"{out.name}.done").touch()
         code = 0
     finally:
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     log.configure(quiet=True)
-    kto_reference.TOKENS_PER_ITEM = 256
+    reference.TOKENS_PER_ITEM = 256
     rng, kills, resumed, endings = random.Random(options.seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

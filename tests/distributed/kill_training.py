@@ -254,7 +254,7 @@ class Run:
         return staging.is_dir() and any(staging.iterdir())
 
     def _note_checkpoint(self) -> None:
-        """Look for the checkpoint to go on from, which is never older than the last one."""
+        """Look for the checkpoint to resume from, which is never older than the last one."""
         newest = newest_resumable(self.folder) if self.folder.is_dir() else None
         if self.expected is not None and not self.is_finished():
             assert newest is not None, f"{self.expected} was lost"
@@ -264,7 +264,7 @@ class Run:
     def _require_resumed(self) -> None:
         """Check that the start that ended went on from the checkpoint it had to, where there was one."""
         if self.expected is not None:
-            assert f"going on from {self.expected.name}\n" in self._log(), self._log()
+            assert f"resuming from {self.expected.name}\n" in self._log(), self._log()
 
     def _log(self) -> str:
         return self.out.with_suffix(".log").read_text()
@@ -283,8 +283,8 @@ def _is_running(pid: int) -> bool:
 class Tally:
     """What all kills met.
 
-    A kill counts once the next start was seen to go on from a checkpoint; those before the first checkpoint and after
-    the training's end, where there is nothing to go on from, are counted apart.
+    A kill counts once the next start was seen to resume from a checkpoint; those before the first checkpoint and after
+    the training's end, where there is nothing to resume from, are counted apart.
     """
 
     def __init__(self, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""Half-written checkpoints, as saves of upstream leave them when cut short: training goes on from the good one before.
+"""Half-written checkpoints, as saves of upstream leave them when cut short: training resumes from the good one before.
 
 The cases are those in which transformers 5.23's Trainer crashed on resuming: killed before, inside and after the
 weights, before the RNG state, before the trainer's state.
@@ -41,7 +41,7 @@ def cut_short(checkpoint: Path, name: str, keep_half: bool) -> None:
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_training_goes_on_from_the_good_one_before(cut, tmp_path, monkeypatch):
+def test_training_resumes_from_the_good_one_before(cut, tmp_path, monkeypatch):
     job = with_trainer(make_job(tmp_path, "deepseek_v3"), max_steps=12, save_steps=4, save_total_limit=2)
     whole = run_here(job, tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -57,6 +57,6 @@ def test_training_goes_on_from_the_good_one_before(cut, tmp_path, monkeypatch):
             pretrain.run(job.config, job.inputs, tmp_path / "out")
     assert find_fault(good) is None
     resumed = pretrain.run(job.config, job.inputs, tmp_path / "out")
-    assert resumed["counters"]["resumed_from_step"] == 4
-    assert resumed["metrics"]["optimizer_digest"] == whole["metrics"]["optimizer_digest"]
+    assert resumed.counters["resumed_from_step"] == 4
+    assert resumed.metrics["optimizer_digest"] == whole.metrics["optimizer_digest"]
     assert describe_weights(tmp_path / "out") == describe_weights(tmp_path / "whole")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ladle.artifacts.worker import run_in_processes
-from ladle.stages import kto
+from ladle.kto import train as kto
 from tests.distributed import kill_training
 from tests.distributed.kto_job import make_config, make_inputs, run_reference
 from tests.distributed.test_training import KILLS, SEED, WRAPPERS, losses
@@ -47,7 +47,7 @@ def test_a_killed_reference_pass_ends_with_the_same_bytes():
 @pytest.mark.parametrize("distributed", ["ddp", "zero2"])
 @pytest.mark.parametrize("shape", ["qwen3", "deepseek_v3"])
 def test_steps_are_the_same_in_two_processes_and_for_any_microbatch(shape, distributed, tmp_path):
-    """The same pairs, z0 and losses; 90 rows make a last step that is not full, which both take alike."""
+    """The same pairs, z0 and losses; 90 rows make a last step that is not full, which all of them take."""
     inputs = make_inputs(tmp_path, shape, 90)
     # (processes, rows of a microbatch, accumulation, tokens of a forward pass)
     ways = {"one": (1, 8, 1, 128), "many": (1, 2, 4, 1_000), "two": (2, 2, 2, 128)}

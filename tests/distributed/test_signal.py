@@ -57,7 +57,7 @@ def test_a_signal_saves_at_the_next_step_and_the_rest_is_the_same(number: signal
     resumed = pretrain(recipe, out)
     _, messages = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, messages
-    assert f"going on from checkpoint-{stopped_at}" in messages
+    assert f"resuming from checkpoint-{stopped_at}" in messages
     reference, ended = read_record(tmp_path / "reference"), read_record(out)
     assert ended["digest"] == reference["digest"]
     assert ended["metrics"]["optimizer_digest"] == reference["metrics"]["optimizer_digest"]

@@ -20,10 +20,9 @@ from ladle.artifacts.record import describe_files, digest_of
 from ladle.artifacts.worker import run_in_processes
 from ladle.errors import CheckFailed, Preempted, UserError
 from ladle.stage import StageResult
-from ladle.stages import pretrain
+from ladle.training import pretrain
 from ladle.training import trainer as trainer_module
 from ladle.training.checkpoint import list_checkpoints, strip_training_state
-from ladle.training.pretrain import validation_loss
 from tests.distributed import kill_training
 from tests.distributed.pretrain_job import Job, make_job
 
@@ -134,7 +133,9 @@ def test_training_reports_the_exact_held_out_loss(tmp_path):
     assert len(found) == 2
     for step, loss in zip((4, 8), found, strict=True):
         checkpoint = tmp_path / "watched" / "checkpoints" / f"checkpoint-{step}"
-        assert validation_loss(checkpoint, job.inputs["mixture"][0], batch_size=2) == pytest.approx(loss, rel=1e-6)
+        assert pretrain.validation_loss(checkpoint, job.inputs["mixture"][0], batch_size=2) == pytest.approx(
+            loss, rel=1e-6
+        )
     assert summary.metrics["last_eval_loss"] == found[-1]
     two = with_processes(with_trainer(watched, gradient_accumulation_steps=1), 2, "ddp")
     out = tmp_path / "two"
@@ -215,8 +216,8 @@ def test_a_bfloat16_model_goes_on_exactly_with_any_optimizer(optim, tmp_path, mo
         with pytest.raises(CheckFailed):
             run_here(job, tmp_path / "stopped")
     resumed = pretrain.run(job.config, job.inputs, tmp_path / "stopped")
-    assert resumed["counters"]["resumed_from_step"] == 4
-    assert resumed["metrics"]["optimizer_digest"] == whole["metrics"]["optimizer_digest"]
+    assert resumed.counters["resumed_from_step"] == 4
+    assert resumed.metrics["optimizer_digest"] == whole.metrics["optimizer_digest"]
     assert describe_weights(tmp_path / "whole") == describe_weights(tmp_path / "stopped")
 
 
@@ -232,7 +233,7 @@ def test_resuming_with_another_number_of_processes_is_refused(tmp_path, monkeypa
     assert (tmp_path / "out" / "checkpoints" / "checkpoint-4").is_dir()
 
 
-def test_resuming_with_another_number_of_threads_is_told(tmp_path, monkeypatch, caplog):
+def test_resuming_with_another_number_of_threads_warns(tmp_path, monkeypatch, caplog):
     job = with_trainer(make_job(tmp_path, "qwen3"), max_steps=8, save_steps=4)
     threads = torch.get_num_threads()
     with monkeypatch.context() as patch:
@@ -244,12 +245,12 @@ def test_resuming_with_another_number_of_threads_is_told(tmp_path, monkeypatch, 
         pretrain.run(job.config, job.inputs, tmp_path / "out")
     finally:
         torch.set_num_threads(threads)
-    assert f"saved by {threads} threads a process and {threads + 1} are running" in caplog.text
+    assert f"saved by {threads} threads per process and {threads + 1} are running" in caplog.text
 
 
 def test_another_number_of_processes_than_the_recipes_is_refused(tmp_path):
     job = with_processes(make_job(tmp_path, "qwen3"), 2, "ddp")
-    with pytest.raises(UserError, match="asks for 2 processes a machine and 1 were started"):
+    with pytest.raises(UserError, match="sets 2 processes per machine and 1 were started"):
         run_here(job, tmp_path / "out")
 
 
@@ -301,8 +302,8 @@ def test_a_disk_that_fills_up_costs_no_good_checkpoint(is_noticed_before, small_
     assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["checkpoint-4"]
     resize(small_disk, 64 * 2**20)
     resumed = pretrain.run(job.config, job.inputs, out)
-    assert resumed["counters"]["resumed_from_step"] == 4
-    assert resumed["metrics"]["optimizer_digest"] == whole["metrics"]["optimizer_digest"]
+    assert resumed.counters["resumed_from_step"] == 4
+    assert resumed.metrics["optimizer_digest"] == whole.metrics["optimizer_digest"]
     assert describe_weights(out) == describe_weights(tmp_path / "whole")
 
 
@@ -336,6 +337,6 @@ def test_a_finished_training_is_never_trained_again(tmp_path, monkeypatch):
     strip_training_state(tmp_path / "out" / "checkpoints" / "checkpoint-8")
     monkeypatch.setattr(trainer_module.LadleTrainer, "train_or_resume", lambda self: 1 / 0)
     again = pretrain.run(job.config, job.inputs, tmp_path / "out")
-    assert again["metrics"] == whole["metrics"]
+    assert again.metrics == whole.metrics
     digests = [digest_of(describe_files(tmp_path / name), ("checkpoints/runs/*",)) for name in ("whole", "out")]
     assert digests[0] == digests[1]

@@ -14,7 +14,7 @@ from ladle.artifacts.record import read_record
 from tests.pipeline.conftest import Run
 
 PATIENCE_SECONDS = 1500
-GOES_ON = re.compile(r"going on from checkpoint-\d+\n(?:(?!== ).*\n)*?.*step \d+/")
+GOES_ON = re.compile(r"resuming from checkpoint-\d+\n(?:(?!== ).*\n)*?.*step \d+/")
 """In the logs: a training has resumed and made steps since, progress lines between."""
 OVER = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 

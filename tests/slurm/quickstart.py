@@ -58,12 +58,12 @@ def follow(queue: Queue, environment: dict[str, str]) -> None:
     wait_until(lambda: queue.show(JOB).get("Restarts") == "1", queue.logs)
     say(f"{JOB} was told to save: {line_of(queue, 'stopped and saved')}")
     wait_until(lambda: GOES_ON.search(queue.logs()), queue.logs)
-    say(f"{JOB} was started again by Slurm: {line_of(queue, 'going on from')}")
+    say(f"{JOB} was started again by Slurm: {line_of(queue, 'resuming from')}")
     subprocess.run(["scontrol", "requeue", queue.ids[JOB]], env=environment, check=True)
     wait_until(lambda: queue.show(JOB).get("Restarts") == "2", queue.logs)
     say(f"{JOB} was taken away: {line_of(queue, 'REQUEUE')}")
     queue.wait()
-    say(f"the queue is empty; last start: {line_of(queue, 'going on from')}")
+    say(f"the queue is empty; last start: {line_of(queue, 'resuming from')}")
 
 
 def compare(ours: Path, theirs: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from ladle.recipe import load_recipe
-from ladle.training.processes import CONFIG
+from ladle.training.processes import ZERO2_CONFIG
 
 
 def test_pretraining_has_the_reports_values(repository):
@@ -44,7 +44,7 @@ def test_the_accelerate_configs_are_what_the_switch_does(repository, name, kind)
     assert (config.distributed_type, config.num_processes, config.mixed_precision) == (kind, 8, "bf16")
     if name == "zero2":
         deepspeed = yaml.safe_load(path.read_text())["deepspeed_config"]
-        own = CONFIG["zero_optimization"]
+        own = ZERO2_CONFIG["zero_optimization"]
         assert deepspeed["zero_stage"] == own["stage"] == 2
         assert deepspeed["offload_optimizer_device"] == own["offload_optimizer"]["device"] == "none"
         assert deepspeed["offload_param_device"] == own["offload_param"]["device"] == "none"

@@ -149,11 +149,7 @@ def completion_logps(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N:
 
 
 def loss_of_completions(
-    hidden_ND: torch.Tensor,
-    weight_VD: torch.Tensor,
-    target_N: torch.Tensor,
-    sizes: Sequence[int],
-    objective: Objective,
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, sizes: Sequence[int], objective: Objective
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the summed loss (with gradient), each completion's log π and its summed entropy (without).
 

@@ -132,8 +132,10 @@ class ReferencePass:
             line[indices] = part
         return KtoReference(spread[0], spread[1:])
 
+    @torch.no_grad()
     def _logps(self, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, folder: Path) -> np.ndarray:
         """Return log π of each (prompt, completion), float32, in the order given."""
+        device, packed = self.model.device, is_packing(self.model)
         lengths = examples.lengths(prompts, completions)
         order = np.argsort(-lengths, kind="stable")
         item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM
@@ -142,8 +144,13 @@ class ReferencePass:
 
         def work(indices: Sequence[int], path: Path) -> None:
             pairs = [(int(prompts[index]), int(completions[index])) for index in indices]
+            logps = np.empty(len(pairs), dtype=np.float32)
+            for sequences in plan_bins(lengths[indices], self.budget, packed=packed):
+                one_bin = make_bin(examples, pairs, sequences, self.pad_id, packed).to(device)
+                with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+                    logps[sequences] = self.model(bin=one_bin).cpu().numpy()
             with path.open("wb") as file:
-                np.save(file, self._item_logps(examples, pairs, lengths[indices]))
+                np.save(file, logps)
 
         state, journal = PartialState(), ShardJournal(folder)
         mine = dict(list(items.items())[state.process_index :: state.num_processes])
@@ -153,13 +160,3 @@ class ReferencePass:
         for name, indices in items.items():
             result[indices] = np.load(folder / name)
         return result
-
-    @torch.no_grad()
-    def _item_logps(self, examples: KtoExamples, pairs: list[tuple[int, int]], lengths: np.ndarray) -> np.ndarray:
-        device, packed = self.model.device, is_packing(self.model)
-        logps = np.empty(len(pairs), dtype=np.float32)
-        for sequences in plan_bins(lengths, self.budget, packed=packed):
-            one_bin = make_bin(examples, pairs, sequences, self.pad_id, packed).to(device)
-            with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-                logps[sequences] = self.model(bin=one_bin).cpu().numpy()
-        return logps

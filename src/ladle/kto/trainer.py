@@ -203,7 +203,11 @@ class KtoTrainer(LadleTrainer):
         bins = self._my_bins(self.data.examples, pairs)
         total = torch.zeros((), device=self.args.device)
         for number, sequences in enumerate(bins):
-            with self._synchronising(model, number == len(bins) - 1):
+            # processes exchange gradients in the step's last backward pass alone
+            is_last = number == len(bins) - 1
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            synchronised = is_last or self.is_deepspeed_enabled
+            with nullcontext() if synchronised else self.accelerator.no_sync(model):
                 # where there are fewer rows than processes, one without a row takes part with weight 0
                 one_bin = self._make_bin(self.data.examples, pairs, sequences or [0])
                 loss = self._loss(model, self.data, inputs, one_bin, z0_G, weight=float(bool(sequences)))
@@ -211,11 +215,6 @@ class KtoTrainer(LadleTrainer):
             total += loss.detach()
         self.guard.note_loss(total.item())
         return total
-
-    def _synchronising(self, model: torch.nn.Module, is_last: bool) -> Any:
-        """Return the context of one backward pass: processes exchange gradients in the step's last one alone."""
-        self.accelerator.gradient_state._set_sync_gradients(is_last)
-        return nullcontext() if is_last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
     def _loss(
         self, model: torch.nn.Module, data: KtoData, step: _Step, one_bin: Bin, z0_G: torch.Tensor, weight: float = 1.0
@@ -247,29 +246,28 @@ class KtoTrainer(LadleTrainer):
 
     @torch.no_grad()
     def _reference_points(self, data: KtoData, step: _Step) -> torch.Tensor:
-        """Return z0 of each group of the step, float32, shape (G,)."""
+        """Return z0 of each group of the step, float32, shape (G,).
+
+        Each process adds the log-ratios of its share of the mismatched pairs to their groups' sums.
+        """
         num_groups = int(step.group_of[-1]) + 1
         sums = torch.zeros(2, num_groups, device=self.args.device)
         if self.options.kl_scope != "none":
-            self._add_kl(data, step, sums)
+            chosen = data.plan.estimates_kl(step.epoch)[step.rows]
+            rows, group_of = step.rows[chosen], step.group_of[chosen]
+            pairs = list(zip(rows.tolist(), data.plan.partners(step.epoch)[rows].tolist(), strict=True))
+            reference = data.reference.kl_logp_PN[data.plan.pairing_of(step.epoch)]
+            for sequences in filter(None, self._my_bins(data.examples, pairs)):
+                one_bin = self._make_bin(data.examples, pairs, sequences)
+                ratio_B = self.policy(bin=one_bin) - torch.from_numpy(reference[rows[sequences]]).to(sums.device)
+                for place, ratio in zip(sequences, ratio_B.unbind(), strict=True):
+                    sums[0, group_of[place]] += ratio
+                    sums[1, group_of[place]] += 1
             sums = reduce_tensor(self.accelerator, sums, "sum")
         z0_G = reference_points(sums[0], sums[1])
         if self.accelerator.is_main_process:
             self.metrics.add_step(sums[0].sum().item(), int(sums[1].sum()), z0_G.mean().item())
         return z0_G
-
-    def _add_kl(self, data: KtoData, step: _Step, sums: torch.Tensor) -> None:
-        """Add the log-ratios of this process's share of the mismatched pairs, and their number, to their groups."""
-        chosen = data.plan.estimates_kl(step.epoch)[step.rows]
-        rows, group_of = step.rows[chosen], step.group_of[chosen]
-        pairs = list(zip(rows.tolist(), data.plan.partners(step.epoch)[rows].tolist(), strict=True))
-        reference = data.reference.kl_logp_PN[data.plan.pairing_of(step.epoch)]
-        for sequences in filter(None, self._my_bins(data.examples, pairs)):
-            one_bin = self._make_bin(data.examples, pairs, sequences)
-            ratio_B = self.policy(bin=one_bin) - torch.from_numpy(reference[rows[sequences]]).to(sums.device)
-            for place, ratio in zip(sequences, ratio_B.unbind(), strict=True):
-                sums[0, group_of[place]] += ratio
-                sums[1, group_of[place]] += 1
 
     def _my_bins(self, examples: KtoExamples, pairs: list[Pair]) -> list[list[int]]:
         """Return this process's share of the bins; each process has the same number, so that they keep in step."""

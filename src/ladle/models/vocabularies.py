@@ -49,7 +49,7 @@ FAMILIES = {
         ),
         special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))),
         nfc=True,
-    ),
+    )
 }
 
 

@@ -20,67 +20,52 @@ Shape suffixes: N tokens of a microbatch, B its rows, T their length, E experts,
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ladle.training.processes import reduce_tensor
 
 BIAS = "e_score_correction_bias"
 
 
-class ExpertLoad:
-    """Counts, for each router with a bias, how many tokens each expert was given since the last `take`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.routers: dict[str, nn.Module] = {
-            name: module for name, module in model.named_modules() if hasattr(module, BIAS)
-        }
-        self.counts: dict[str, torch.Tensor] = {}
-        for name, router in self.routers.items():
-            router.register_forward_hook(self._hook(name))
-
-    def _hook(self, name: str) -> Any:
-        def count(router: nn.Module, inputs: Any, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-            if router.training and torch.is_grad_enabled():
-                num_experts = getattr(router, BIAS).numel()
-                chosen = torch.bincount(outputs[2].flatten(), minlength=num_experts)
-                self.counts[name] = self.counts.get(name, 0) + chosen
-
-        return count
-
-    def take(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-        """Return the counts by router, summed over processes, and start again from zero."""
-        counts, self.counts = self.counts, {}
-        if accelerator.num_processes > 1:
-            return {name: reduce_tensor(accelerator, count, "sum") for name, count in sorted(counts.items())}
-        return counts
-
-
 class BalanceExperts(TrainerCallback):
-    """Updates router biases after each optimizer step and keeps the load figures for the log.
+    """Counts the tokens that each router with a bias gives each expert, and moves the biases after each step.
 
     Args:
         model: the model in training.
         rate: how far a bias moves in one step; 0 only measures.
         accelerator: sums the counts over processes.
+
+    Attributes:
+        counts: tokens by router and expert, of this process, since the last optimizer step.
+        figures: the load at the last optimizer step, for the log.
     """
 
     def __init__(self, model: nn.Module, rate: float, accelerator: Accelerator) -> None:
-        self.load = ExpertLoad(model)
+        self.routers = {name: module for name, module in model.named_modules() if hasattr(module, BIAS)}
         self.rate, self.accelerator = rate, accelerator
+        self.counts: dict[str, torch.Tensor] = {}
         self.figures: dict[str, float] = {}
+        for name, router in self.routers.items():
+            router.register_forward_hook(partial(self._count, name))
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Move the biases by the loads of the step that just ended."""
-        counts = self.load.take(self.accelerator)
+    def _count(self, name: str, router: nn.Module, inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
+        if router.training and torch.is_grad_enabled():
+            num_experts = getattr(router, BIAS).numel()
+            self.counts[name] = self.counts.get(name, 0) + torch.bincount(outputs[2].flatten(), minlength=num_experts)
+
+    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the biases by the loads of the step that just ended, over all processes."""
+        counts, self.counts = self.counts, {}
+        if self.accelerator.num_processes > 1:
+            counts = {name: reduce_tensor(self.accelerator, count, "sum") for name, count in sorted(counts.items())}
         for name, count in counts.items():
-            bias = getattr(self.load.routers[name], BIAS)
+            bias = getattr(self.routers[name], BIAS)
             load = count.to(bias.device, torch.float32)
             bias += self.rate * torch.sign(load.mean() - load)
         if counts:
@@ -111,9 +96,7 @@ class SequenceAuxLoss:
             if hasattr(module, BIAS):
                 module.register_forward_hook(self._collect)
 
-    def _collect(
-        self, router: nn.Module, inputs: Any, outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> None:
+    def _collect(self, router: nn.Module, inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
         if router.training and torch.is_grad_enabled():
             self._decisions.append((outputs[0], outputs[2]))
 

@@ -38,33 +38,13 @@ REMOVED = {
     "output_dir": "leave it out: the step's folder is the output; --out or --root place it",
     "resume_from_checkpoint": "leave it out: a stopped step resumes by itself",
 }
-EXECUTION_ARGUMENTS = frozenset(
-    [
-        "dataloader_num_workers",
-        "dataloader_persistent_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "ddp_backend",
-        "ddp_timeout",
-        "disable_tqdm",
-        "hub_model_id",
-        "hub_private_repo",
-        "hub_strategy",
-        "hub_token",
-        "log_level",
-        "log_level_replica",
-        "log_on_each_node",
-        "logging_first_step",
-        "logging_steps",
-        "logging_strategy",
-        "project",
-        "push_to_hub",
-        "report_to",
-        "run_name",
-        "trackio_space_id",
-        "use_cpu",
-    ]
-)
+EXECUTION_ARGUMENTS = frozenset((
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
+    "dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_model_id", "hub_private_repo",
+    "hub_strategy", "hub_token", "log_level", "log_level_replica", "log_on_each_node", "logging_first_step",
+    "logging_steps", "logging_strategy", "project", "push_to_hub", "report_to", "run_name", "trackio_space_id",
+    "use_cpu",
+))  # fmt: skip
 """Arguments that change how a run goes or what it says, never its weights: not part of a step's identity."""
 DEFAULTS: dict[str, Any] = {
     "eval_strategy": "no",

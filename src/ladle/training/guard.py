@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ladle.artifacts.torchrun import STOP_SIGNALS
 from ladle.log import get_logger
@@ -162,7 +162,7 @@ class StopOnSignal(TrainerCallback):
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop all processes at the same step, whichever of them got the signal."""
         if is_any(self.accelerator, self.asked):
             logger.warning("asked to stop: saving at step %d; run the same command again to resume", state.global_step)

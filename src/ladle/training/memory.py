@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -157,13 +157,12 @@ def _place_on_cpu(model: torch.nn.Module) -> None:
 
 def _trace(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) -> tuple[int, int]:
     """Return the most bytes alive at once, weights aside and gradients included, and the optimizer's state."""
-    forward = _kto_forward(shape) if shape.loss == "kto" else _cross_entropy_forward(shape)
     with LiveBytes((*model.parameters(), *model.buffers())) as live:
         state = _step_twice(model, trained, shape) if _is_traced(shape) else []
         autocast = getattr(torch, shape.autocast) if shape.autocast else None
         for _ in range(2 if shape.accumulates else 1):
             with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                loss = forward(model)
+                loss = _loss(model, shape)
             loss.backward()
             del loss
         return live.peak, bytes_of(state)
@@ -184,28 +183,18 @@ def _step_twice(model: Any, trained: list[torch.nn.Parameter], shape: TrainingSh
     return [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
 
 
-def _cross_entropy_forward(shape: TrainingShape) -> Callable[[Any], torch.Tensor]:
-    def forward(model: Any) -> torch.Tensor:
-        ids = torch.zeros((shape.batch_size, shape.sequence_length), dtype=torch.long)
-        positions = torch.arange(shape.sequence_length).repeat(shape.batch_size, 1)
-        return model(input_ids=ids, position_ids=positions, labels=ids, num_items_in_batch=ids.numel()).loss
-
-    return forward
-
-
-def _kto_forward(shape: TrainingShape) -> Callable[[Any], torch.Tensor]:
+def _loss(model: Any, shape: TrainingShape) -> torch.Tensor:
+    """Return the loss of one microbatch of the shape."""
     rows, length = shape.batch_size, shape.sequence_length
-
-    def forward(model: Any) -> torch.Tensor:
-        ids = torch.zeros((rows, length), dtype=torch.long)
-        predicts = torch.arange(rows * length).reshape(rows, length)[:, :-1].flatten()
-        sizes = [length - 1] * rows
-        one_bin = Bin(ids, None, predicts, torch.zeros(len(predicts), dtype=torch.long), sizes, list(range(rows)))
-        with _rows_of_one_document():
-            loss, _, _ = model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))
-        return loss
-
-    return forward
+    ids = torch.zeros((rows, length), dtype=torch.long)
+    if shape.loss == "cross_entropy":
+        positions = torch.arange(length).repeat(rows, 1)
+        return model(input_ids=ids, position_ids=positions, labels=ids, num_items_in_batch=ids.numel()).loss
+    predicts = torch.arange(rows * length).reshape(rows, length)[:, :-1].flatten()
+    target = torch.zeros(len(predicts), dtype=torch.long)
+    one_bin = Bin(ids, None, predicts, target, [length - 1] * rows, list(range(rows)))
+    with _rows_of_one_document():
+        return model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))[0]
 
 
 @contextmanager

@@ -85,18 +85,15 @@ class PretrainTrainer(LadleTrainer):
         super().__init__(*args, **kwargs)
         self.aux_loss = aux_loss
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Return and log the mean loss in nats over every labelled token of the validation split.
 
         Its rows are shared among the processes; each token counts once, whatever the batches.
         """
-        dataset = cast(MixedDataset, self.eval_dataset if eval_dataset is None else eval_dataset)
         with self.accelerator.autocast():
             sums = held_out_loss_sum(
                 cast(PreTrainedModel, self.model),
-                dataset,
+                cast(MixedDataset, self.eval_dataset),
                 self.args.per_device_eval_batch_size,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,

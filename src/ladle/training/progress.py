@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
 from ladle.log import ProgressBar, get_logger, progress
 
@@ -139,26 +139,19 @@ class ShowProgress(TrainerCallback):
         self._open_bar = ExitStack()
         self.bar: ProgressBar | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar at the step that training starts or resumes from."""
         if state.is_world_process_zero:
             self.bar = self._open_bar.enter_context(progress(state.max_steps, "training", "steps"))
             self.bar.advance(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count a step."""
         if self.bar is not None:
             self.bar.advance(1)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Print what was logged as one line."""
         if state.is_world_process_zero and logs and "loss" in logs:
@@ -174,8 +167,6 @@ class ShowProgress(TrainerCallback):
         elif state.is_world_process_zero and logs and "eval_loss" in logs:
             logger.info("step %d/%d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Close the bar."""
         self._open_bar.close()

@@ -78,10 +78,7 @@ def run_training(config: TrainingConfig, out: Path, prepare: Callable[[Rotation]
         lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
         (out / LOG_NAME).write_text("".join(lines), encoding="utf-8")
     summary = prepared.summarise()
-    counters = summary.counters | {
-        "steps": trainer.state.global_step,
-        "processes": trainer.accelerator.num_processes,
-    }
+    counters = summary.counters | {"steps": trainer.state.global_step, "processes": trainer.accelerator.num_processes}
     metrics = summary.metrics | {"wrapper": trainer.wrapper, "optimizer_digest": optimizer_digest(trainer)}
     if trainer.args.should_save:
         fsync_tree(out / "model")

@@ -240,7 +240,7 @@ class LadleTrainer(Trainer):
 
     def restore_progress(self) -> None:
         """Restore the loss summed since the last log line, of this process, and what its guard remembers."""
-        self.balance.load.counts.clear()
+        self.balance.counts.clear()
         self.speed.start()
         self.speed.note_time()
         if self.resumed_from is None:
@@ -358,7 +358,7 @@ class LadleTrainer(Trainer):
     def skip_step(self) -> None:
         """Arrange that the current step changes neither weights nor figures."""
         self.guard.skip()
-        self.balance.load.counts.clear()
+        self.balance.counts.clear()
         if self._loss_before_step is not None:
             self._tr_loss.copy_(self._loss_before_step)
         if (

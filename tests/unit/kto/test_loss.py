@@ -1,9 +1,14 @@
+"""The KTO loss by hand, and its one-pass head against autograd through the full logits, in float64 for the truth."""
+
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ladle.kto.loss import KtoWeights, kto_loss, reference_points
+from ladle.kto import loss as kto_loss_module
+from ladle.kto.loss import KtoWeights, blocks, completion_logps, kto_loss, loss_of_completions, reference_points
 
 ONE = KtoWeights(0.1, 1.0, 1.0)
 
@@ -41,3 +46,74 @@ def test_the_loss_is_the_papers_value_function(z0: float):
         0.8 * (1 - torch.sigmoid(torch.tensor(0.5 * (z0 + 2.0)))),
     ]
     torch.testing.assert_close(loss, torch.stack(by_hand))
+
+
+SIZES, WEIGHTS = [7, 3, 12, 1], KtoWeights(0.1, 1.3, 0.7)
+IS_DESIRABLE = torch.tensor([True, False, True, False])
+
+
+def objective(logp: torch.Tensor, which: slice) -> torch.Tensor:
+    reference = torch.tensor([-30.0, -9.0, -50.0, -4.0], dtype=logp.dtype)
+    return kto_loss(logp - reference[which], IS_DESIRABLE[which], torch.tensor(0.4, dtype=logp.dtype), WEIGHTS)
+
+
+def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(sum(SIZES), 16, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(50, 16, dtype=torch.float64).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, 50, (sum(SIZES),))
+
+
+def by_autograd(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    hidden, weight, target = inputs(dtype)
+    logp = (hidden @ weight.T).log_softmax(-1)
+    sums = torch.stack([part.sum() for part in logp.gather(1, target[:, None])[:, 0].split(SIZES)])
+    loss = objective(sums, slice(0, 4)).sum()
+    loss.backward()
+    entropy = torch.stack([-part.sum() for part in (logp.exp() * logp).split(SIZES)])
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    return loss.detach(), sums.detach(), entropy.detach(), hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize(("block", "kept"), [(1_000, 1_000), (8, 8), (4, 4), (4, 1_000), (1, 1)])
+def test_loss_entropy_and_gradients_are_autograds_however_the_tokens_are_cut(block, kept, monkeypatch):
+    monkeypatch.setattr(kto_loss_module, "BLOCK_TOKENS", block)
+    monkeypatch.setattr(kto_loss_module, "BLOCK_ELEMENTS", block * 50)
+    monkeypatch.setattr(kto_loss_module, "KEPT_ELEMENTS", kept * 50)
+    hidden, weight, target = inputs(torch.float32)
+    loss, logp, entropy = loss_of_completions(hidden, weight, target, SIZES, objective)
+    (2 * loss).backward()
+    truth = by_autograd(torch.float64)
+    for ours, theirs in zip((loss, logp, entropy), truth[:3], strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    for tensor, theirs in zip((hidden, weight), truth[3:], strict=True):
+        assert tensor.grad is not None
+        assert (tensor.grad / 2 - theirs).norm() <= 2e-6 * theirs.norm()
+    torch.testing.assert_close(completion_logps(hidden, weight, target, SIZES), logp, rtol=1e-6, atol=1e-5)
+
+
+def test_gradients_are_no_farther_from_float64_than_autograds_own():
+    hidden, weight, target = inputs(torch.float32)
+    loss_of_completions(hidden, weight, target, SIZES, objective)[0].backward()
+    truth, autograd = by_autograd(torch.float64), by_autograd(torch.float32)
+    for tensor, exact, theirs in zip((hidden, weight), truth[3:], autograd[3:], strict=True):
+        assert tensor.grad is not None
+        assert (tensor.grad - exact).norm() <= 2 * (theirs - exact).norm() + 1e-7 * exact.norm()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight, target = inputs(torch.float32)
+    weight.requires_grad_(False)
+    loss_of_completions(hidden, weight, target, SIZES, objective)[0].backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 50))
+def test_blocks_cover_everything_once_within_capacity(sizes, capacity):
+    found = blocks(sizes, capacity)
+    assert [size for _, _, part in found for size in part] == sizes
+    assert [index for which, _, _ in found for index in range(which.start, which.stop)] == list(range(len(sizes)))
+    assert [token for _, tokens, _ in found for token in range(tokens.start, tokens.stop)] == list(range(sum(sizes)))
+    assert all(sum(part) <= capacity or len(part) == 1 for _, _, part in found)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ladle.errors import CheckFailed, UserError
 from ladle.models.config import FetchModelConfig
-from ladle.models.load import init_model, load_model, model_dir, copy_out_of_file, save_model
+from ladle.models.load import copy_out_of_file, init_model, load_model, model_dir, save_model
 from ladle.stages import fetch
 from tests.tiny_models import DEEPSEEK_V3, SHAPES, make_model, make_tokenizer
 

@@ -1,19 +1,22 @@
-"""Packed rows cut into runs of documents, or into documents, get the attention and gradients of the masked row."""
+"""Packed rows have no mask, and get the attention and gradients of the masked row, cut into runs or documents."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from ladle.errors import UserError
 from ladle.training.attention import (
     RUN,
+    collate_packed,
     document_sdpa,
     document_sizes,
     run_sizes,
     use_document_attention,
     use_fused_attention,
 )
+from ladle.training.cross_entropy import use_linear_cross_entropy
 from tests.tiny_models import make_model
 
 
@@ -99,7 +102,7 @@ def test_documents_by_position_leave_padding_masks_and_windows_alone(shape):
 
 def test_a_model_that_hides_its_positions_is_refused():
     tensor = torch.zeros(1, 1, 3, 4)
-    with pytest.raises(UserError, match="is not told position_ids"):
+    with pytest.raises(UserError, match="is not given position_ids"):
         document_sdpa(torch.nn.Identity(), tensor, tensor, tensor, None)
 
 
@@ -109,3 +112,30 @@ def test_an_attention_that_was_chosen_stays():
     use_fused_attention(model)
     use_document_attention(model)
     assert model.config._attn_implementation == "eager"
+
+
+def batch() -> dict[str, torch.Tensor]:
+    tokens = np.arange(2, 14)
+    row = {"input_ids": tokens, "position_ids": np.array([*range(5), *range(7)]), "labels": tokens, "row": 3}
+    return collate_packed([row, row])
+
+
+def test_rows_are_stacked_and_nothing_else_is_passed_on():
+    assert {name: tuple(tensor.shape) for name, tensor in batch().items()} == dict.fromkeys(
+        ("input_ids", "position_ids", "labels"), (2, 12)
+    )
+
+
+def test_a_mask_beside_restarting_positions_is_refused():
+    model = make_model("qwen3")
+    use_linear_cross_entropy(model)
+    assert model(**batch()).loss.isfinite()
+    with pytest.raises(UserError, match="2 documents begin inside its rows.*collate_packed"):
+        model(**batch(), attention_mask=torch.ones(2, 12))
+
+
+def test_a_mask_over_rows_of_one_document_is_not():
+    model = make_model("qwen3")
+    use_linear_cross_entropy(model)
+    whole = batch() | {"position_ids": torch.arange(12).expand(2, 12)}
+    assert model(**whole, attention_mask=torch.ones(2, 12)).loss.isfinite()

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused before a model is loaded, each with its way out."""
+"""The names and defaults of `trainer:` are transformers'; what cannot work is refused before a model is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from pydantic import ValidationError
 from ladle.errors import UserError
 from ladle.models.load import usable_attention
 from ladle.training.arguments import make_arguments
-from ladle.training.config import PretrainConfig
+from ladle.training.config import (
+    DEFAULTS,
+    EXECUTION_ARGUMENTS,
+    PretrainConfig,
+    TrainerArguments,
+    TrainingConfig,
+    training_argument_names,
+)
 
 
 def refused(folder, trainer: dict | None = None, **section: object) -> str:
@@ -30,7 +37,7 @@ def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
 
 def test_a_tracker_that_nobody_knows_names_those_there_are(tmp_path):
     message = refused(tmp_path, {"report_to": ["tensorbord"]})
-    assert "report_to: tensorbord is no tracker" in message
+    assert "report_to: tensorbord is not a tracker" in message
     assert "tensorboard" in message
     for nothing in (None, "none", []):
         make_arguments(PretrainConfig.model_validate({"trainer": {"report_to": nothing}}), tmp_path)
@@ -51,7 +58,7 @@ def test_a_tracker_that_nobody_knows_names_those_there_are(tmp_path):
         ("learning_rate", "1e-3", "is text, not a number"),
     ],
 )
-def test_an_argument_that_ladle_does_not_honour(argument, value, fix, tmp_path):
+def test_an_argument_that_ladle_does_not_support(argument, value, fix, tmp_path):
     message = refused(tmp_path, {argument: value})
     assert f"trainer.{argument}" in message
     assert fix in message
@@ -59,7 +66,7 @@ def test_an_argument_that_ladle_does_not_honour(argument, value, fix, tmp_path):
 
 @pytest.mark.parametrize("argument", ["resume_from_checkpoint", "output_dir", "overwrite_output_dir"])
 def test_an_argument_that_is_the_steps_own(argument):
-    with pytest.raises(ValidationError, match=f"trainer.{argument} is not an argument of Ladle's: leave it out"):
+    with pytest.raises(ValidationError, match=f"trainer.{argument} is not an argument that Ladle takes: leave it out"):
         PretrainConfig.model_validate({"trainer": {argument: "checkpoint-5"}})
 
 
@@ -77,14 +84,70 @@ def test_zero2_in_one_process_without_deepspeed_or_with_skips(tmp_path, monkeypa
 
 
 def test_more_processes_than_were_started_or_than_gpus(tmp_path, monkeypatch):
-    assert "asks for 4 processes a machine and 1 were started" in refused(tmp_path, processes=4)
+    assert "sets 4 processes per machine and 1 were started" in refused(tmp_path, processes=4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "this machine has 2 GPUs" in refused(tmp_path, processes=4)
 
 
-def test_flash_attention_gives_way_to_sdpa_aloud(caplog):
+def test_flash_attention_falls_back_to_sdpa_with_a_warning(caplog):
     assert usable_attention("eager") == "eager"
     with caplog.at_level("WARNING", logger="ladle"):
         assert usable_attention("flash_attention_2") == "sdpa"
     assert "attn_implementation: flash_attention_2 cannot run here (it needs a GPU): using sdpa" in caplog.text
+
+
+def fault(**values: object) -> str:
+    with pytest.raises(ValidationError) as caught:
+        TrainerArguments.model_validate(values)
+    return str(caught.value)
+
+
+def test_the_names_are_those_of_the_installed_transformers():
+    from transformers import TrainingArguments
+
+    assert training_argument_names() == set(TrainingArguments.__dataclass_fields__)
+
+
+def test_the_defaults_are_those_of_the_installed_transformers():
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(use_cpu=True, report_to="none")
+    assert {name: getattr(arguments, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("trainer", "rows", "steps"),
+    [
+        ({}, 17, 9),  # 3 epochs of 3 steps of 8 rows
+        ({"num_train_epochs": 0.5, "gradient_accumulation_steps": 2}, 100, 4),
+        ({"max_steps": 5}, 100, 5),
+        ({"max_steps": 5}, None, 5),
+        ({}, None, None),
+    ],
+)
+def test_steps_follow_from_rows_epochs_and_max_steps(trainer, rows, steps):
+    assert TrainingConfig.model_validate({"trainer": trainer}).num_steps(rows) == steps
+
+
+def test_every_execution_argument_exists():
+    assert training_argument_names() >= EXECUTION_ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("warmup_ratio", "warmup_steps: 0.1"),
+        ("overwrite_output_dir", "leave it out"),
+        ("learning_rat", "'learning_rate'"),
+        ("torch_dtype", "dtype"),
+    ],
+)
+def test_an_old_or_misspelt_name_is_answered_with_the_right_one(name, advice):
+    assert advice in fault(**{name: 1})
+
+
+def test_log_settings_are_not_identity():
+    one = TrainerArguments.model_validate({"learning_rate": 1e-4, "logging_steps": 1})
+    two = TrainerArguments.model_validate({"logging_steps": 50, "learning_rate": 1e-4, "report_to": "none"})
+    assert one.identity() == two.identity() == {"learning_rate": 1e-4}

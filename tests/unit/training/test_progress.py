@@ -70,7 +70,7 @@ def test_a_reading_counts_all_processes_and_a_cpu_has_no_mfu(monkeypatch):
     monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
     meter = Speedometer(make_model("qwen3"), torch.device("cpu"), torch.float32, num_processes=2)
     meter.count({"input_ids": torch.zeros(2, 64)})
-    meter.count({"matched": {"input_ids_BT": torch.zeros(1, 72)}, "kl": {"labels": torch.zeros(5)}})
+    meter.count({"input_ids": torch.zeros(1, 72), "labels": torch.zeros(5)})
     now[0] += 2.0
     figures = meter.read()
     assert figures["tokens_per_second"] == 2 * 200 / 2
