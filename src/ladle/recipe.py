@@ -19,8 +19,7 @@ from ladle.kto.config import KtoConfig
 from ladle.models.config import InitConfig
 from ladle.rollouts.config import GateConfig, RolloutConfig
 from ladle.soup.config import SoupConfig
-from ladle.training.arguments import TrainerArguments
-from ladle.training.config import Dtype, PretrainConfig
+from ladle.training.config import Dtype, PretrainConfig, TrainerArguments
 
 
 class BaseConfig(Config):
