@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from ladle.config import Config, execution, location
-from ladle.config_file import ConfigFile
+from ladle.config_file import ON_COMMAND_LINE, ConfigFile
 from ladle.data.config import MixConfig
 from ladle.data.preference.config import ROLLOUTS, PreferConfig
 from ladle.data.questions.config import DatasetConfig
@@ -141,7 +141,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), section: str = "") ->
 
 def make_recipe(sections: dict[str, Any], overrides: Sequence[str], section: str) -> Recipe:
     """Return the recipe of some sections that a command line or a program gives; see `load_recipe`."""
-    file = ConfigFile("the command line", {"name": "standalone", **sections}, {})
+    file = ConfigFile(ON_COMMAND_LINE, {"name": "standalone", **sections})
     file.override(list(overrides), section)
     return file.validate(Recipe)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import model_validator
 
 from ladle.config import Config, location
 from ladle.config_file import ConfigFile, parse_value
@@ -14,12 +15,24 @@ class Leaf(Config):
     ratio: float = 1.0
 
 
+class Sum(Config):
+    first: int = 0
+    second: int = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Sum:
+        if self.first + self.second > 1:
+            raise UserError("the sum is more than 1", "lower one")
+        return self
+
+
 class Tree(Config):
     seed: int = 1
     root: str | None = location(None)
     leaf: Leaf = Leaf()
     leaves: list[Leaf] = []
     named: dict[str, Leaf] = {}
+    sum: Sum = Sum()
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> Tree:
@@ -45,6 +58,7 @@ def fault(tmp_path: Path, text: str, *overrides: str) -> str:
         ("true", True),
         ("no", "no"),
         ("on", "on"),
+        ("2026-01-31", "2026-01-31"),
         ("null", None),
         ("[a, 1]", ["a", 1]),
         ("a: b: c", "a: b: c"),
@@ -69,7 +83,7 @@ def test_an_unknown_key_names_the_nearest_one_and_its_line(tmp_path, text, place
     assert f"did you mean {nearest}?" in message
 
 
-def test_a_section_named_within_itself_is_told_to_leave_its_name_out(tmp_path):
+def test_a_section_named_within_itself_should_leave_its_name_out(tmp_path):
     assert "keys are relative to 'leaf' here: leave its name out" in fault(tmp_path, "leaf: {leaf: {ratio: 2}}")
 
 
@@ -79,8 +93,31 @@ def test_a_wrong_value_names_key_value_and_line(tmp_path):
     assert "x.yaml:3" in message
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
-    assert "'seed' stands twice" in fault(tmp_path, "seed: 1\nseed: 2")
+def test_a_key_given_twice_is_refused(tmp_path):
+    assert "'seed' is given twice" in fault(tmp_path, "seed: 1\nseed: 2")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("leaf.ratoi=2", "unknown key 'leaf.ratoi': did you mean 'ratio'? (on the command line)"),
+        ("leaf.ratio=lots", "leaf.ratio: 'lots': input should be a valid number, unable to parse string as a number"),
+        ("leaf={ratio: lots}", "leaf.ratio: 'lots'"),
+        ("leaves.web.ratio=lots", "leaves.0.ratio: 'lots'"),
+        ("named.one.ratios=2", "unknown key 'named.one.ratios'"),
+        ("leaf.name=${nowhere}", "nowhere is required and not set"),
+    ],
+)
+def test_a_fault_of_an_override_is_on_the_command_line_and_not_in_the_file(tmp_path, override, message):
+    text = "seed: 1\nleaf:\n  ratio: 2\nleaves:\n  - {name: web, ratio: 1}"
+    seen = fault(tmp_path, text, override)
+    assert message in seen
+    assert seen.endswith("(on the command line)")
+
+
+def test_a_fault_of_a_section_that_an_override_changed_names_both_places(tmp_path):
+    assert "x.yaml:2 and the command line)" in fault(tmp_path, "seed: 1\nsum:\n  first: 1", "sum.second=1")
+    assert "x.yaml:2)" in fault(tmp_path, "seed: 1\nsum: {first: 1, second: 1}", "seed=2")
 
 
 def test_overrides_reach_lists_by_index_and_by_name(tmp_path):
@@ -92,7 +129,10 @@ def test_overrides_reach_lists_by_index_and_by_name(tmp_path):
 
 def test_an_override_without_value_or_target_is_refused(tmp_path):
     assert "is not an override" in fault(tmp_path, "seed: 1", "seed")
-    assert "names no element 'code'" in fault(tmp_path, "leaves:\n  - {name: web}", "leaves.code.ratio=1")
+    leaves = "leaves:\n  - {name: web}\n  - {ratio: 2}\n  - {name: math}"
+    unnamed = fault(tmp_path, leaves, "leaves.code.ratio=1")
+    assert unnamed.endswith("names no element 'code': use an index below 3 or one of web, math")
+    assert fault(tmp_path, "leaves: [{}]", "leaves.a.ratio=1").endswith("use an index below 1")
     assert "holds no keys" in fault(tmp_path, "seed: 1", "seed.a=1")
 
 
@@ -105,10 +145,13 @@ def test_a_required_value_is_asked_for_where_it_is_used(tmp_path):
     assert load(tmp_path, text, "root=/data").leaf.name == "/data/web"
 
 
-def test_a_missing_file_lists_its_neighbours(tmp_path):
-    (tmp_path / "there.yaml").write_text("seed: 1")
-    with pytest.raises(UserError, match="there.yaml"):
-        ConfigFile.read(tmp_path / "absent.yaml")
+def test_a_missing_file_or_a_folder_lists_the_recipes_there(tmp_path):
+    for name in ("there.yaml", ".hidden.yaml", "other.txt"):
+        (tmp_path / name).write_text("seed: 1")
+    for path, problem in (("absent.yaml", "there is no recipe at"), ("", "is a folder, not a recipe")):
+        with pytest.raises(UserError, match=problem) as caught:
+            ConfigFile.read(tmp_path / path)
+        assert caught.value.fix == f"name an existing one (here: {tmp_path}/there.yaml)"
 
 
 def test_broken_yaml_is_the_users_mistake(tmp_path):
