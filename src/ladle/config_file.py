@@ -193,7 +193,7 @@ class ConfigFile:
         problem, fix, path = faults[0]
         return UserError(problem, f"{fix} ({self.where(path)})")
 
-    def _path_of(self, location: tuple[str | int, ...]) -> KeyPath:
+    def _path_of(self, location: tuple[Any, ...]) -> KeyPath:
         """Drop the parts of a pydantic location that name members of a union, which no file has as keys."""
         tree: Any = self.tree
         path: KeyPath = ()

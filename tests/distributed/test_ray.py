@@ -112,8 +112,8 @@ few = list(make_executor("ray", 1, on_gpus=True).map(work, range(3)))
 try:
     list(make_executor("ray", 8, on_gpus=True).map(work, [1, "wrong", 2]))
 except UserError as error:
-    told = str(error)
-(Path(sys.argv[1]) / "seen.json").write_text(json.dumps({"rows": rows, "few": few, "told": told}))
+    message = str(error)
+(Path(sys.argv[1]) / "seen.json").write_text(json.dumps({"rows": rows, "few": few, "message": message}))
 import ray
 ray.shutdown()
 cluster.shutdown()
@@ -134,7 +134,7 @@ def test_actors_are_one_a_gpu_and_hand_on_errors(tmp_path):
     assert sorted(gpu for _, gpu in actors) == ["0", "1"], "two GPUs, so two processes, each for several items"
     assert {threads for *_, threads in seen["rows"]} == {"1"}
     assert len({process for _, process, *_ in seen["few"]}) == 1
-    assert seen["told"] == "the prompt is too long: shorten it"
+    assert seen["message"] == "the prompt is too long: shorten it"
     assert len(list(tmp_path.glob("tried-*"))) == 1
 
 

@@ -24,7 +24,7 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""One thread a worker: the workers are what fills the cores."""
+"""One thread per worker: the workers are what fills the cores."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Shard:
         """
         index, slash, count = text.partition("/")
         if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise UserError(f"{text!r} is no shard", "write INDEX/COUNT, with indices from 0: 0/16 to 15/16")
+            raise UserError(f"{text!r} is not a shard", "write INDEX/COUNT, with indices from 0: 0/16 to 15/16")
         return cls(int(index), int(count))
 
     def of(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
@@ -103,15 +103,14 @@ def make_executor(kind: ExecutorKind, workers: int, on_gpus: bool = False) -> Ex
 
     Args:
         kind: `processes` on this machine, or `ray`.
-        workers: processes to use; 0 means one for each core this process may use. Ray's tasks use what the cluster
-            has, and its actors are at most so many.
-        on_gpus: each item is to have a GPU of its own where there are any; on Ray, items are worked by actors then.
+        workers: processes to use; 0 means one per core that this process may use. On Ray, the most workers with
+            `on_gpus`; without, all CPUs of the cluster are used.
+        on_gpus: each item should have a GPU of its own where there are any.
     """
     if kind == "ray":
-        from ladle.executors.ray_actors import RayActors
-        from ladle.executors.ray_cluster import RayExecutor
+        from ladle.ray_executor import RayExecutor
 
-        return RayActors(workers) if on_gpus else RayExecutor()
+        return RayExecutor(workers if on_gpus else None, on_gpus)
     workers = workers or len(os.sched_getaffinity(0))
     return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 
