@@ -7,21 +7,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 PLAIN_LINE_EVERY_SECONDS = 10.0
-
-
-class ProgressBar(Protocol):
-    """Counts finished units of work."""
-
-    def advance(self, count: int) -> None:
-        """Add `count` finished units."""
-        ...
-
-    def say(self, note: str) -> None:
-        """Show a note behind the rate from now on."""
-        ...
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -43,17 +31,69 @@ def configure(verbose: bool = False, quiet: bool = False) -> None:
     ladle.propagate = False
     ladle.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(_say_on_standard_error)
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it warns of kernels it could download, whenever imported
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    bitsandbytes.setLevel(logging.ERROR)  # it warns of kernels it could download, whenever imported
 
 
 def _say_on_standard_error(record: logging.LogRecord) -> bool:
-    """Take over what DeepSpeed would print among a command's results; as a detail, for its warnings are of no use."""
-    get_logger("ladle.deepspeed").log(
-        record.levelno if record.levelno >= logging.ERROR else logging.DEBUG, record.getMessage()
-    )
+    """Take over what DeepSpeed would print among a command's results; its warnings, of no use here, as details."""
+    level = record.levelno if record.levelno >= logging.ERROR else logging.DEBUG
+    get_logger("ladle.deepspeed").log(level, record.getMessage())
     return False
+
+
+class ProgressBar:
+    """Counts finished units of work and logs a line about them every ten seconds."""
+
+    def __init__(self, total: int | None, description: str, unit: str) -> None:
+        self.total, self.description, self.unit = total, description, unit
+        self.done, self.note = 0, ""
+        self.started = self.printed = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """Add `count` finished units."""
+        self.done += count
+        self._show()
+
+    def say(self, note: str) -> None:
+        """Show a note behind the rate from now on."""
+        self.note = f", {note}"
+        self._show()
+
+    def finish(self) -> None:
+        """Log the last state, if the work took so long that there was a line before."""
+        if self.printed != self.started:
+            self._print()
+
+    @property
+    def rate(self) -> str:
+        """Units per second since the start."""
+        return f"{self.done / max(time.monotonic() - self.started, 1e-9):,.1f}/s"
+
+    def _show(self) -> None:
+        if time.monotonic() - self.printed >= PLAIN_LINE_EVERY_SECONDS:
+            self._print()
+
+    def _print(self) -> None:
+        self.printed = time.monotonic()
+        count, left = f"{self.done:,}", ""
+        if self.total is not None:
+            count += f"/{self.total:,}"
+        if self.total and self.done:
+            left = f", {(self.printed - self.started) * (self.total / self.done - 1):.0f} s left"
+        line = f"{self.description}: {count} {self.unit}, {self.rate}{self.note}{left}"
+        get_logger(__name__).info("%s", line)
+
+
+class _TerminalBar(ProgressBar):
+    """The same as a bar of `display`, rich's Progress."""
+
+    def __init__(self, display: Any, total: int | None, description: str, unit: str) -> None:
+        super().__init__(total, description, unit)
+        self.display, self.task = display, display.add_task(description, total=total, rate="", note="")
+
+    def _show(self) -> None:
+        self.display.update(self.task, completed=self.done, rate=self.rate, note=self.note)
 
 
 @contextmanager
@@ -65,79 +105,15 @@ def progress(total: int | None, description: str, unit: str = "items") -> Iterat
         description: what is being done.
         unit: what is counted, in the plural.
     """
-    if sys.stderr.isatty():
-        with _rich_bar(total, description, unit) as bar:
-            yield bar
+    if not sys.stderr.isatty():
+        bar = ProgressBar(total, description, unit)
+        yield bar
+        bar.finish()
         return
-    bar = _PlainBar(total, description, unit)
-    yield bar
-    bar.finish()
-
-
-@contextmanager
-def _rich_bar(total: int | None, description: str, unit: str) -> Iterator[ProgressBar]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
+    rate = TextColumn(f"{unit} {{task.fields[rate]}}{{task.fields[note]}}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(description, total=total, rate="", note="")
-        started = time.monotonic()
-
-        class _Bar:
-            def advance(self, count: int) -> None:
-                done = display.tasks[0].completed + count
-                display.update(task, advance=count, rate=_rate(done, time.monotonic() - started))
-
-            def say(self, note: str) -> None:
-                display.update(task, note=note)
-
-        yield _Bar()
-
-
-class _PlainBar:
-    def __init__(self, total: int | None, description: str, unit: str) -> None:
-        self.total, self.description, self.unit = total, description, unit
-        self.done = 0
-        self.note = ""
-        self.started = self.printed = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if time.monotonic() - self.printed >= PLAIN_LINE_EVERY_SECONDS:
-            self._print()
-
-    def say(self, note: str) -> None:
-        self.note = f", {note}"
-
-    def finish(self) -> None:
-        if self.printed != self.started:
-            self._print()
-
-    def _print(self) -> None:
-        self.printed = time.monotonic()
-        seconds = self.printed - self.started
-        of_total = "" if self.total is None else f"/{self.total:,}"
-        left = "" if not (self.total and self.done) else f", {seconds * (self.total / self.done - 1):.0f} s left"
-        get_logger(__name__).info(
-            "%s: %s%s %s, %s%s%s",
-            self.description,
-            f"{self.done:,}",
-            of_total,
-            self.unit,
-            _rate(self.done, seconds),
-            self.note,
-            left,
-        )
-
-
-def _rate(done: float, seconds: float) -> str:
-    return f"{done / seconds:,.1f}/s" if seconds > 0 else ""
+        yield _TerminalBar(display, total, description, unit)

@@ -27,7 +27,7 @@ from ladle.hub import is_repo_id
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import KtoSection, Recipe, make_recipe
-from ladle.reporting.config import PageConfig
+from ladle.reporting.page import PageConfig
 from ladle.soup.members import TRAINING_STATE, find_members
 from ladle.stages import evaluate, fetch, gate, kto, kto_reference, mix, prefer, pretrain, report, rollout, soup
 from ladle.training.config import PretrainConfig

@@ -6,18 +6,16 @@ up in one commit.
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from ladle.artifacts.files import link_or_copy, list_files
 from ladle.artifacts.record import RECORD_NAME, describe_files, read_record
 from ladle.errors import CheckFailed, UserError
 from ladle.hub import is_repo_id, upload
 from ladle.reporting.card import make_card
 
-MODEL_STAGES = ("pretrain", "kto", "soup", "fetch")
 CARD = "README.md"
 
 
@@ -29,56 +27,48 @@ def push(artifact: Path, repo_id: str, evaluations: list[Path], private: bool, m
         repo_id: `org/name`; made where there is none.
         evaluations: evaluate artifacts whose scores a model's card shows.
         private: make a new repository private.
-        message: the commit's message; None says what it is.
+        message: the commit's message; None gives the artifact's name and digest.
 
     Raises:
         UserError: nothing there that can be pushed, or no right to write.
         CheckFailed: the artifact is not what was recorded.
     """
     if not is_repo_id(repo_id):
-        raise UserError(f"{repo_id!r} is no repository", "name it org/name")
+        raise UserError(f"{repo_id!r} is not a repository", "name it org/name")
     record = read_record(artifact)
+    if record["stage"] == "report":
+        raise UserError(f"{artifact} is a report", "push a model, a dataset or an evaluation")
     if describe_files(artifact) != record["files"]:
         raise CheckFailed(f"{artifact} is not what was recorded: `ladle verify {artifact}` names each file")
     for place in evaluations:
         if read_record(place)["stage"] != "evaluate":
-            raise UserError(f"{place} is no evaluation", "name folders of evaluate steps with --results")
-    kind = kind_of(artifact)
+            raise UserError(f"{place} is not an evaluation", "name folders of evaluate steps with --results")
+    is_model = any((place / "config.json").is_file() for place in (artifact, artifact / "model"))
+    kind = "model" if is_model else "dataset"  # an evaluation is a dataset
     with tempfile.TemporaryDirectory(dir=artifact.resolve().parent, prefix=".push-") as temporary:
         staged = Path(temporary)
         metadata = _stage_files(artifact, record, staged)
         if not (staged / CARD).is_file():
             (staged / CARD).write_text(make_card(artifact, kind, evaluations, metadata), encoding="utf-8")
-        _link(artifact / RECORD_NAME, staged / RECORD_NAME)
+        link_or_copy(artifact / RECORD_NAME, staged / RECORD_NAME)
         return upload(kind, repo_id, staged, message or f"{record['name']} {record['digest'][:12]}", private)
 
 
-def kind_of(artifact: Path) -> str:
-    """Return `model` or `dataset`, as the Hub keeps them apart; an evaluation is a dataset."""
-    if any((place / "config.json").is_file() for place in (artifact, artifact / "model")):
-        return "model"
-    stage = read_record(artifact)["stage"]
-    if stage == "report":
-        raise UserError(f"{artifact} is a report", "push a model, a dataset or an evaluation")
-    return "dataset"
-
-
 def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[str, Any]:
-    """Put what is pushed into `staged` and return what the card's header says of it."""
-    if kind_of(artifact) == "model":
-        model = artifact / "model" if (artifact / "model").is_dir() else artifact
-        _link_tree(model, staged)
-        return {}
-    if record["stage"] == "mix":
-        return {"configs": _write_mixture(artifact, staged)}
-    if record["stage"] == "prefer":
-        return {"configs": _write_preference(artifact / "preference", staged)}
-    _link_tree(artifact, staged)
+    """Put what is pushed into `staged` and return what the card's header says about it."""
+    if record["stage"] in ("mix", "prefer"):
+        splits = _write_mixture(artifact, staged) if record["stage"] == "mix" else _write_preference(artifact, staged)
+        files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+        return {"configs": [{"config_name": "default", "data_files": files}]}
+    folder = artifact / "model" if (artifact / "model").is_dir() else artifact
+    for path in list_files(folder):
+        if path.name != RECORD_NAME:
+            link_or_copy(path, staged / path.relative_to(folder))
     return {}
 
 
-def _write_mixture(artifact: Path, staged: Path) -> list[dict[str, Any]]:
-    """Write a mixture's rows as parquet, a file for each of its Arrow files."""
+def _write_mixture(artifact: Path, staged: Path) -> list[str]:
+    """Write a mixture's rows as parquet, a file for each of its Arrow files, and return the names of its splits."""
     from datasets import load_from_disk
 
     from ladle.data.store.arrow import export_arrow
@@ -88,38 +78,19 @@ def _write_mixture(artifact: Path, staged: Path) -> list[dict[str, Any]]:
         loaded = load_from_disk(Path(temporary) / "arrow")
         splits = loaded if isinstance(loaded, dict) else {"train": loaded}
         for name, split in splits.items():
-            count = max(1, len(list(split.cache_files)))
+            count = max(1, len(split.cache_files))
             for index in range(count):
                 part = split.shard(count, index, contiguous=True)
                 part.to_parquet(staged / "data" / f"{name}-{index:05d}-of-{count:05d}.parquet")
-        return _configs(list(map(str, splits)))
+        return [str(name) for name in splits]
 
 
-def _write_preference(folder: Path, staged: Path) -> list[dict[str, Any]]:
-    """Write each split of preference data as one parquet file."""
+def _write_preference(artifact: Path, staged: Path) -> list[str]:
+    """Write each split of preference data as one parquet file, and return the splits' names."""
     from datasets import DatasetDict, load_from_disk
 
-    splits = load_from_disk(folder)
+    splits = load_from_disk(artifact / "preference")
     assert isinstance(splits, DatasetDict)  # as the stage writes it
     for name, split in splits.items():
         split.to_parquet(staged / "data" / f"{name}-00000-of-00001.parquet")
-    return _configs(list(map(str, splits)))
-
-
-def _configs(splits: list[str]) -> list[dict[str, Any]]:
-    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
-    return [{"config_name": "default", "data_files": files}]
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and path.name != RECORD_NAME:
-            _link(path, target / path.relative_to(source))
-
-
-def _link(path: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path.resolve(), target)
-    except OSError:
-        shutil.copyfile(path, target)
+    return [str(name) for name in splits]

@@ -1,4 +1,4 @@
-"""The page's plots, as SVG text to stand in the page itself."""
+"""The report's plots, as SVG text that goes into the page itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,8 +18,6 @@ mpl.rcParams |= {
     "axes.spines.right": False,
 }
 
-WIDTH, HEIGHT = 6.4, 3.2  # inches; the page scales them
-
 
 def accuracy_plot(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> str:
     """Draw each model's accuracy on one benchmark with its 95 % interval.
@@ -29,7 +26,7 @@ def accuracy_plot(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> st
         scores: model name to {accuracy, low, high}, fractions of 1.
         benchmark: the plot's title.
     """
-    figure, axes = _axes()
+    figure, axes = _axes(benchmark)
     values = [100 * score["accuracy"] for score in scores.values()]
     below = [100 * (score["accuracy"] - score["low"]) for score in scores.values()]
     above = [100 * (score["high"] - score["accuracy"]) for score in scores.values()]
@@ -38,20 +35,21 @@ def accuracy_plot(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> st
     axes.set_xticks(range(len(values)), list(scores))
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(0, 100)
-    axes.set_title(benchmark, loc="left")
     return _svg(figure)
 
 
 def curve_plot(title: str, log: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Draw logged values over optimizer steps; entries without a value are left out."""
-    figure, axes = _axes()
-    for name in names:
-        points = [(entry["step"], entry[name]) for entry in log if name in entry and "step" in entry]
+    """Draw logged values over optimizer steps; entries without a value are left out. Empty where nothing was logged."""
+    entries = [entry for entry in log if "step" in entry]
+    curves = {name: [(entry["step"], entry[name]) for entry in entries if name in entry] for name in names}
+    if not any(curves.values()):
+        return ""
+    figure, axes = _axes(title)
+    for name, points in curves.items():
         if points:
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.4, marker="." if len(points) < 3 else None)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title, loc="left")
     axes.legend(frameon=False)
     return _svg(figure)
 
@@ -63,8 +61,9 @@ def length_plot(sources: Sequence[Mapping[str, Any]], title: str) -> str:
         sources: each with `name` and `length_histogram`, a range such as `64-127` to its number of documents.
         title: the plot's title.
     """
-    figure, axes = _axes()
-    ranges = sorted({name for source in sources for name in source["length_histogram"]}, key=_first_number)
+    figure, axes = _axes(title)
+    names = {name for source in sources for name in source["length_histogram"]}
+    ranges = sorted(names, key=lambda name: int(name.split("-")[0]))
     for source in sources:
         counts = [source["length_histogram"].get(name, 0) for name in ranges]
         total = max(1, sum(counts))
@@ -72,19 +71,15 @@ def length_plot(sources: Sequence[Mapping[str, Any]], title: str) -> str:
     axes.set_xticks(range(len(ranges)), ranges, rotation=45, ha="right", fontsize=7)
     axes.set_xlabel("tokens in a document")
     axes.set_ylabel("documents, %")
-    axes.set_title(title, loc="left")
     axes.legend(frameon=False)
     return _svg(figure)
 
 
-def _first_number(name: str) -> int:
-    return int(name.split("-")[0])
-
-
-def _axes() -> tuple[Figure, Any]:
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
+def _axes(title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")  # in inches, which the page scales
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left")
+    return figure, axes
 
 
 def _svg(figure: Figure) -> str:

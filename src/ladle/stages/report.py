@@ -9,8 +9,8 @@ from ladle.stage import Inputs, Stage, StageResult
 
 
 def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.reporting.report.run`."""
-    from ladle.reporting.report import run
+    """See `ladle.reporting.page.run`."""
+    from ladle.reporting.page import run
 
     return run(config, inputs, out)
 
