@@ -13,17 +13,17 @@ EXIT_INTERRUPTED = 130
 
 
 class LadleError(Exception):
-    """An outcome Ladle foresaw: printed as one message, without a traceback."""
+    """An expected outcome: printed as one message, without a traceback."""
 
     exit_code = EXIT_CHECK_FAILED
 
 
 class UserError(LadleError, ValueError):
-    """The user's input is wrong; a ValueError, so that pydantic adds where in the recipe it stands.
+    """The user's input is wrong; a ValueError, so that pydantic adds where in the recipe it is.
 
     Args:
         problem: what happened, with the value seen.
-        fix: the command, key or edit that mends it.
+        fix: the command, key or edit that fixes it.
     """
 
     exit_code = EXIT_USER_ERROR
@@ -38,10 +38,10 @@ class UserError(LadleError, ValueError):
 
 
 class CheckFailed(LadleError):
-    """A check that the user asked for, or that a stage makes of its own work, did not hold."""
+    """A check that the user requested, or that a stage makes of its own work, failed."""
 
 
 class Preempted(LadleError):
-    """The run was asked to stop, saved what it had, and goes on when started again."""
+    """The run was asked to stop, saved what it had, and resumes when started again."""
 
     exit_code = EXIT_RESUMABLE

@@ -75,7 +75,7 @@ class Hub:
         return repository
 
     def downloads(self) -> list[str]:
-        """Return the paths of files whose content was asked for, in order."""
+        """Return the paths of files whose content was requested, in order."""
         return [
             path for method, path, _ in self.requests if method == "GET" and ("/resolve/" in path or "/cdn/" in path)
         ]
