@@ -1,4 +1,4 @@
-"""Ways to average members, each a process of its own so that its memory and CPU can be told apart.
+"""Ways to average members, each a process of its own so that its memory and CPU can be measured.
 
 python benchmarks/soup_contenders.py ladle_without_hash|load_all OUT MEMBER MEMBER…
 """

@@ -138,7 +138,7 @@ def verify(
     """
     faults = list(find_faults(artifact))
     if recompute and not any(fault.startswith("missing") for fault in faults):
-        from ladle.soup.recompute import recompute as find_different
+        from ladle.soup.write import recompute as find_different
 
         different = find_different(artifact, recorded_paths(artifact, "members"))
         faults += [f"not the mean of the members: {name} in {artifact}" for name in different]

@@ -14,7 +14,7 @@ from ladle.doctor.references import Reference, alignments_of, mixes_of
 from ladle.errors import UserError
 from ladle.models.config import InitConfig
 from ladle.recipe import Recipe
-from ladle.soup.headers import read_header
+from ladle.soup.members import read_header
 
 FAMILY = "model"
 INDEX = "model.safetensors.index.json"

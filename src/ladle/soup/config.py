@@ -1,4 +1,4 @@
-"""What a soup is made of. Free of torch and numpy, for it is read by `ladle plan`."""
+"""What a soup is made of. Free of torch and numpy, because `ladle plan` reads it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from ladle.config import Config, execution, location
 from ladle.errors import UserError
 
 Method = Literal["uniform", "last_n", "weighted", "linear", "ema", "wsm_linear", "wsm_cosine", "wsm_inverse_sqrt"]
-Candidate = Literal[
-    "last", "uniform", "last_n", "linear", "ema", "wsm_linear", "wsm_cosine", "wsm_inverse_sqrt", "weighted", "greedy"
-]
+Candidate = Literal[Method, "last", "greedy"]
 
 
 class SoupConfig(Config):
@@ -29,7 +27,7 @@ class SoupConfig(Config):
     last: int | None = Field(None, ge=1)
     """For last_n: how many of the newest members are averaged."""
     weights: list[float] | None = None
-    """For weighted: one non-negative number a member, in order; they are divided by their sum."""
+    """For weighted: one non-negative number per member, in order; they are divided by their sum."""
     ema_alpha: float = Field(0.2, gt=0, le=1)
     """For ema: the share of each newer member in the running average."""
     dtype: Literal["float32"] | None = None
@@ -65,39 +63,27 @@ class SoupConfig(Config):
     """Take a folder that is named twice as two members."""
 
     hash_inputs: bool = True
-    """Record the blake3 of every member file, taken from the bytes that are averaged; it is nearly half of the work."""
+    """Record the blake3 of every member file, taken from the bytes that are averaged; about a third of the work."""
 
-    threads: int = execution(2, ge=1)
-    """Threads that read, average, write and hash."""
-    chunk_bytes: int = execution(4 * 2**20, ge=2**16)
-    """Bytes of all members and the result together that a thread works on at a time."""
-    reader: Literal["map", "pread"] = execution("map")
-    """How members are read: through a memory map, which saves a copy, or by pread, for file systems where maps are
-    slow."""
-    writer: Literal["direct", "cache"] = execution("direct")
-    """How the result is written: past the page cache where the file system can, which saves a copy of it in memory, or
-    through the cache, for a result that is read at once."""
+    workers: int = execution(1, ge=0)
+    """Processes that average weight files side by side; 0 means one for each core."""
     ignore_free_space: bool = execution(False)
-    """Start although the file system says that the result will not fit (it may compress or deduplicate)."""
+    """Start even if the file system says that the result will not fit (it may compress or deduplicate)."""
 
     @model_validator(mode="after")
     def _method_has_its_numbers(self) -> SoupConfig:
         tries_weighted = self.method == "weighted" or (self.select == "best" and "weighted" in self.candidates)
         if tries_weighted and not self.weights:
-            raise UserError(
-                "soup method weighted has no weights", "add `weights`, one number a member, as in weights=[1,2,3]"
-            )
+            raise UserError("soup method weighted has no weights", "add `weights`, one per member: weights=[1,2,3]")
         if self.method == "last_n" and self.select == "none" and self.last is None:
             raise UserError("soup method last_n does not say how many", "add `last`, for example last=4")
         if any(weight < 0 for weight in self.weights or []) or (self.weights and not sum(self.weights)):
-            raise UserError(
-                f"soup.weights are {self.weights}", "a soup is an average: give numbers of 0 or more, not all 0"
-            )
+            raise UserError(f"soup.weights are {self.weights}", "give numbers of 0 or more, not all 0")
         return self
 
     @property
     def ordered_members(self) -> list[str]:
-        """The members after `include_base` has had its say."""
+        """The members, with `include_base` applied."""
         others = [member for member in self.members if member != "base"]
         if self.include_base is None:
             return list(self.members)

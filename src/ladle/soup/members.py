@@ -1,30 +1,114 @@
-"""The models that go into a soup, as they stand on disk."""
+"""The models that go into a soup, as they are on disk: their folders, their weight files and where each tensor is.
+
+A weight file is 8 bytes of little-endian length, that many bytes of JSON, then the tensors' bytes
+(https://huggingface.co/docs/safetensors, "Format"). The safetensors library checks it; its interface does not say where
+a tensor's bytes begin, which streaming needs, so that is read from the JSON here.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import mmap
+import struct
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+from safetensors import SafetensorError, safe_open
 
 from ladle.artifacts.inputs import find_local, natural_key
 from ladle.errors import UserError
-from ladle.soup.headers import Header, Tensor, read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TRAINING_STATE = (
     "optimizer*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "training_args.bin", "global_step*",
 )  # fmt: skip
-"""Files of a checkpoint that are no part of the model: often twice its size, and nothing to a soup."""
+"""Files of a checkpoint that are not part of the model: often twice its size, and nothing to a soup."""
 
+OUTPUT_EMBEDDINGS = "lm_head.weight"
+INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+"""Ends of names."""
+
+_COPY_AGAIN = "copy it again from its source, or use another checkpoint"
 _CONVERT = (
     'convert it with: python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}-safetensors')\""
 )
+
+
+class Tensor(NamedTuple):
+    """One tensor; start and stop are offsets into the file, in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def num_elements(self) -> int:
+        """The product of the shape."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all elements."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """The head of a weight file: its bytes, and what they say of the tensors, in the order of the tensors' bytes."""
+
+    raw: bytes
+    size_bytes: int
+    """Of the whole file."""
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] | None
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a file.
+
+    Raises:
+        UserError: the file is not a safetensors file, or its tensors do not fill it exactly.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a complete safetensors file ({error})", _COPY_AGAIN) from error
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        raw = prefix + file.read(*struct.unpack("<Q", prefix))
+    return _parse(raw)
+
+
+def make_header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str] | None) -> Header:
+    """Return the header of a file that holds these tensors (dtype, shape, bytes) one after the other."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name, (dtype, shape, size_bytes) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + size_bytes]}
+        start += size_bytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # keeps the tensors aligned, as the library does
+    return _parse(struct.pack("<Q", len(text)) + text)
+
+
+def _parse(raw: bytes) -> Header:
+    entries = json.loads(raw[8:])
+    metadata = entries.pop("__metadata__", None)
+    tensors = {
+        name: Tensor(entry["dtype"], tuple(entry["shape"]), *(len(raw) + offset for offset in entry["data_offsets"]))
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
+    }
+    return Header(raw, max((tensor.stop for tensor in tensors.values()), default=len(raw)), tensors, metadata)
 
 
 @dataclass(frozen=True)
@@ -36,28 +120,23 @@ class Member:
     headers: dict[str, Header]
 
     aliases: frozenset[str] = frozenset()
-    """Tensors that only repeat another one, and are left out (`ladle.soup.aliases`)."""
+    """Tensors that only repeat another one, and are left out."""
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """The file that each tensor stands in."""
+        """The file that each tensor is in."""
         stored = {tensor: file for file, header in self.headers.items() for tensor in header.tensors}
         return {tensor: file for tensor, file in stored.items() if tensor not in self.aliases}
 
     def tensor(self, name: str) -> Tensor:
-        """Return where a tensor stands in its file."""
+        """Return where a tensor is in its file."""
         return self.headers[self.files[name]].tensors[name]
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether an index names the files."""
-        return list(self.headers) != [SINGLE_FILE]
 
 
 def find_members(reference: str) -> tuple[Path, ...]:
     """Return the models that a path or glob names, older checkpoints first; empty where it names nothing.
 
-    A folder of checkpoints, as a training leaves it, stands for all of them.
+    A folder of checkpoints, as a training leaves it, names all of them.
     """
     return tuple(member for folder in find_local(reference) for member in _checkpoints_of(folder) or [folder])
 
@@ -65,54 +144,71 @@ def find_members(reference: str) -> tuple[Path, ...]:
 def _checkpoints_of(folder: Path) -> list[Path]:
     if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
         return []
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
-    return sorted(found, key=natural_key)
+    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=natural_key)
 
 
 def open_members(folders: Sequence[Path]) -> list[Member]:
-    """Read the headers of all members.
+    """Read the headers of all members; each folder is a model, or an artifact with the model in model/.
 
     Raises:
-        UserError: there is none, or one is no model folder or has damaged weight files.
+        UserError: there is none, or one is not a model folder or has damaged weight files.
     """
     if not folders:
         raise UserError(
             "a soup needs at least one member", "name model folders, for example: ladle soup base run/checkpoints/*"
         )
-    names = _name_members(folders)
-    return [open_member(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return [_open_member(folder, name) for folder, name in zip(folders, _name_members(folders), strict=True)]
 
 
-def open_member(folder: Path, name: str) -> Member:
-    """Read the headers of one model; `folder` is the model, or an artifact with the model in model/.
+def _name_members(folders: Sequence[Path]) -> list[str]:
+    """Name members by their folders, numbered where two are the same; paths are left out, so results can move."""
+    plain = [(path.parent if path.name == "model" else path).name for path in (folder.resolve() for folder in folders)]
+    return [
+        name if plain.count(name) == 1 else f"{name}#{plain[: position + 1].count(name)}"
+        for position, name in enumerate(plain)
+    ]
 
-    Raises:
-        UserError: see `open_members`.
-    """
+
+def _open_member(folder: Path, name: str) -> Member:
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is no model: {_what_is_there(folder)}", "name a folder saved by save_pretrained")
-    headers = {file: read_header(folder / file) for file in _weight_files(folder)}
-    member = Member(name, folder, headers)
-    repeated = [
-        tensor for tensor, count in Counter(t for h in headers.values() for t in h.tensors).items() if count > 1
-    ]
-    if repeated:
-        raise UserError(
-            f"{folder} has {repeated[0]} in more than one file", "save the model again with save_pretrained"
-        )
-    if member.is_sharded:
-        _check_index(member)
+        found = "there is no such folder"
+        if folder.exists():
+            names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["it is a file"]
+            found = f"it has no config.json (found: {', '.join(names) or 'nothing'})"
+        raise UserError(f"{folder} is not a model: {found}", "name a folder saved by save_pretrained")
+    weight_map = _read_weight_map(folder)
+    files = [SINGLE_FILE] if weight_map is None else sorted(set(weight_map.values()))
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            raise UserError(f"{folder} lacks {file}, which its index names", _COPY_AGAIN)
+    member = Member(name, folder, {file: read_header(folder / file) for file in files})
+    tensors = Counter(tensor for header in member.headers.values() for tensor in header.tensors)
+    if repeated := [tensor for tensor, count in tensors.items() if count > 1]:
+        raise UserError(f"{folder} has {repeated[0]} in more than one file", "save the model again")
+    if weight_map is not None and weight_map != member.files:
+        wrong = sorted(set(weight_map.items()) ^ set(member.files.items()))[0][0]
+        raise UserError(f"{folder}: the index and the weight files differ on {wrong}", _COPY_AGAIN)
     return member
 
 
-def _what_is_there(folder: Path) -> str:
-    if folder.is_dir():
-        return (
-            f"it has no config.json (found: {', '.join(sorted(path.name for path in folder.iterdir())) or 'nothing'})"
-        )
-    return "it is a file" if folder.is_file() else "there is no such folder"
+def _read_weight_map(folder: Path) -> dict[str, str] | None:
+    """Return the file of each tensor, by the index; None for a single file, which wins as in from_pretrained."""
+    if (folder / SINGLE_FILE).is_file():
+        return None
+    if (folder / INDEX_FILE).is_file():
+        try:
+            return {str(tensor): str(file) for tensor, file in read_json(folder / INDEX_FILE)["weight_map"].items()}
+        except (KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{folder / INDEX_FILE} is not an index of weights", _COPY_AGAIN) from error
+    if (folder / "adapter_config.json").is_file():
+        fix = "merge it into its base first (peft: merge_and_unload), and save that"
+        raise UserError(f"{folder} is an adapter, not a model", fix)
+    if any(folder.glob("*.bin")):
+        fix = _CONVERT.format(folder=folder)
+        raise UserError(f"{folder} has its weights in torch .bin files, which can hold code", fix)
+    raise UserError(f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}", "name a folder saved by save_pretrained")
 
 
 def read_json(path: Path) -> Any:
@@ -124,59 +220,38 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})", "copy it again from its source") from error
+        raise UserError(f"{path} is not JSON ({error})", _COPY_AGAIN) from error
 
 
-def _name_members(folders: Sequence[Path]) -> list[str]:
-    """Name members by their folders, numbered where two are the same; paths stay out, for a result has no place."""
-    plain = [(path.parent if path.name == "model" else path).name for path in (folder.resolve() for folder in folders)]
-    seen: Counter[str] = Counter()
-    names = []
-    for name in plain:
-        seen[name] += 1
-        names.append(name if plain.count(name) == 1 else f"{name}#{seen[name]}")
-    return names
+def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
+    """Return the members without output embeddings that only some of them store, because all of them tie them.
+
+    Some writers store `lm_head.weight` of a tied model, others leave it out. The stored copies repeat what is averaged
+    anyway. Kept as they are, they would be stale beside the averaged embeddings; averaged, they would need a partner in
+    every member.
+
+    Raises:
+        UserError: stored output embeddings of a tied model differ from its input embeddings.
+    """
+    storing = [member for member in members if OUTPUT_EMBEDDINGS in member.files]
+    others = [member for member in members if OUTPUT_EMBEDDINGS not in member.files]
+    is_tied = [read_json(member.folder / "config.json").get("tie_word_embeddings") is True for member in others]
+    if not storing or not others or not all(is_tied):
+        return list(members)
+    for member in storing:
+        embeddings = next((name for name in member.files if name.endswith(INPUT_EMBEDDINGS)), None)
+        if embeddings is None or _hash_of(member, embeddings) != _hash_of(member, OUTPUT_EMBEDDINGS):
+            problem = (
+                f"{member.name} has a {OUTPUT_EMBEDDINGS} of its own, other members tie it to the input embeddings"
+            )
+            raise UserError(problem, "average models that are all tied, or all untied")
+    aliases = frozenset({OUTPUT_EMBEDDINGS})
+    return [replace(member, aliases=aliases) if member in storing else member for member in members]
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """Return the names of a model's weight files; a single file wins over an index, as in from_pretrained."""
-    if (folder / SINGLE_FILE).is_file():
-        return [SINGLE_FILE]
-    if (folder / INDEX_FILE).is_file():
-        files = sorted(set(_read_index(folder).values()))
-        for file in files:
-            if Path(file).name != file or not (folder / file).is_file():
-                raise UserError(
-                    f"{folder} lacks {file}, which its index names", "copy the folder again from its source"
-                )
-        return files
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder} is an adapter, not a model",
-            "merge it into its base first (peft: merge_and_unload), and save that",
-        )
-    if any(folder.glob("*.bin")):
-        raise UserError(
-            f"{folder} has its weights in torch .bin files, which can hold code", _CONVERT.format(folder=folder)
-        )
-    raise UserError(f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}", "name a folder saved by save_pretrained")
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["weight_map"]
-        return {str(tensor): str(file) for tensor, file in weight_map.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{folder / INDEX_FILE} is no index of weights", "copy the folder again from its source"
-        ) from error
-
-
-def _check_index(member: Member) -> None:
-    indexed = _read_index(member.folder)
-    if indexed != member.files:
-        wrong = sorted(set(indexed.items()) ^ set(member.files.items()))[0][0]
-        raise UserError(
-            f"{member.folder}: the index and the weight files differ on {wrong}",
-            "copy the folder again from its source",
-        )
+def _hash_of(member: Member, name: str) -> tuple[str, tuple[int, ...], bytes]:
+    """Return what is equal for equal tensors: dtype, shape and a hash of the bytes."""
+    tensor = member.tensor(name)
+    with (member.folder / member.files[name]).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return tensor.dtype, tensor.shape, blake3(memoryview(mapped)[tensor.start : tensor.stop]).digest()

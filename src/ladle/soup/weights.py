@@ -1,19 +1,21 @@
-"""From a method to coefficients: one rule a method, over members ordered from the oldest to the newest.
+"""The members' shares in a soup: by a method, or by the loss on held-out data.
 
-A coefficient is a fraction of integers, so that the mean is a well-defined number whatever the order of the sum.
-Rules whose fractions are irrational (cosine, square root) or need a denominator above `GRID` (long moving averages)
-are rounded to multiples of 1 / GRID that still sum to 1: an error of at most 1e-6 in a coefficient, hundreds of times
-below what bf16 resolves.
+A method is a rule over members ordered from the oldest to the newest. Shares are fractions of integers. Rules whose
+fractions are irrational (cosine, square root) or need a denominator above `GRID` (long moving averages) are rounded to
+multiples of 1 / GRID that still sum to 1: an error of at most 1e-6 in a share, hundreds of times below what bf16
+resolves. To add a method: write its rule here, add it to RULES, and name it in `ladle.soup.config`.
 
-To add a method: write its rule here, add it to RULES, and name it in `ladle.soup.config`.
+Greedy selection (arXiv 2203.05482): order the members by their own loss, best first; take each in turn into a uniform
+average, and keep it only if the average's loss falls. The loss is that of a validation split, never of the benchmarks
+that are reported: a soup chosen by a score cannot be compared by it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ladle.errors import UserError
 from ladle.soup.config import SoupConfig
@@ -21,6 +23,8 @@ from ladle.soup.config import SoupConfig
 GRID = 2**20
 
 Rule = Callable[[int, SoupConfig], list[Fraction]]
+Score = Callable[[str, "Coefficients"], float]
+"""The loss of an average, which is known by a name in logs and records."""
 
 
 class Coefficients(NamedTuple):
@@ -65,10 +69,6 @@ def over(members: list[int], num_members: int) -> Coefficients:
     return Coefficients(tuple(int(position in members) for position in range(num_members)), len(members))
 
 
-def _uniform(num_members: int, config: SoupConfig) -> list[Fraction]:
-    return [Fraction(1, num_members)] * num_members
-
-
 def _last_n(num_members: int, config: SoupConfig) -> list[Fraction]:
     last = config.last or num_members
     if last > num_members:
@@ -79,16 +79,8 @@ def _last_n(num_members: int, config: SoupConfig) -> list[Fraction]:
 def _weighted(num_members: int, config: SoupConfig) -> list[Fraction]:
     weights = [Fraction(str(weight)) for weight in config.weights or []]
     if len(weights) != num_members:
-        raise UserError(
-            f"soup.weights are {len(weights)} for {num_members} members", "give one number a member, in their order"
-        )
+        raise UserError(f"soup.weights are {len(weights)} for {num_members} members", "give one number per member")
     return [weight / sum(weights) for weight in weights]
-
-
-def _linear(num_members: int, config: SoupConfig) -> list[Fraction]:
-    """Member j of n, from 1, weighs j (weighted moving average, arXiv 2505.12082)."""
-    total = num_members * (num_members + 1) // 2
-    return [Fraction(position, total) for position in range(1, num_members + 1)]
 
 
 def _ema(num_members: int, config: SoupConfig) -> list[Fraction]:
@@ -112,21 +104,67 @@ def _wsm(decay: Callable[[Fraction], Fraction]) -> Rule:
     return rule
 
 
-def _cosine_decay(progress: Fraction) -> Fraction:
-    return Fraction((1 + math.cos(math.pi * progress)) / 2)
-
-
-def _inverse_sqrt_decay(progress: Fraction) -> Fraction:
-    return 1 - Fraction(math.sqrt(progress))
-
-
 RULES: dict[str, Rule] = {
-    "uniform": _uniform,
+    "uniform": lambda n, config: [Fraction(1, n)] * n,
     "last_n": _last_n,
     "weighted": _weighted,
-    "linear": _linear,
+    # Member j of n, from 1, weighs j (weighted moving average, arXiv 2505.12082).
+    "linear": lambda n, config: [Fraction(2 * j, n * (n + 1)) for j in range(1, n + 1)],
     "ema": _ema,
-    "wsm_linear": _wsm(lambda progress: 1 - progress),
-    "wsm_cosine": _wsm(_cosine_decay),
-    "wsm_inverse_sqrt": _wsm(_inverse_sqrt_decay),
+    "wsm_linear": _wsm(lambda t: 1 - t),
+    "wsm_cosine": _wsm(lambda t: Fraction((1 + math.cos(math.pi * t)) / 2)),
+    "wsm_inverse_sqrt": _wsm(lambda t: 1 - Fraction(math.sqrt(t))),
 }
+
+
+class Choice(NamedTuple):
+    """A candidate, its shares and its loss."""
+
+    name: str
+    coefficients: Coefficients
+    loss: float
+
+
+def select(config: SoupConfig, names: Sequence[str], score: Score) -> Choice:
+    """Return the candidate with the lowest loss, the first of equals.
+
+    Args:
+        config: `select` and `candidates`.
+        names: the members', oldest first.
+        score: called once for each candidate, and for greedy once for each average on the way.
+    """
+    labels = ["greedy"] if config.select == "greedy" else config.candidates
+    candidates = (candidate for label in labels for candidate in _candidates(label, config, names, score))
+    return min((Choice(name, shares, score(name, shares)) for name, shares in candidates), key=lambda c: c.loss)
+
+
+def _candidates(
+    label: str, config: SoupConfig, names: Sequence[str], score: Score
+) -> Iterator[tuple[str, Coefficients]]:
+    """Yield the averages that one entry of `candidates` tries, by name."""
+    count = len(names)
+    if label == "greedy":
+        yield "greedy", _greedy(names, score)
+        return
+    tried: dict[str, dict[str, Any]] = {label: {"method": label}}
+    if label == "last":
+        tried = {"last": {"method": "last_n", "last": 1}}
+    if label == "last_n":
+        powers = [2**power for power in range(1, count.bit_length()) if 2**power < count]
+        sizes = [config.last] if config.last else powers
+        tried = {f"last_{size}": {"method": "last_n", "last": size} for size in sizes}
+    for name, changes in tried.items():
+        yield name, make_coefficients(config.model_copy(update=changes), count)
+
+
+def _greedy(names: Sequence[str], score: Score) -> Coefficients:
+    count = len(names)
+    alone = {j: score(f"only {name}", over([j], count)) for j, name in enumerate(names)}
+    first, *others = sorted(alone, key=lambda j: (alone[j], -j))
+    kept, best = [first], alone[first]
+    for position in others:
+        trial = sorted([*kept, position])
+        loss = score("greedy: " + " + ".join(names[j] for j in trial), over(trial, count))
+        if loss < best:
+            kept, best = trial, loss
+    return over(kept, count)

@@ -15,4 +15,4 @@ def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
     return run(config, inputs, out)
 
 
-STAGE = Stage("soup", run)
+STAGE = Stage("soup", run, version=2)

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ladle.errors import UserError
+from ladle.soup.compare import open_soup
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import open_members
-from ladle.soup.preflight import open_soup
 from ladle.stages import soup
 from tests.tiny_models import make_model, make_tokenizer
 
@@ -92,10 +92,6 @@ def test_the_router_bias_stays_in_fp32(tmp_path: Path) -> None:
     assert {state.dtype for state in states} == {torch.float32}
     expected = torch.stack(states[:-1]).double().mean(0)
     torch.testing.assert_close(states[-1].double(), expected, rtol=1e-7, atol=0)
-    info = json.loads((tmp_path / "out" / "merge_info.json").read_text())
-    assert [layer["layer"] for layer in info["experts"]] == ["model.layers.1", "model.layers.2"]
-    assert info["experts"][0]["router_bias_spread"]["mean"] > 1
-    assert len(info["experts"][0]["expert_distance"]) == NUM_MEMBERS - 1
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ladle.soup.formats import FLOATS
-from ladle.soup.headers import encode_header
+from ladle.soup.members import make_header
+
+from .formats import to_bits
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-6, "hidden_act": "silu"}
 
@@ -36,8 +37,8 @@ def write_member(
 
 
 def pack(tensors: Tensors) -> bytes:
-    header = encode_header({name: (dtype, array.shape) for name, (dtype, array) in tensors.items()}, {"format": "pt"})
-    return header + b"".join(array.tobytes() for _, array in tensors.values())
+    described = {name: (dtype, array.shape, array.nbytes) for name, (dtype, array) in tensors.items()}
+    return make_header(described, {"format": "pt"}).raw + b"".join(array.tobytes() for _, array in tensors.values())
 
 
 def random_tensors(seed: int, dtype: str = "BF16", rows: int = 40) -> dict[str, tuple[str, np.ndarray]]:
@@ -51,13 +52,6 @@ def random_tensors(seed: int, dtype: str = "BF16", rows: int = 40) -> dict[str, 
     tensors["layers.0.router_bias"] = ("F32", to_bits(shared.normal(0, 1, 8) + own.normal(0, 0.1, 8), "F32"))
     tensors["position_ids"] = ("I64", np.arange(6))
     return tensors
-
-
-def to_bits(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to a format, not correctly everywhere for bf16, which random numbers do not mind."""
-    if dtype == "BF16":
-        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype({"F16": np.float16, "F32": np.float32, "F64": np.float64}[dtype]).view(FLOATS[dtype].bits)
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:

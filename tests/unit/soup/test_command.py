@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from ladle.artifacts import file_hashes
+from ladle.artifacts import inputs
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.files import pretty_json
 from ladle.artifacts.inputs import InputFinder, LocalFiles, UnreadFiles
@@ -23,10 +23,10 @@ from ladle.artifacts.record import RECORD_NAME, describe_files, digest_of, read_
 from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
 from ladle.pipeline import soup_step
-from ladle.soup import writer
+from ladle.soup import make
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import open_members
-from ladle.soup.recompute import recompute
+from ladle.soup.write import recompute
 from ladle.stages import soup as stage
 from tests.unit.artifacts import toy
 
@@ -48,13 +48,13 @@ def make_checkpoints(folder: Path, *steps: int, rows: int = 40) -> list[Path]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are hashed by a read of their own."""
     names: list[str] = []
-    hash_file = file_hashes.hash_file
+    hash_file = inputs.hash_file
 
     def note(path: Path) -> str:
         names.append(path.name)
         return hash_file(path)
 
-    monkeypatch.setattr(file_hashes, "hash_file", note)
+    monkeypatch.setattr(inputs, "hash_file", note)
     return names
 
 
@@ -74,7 +74,7 @@ def test_members_are_hashed_while_they_are_averaged_and_never_again(tmp_path: Pa
     assert "model.safetensors" in hashed  # by the last line, which knew nothing
 
 
-def test_what_is_left_unread_is_told_apart_by_size_and_time(tmp_path: Path) -> None:
+def test_unread_files_are_recognised_by_size_and_time(tmp_path: Path) -> None:
     (member,) = make_checkpoints(tmp_path, 1, rows=ROWS)
     finder = InputFinder(tmp_path)
     unread = finder.unread((member,))
@@ -129,7 +129,7 @@ def test_a_member_that_is_not_what_its_step_made_is_refused(tmp_path: Path) -> N
         build(Step("second", stage.STAGE, SoupConfig(), {"members": (StepOutput(parent),)}), workspace)
 
 
-def test_a_killed_soup_of_unread_members_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_soup_of_unread_members_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = [str(path) for path in make_checkpoints(tmp_path / "run", 1, 2, rows=ROWS)]
     out = tmp_path / "out"
     workspace = Workspace(tmp_path / "runs", (("soup", out),))
@@ -138,14 +138,15 @@ def test_a_killed_soup_of_unread_members_is_gone_on_with(tmp_path: Path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_side_files", stop)
+        patch.setattr(make, "write_side_files", stop)
         with pytest.raises(KeyboardInterrupt):
             build(soup_step(members, [], tmp_path / "root", out), workspace)
     (partial,) = tmp_path.glob("out-*.partial")
-    written = (partial / "model.safetensors").stat()
+    (written,) = partial.rglob("*.safetensors")
+    inode = written.stat().st_ino
     build(soup_step(members, [], tmp_path / "root", out), workspace)
     assert not list(tmp_path.glob("*.partial"))
-    assert (out / "model.safetensors").stat().st_ino == written.st_ino
+    assert (out / "model.safetensors").stat().st_ino == inode
 
 
 def _spoil(out: Path) -> None:
@@ -195,7 +196,7 @@ def test_recompute_is_for_soups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     toy.install(monkeypatch, [])
     out = build(toy.chain("a")[0], Workspace(tmp_path / "runs"))
     found = ladle("verify", out, "--recompute")
-    assert (found.returncode, "is no soup" in found.stderr) == (2, True)
+    assert (found.returncode, "is not a soup" in found.stderr) == (2, True)
 
 
 def test_flags_stand_for_their_settings(tmp_path: Path) -> None:

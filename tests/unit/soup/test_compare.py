@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from ladle.errors import UserError
+from ladle.soup.compare import open_soup
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import open_members
-from ladle.soup.preflight import open_soup
-from ladle.soup.weights import over
-from ladle.soup.writer import write_soup
+from ladle.stages import soup as stage
 
-from .models import random_tensors, to_bits, write_member
+from .formats import to_bits
+from .models import random_tensors, write_member
 
 Change = Callable[[dict[str, tuple[str, np.ndarray]]], None]
 
@@ -51,7 +51,9 @@ def soup_of(tmp_path: Path, change: Change, **settings: Any) -> tuple[dict[str, 
     plain, changed = random_tensors(1), random_tensors(2)
     change(changed)
     folders = [write_member(tmp_path / "plain", plain), write_member(tmp_path / "changed", changed)]
-    info = write_soup(open_soup(folders, SoupConfig(**settings)), over([0, 1], 2), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    stage.run(SoupConfig(**settings), {"members": folders}, tmp_path / "out")
+    info = json.loads((tmp_path / "out" / "merge_info.json").read_text())
     member = open_members([tmp_path / "out"])[0]
     raw = (tmp_path / "out" / "model.safetensors").read_bytes()
     tensors = {}
@@ -138,7 +140,7 @@ def test_another_function_is_refused(tmp_path: Path, change: dict[str, Any]) -> 
     assert open_soup(folders, SoupConfig(allow_config=True)).waived["allow_config"]["count"] == 1
 
 
-def test_keys_that_change_no_function_may_differ(tmp_path: Path) -> None:
+def test_keys_that_do_not_change_the_function_may_differ(tmp_path: Path) -> None:
     first = {"torch_dtype": "bfloat16", "rope_theta": 1e4, "use_cache": True, "transformers_version": "4.40.0"}
     second = {"dtype": "float32", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "_name_or_path": "x"}
     assert open_soup(two_members(tmp_path, first, second), SoupConfig()).waived == {}
@@ -171,14 +173,13 @@ def test_another_chat_template_is_refused(tmp_path: Path) -> None:
     assert open_soup(folders, SoupConfig()).waived == {}
 
 
-def test_settings_of_a_tokenizer_and_its_absence_are_no_difference(tmp_path: Path) -> None:
+def test_settings_of_a_tokenizer_and_its_absence_are_not_differences(tmp_path: Path) -> None:
     folders = two_members(tmp_path, {}, {})
     write_tokenizer(folders[1], {"a": 0}, padding="x", model_max_length=5, eos_token="</s>")
     third = write_member(tmp_path / "three", random_tensors(1))
     write_tokenizer(third, {"a": 0}, model_max_length=9, eos_token={"content": "</s>", "lstrip": False})
-    soup = open_soup([*folders, third], SoupConfig())
-    assert soup.waived == {}
-    write_soup(soup, over([0, 1, 2], 3), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    stage.run(SoupConfig(), {"members": [*folders, third]}, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 5
 
 

@@ -1,12 +1,19 @@
+"""Members and the headers of their files: what is found, and what is refused as damaged or as something else."""
+
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load, save_file
 
 from ladle.errors import UserError
-from ladle.soup.members import open_members
+from ladle.soup.members import make_header, open_members, read_header
 
 from .models import pack, random_tensors, write_member
 
@@ -81,7 +88,7 @@ def test_an_index_that_contradicts_the_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="differ on head"):
         open_members([folder])
     index.write_text("[]")
-    with pytest.raises(UserError, match="is no index"):
+    with pytest.raises(UserError, match="is not an index"):
         open_members([folder])
     content["weight_map"]["head"] = "../../elsewhere.safetensors"
     index.write_text(json.dumps(content))
@@ -97,3 +104,90 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="has head in more than one file"):
         open_members([folder])
+
+
+def write(folder: Path, header: object, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def test_it_finds_what_the_library_saved(tmp_path: Path) -> None:
+    tensors = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a": np.arange(5),
+        "empty": np.zeros((0, 4), np.float16),
+    }
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    header = read_header(tmp_path / "model.safetensors")
+    raw = (tmp_path / "model.safetensors").read_bytes()
+    assert header.metadata == {"format": "pt"}
+    assert header.size_bytes == len(raw)
+    for name, array in tensors.items():
+        tensor = header.tensors[name]
+        assert (tensor.shape, raw[tensor.start : tensor.stop]) == (array.shape, array.tobytes())
+
+
+def test_the_library_reads_what_it_encodes() -> None:
+    loaded = load(make_header({"x": ("F32", (2, 2), 16), "y": ("I64", (1,), 8)}, None).raw + bytes(24))
+    assert {name: (array.dtype, array.shape) for name, array in loaded.items()} == {
+        "x": (np.dtype(np.float32), (2, 2)),
+        "y": (np.dtype(np.int64), (1,)),
+    }
+
+
+def entry(start: int, stop: int, shape: list[int], dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        pytest.param({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, 12, id="overlap"),
+        pytest.param({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, 12, id="gap"),
+        pytest.param({"a": entry(0, 8, [3])}, 8, id="larger than its bytes"),
+        pytest.param({"a": entry(0, 8, [2])}, 7, id="file too short"),
+        pytest.param({"a": entry(0, 8, [2])}, 9, id="file too long"),
+        pytest.param({"a": entry(8, 0, [-2])}, 8, id="negative"),
+        pytest.param({"a": entry(0, 4, [1], "F13")}, 4, id="dtype"),
+        pytest.param({"a": {"dtype": "F32"}}, 0, id="no shape"),
+        pytest.param({"a": 3}, 0, id="no entry"),
+        pytest.param([1], 0, id="list"),
+        pytest.param(b"{no json", 0, id="not JSON"),
+        pytest.param(b"\xff\xfe{}", 0, id="not text"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, header: object, size: int) -> None:
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
+        read_header(write(tmp_path, header, bytes(size)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_file_cut_short_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    raw = pack(random_tensors(1))
+    path = tmp_path_factory.mktemp("cut") / "model.safetensors"
+    path.write_bytes(raw[: data.draw(st.integers(0, len(raw) - 1))])
+    with pytest.raises(UserError):
+        read_header(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_changed_header_is_refused_or_still_fills_the_file(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    raw = bytearray(pack(random_tensors(1)))
+    length = 8 + int.from_bytes(raw[:8], "little")
+    for position in data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=3)):
+        raw[position] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("changed") / "model.safetensors"
+    path.write_bytes(raw)
+    try:
+        header = read_header(path)
+    except UserError:
+        return
+    spans = [(tensor.start, tensor.stop) for tensor in header.tensors.values()]
+    assert [start for start, _ in spans] == [len(header.raw), *(stop for _, stop in spans[:-1])]
+    assert spans[-1][1] == len(raw)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 
 from ladle.errors import CheckFailed, UserError
+from ladle.soup.compare import open_soup
 from ladle.soup.config import SoupConfig
-from ladle.soup.headers import read_header
-from ladle.soup.preflight import open_soup
-from ladle.soup.select import Scorer, select
-from ladle.soup.writer import SELECTION
+from ladle.soup.make import Scorer
+from ladle.soup.members import read_header
+from ladle.soup.weights import Choice, select
 from ladle.stages import soup as stage
 from ladle.training import pretrain as validation
 
-from .models import read_tree, to_bits, write_member
+from .formats import to_bits
+from .models import read_tree, write_member
 
 GOAL = np.array([1.0, 0.0])
 POINTS = [(4.0, 0.0), (0.0, 1.0), (2.0, -1.0), (0.0, -3.0)]
@@ -24,7 +26,7 @@ POINTS = [(4.0, 0.0), (0.0, 1.0), (2.0, -1.0), (0.0, -3.0)]
 
 
 class Distance:
-    """The validation loss of a model of two weights, and how often it was asked for."""
+    """The validation loss of a model of two weights, and the folders it was called with."""
 
     def __init__(self) -> None:
         self.folders: list[Path] = []
@@ -32,7 +34,7 @@ class Distance:
     def __call__(self, folder: Path, data_dir: Path | None = None) -> float:
         self.folders.append(folder)
         path = folder / "model.safetensors"
-        point = np.frombuffer(path.read_bytes()[read_header(path).data_start :], np.float32)
+        point = np.frombuffer(path.read_bytes()[len(read_header(path).raw) :], np.float32)
         return float(np.linalg.norm(point - GOAL))
 
 
@@ -43,20 +45,21 @@ def make_members(folder: Path) -> list[Path]:
     ]
 
 
-def choose(tmp_path: Path, loss: Distance, **settings: Any) -> tuple[list[str], dict[str, Any]]:
+def choose(tmp_path: Path, loss: Distance, **settings: Any) -> tuple[Choice, list[dict[str, Any]]]:
+    """Return the choice, and the record of all averages that were tried."""
     config = SoupConfig.model_validate(settings)
     soup = open_soup(make_members(tmp_path / "members"), config)
-    coefficients, selection = select(soup, config, Scorer(soup, loss, tmp_path / "scratch"))
-    return coefficients.as_text(), selection
+    scorer = Scorer(soup, loss, tmp_path / "scratch")
+    return select(config, [member.name for member in soup.members], scorer), scorer.tried
 
 
 def test_greedy_keeps_a_member_only_if_the_loss_falls(tmp_path: Path) -> None:
     loss = Distance()
-    shares, selection = choose(tmp_path, loss, select="greedy")
+    choice, tried = choose(tmp_path, loss, select="greedy")
     # Alone: m1 and m2 (1.41 each), m0 (3), m3 (3.16). m2, the newer of equals, comes first; m1 makes (1, 0), the goal.
-    assert shares == ["0", "1/2", "1/2", "0"]
-    assert selection["loss"] == 0
-    assert [entry["name"] for entry in selection["candidates"]] == [
+    assert choice.coefficients.as_text() == ["0", "1/2", "1/2", "0"]
+    assert choice.loss == 0
+    assert [entry["name"] for entry in tried] == [
         "only m0",
         "only m1",
         "only m2",
@@ -70,16 +73,23 @@ def test_greedy_keeps_a_member_only_if_the_loss_falls(tmp_path: Path) -> None:
 
 
 def test_best_is_the_lowest_of_its_candidates_all_on_record(tmp_path: Path) -> None:
-    shares, selection = choose(tmp_path, Distance(), select="best", candidates=["last", "uniform", "last_n"])
-    losses = {entry["name"]: entry["loss"] for entry in selection["candidates"]}
+    choice, tried = choose(tmp_path, Distance(), select="best", candidates=["last", "uniform", "last_n"])
+    losses = {entry["name"]: entry["loss"] for entry in tried}
     assert sorted(losses) == ["last", "last_2", "uniform"]
-    assert selection["chosen"] == "uniform" == min(losses, key=lambda name: losses[name])
-    assert shares == ["1/4"] * 4
+    assert choice.name == "uniform" == min(losses, key=lambda name: losses[name])
+    assert choice.coefficients.as_text() == ["1/4"] * 4
 
 
 def test_methods_are_candidates_too(tmp_path: Path) -> None:
-    _, selection = choose(tmp_path, Distance(), select="best", candidates=["linear", "ema", "wsm_cosine"], last=3)
-    assert [entry["name"] for entry in selection["candidates"]] == ["linear", "ema", "wsm_cosine"]
+    _, tried = choose(tmp_path, Distance(), select="best", candidates=["linear", "ema", "wsm_cosine"])
+    assert [entry["name"] for entry in tried] == ["linear", "ema", "wsm_cosine"]
+
+
+def test_last_n_tries_no_more_members_than_there_are(tmp_path: Path) -> None:
+    _, tried = choose(tmp_path, Distance(), select="best", candidates=["last_n"], last=3)
+    assert [entry["shares"] for entry in tried] == [["0", "1/3", "1/3", "1/3"]]
+    with pytest.raises(UserError, match=r"soup\.last is 5"):
+        choose(tmp_path / "more", Distance(), select="best", candidates=["last_n"], last=5)
 
 
 def test_candidates_are_written_one_over_the_other(tmp_path: Path) -> None:
@@ -102,16 +112,15 @@ def test_known_losses_survive_a_kill(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return super().__call__(folder)
 
-    config = SoupConfig(select="greedy")
-    soup = open_soup(make_members(tmp_path / "members"), config)
     with pytest.raises(KeyboardInterrupt):
-        select(soup, config, Scorer(soup, Killed(), tmp_path / "scratch"))
+        choose(tmp_path, Killed(), select="greedy")
+    shutil.rmtree(tmp_path / "members")
     loss = Distance()
-    select(soup, config, Scorer(soup, loss, tmp_path / "scratch"))
+    choose(tmp_path, loss, select="greedy")
     assert len(loss.folders) == 2
 
 
-def test_a_loss_that_is_no_number_stops_the_selection(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_selection(tmp_path: Path) -> None:
     class Broken(Distance):
         def __call__(self, folder: Path, data_dir: Path | None = None) -> float:
             return math.nan
@@ -128,8 +137,7 @@ def test_the_stage_selects_records_and_leaves_no_scratch(tmp_path: Path, monkeyp
     summary = stage.run(SoupConfig(select="greedy"), inputs, tmp_path / "out")
     assert summary.metrics["validation_loss"] == 0
     assert len(summary.metrics["candidates"]) == 8
-    assert not (tmp_path / "out" / SELECTION).exists()
-    assert sorted(read_tree(tmp_path / "out")) == ["README.md", "config.json", "merge_info.json", "model.safetensors"]
+    assert sorted(read_tree(tmp_path / "out")) == ["config.json", "merge_info.json", "model.safetensors"]
     assert Distance()(tmp_path / "out") == 0
 
 

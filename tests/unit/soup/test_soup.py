@@ -13,20 +13,16 @@ import pytest
 from blake3 import blake3
 
 from ladle.errors import UserError
-from ladle.soup import sinks, writer
+from ladle.soup import make, write
 from ladle.soup.config import SoupConfig
-from ladle.soup.exact import exact_mean
-from ladle.soup.formats import FLOATS
-from ladle.soup.headers import read_header
-from ladle.soup.members import open_members
-from ladle.soup.preflight import open_soup
-from ladle.soup.recompute import recompute
-from ladle.soup.stream import FileStream
-from ladle.soup.weights import make_coefficients, over
-from ladle.soup.writer import write_soup
+from ladle.soup.mean import FLOATS, weighted_mean
+from ladle.soup.members import open_members, read_header
+from ladle.soup.weights import make_coefficients
+from ladle.soup.write import average_blocks, recompute
 from ladle.stages import soup as stage
 
-from .models import Tensors, pack, random_tensors, read_tree, to_bits, write_member
+from .formats import to_bits
+from .models import Tensors, pack, random_tensors, read_tree, write_member
 
 SHARDS = (
     ["head", "position_ids"],
@@ -55,10 +51,9 @@ def expected_bits(members_dtype: str, count: int, **settings: Any) -> Tensors:
     expected = {}
     for name, (own, array) in members[0].items():
         if own in FLOATS:
-            stacked = np.stack([member[name][1].ravel() for member in members])
+            rows = [member[name][1].tobytes() for member in members]
             target = "F32" if settings.get("dtype") else own
-            array = exact_mean(stacked, FLOATS[own], coefficients, FLOATS[target]).reshape(array.shape)
-            expected[name] = (target, array)
+            expected[name] = (target, weighted_mean(rows, [own] * count, coefficients, target)[0].reshape(array.shape))
         else:
             expected[name] = (own, array)
     return expected
@@ -66,7 +61,7 @@ def expected_bits(members_dtype: str, count: int, **settings: Any) -> Tensors:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_the_file_is_byte_for_byte_the_exact_mean(tmp_path: Path, dtype: str, count: int) -> None:
+def test_the_file_is_byte_for_byte_the_mean(tmp_path: Path, dtype: str, count: int) -> None:
     run(make_members(tmp_path, count, dtype), tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == pack(expected_bits(dtype, count))
 
@@ -87,20 +82,11 @@ def test_fp64_members_are_averaged_to_fp64(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
-def test_bytes_do_not_depend_on_order_threads_chunks_or_reader(tmp_path: Path, dtype: str) -> None:
-    members = make_members(tmp_path, 7, dtype, rows=20_000, shards=SHARDS)
+def test_bytes_do_not_depend_on_the_order_of_members_or_on_workers(tmp_path: Path, dtype: str) -> None:
+    members = make_members(tmp_path, 7, dtype, rows=2000, shards=SHARDS)
     run(members, tmp_path / "reference")
-    reference = read_tree(tmp_path / "reference")
-    for number, settings in enumerate(
-        [
-            {"threads": 1},
-            {"threads": 5, "chunk_bytes": 2**16},
-            {"reader": "pread"},
-            {"reader": "pread", "chunk_bytes": 10**6},
-        ]
-    ):
-        run(members, tmp_path / f"same{number}", **settings)
-        assert read_tree(tmp_path / f"same{number}") == reference
+    run(members, tmp_path / "workers", workers=2)
+    assert read_tree(tmp_path / "workers") == read_tree(tmp_path / "reference")
     for number, order in enumerate(np.random.default_rng(0).permutation(7) for _ in range(3)):
         run([members[j] for j in order], tmp_path / f"order{number}")
         assert weights_of(tmp_path / f"order{number}") == weights_of(tmp_path / "reference")
@@ -146,18 +132,11 @@ def test_the_record_accounts_for_every_tensor_and_file(tmp_path: Path) -> None:
 
 
 def test_nothing_in_the_result_names_a_place(tmp_path: Path) -> None:
-    run(make_members(tmp_path, 2), tmp_path / "out", threads=1)
-    run(make_members(tmp_path / "elsewhere", 2), tmp_path / "moved", chunk_bytes=2**17)
+    run(make_members(tmp_path, 2), tmp_path / "out")
+    run(make_members(tmp_path / "elsewhere", 2), tmp_path / "moved")
     assert read_tree(tmp_path / "out") == read_tree(tmp_path / "moved")
     assert not any(str(tmp_path).encode() in content for content in read_tree(tmp_path / "out").values())
-    assert sorted(read_tree(tmp_path / "out")) == ["README.md", "config.json", "merge_info.json", "model.safetensors"]
-
-
-def test_the_card_has_the_command(tmp_path: Path) -> None:
-    run(make_members(tmp_path, 2), tmp_path / "out", method="weighted", weights=[1, 3], allow_config=True)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "ladle soup m0 m1 --out DIR allow_config=true method=weighted weights=[1.0,3.0]\n" in card
-    assert "| m1 | 3/4 |" in card
+    assert sorted(read_tree(tmp_path / "out")) == ["config.json", "merge_info.json", "model.safetensors"]
 
 
 def test_members_without_a_share_are_recorded_and_not_read(tmp_path: Path) -> None:
@@ -180,7 +159,7 @@ def test_fp8_and_booleans_pass_through_when_equal(tmp_path: Path) -> None:
     assert raw[result.start : result.stop] == bytes(range(8))
 
 
-def test_a_model_of_empty_and_scalar_tensors_is_no_special_case(tmp_path: Path) -> None:
+def test_tensors_may_be_empty_or_scalar(tmp_path: Path) -> None:
     tensors = {"nothing": ("BF16", np.zeros((0, 3), np.uint16)), "one": ("F32", to_bits(np.array(0.5), "F32"))}
     members = [write_member(tmp_path / f"m{j}", tensors) for j in range(2)]
     run(members, tmp_path / "out")
@@ -191,14 +170,12 @@ def test_numbers_may_stand_at_odd_places(tmp_path: Path) -> None:
     flags = {"flags": ("BOOL", np.array([True, False, True]))}
     members = [write_member(tmp_path / f"m{j}", flags | random_tensors(j, rows=900)) for j in range(3)]
     run(members, tmp_path / "out")
-    run(members, tmp_path / "pread", reader="pread")
     assert open_members([tmp_path / "out"])[0].tensor("embed.weight").start % 2 == 1
-    assert read_tree(tmp_path / "out") == read_tree(tmp_path / "pread")
     assert recompute(tmp_path / "out", members) == []
     result = (tmp_path / "out" / "model.safetensors").read_bytes()
     run([write_member(tmp_path / f"even{j}", random_tensors(j, rows=900)) for j in range(3)], tmp_path / "even")
     even = (tmp_path / "even" / "model.safetensors").read_bytes()
-    size = len(even) - read_header(tmp_path / "even" / "model.safetensors").data_start
+    size = len(even) - len(read_header(tmp_path / "even" / "model.safetensors").raw)
     assert result[-size:] == even[-size:]
 
 
@@ -207,15 +184,6 @@ def test_deepseek_v3_keeps_what_vllm_needs(tmp_path: Path) -> None:
     run(members, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["topk_method"], config["scoring_func"]) == ("noaux_tc", "sigmoid")
-
-
-def test_a_folder_that_is_not_empty_is_refused_and_kept(tmp_path: Path) -> None:
-    soup = open_soup(make_members(tmp_path, 2), SoupConfig())
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is not empty \(it holds thesis\.txt\)"):
-        write_soup(soup, over([0, 1], 2), tmp_path / "out")
-    assert read_tree(tmp_path / "out") == {"thesis.txt": b"mine"}
 
 
 def test_a_place_inside_a_member_is_refused(tmp_path: Path) -> None:
@@ -235,37 +203,6 @@ def test_a_member_named_twice_is_refused_by_whatever_name(tmp_path: Path) -> Non
     assert recompute(tmp_path / "out", [first, second, tmp_path / "link"]) == []
 
 
-def test_past_the_page_cache_and_through_it_the_bytes_are_the_same(tmp_path: Path) -> None:
-    members = make_members(tmp_path, 2, rows=20_000)
-    for mode in ("direct", "cache"):
-        run(members, tmp_path / mode, writer=mode)
-    assert read_tree(tmp_path / "direct") == read_tree(tmp_path / "cache")
-
-
-@pytest.mark.parametrize("refuses", ["open", "write"])
-def test_a_system_without_direct_writing_gets_the_same_bytes(
-    tmp_path: Path, refuses: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    members = make_members(tmp_path, 2, rows=20_000)
-    run(members, tmp_path / "plain", writer="cache")
-    if refuses == "open":
-        monkeypatch.delattr(os, "O_DIRECT")
-    else:
-        monkeypatch.setattr(sinks, "BLOCK", 1)  # writes at places that no disk takes, so that the kernel refuses them
-    run(members, tmp_path / "out")
-    assert read_tree(tmp_path / "out") == read_tree(tmp_path / "plain")
-
-
-def test_a_private_folder_is_cleared(tmp_path: Path) -> None:
-    members = make_members(tmp_path, 2)
-    run(members, tmp_path / "clean")
-    (tmp_path / "out" / "sub").mkdir(parents=True)
-    (tmp_path / "out" / "model-00009-of-00009.safetensors").write_text("junk")
-    run(members, tmp_path / "out")
-    assert read_tree(tmp_path / "out") == read_tree(tmp_path / "clean")
-    assert not (tmp_path / "out" / "sub").exists()
-
-
 def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = make_members(tmp_path, 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 100))
@@ -274,22 +211,25 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path, mon
     run(members, tmp_path / "out", ignore_free_space=True)
 
 
-@pytest.mark.parametrize("moment", ["run", "_work_in_threads"])  # before and after the files are opened
-@pytest.mark.parametrize("reader", ["map", "pread"])
-def test_a_member_that_shrinks_meanwhile_is_an_error(
-    tmp_path: Path, reader: str, moment: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["shrinks", "is rewritten"])
+def test_a_member_that_changes_meanwhile_is_an_error(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = make_members(tmp_path, 2, rows=20_000)
-    go_on = getattr(FileStream, moment)
+    weights = members[1] / "model.safetensors"
 
-    def shrink_first(stream: FileStream) -> Any:
-        with (members[1] / "model.safetensors").open("r+b") as file:
-            file.truncate(10_000)
-        return go_on(stream)
+    def change_after_the_first(*arguments: Any) -> Any:
+        blocks = average_blocks(*arguments)
+        yield next(blocks)
+        if change == "shrinks":
+            os.truncate(weights, 10_000)
+        else:
+            weights.write_bytes(weights.read_bytes())
+        yield from blocks
 
-    monkeypatch.setattr(FileStream, moment, shrink_first)
-    with pytest.raises(UserError, match="became shorter"):
-        run(members, tmp_path / "out", reader=reader)
+    monkeypatch.setattr(write, "average_blocks", change_after_the_first)
+    with pytest.raises(UserError, match=r"m1/model\.safetensors (became shorter|changed) while it was read"):
+        run(members, tmp_path / "out")
 
 
 def test_finished_files_are_kept_if_they_are_still_what_they_were(
@@ -298,20 +238,20 @@ def test_finished_files_are_kept_if_they_are_still_what_they_were(
     members = make_members(tmp_path, 3, shards=SHARDS)
     run(members, tmp_path / "reference")
     written: list[str] = []
-    write_file = writer.write_file
+    write_file = write._write_file
 
-    def write_some(file: Any, *arguments: Any) -> Any:
+    def write_some(soup: Any, coefficients: Any, item: Any, path: Path) -> None:
         if len(written) == stop_after:
             raise KeyboardInterrupt
-        written.append(file.name)
-        return write_file(file, *arguments)
+        written.append(item[1].stem)
+        write_file(soup, coefficients, item, path)
 
-    monkeypatch.setattr(writer, "write_file", write_some)
+    monkeypatch.setattr(write, "_write_file", write_some)
     stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         run(members, tmp_path / "out")
     kept, damaged = written
-    path = tmp_path / "out" / damaged
+    (path,) = (tmp_path / "out").rglob(damaged)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     stop_after = -1
     written.clear()
@@ -321,7 +261,7 @@ def test_finished_files_are_kept_if_they_are_still_what_they_were(
     assert read_tree(tmp_path / "out") == read_tree(tmp_path / "reference")
 
 
-def test_a_killed_soup_of_other_members_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_soup_of_other_members_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     members = make_members(tmp_path, 3, shards=SHARDS)
     run(members[:2], tmp_path / "reference")
 
@@ -329,7 +269,7 @@ def test_a_killed_soup_of_other_members_is_not_gone_on_with(tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_side_files", stop)
+        patch.setattr(make, "write_side_files", stop)
         with pytest.raises(KeyboardInterrupt):
             run(members, tmp_path / "out")
     run(members[:2], tmp_path / "out")
@@ -353,27 +293,5 @@ def test_recompute_names_exactly_the_tensors_that_differ(tmp_path: Path) -> None
     assert recompute(out, [members[0], members[0], members[0]]) != []
     with pytest.raises(UserError, match="was made of 3 members, and 2 are given"):
         recompute(out, members[:2])
-    with pytest.raises(UserError, match="is no soup"):
+    with pytest.raises(UserError, match="is not a soup"):
         recompute(members[0], members)
-
-
-def test_a_thread_that_fails_stops_the_others(tmp_path: Path) -> None:
-    tensors = random_tensors(1, rows=50_000)
-    tensors["embed.weight"][1][25_000, 3] = 0x7F80
-    members = [*make_members(tmp_path, 1, rows=50_000), write_member(tmp_path / "bad", tensors)]
-    with pytest.raises(UserError, match=r"bad holds inf in embed\.weight"):
-        run(members, tmp_path / "out", threads=4, chunk_bytes=2**16)
-
-
-def test_a_member_that_is_rewritten_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    members = make_members(tmp_path, 2)
-    go_on = FileStream._work_in_threads
-
-    def rewrite_first(stream: FileStream) -> None:
-        write = (members[1] / "model.safetensors").read_bytes()
-        (members[1] / "model.safetensors").write_bytes(write)
-        go_on(stream)
-
-    monkeypatch.setattr(FileStream, "_work_in_threads", rewrite_first)
-    with pytest.raises(UserError, match="changed while it was read"):
-        run(members, tmp_path / "out")

@@ -95,7 +95,7 @@ def test_a_uniform_average_of_some() -> None:
         ({"method": "weighted"}, "add `weights`"),
         ({"method": "weighted", "weights": [1, -1]}, "give numbers of 0 or more"),
         ({"method": "weighted", "weights": [0, 0]}, "not all 0"),
-        ({"method": "weighted", "weights": [1, 1, 1]}, "one number a member"),
+        ({"method": "weighted", "weights": [1, 1, 1]}, "one number per member"),
         ({"method": "last_n"}, "add `last`"),
         ({"method": "last_n", "last": 3}, "last=2 or less"),
     ],

@@ -1,0 +1,251 @@
+"""What the members of a soup have in common: every difference is known, and refused or waived, before the work starts.
+
+Weights that are used by different functions (another rope, activation, norm epsilon or vocabulary) average into a model
+that loads, runs, and is wrong; so configs and tokenizers are compared by meaning, and tensors by name, shape and dtype.
+Each kind of difference has a config field that accepts it; what was accepted is part of the result's record.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ladle.errors import UserError
+from ladle.soup.config import SoupConfig
+from ladle.soup.mean import FLOATS, common_dtype
+from ladle.soup.members import Member, leave_out_aliases, open_members, read_json
+
+MAX_MEMBERS = 1024
+NAMED = 3
+"""Differences named in a message or a record, of a longer list."""
+
+_NO_MATCH = "the members of the soup do not match"
+_OTHER_FUNCTION = "the members of the soup are different functions"
+DIFFERENCES = {
+    "allow_missing": (_NO_MATCH, "average models of one architecture", "average what all of them have"),
+    "allow_shapes": (_NO_MATCH, "average models of one size", "keep the first member's tensors there"),
+    "allow_dtypes": (_NO_MATCH, "save the members in one dtype", "average them in the wider one"),
+    "allow_repeats": ("a member is named twice", "name it once", "let it count twice (method=weighted sets shares)"),
+    "allow_config": (_OTHER_FUNCTION, "average models of one configuration", "use the first member's"),
+    "allow_tokenizer": (_OTHER_FUNCTION, "average models of one tokenizer", "use the first one"),
+    "allow_order": (
+        "the members are not in the order of their steps",
+        "name them oldest first (a folder of checkpoints or a quoted glob does)",
+        "take them as they are",
+    ),
+}
+"""By the config field that accepts a difference: what is wrong, how to fix it, and what accepting it does."""
+
+DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+"""Config keys that transformers neither reads nor saves, and without which vLLM cannot load the model."""
+NO_FUNCTION = frozenset(
+    {
+        "_name_or_path", "transformers_version", "auto_map", "torch_dtype", "dtype", "use_cache", "_from_model_config",
+        "output_attentions", "output_hidden_states", "return_dict", "bos_token_id", "eos_token_id", "pad_token_id",
+        "attention_dropout", "hidden_dropout", "initializer_range", "_attn_implementation_autoset",
+        "num_nextn_predict_layers", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "pretraining_tp", "ep_size",
+    }
+)  # fmt: skip
+"""Keys of config.json that do not change logits: where it came from, how it is trained, saved or generated from.
+Dtypes are compared tensor by tensor."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
+NO_VOCABULARY = frozenset(
+    {
+        "padding", "truncation", "model_max_length", "padding_side", "truncation_side", "name_or_path",
+        "tokenizer_file", "transformers_version", "auto_map", "backend", "is_local", "local_files_only",
+        "processor_class", "max_length", "stride", "pad_to_multiple_of", "truncation_strategy",
+        "clean_up_tokenization_spaces", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens",
+        "tokenizer_class", "special_tokens_map_file",
+    }
+)  # fmt: skip
+"""Keys of a tokenizer's JSON files that leave text and ids as they are, or repeat tokenizer.json."""
+
+STEP = re.compile(r"^checkpoint-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Soup:
+    """Members that can be averaged with any coefficients.
+
+    Attributes:
+        members: in the order of the coefficients.
+        config: the settings.
+        averaged: dtype of the result of each floating-point tensor that all members have.
+        equal: integer, boolean and 8-bit float tensors that all members have; equality is checked as they are read.
+        copied: tensors that not all members have, or that differ in shape or kind; the first member's are kept.
+        dropped: tensors that the first member does not have.
+        waived: by the config field that accepts them, how many differences there are, and the first of them.
+    """
+
+    members: list[Member]
+    config: SoupConfig
+    averaged: dict[str, str]
+    equal: set[str]
+    copied: list[str]
+    dropped: list[str]
+    waived: dict[str, Any]
+
+
+def open_soup(folders: Sequence[Path], config: SoupConfig) -> Soup:
+    """Read the members' headers, configs and tokenizers and compare them; weights are not read.
+
+    Raises:
+        UserError: members are damaged or differ in a way that `config` does not waive.
+    """
+    if len(folders) > MAX_MEMBERS:
+        raise UserError(f"{len(folders)} members are too many", f"average at most {MAX_MEMBERS}")
+    members = leave_out_aliases(open_members(folders))
+    found: dict[str, list[str]] = {}
+    for field, difference in _differences(members, config):
+        found.setdefault(field, []).append(difference)
+    for field, differences in found.items():
+        if not getattr(config, field):
+            problem, fix, effect = DIFFERENCES[field]
+            more = f" (and {len(differences) - 1} more such differences)" if len(differences) > 1 else ""
+            raise UserError(f"{problem}: {differences[0]}{more}", f"{fix}, or set {field}=true to {effect}")
+    waived = {field: {"count": len(differences), "first": differences[:NAMED]} for field, differences in found.items()}
+    averaged, equal, copied = {}, set(), []
+    for name in members[0].files:
+        tensors = [member.tensor(name) for member in members if name in member.files]
+        shapes, dtypes = {tensor.shape for tensor in tensors}, {tensor.dtype for tensor in tensors}
+        if len(tensors) == len(members) and len(shapes) == 1 and dtypes <= FLOATS.keys():
+            averaged[name] = "F32" if config.dtype == "float32" else common_dtype(dtypes)
+        elif len(tensors) == len(members) and len(shapes) == len(dtypes) == 1:
+            equal.add(name)
+        else:
+            copied.append(name)
+    dropped = sorted({name for member in members for name in member.files} - members[0].files.keys())
+    return Soup(members, config, averaged, equal, copied, dropped, waived)
+
+
+def _differences(members: Sequence[Member], config: SoupConfig) -> Iterator[tuple[str, str]]:
+    """Yield each difference between members with the config field that accepts it."""
+    first = members[0]
+    for member in members[1:]:
+        for lacking, other in ((member, first), (first, member)):
+            if names := sorted(other.files.keys() - lacking.files.keys()):
+                some = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
+                yield "allow_missing", f"{lacking.name} lacks {len(names)} tensors ({some})"
+    for name in first.files:
+        tensors = [member.tensor(name) for member in members if name in member.files]
+        shapes, dtypes = {tensor.shape for tensor in tensors}, {tensor.dtype for tensor in tensors}
+        if len(shapes) > 1:
+            yield "allow_shapes", f"{name} has shapes {sorted(map(list, shapes))}"
+        elif len(dtypes) > 1:
+            yield "allow_dtypes", f"{name} has dtypes {sorted(dtypes)}"
+    known: dict[Path, Member] = {}
+    for member in members:
+        same = known.setdefault(member.folder.resolve(), member)
+        if same is not member:
+            yield "allow_repeats", f"{member.name} and {same.name} are both {member.folder}"
+    for difference in _config_differences(members):
+        yield "allow_config", difference
+    for difference in _tokenizer_differences(members):
+        yield "allow_tokenizer", difference
+    if config.method != "uniform" or config.select != "none":  # otherwise order does not matter
+        for earlier, later in pairwise(members):
+            (run, step), (other_run, other_step) = _place(earlier), _place(later)
+            if run == other_run and 0 <= other_step <= step:
+                yield "allow_order", f"{later.name} comes after {earlier.name}"
+
+
+def _place(member: Member) -> tuple[Path, int]:
+    """Return the folder of a checkpoint and its step; -1 for other models."""
+    folder = member.folder.resolve()
+    folder = folder.parent if folder.name == "model" else folder
+    match = STEP.match(folder.name)
+    return folder.parent, int(match[1]) if match else -1
+
+
+def _config_differences(members: Sequence[Member]) -> Iterator[str]:
+    configs = [_functional(read_json(member.folder / "config.json")) for member in members]
+    if any(config.keys() != configs[0].keys() for config in configs):
+        # A key that only some configs have is looked up among transformers' defaults, in a process of its own, where
+        # transformers can be kept from importing torch.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            loaded = pool.submit(_load_configs, [str(member.folder) for member in members]).result()
+        configs = configs if loaded is None else [_functional(config) for config in loaded]
+    for member, config in zip(members[1:], configs[1:], strict=True):
+        for key in sorted(configs[0].keys() | config.keys()):
+            here, there = (each.get(key, "absent") for each in (configs[0], config))
+            if here != there:
+                yield f"{key} is {here!r} in {members[0].name} and {there!r} in {member.name}"
+
+
+def _functional(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what does not change the function, and bring the two spellings of rope together."""
+    ignored = NO_FUNCTION | (DEEPSEEK_V3_ROUTING.keys() if config.get("model_type") == "deepseek_v3" else set())
+    kept = {key: value for key, value in config.items() if key not in ignored and value is not None}
+    theta, scaling = kept.pop("rope_theta", None), kept.pop("rope_scaling", None)
+    rope = dict(kept.get("rope_parameters") or scaling or {})
+    rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
+    if theta is not None:
+        rope.setdefault("rope_theta", theta)
+    if len(rope) > 1:
+        kept["rope_parameters"] = rope
+    return kept
+
+
+def _load_configs(folders: list[str]) -> list[dict[str, Any]] | None:
+    """Return configs with transformers' defaults for what they leave out; None where it does not know the model."""
+    # Importing torch takes 200 MiB and seconds; without it transformers gives advice on stderr.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    from transformers import AutoConfig
+
+    try:
+        return [AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict() for folder in folders]
+    except (ValueError, KeyError):
+        return None
+
+
+def tokenizer_owner(members: Sequence[Member]) -> Member | None:
+    """Return the first member that has a tokenizer."""
+    return next((member for member in members if _tokenizer(member)), None)
+
+
+def _tokenizer_differences(members: Sequence[Member]) -> Iterator[str]:
+    """Compare the files that two members both have; a checkpoint saved without a tokenizer is not a difference."""
+    owner = tokenizer_owner(members)
+    if owner is None:
+        return
+    first = _tokenizer(owner)
+    for member in members:
+        other = _tokenizer(member)
+        for name in first:
+            if name in other and first[name] != other[name]:
+                yield f"{name} differs between {owner.name} and {member.name}"
+        if other and "tokenizer.json" in first.keys() ^ other.keys():
+            yield f"only one of {owner.name} and {member.name} has a tokenizer.json"
+
+
+def _tokenizer(member: Member) -> dict[str, Any]:
+    """Return what decides a member's tokens, by file: JSON without its settings, other files as they are."""
+    found: dict[str, Any] = {}
+    for path in (member.folder / name for name in TOKENIZER_FILES):
+        if path.is_file():
+            found[path.name] = value = read_json(path) if path.suffix == ".json" else path.read_bytes()
+            if isinstance(value, dict):
+                # A special token is saved as its text, or as an object around it.
+                found[path.name] = {
+                    key: item["content"] if isinstance(item, dict) and "content" in item else item
+                    for key, item in value.items()
+                    if key not in NO_VOCABULARY and item is not None
+                }
+    template = found.get("tokenizer_config.json", {}).pop("chat_template", None)
+    if template is not None:  # in the config or in a file of its own, by who saved it
+        found.setdefault("chat_template.jinja", template.encode() if isinstance(template, str) else template)
+    return found
