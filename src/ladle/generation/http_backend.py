@@ -7,16 +7,17 @@ ids, they are made from the text.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx2
-from tenacity import RetryCallState, retry, retry_if_exception, stop_after_attempt, wait_exponential
+from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from ladle.errors import CheckFailed, UserError
-from ladle.generation.request import Request, Sample, make_sample, stop_token_ids
+from ladle.generation.request import Request, Sample, make_sample, openai_settings, stop_token_ids
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
@@ -26,22 +27,8 @@ _TIMEOUT_SECONDS = 3600.0
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Return whether a later attempt may succeed: the server is busy, or the connection broke."""
-    if isinstance(error, httpx2.HTTPStatusError):
-        return error.response.status_code in _BUSY
-    return isinstance(error, httpx2.TransportError)
-
-
-def _describe(error: BaseException | None) -> str:
-    if isinstance(error, httpx2.HTTPStatusError):
-        return f"HTTP {error.response.status_code}: {error.response.text[:300]}"
-    return str(error)
-
-
-def _warn(state: RetryCallState) -> None:
-    problem = _describe(state.outcome.exception() if state.outcome else None)
-    logger.warning("attempt %d of %d failed, trying again (%s)", state.attempt_number, ATTEMPTS, problem)
+class ServerBusy(Exception):
+    """The server cannot answer now, and may later."""
 
 
 class HttpGenerator:
@@ -71,8 +58,9 @@ class HttpGenerator:
         try:
             served = self.client.get("/models").raise_for_status().json()["data"]
         except httpx2.HTTPError as error:
-            problem = f"no server answers at {endpoint} ({_describe(error)})"
-            raise UserError(problem, "start it, or set sampling.endpoint") from error
+            raise UserError(
+                f"no server answers at {endpoint} ({error})", "start it, or set sampling.endpoint"
+            ) from error
         if not served:
             raise UserError(f"the server at {endpoint} serves no model", "start it with one")
         self.model = served[0]["id"]
@@ -93,29 +81,12 @@ class HttpGenerator:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _complete(self, request: Request) -> Sample:
-        body = {
-            "model": self.model,
-            "prompt": request.prompt_ids,
-            "max_tokens": request.max_new_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "seed": request.seed % 2**63,  # servers read a signed 64-bit number
-            "stop": list(request.stop),
-            "stop_token_ids": self.stop_ids,
-            "return_token_ids": True,
-        } | ({"top_k": request.top_k} if request.top_k else {})
+        body = {"model": self.model, "prompt": request.prompt_ids, "return_token_ids": True}
         try:
-            choice = self._post(body)["choices"][0]
-        except httpx2.HTTPError as error:
-            if _may_pass(error):
-                raise CheckFailed(
-                    f"the server at {self.endpoint} failed {ATTEMPTS} times ({_describe(error)}); "
-                    "finished samples are kept: run this again"
-                ) from error
-            raise UserError(
-                f"the server at {self.endpoint} refuses a request ({_describe(error)})",
-                "check that it serves this model with room for the prompt and sampling.max_new_tokens",
-            ) from error
+            choice = self._post(body | openai_settings(request, self.stop_ids))["choices"][0]
+        except (ServerBusy, httpx2.TransportError) as error:
+            problem = f"the server at {self.endpoint} failed {ATTEMPTS} times ({error})"
+            raise CheckFailed(f"{problem}; finished samples are kept: run this again") from error
         token_ids = choice.get("token_ids")
         if token_ids is not None:
             return make_sample(request, token_ids, self.stop_ids, self.tokenizer)
@@ -124,11 +95,20 @@ class HttpGenerator:
         return Sample(request.id, token_ids, choice["text"], reason)
 
     @retry(
-        retry=retry_if_exception(_may_pass),
+        retry=retry_if_exception_type((ServerBusy, httpx2.TransportError)),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(multiplier=0.5),  # 0.5 s, 1 s, 2 s …
-        before_sleep=_warn,
+        before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self.client.post("/completions", json=body).raise_for_status().json()
+        response = self.client.post("/completions", json=body)
+        if response.is_error:
+            said = f"HTTP {response.status_code}: {response.text[:300]}"
+            if response.status_code in _BUSY:
+                raise ServerBusy(said)
+            raise UserError(
+                f"the server at {self.endpoint} refuses a request ({said})",
+                "check that it serves this model with room for the prompt and sampling.max_new_tokens",
+            )
+        return response.json()

@@ -162,6 +162,18 @@ def sample_seed(run_seed: int, task: str, item: int | str, sample: int) -> int:
     return int.from_bytes(blake3(name.encode()).digest(8), "little")
 
 
+def openai_settings(request: Request, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """Return a request's settings by the names of OpenAI's protocol and of vLLM's additions to it."""
+    return {
+        "max_tokens": request.max_new_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed % 2**63,  # servers read a signed 64-bit number
+        "stop": list(request.stop),
+        "stop_token_ids": list(stop_ids),
+    } | ({"top_k": request.top_k} if request.top_k else {})  # strict servers refuse what they do not know
+
+
 def warn_beyond_context(longest: int, limit: int | None) -> None:
     """Warn of a run that may leave the positions its model was made for.
 
@@ -170,11 +182,8 @@ def warn_beyond_context(longest: int, limit: int | None) -> None:
         limit: the model's `max_position_embeddings`, where its config has it.
     """
     if limit is not None and longest > limit:
-        logger.warning(
-            "prompts and completions may reach %d tokens, and the model was made for %d: lower sampling.max_new_tokens",
-            longest,
-            limit,
-        )
+        text = "prompts and completions may reach %d tokens, and the model was made for %d: %s"
+        logger.warning(text, longest, limit, "lower sampling.max_new_tokens")
 
 
 # When a completion ends.

@@ -95,93 +95,44 @@ class TransformersGenerator:
         if not queue:
             return
         warn_beyond_context(queue[-1].max_length, getattr(self.model.config, "max_position_embeddings", None))
-        stop_ids = stop_token_ids(self.model.generation_config.eos_token_id, self.tokenizer)
         with _slot_attention(self.model):
-            rows = _Rows(min(self.batch_size, len(queue)), queue, stop_ids, self.model, self.tokenizer)
-            free_enough = max(1, rows.cache.num_slots // _REFILL_SHARE)
-            while queue or rows.live:
-                free = rows.cache.num_slots - rows.live
+            batch = _Batch(self.model, self.tokenizer, queue, self.batch_size, self.prefill_tokens)
+            free_enough = max(1, batch.cache.num_slots // _REFILL_SHARE)
+            while queue or batch.live:
+                free = batch.cache.num_slots - len(batch.live)
                 if queue and free >= free_enough:
-                    self._admit(rows, [queue.pop() for _ in range(min(free, len(queue)))])
-                yield from self._step(rows)
-
-    @torch.inference_mode()
-    def _step(self, rows: _Rows) -> list[Sample]:
-        """Add one token to each live row and return the samples that it finished."""
-        rows.begin_step()
-        live = slice(0, rows.live)
-        output = self.model(
-            input_ids=rows.token_B[live, None],
-            position_ids=rows.position_B[live, None],
-            use_cache=False,
-            slots=rows.cache,
-            logits_to_keep=1,
-        )
-        num_layers, num_cached = self.model.config.num_hidden_layers, len(rows.cache.layers)
-        if num_cached != num_layers:
-            raise _unsupported(
-                f"{type(self.model).__name__} has {num_layers} layers, "
-                f"but only {num_cached} of them attend through transformers' attention interface"
-            )
-        rows.advance(output.logits[:, -1].float())
-        return rows.retire()
-
-    @torch.inference_mode()
-    def _admit(self, rows: _Rows, requests: list[Request]) -> None:
-        """Prefill the prompts of new rows, each but for its last token, and make the rows live."""
-        first_row, device = rows.live, self.model.device
-        for group in _prefill_groups(requests, self.prefill_tokens):
-            # Each distinct prompt runs once and is stored in every row that starts with it.
-            prompts = [tuple(request.prompt_ids[:-1]) for request in group]
-            place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-            width = max(map(len, place))
-            if width:
-                source_K = torch.tensor([place[prompt] for prompt in prompts], device=device)
-                rows.cache.begin_prompts(first_row, source_K, width)
-                padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=device)
-                positions = torch.arange(width, device=device).expand(len(place), -1)
-                # The decoder alone: nobody needs the head's logits over prompts.
-                decoder = self.model.get_decoder()
-                decoder(input_ids=padded, position_ids=positions, use_cache=False, slots=rows.cache)
-            first_row += len(group)
-        rows.admit(requests)
+                    batch.admit([queue.pop() for _ in range(min(free, len(queue)))])
+                yield from batch.step()
 
 
-def _prefill_groups(requests: list[Request], max_tokens: int) -> Iterator[list[Request]]:
-    """Split requests, in order, into runs whose distinct prompts fit `max_tokens` when padded to the longest."""
-    group: list[Request] = []
-    distinct: set[tuple[int, ...]] = set()
-    longest = 0
-    for request in requests:
-        prompt = tuple(request.prompt_ids)
-        longest = max(longest, len(prompt))
-        if group and len(distinct | {prompt}) * longest > max_tokens:
-            yield group
-            group, distinct, longest = [], set(), len(prompt)
-        group.append(request)
-        distinct.add(prompt)
-    if group:
-        yield group
-
-
-class _Rows:
+class _Batch:
     """The live rows: their tokens, limits and random numbers, and how rows come and go.
 
     Everything a step touches is a tensor over rows, so that a step costs the same Python for one row as for hundreds;
     Python looks at single rows only when they finish.
+
+    Args:
+        model: what runs them.
+        tokenizer: turns finished tokens into text.
+        requests: all that will be admitted.
+        batch_size: most rows at once.
+        prefill_tokens: prompt tokens, padding included, in one forward pass over prompts.
     """
 
-    def __init__(self, num_slots: int, requests: list[Request], stop_ids: list[int], model: Any, tokenizer: Any):
+    def __init__(self, model: Any, tokenizer: Any, requests: list[Request], batch_size: int, prefill_tokens: int):
+        num_slots = min(batch_size, len(requests))
+
         def column(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(num_slots, *shape, dtype=dtype, device=model.device)
 
-        self.cache = SlotCache(num_slots, max(request.max_length for request in requests))
+        self.model = model
         self.tokenizer = tokenizer
-        self.live = 0
-        self.requests: list[Request] = []
-        self.stop_ids = frozenset(stop_ids)
+        self.prefill_tokens = prefill_tokens
+        self.cache = SlotCache(num_slots, max(request.max_length for request in requests))
+        self.live: list[Request] = []
+        self.stop_ids = stop_token_ids(model.generation_config.eos_token_id, tokenizer)
         self.ends_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
-        self.ends_V[[id_ for id_ in stop_ids if id_ < model.config.vocab_size]] = True
+        self.ends_V[[id_ for id_ in self.stop_ids if id_ < model.config.vocab_size]] = True
         self.token_B = column(torch.long)
         self.position_B = column(torch.long)
         self.count_B = column(torch.long)
@@ -192,12 +143,31 @@ class _Rows:
         max_new_tokens = max(request.max_new_tokens for request in requests)
         self.word_BM = column(torch.long, max_new_tokens)
         self.output_BM = column(torch.long, max_new_tokens)
-        self._steps_since_look = 0
-        self._note_composition()
+        self.all_greedy = all(request.temperature == 0 for request in requests)
+        self.any_top_p = any(request.top_p < 1 for request in requests)
+        self.any_top_k = any(request.top_k > 0 for request in requests)
+        self.any_stop_text = any(request.stop for request in requests)
+        self.num_steps = 0
 
+    @torch.inference_mode()
     def admit(self, requests: list[Request]) -> None:
-        """Add rows whose prompts, but for the last token, are already in the cache."""
-        new = slice(self.live, self.live + len(requests))
+        """Prefill the prompts of new rows, each but for its last token, and make the rows live."""
+        first, device = len(self.live), self.model.device
+        new = slice(first, first + len(requests))
+        for group in _prefill_groups(requests, self.prefill_tokens):
+            # Each distinct prompt runs once and is stored in every row that starts with it.
+            prompts = [tuple(request.prompt_ids[:-1]) for request in group]
+            place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+            width = max(map(len, place))
+            if width:
+                source_K = torch.tensor([place[prompt] for prompt in prompts], device=device)
+                self.cache.begin_prompts(first, source_K, width)
+                padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=device)
+                positions = torch.arange(width, device=device).expand(len(place), -1)
+                # The decoder alone: nobody needs the head's logits over prompts.
+                decoder = self.model.get_decoder()
+                decoder(input_ids=padded, position_ids=positions, use_cache=False, slots=self.cache)
+            first += len(group)
         self.count_B[new] = 0
         for column_B, values in (
             (self.token_B, [request.prompt_ids[-1] for request in requests]),
@@ -207,98 +177,103 @@ class _Rows:
             (self.top_p_B, [request.top_p for request in requests]),
             (self.top_k_B, [request.top_k for request in requests]),
         ):
-            column_B[new] = torch.tensor(values, dtype=column_B.dtype, device=column_B.device)
-        for row, request in enumerate(requests, start=self.live):
+            column_B[new] = torch.tensor(values, dtype=column_B.dtype, device=device)
+        for row, request in enumerate(requests, start=len(self.live)):
             if request.temperature > 0:
                 words = random_words(request.seed, request.max_new_tokens)
-                self.word_BM[row, : request.max_new_tokens] = words.to(self.word_BM.device)
-        self.requests += requests
-        self.live += len(requests)
-        self._note_composition()
+                self.word_BM[row, : request.max_new_tokens] = words.to(device)
+        self.live += requests
 
-    def begin_step(self) -> None:
-        """Tell the cache where the live rows' tokens go."""
-        self._longest += 1
-        self.cache.begin_step(self.position_B[: self.live], self._longest)
-
-    def advance(self, logits_NV: torch.Tensor) -> None:
-        """Draw each live row's next token and append it."""
-        live = slice(0, self.live)
-        count_N = self.count_B[live]
-        if self._all_greedy:
+    @torch.inference_mode()
+    def step(self) -> list[Sample]:
+        """Add one token to each live row, remove the rows that ended, and return their samples."""
+        rows = slice(0, len(self.live))
+        position_N, count_N = self.position_B[rows], self.count_B[rows]
+        self.cache.begin_step(position_N)
+        output = self.model(
+            input_ids=self.token_B[rows, None],
+            position_ids=position_N[:, None],
+            use_cache=False,
+            slots=self.cache,
+            logits_to_keep=1,
+        )
+        num_layers, num_cached = self.model.config.num_hidden_layers, len(self.cache.layers)
+        if num_cached != num_layers:
+            raise _unsupported(
+                f"{type(self.model).__name__} has {num_layers} layers, "
+                f"but only {num_cached} of them attend through transformers' attention interface"
+            )
+        logits_NV = output.logits[:, -1].float()
+        if self.all_greedy:
             token_N = logits_NV.argmax(dim=-1)
         else:
             token_N = draw(
                 logits_NV,
-                self.word_BM[live].gather(1, count_N[:, None])[:, 0],
-                self.temperature_B[live],
-                self.top_p_B[live] if self._any_top_p else None,
-                self.top_k_B[live] if self._any_top_k else None,
+                self.word_BM[rows].gather(1, count_N[:, None])[:, 0],
+                self.temperature_B[rows],
+                self.top_p_B[rows] if self.any_top_p else None,
+                self.top_k_B[rows] if self.any_top_k else None,
             )
-        self.output_BM[live].scatter_(1, count_N[:, None], token_N[:, None])
-        self.token_B[live] = token_N
-        self.position_B[live] += 1
-        self.count_B[live] += 1
+        self.output_BM[rows].scatter_(1, count_N[:, None], token_N[:, None])
+        self.token_B[rows] = token_N
+        position_N += 1
+        count_N += 1
+        self.num_steps += 1
+        is_done_N = self.ends_V[token_N] | (count_N >= self.limit_B[rows])
+        done = set(is_done_N.nonzero()[:, 0].tolist())
+        if self.any_stop_text and self.num_steps % _STOP_TEXT_EVERY == 0:
+            done |= self._showing_stop_text(count_N)
+        return self._retire(sorted(done)) if done else []
 
-    def retire(self) -> list[Sample]:
-        """Remove the rows that ended, closing the gaps, and return their samples."""
-        live = slice(0, self.live)
-        is_done_N = self.ends_V[self.token_B[live]] | (self.count_B[live] >= self.limit_B[live])
-        done = set(is_done_N.nonzero()[:, 0].tolist()) if bool(is_done_N.any()) else set()
-        self._steps_since_look += 1
-        if self._any_stop_text and self._steps_since_look >= _STOP_TEXT_EVERY:
-            self._steps_since_look = 0
-            done |= self._showing_stop_text()
-        samples = []
-        for row in sorted(done):
-            token_ids = self.output_BM[row, : int(self.count_B[row])].tolist()
-            samples.append(make_sample(self.requests[row], token_ids, self.stop_ids, self.tokenizer))
-        if done:
-            self._close_gaps(done)
-        return samples
-
-    def _showing_stop_text(self) -> set[int]:
+    def _showing_stop_text(self, count_N: torch.Tensor) -> set[int]:
         """Return the rows whose last tokens show a stop text."""
         # Every token but the special ones is a byte or more, so a stop text that ended since the last look lies in this
         # many last tokens.
-        width = _STOP_TEXT_EVERY + max(len(end.encode()) for request in self.requests for end in request.stop)
-        count_N = self.count_B[: self.live]
+        width = _STOP_TEXT_EVERY + max((len(end.encode()) for request in self.live for end in request.stop), default=0)
         first_N = (count_N - width).clamp_(min=0)
         columns_NW = first_N[:, None] + torch.arange(width, device=count_N.device)
-        tails = self.output_BM[: self.live].gather(1, columns_NW.clamp_(max=self.output_BM.shape[1] - 1)).tolist()
+        tails = self.output_BM[: len(count_N)].gather(1, columns_NW.clamp_(max=self.output_BM.shape[1] - 1)).tolist()
         found = set()
-        for row, (request, tail, length) in enumerate(
-            zip(self.requests, tails, (count_N - first_N).tolist(), strict=True)
-        ):
-            text = decode(self.tokenizer, tail[:length]) if request.stop else ""
-            if any(end in text for end in request.stop):
+        for row, (tail, length) in enumerate(zip(tails, (count_N - first_N).tolist(), strict=True)):
+            stop = self.live[row].stop
+            text = decode(self.tokenizer, tail[:length]) if stop else ""
+            if any(end in text for end in stop):
                 found.add(row)
         return found
 
-    def _close_gaps(self, done: set[int]) -> None:
-        """Move the last live rows into the places of finished ones."""
-        remaining = self.live - len(done)
-        source = [row for row in range(remaining, self.live) if row not in done]
-        target = [row for row in sorted(done) if row < remaining]
+    def _retire(self, done: list[int]) -> list[Sample]:
+        """Remove the rows that ended, move the last live rows into their places, and return their samples."""
+        samples = []
+        for row in done:
+            token_ids = self.output_BM[row, : int(self.count_B[row])].tolist()
+            samples.append(make_sample(self.live[row], token_ids, self.stop_ids, self.tokenizer))
+        remaining = len(self.live) - len(done)
+        source = [row for row in range(remaining, len(self.live)) if row not in done]
+        target = [row for row in done if row < remaining]
         if source:
-            self.cache.move(source, target, self._longest)
+            self.cache.move(source, target)
             for state in (
                 *(self.token_B, self.position_B, self.count_B, self.limit_B),
                 *(self.temperature_B, self.top_p_B, self.top_k_B, self.word_BM, self.output_BM),
             ):
                 state[target] = state[source]
             for to, from_ in zip(target, source, strict=True):
-                self.requests[to] = self.requests[from_]
-        del self.requests[remaining:]
-        self.live = remaining
-        self._note_composition()
+                self.live[to] = self.live[from_]
+        del self.live[remaining:]
+        return samples
 
-    def _note_composition(self) -> None:
-        self._longest = int(self.position_B[: self.live].max()) if self.live else 0
-        self._all_greedy = all(request.temperature == 0 for request in self.requests)
-        self._any_top_p = any(request.top_p < 1 for request in self.requests)
-        self._any_top_k = any(request.top_k > 0 for request in self.requests)
-        self._any_stop_text = any(request.stop for request in self.requests)
+
+def _prefill_groups(requests: list[Request], max_tokens: int) -> Iterator[list[Request]]:
+    """Split requests, in order, into runs whose distinct prompts fit `max_tokens` when padded to the longest."""
+    group: list[Request] = []
+    distinct: set[tuple[int, ...]] = set()
+    for request in requests:
+        distinct.add(tuple(request.prompt_ids))
+        if group and len(distinct) * max(map(len, distinct)) > max_tokens:
+            yield group
+            group, distinct = [], {tuple(request.prompt_ids)}
+        group.append(request)
+    yield group
 
 
 class SlotCache:
@@ -331,25 +306,24 @@ class SlotCache:
         self.prompt_rows = (first_row, source_K)
         self._reserve(num_columns)
 
-    def begin_step(self, positions_N: torch.Tensor, columns_read: int) -> None:
+    def begin_step(self, positions_N: torch.Tensor) -> None:
         """Let the next forward pass add one token to each live row.
 
         Args:
             positions_N: the column of each row's new token; earlier columns are its past.
-            columns_read: one more than the largest of them.
         """
         self.prompt_rows = None
         self.positions_N = positions_N
-        self.columns_read = columns_read
+        self.columns_read = int(positions_N.max()) + 1
         self._rows_N = torch.arange(len(positions_N), device=positions_N.device)
         self._masks.clear()
-        self._reserve(columns_read)
+        self._reserve(self.columns_read)
 
-    def move(self, source: list[int], target: list[int], num_columns: int) -> None:
-        """Copy the first columns of some rows over others."""
+    def move(self, source: list[int], target: list[int]) -> None:
+        """Copy some rows over others, as far as the last step read."""
         for buffers in self.layers.values():
             for buffer in buffers:
-                buffer[target, :, :num_columns] = buffer[source, :, :num_columns]
+                buffer[target, :, : self.columns_read] = buffer[source, :, : self.columns_read]
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new keys and values of a layer, [rows, G, tokens, D or E], and return those to attend to.

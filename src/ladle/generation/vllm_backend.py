@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from ladle.errors import UserError
-from ladle.generation.request import Request, Sample, make_sample, stop_token_ids, warn_beyond_context
+from ladle.generation.request import (
+    Request,
+    Sample,
+    make_sample,
+    openai_settings,
+    stop_token_ids,
+    warn_beyond_context,
+)
 
 _SHORTEST_ENGINE = 1024
 _ENVIRONMENT = {
@@ -95,17 +102,9 @@ class VllmGenerator:
         warn_beyond_context(max_length, self.context)
         engine = self._engine_for(max_length)
         for request in by_id.values():
-            settings = self._vllm.SamplingParams(
-                temperature=request.temperature,
-                top_p=request.top_p,
-                top_k=request.top_k,
-                seed=request.seed % 2**63,
-                max_tokens=request.max_new_tokens,
-                stop=list(request.stop),
-                stop_token_ids=self.stop_ids,
-                output_kind=self._final_only,
-            )
-            engine.add_request(request.id, {"prompt_token_ids": request.prompt_ids}, settings)
+            settings = openai_settings(request, self.stop_ids) | {"output_kind": self._final_only}
+            prompt = {"prompt_token_ids": request.prompt_ids}
+            engine.add_request(request.id, prompt, self._vllm.SamplingParams(**settings))
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
@@ -117,10 +116,10 @@ class VllmGenerator:
 
         It is made for the next power of two, since a longer context costs memory that the batch could use.
         """
-        if self._engine is not None and length > self._engine_length:
-            self._engine.engine_core.shutdown()
-            self._engine = None
-        if self._engine is None:
+        if length > self._engine_length:
+            if self._engine is not None:
+                self._engine.engine_core.shutdown()
+                self._engine = None
             self._engine_length = max(_SHORTEST_ENGINE, 1 << (length - 1).bit_length())
             settings = {} if torch.cuda.is_available() else _ON_CPU
             # Where the processor has AMX tiles, vLLM 0.32 takes them for latent attention, and they hold no float32.
