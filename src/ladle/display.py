@@ -208,7 +208,7 @@ def print_grade(grade: dict[str, Any], as_json: bool) -> None:
 def print_rescored(rescored: list[Any], as_json: bool) -> None:
     """Print each file's accuracy before and after, and every changed verdict with its reason."""
     if as_json:
-        files = [{**asdict(file), "rows": len(file.rows), "path": str(file.path)} for file in rescored]
+        files = [{**asdict(file), "path": str(file.path)} for file in rescored]
         _print_json(files)
         return
     for file in rescored:

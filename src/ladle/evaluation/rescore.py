@@ -7,8 +7,7 @@ rule where they are there: the `gt` that upstream stores has lost letters and br
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 from ladle.errors import UserError
 from ladle.evaluation.attempts import Completion, grade_completions
 from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, load_items, read_first
-from ladle.evaluation.results import ResultFile, find_results, make_row, read_result, write_result
-from ladle.evaluation.statistics import item_score, summarise
+from ladle.evaluation.results import ResultFile, find_results, read_result
+from ladle.evaluation.statistics import item_score
 from ladle.grading.config import GraderConfig
 
 Row = dict[str, Any]
@@ -44,21 +43,21 @@ class Rescored:
         benchmark: the benchmark's name.
         path: the file that was read.
         run_id: the name of its run.
+        rows: items in it.
         num_answers: answers graded.
         accuracy_before: by the stored scores.
         accuracy_after: by the new verdicts.
         changes: every answer whose verdict differs, in order.
-        rows: the rows with new answers, verdicts and scores.
     """
 
     benchmark: str
     path: Path
     run_id: str
+    rows: int
     num_answers: int
     accuracy_before: float
     accuracy_after: float
     changes: list[Change]
-    rows: list[Row] = field(repr=False)
 
 
 def rescore(path: Path, config: GraderConfig, data: Path | None = None) -> list[Rescored]:
@@ -76,19 +75,6 @@ def rescore(path: Path, config: GraderConfig, data: Path | None = None) -> list[
     return [_rescore_file(result, config, data) for result in find_results(path)]
 
 
-def write_rescored(rescored: Sequence[Rescored], out: Path, seed: int = 0) -> None:
-    """Write the new rows and their metrics in Ladle's layout.
-
-    Args:
-        rescored: what `rescore` returned.
-        out: the folder to write to.
-        seed: of the metrics' bootstrap.
-    """
-    for one in rescored:
-        metrics = summarise(one.rows, seed, 0.0, {"rescored": one.path.name})
-        write_result(out / one.benchmark, one.run_id, one.rows, metrics)
-
-
 def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -> Rescored:
     stored = read_result(result)
     benchmark = builtin_benchmarks().get(result.benchmark)
@@ -104,7 +90,6 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
         items = [known[item.idx] for item in items]
     completions = [_completions_of(row) for row in stored]
     grades = grade_completions(items, completions, config, f"{result.benchmark}: grading")
-    rows = [make_row(*one) for one in zip(items, completions, grades, strict=True)]
     changes = [
         Change(row["idx"], sample, bool(was), str(grade.verdict), grade.reason, item.gold, grade.extracted)
         for row, item, several in zip(stored, items, grades, strict=True)
@@ -115,11 +100,11 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
         benchmark=result.benchmark,
         path=result.path,
         run_id=result.run_id,
+        rows=len(stored),
         num_answers=sum(map(len, completions)),
         accuracy_before=fmean(map(item_score, stored)),
-        accuracy_after=fmean(map(item_score, rows)),
+        accuracy_after=fmean(fmean(grade.verdict == "correct" for grade in several) for several in grades),
         changes=changes,
-        rows=rows,
     )
 
 

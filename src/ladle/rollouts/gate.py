@@ -6,11 +6,10 @@ significantly more of them: several rounds that each may be worse by luck would 
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-from ladle.artifacts.files import pretty_json
+from ladle.artifacts.files import link_or_copy, pretty_json
 from ladle.evaluation.statistics import mcnemar_p_value
 from ladle.log import get_logger
 from ladle.models.load import model_dir
@@ -47,15 +46,8 @@ def run(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
         100 * scores["parent"], 100 * scores["candidate"], len(pairs), p_value, kept,
     )  # fmt: skip
     shutil.rmtree(out / "model", ignore_errors=True)
-    shutil.copytree(models[kept], out / "model", copy_function=_link_or_copy)
+    shutil.copytree(models[kept], out / "model", copy_function=lambda file, to: link_or_copy(Path(file), Path(to)))
     (out / "gate.json").write_text(pretty_json(verdict), encoding="utf-8")
     for role in models:
         shutil.rmtree(out / f".{role}")
     return StageResult({"attempts": len(pairs), "kept_candidate": int(kept == "candidate")}, scores)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
