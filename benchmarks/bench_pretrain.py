@@ -31,7 +31,7 @@ def start(way: str, vocab_size: int, steps: int, threads: int) -> subprocess.Pop
 
 
 def read(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Return the next thing a contender reports, passing over lines of its libraries."""
+    """Return the next thing a contender reports, skipping lines of its libraries."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{") and '"' in line:
@@ -40,7 +40,7 @@ def read(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def take_step(process: subprocess.Popen[str]) -> None:
-    """Let a contender go on."""
+    """Let a contender take its next step."""
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()

@@ -1,6 +1,6 @@
 """The contenders of bench_kto: TRL's KTOTrainer at two settings and Ladle, on the same model, rows and pairs.
 
-Each trains for some epochs from the same weights and tells when each epoch ended, the reference pass included and
+Each trains for some epochs from the same weights and reports when each epoch ended, the reference pass included and
 tokenizing left out. Run as a program, it does one short training and prints the process's peak memory as JSON.
 """
 

@@ -5,7 +5,7 @@
 
 For each seed the quickstart is run up to its pretraining (ROOT/seed-N keeps the runs, and finished ones are used as
 they are). The policy is its earliest checkpoint that solves the share `--least` of the quickstart's
-validation problems, greedily. RECIPE aligns it twice: as it stands, and with the undesirable attempts left out. Policy
+validation problems, greedily. RECIPE aligns it twice: unchanged, and with the undesirable attempts left out. Policy
 and results then answer the test problems, greedily and at T = 0.6. Training prompts, gate problems and test problems
 share no operands, nor do the last two with the pretraining data; that is checked over the files.
 

@@ -90,7 +90,7 @@ class StepOnDemand(TrainerCallback):
         self.started: float | None = None
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Report the step that ended and wait to be told to take another."""
+        """Report the step that ended and wait for a line to take another."""
         seconds = None if self.started is None else time.perf_counter() - self.started
         print(json.dumps({"seconds": seconds}), flush=True)
         sys.stdin.readline()

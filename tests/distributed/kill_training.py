@@ -4,7 +4,7 @@
 
 An uninterrupted run says when each step and the whole ended. Then a run is started, killed at a moment drawn uniformly
 from that time, started again, … four times before it may end; then another run is, until enough kills were made. One
-kill in five waits for the next save to be under way. Each start must go on from the newest valid checkpoint, and each
+kill in five waits for the next save to be under way. Each start must resume from the newest valid checkpoint, and each
 end must equal the uninterrupted run: final weights, model copies, log, optimizer.
 
 Training processes are forked from this one, which has torch loaded already, so that a start costs a second and not ten.
@@ -71,7 +71,7 @@ class Clock:
             self.reached[step] = time.monotonic()
 
     def time_of(self, step: int) -> float:
-        """Return when training reached a step, or the later one that it went on from; 0 if it has not yet."""
+        """Return when training reached a step, or the later one that it resumed from; 0 if it has not yet."""
         later = self.reached[step:]
         return float(later[later > 0].min(initial=np.inf)) if later.any() else 0.0
 
@@ -206,7 +206,7 @@ class Run:
         rng: draws victims and moments.
 
     Attributes:
-        expected: the checkpoint that the next start must go on from; None: there is none.
+        expected: the checkpoint that the next start must resume from; None if there is none.
     """
 
     def __init__(self, job: Job, out: Path, rng: random.Random) -> None:
@@ -215,7 +215,7 @@ class Run:
         self.expected: Path | None = None
 
     def is_finished(self) -> bool:
-        """Tell whether training has ended and its model is saved."""
+        """Return whether training has ended and its model is saved."""
         return (self.out / FINISHED).is_file()
 
     def start_and_kill(self, moment: Moment) -> dict[str, Any] | None:
@@ -262,7 +262,7 @@ class Run:
         self.expected = None if self.is_finished() else newest
 
     def _require_resumed(self) -> None:
-        """Check that the start that ended went on from the checkpoint it had to, where there was one."""
+        """Check that the start that ended resumed from the checkpoint it had to, where there was one."""
         if self.expected is not None:
             assert f"resuming from {self.expected.name}\n" in self._log(), self._log()
 
@@ -276,7 +276,7 @@ class Run:
 
 
 def _is_running(pid: int) -> bool:
-    """Tell whether a child has not ended yet, without collecting it."""
+    """Return whether a child has not ended yet, without collecting it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
@@ -323,8 +323,8 @@ def run(
     """Make `kills` kills and return what was seen.
 
     Raises:
-        AssertionError: an end that differs from the uninterrupted one, a lost checkpoint, or a start that did not go on
-            from the newest.
+        AssertionError: an end that differs from the uninterrupted one, a lost checkpoint, or a start that did not
+            resume from the newest.
     """
     rng, tally = random.Random(seed), Tally(processes)
     with tempfile.TemporaryDirectory() as temporary:

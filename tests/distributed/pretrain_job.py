@@ -49,7 +49,7 @@ def make_job(
         "save_total_limit": 2,
         "logging_steps": 1,
         "seed": 7,
-        # sums of three processes' gradients round by where they stand in DDP's buckets, which must not be built anew
+        # sums of three processes' gradients round by their place in DDP's buckets, which must not be rebuilt
         "gradient_checkpointing": processes > 2,
     }
     sections = {"trainer": trainer, "dtype": dtype, "processes": processes, "distributed": distributed}

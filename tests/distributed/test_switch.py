@@ -1,5 +1,5 @@
 """DDP and ZeRO-2, pretraining and KTO, in two processes, by nothing but the recipe's `distributed` and `processes`:
-each trains in two processes inside the wrapper that was named, is stopped in the middle, and goes on from what it
+each trains in two processes inside the wrapper that was named, is stopped in the middle, and resumes from what it
 saved."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_one_switch_trains_both_ways(distributed: str, repository: Path, tmp_pat
         record = read_record(artifacts[name])
         assert record["counters"]["steps"] == steps, name
         assert record["counters"]["processes"] == 2, f"{name} did not run in two processes"
-        assert 0 < record["counters"]["resumed_from_step"] < steps, f"{name} did not go on from a checkpoint"
+        assert 0 < record["counters"]["resumed_from_step"] < steps, f"{name} did not resume from a checkpoint"
         assert record["metrics"]["wrapper"] == WRAPPERS[distributed], name
         assert record["identity"]["config"]["distributed"] == distributed
         assert list((artifacts[name] / "model").glob("*.safetensors"))

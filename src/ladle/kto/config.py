@@ -154,7 +154,7 @@ class KtoReferenceConfig(Config):
     attn_implementation: Attention
     quantization: QuantizationConfig | None
     allow_single_label: bool = execution(False)
-    """Decides nothing here; without it labels that are all alike are refused before the pass, not after it."""
+    """Changes nothing here; without it labels that are all the same are refused before the pass, not after it."""
     processes: int = execution(1, ge=1)
 
     @classmethod

@@ -118,7 +118,7 @@ def use_kto_forward(model: PreTrainedModel) -> None:
 
 
 def is_packing(model: PreTrainedModel) -> bool:
-    """Tell whether the model's attention takes packed rows without a mask of all positions by all.
+    """Return whether the model's attention takes packed rows without a mask of all positions by all.
 
     Flash attention does, and `document_sdpa` on a CPU, where a call for each sequence costs a fifth of one for all of
     them padded (sequences of 87 to 503 tokens).

@@ -23,19 +23,11 @@ STAGING = ".saving"
 PREFIX = "checkpoint-"
 PREEMPTED = "preempted.json"
 TRAINING_STATE = (
-    "optimizer.pt",
-    "optimizer.bin",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*.pth",
-    "progress_*.json",
-    "trainer_state.json",
-    "training_args.bin",
-    "latest",
-    "zero_to_*.py",
-    "global_step*",
-)
-"""What only resuming needs (the last three are DeepSpeed's); without it a checkpoint is a model-only copy."""
+    "optimizer*", "scheduler.*", "scaler.*", "rng_state*", "progress_*.json", "trainer_state.json", "training_args.bin",
+    "latest", "zero_to_*.py", "global_step*",
+)  # fmt: skip
+"""What only resuming needs (the last three are DeepSpeed's), often twice the model's size; without it a checkpoint is a
+model-only copy."""
 
 
 @dataclass(frozen=True)

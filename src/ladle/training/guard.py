@@ -18,7 +18,6 @@ from statistics import median
 from types import FrameType
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -97,7 +96,7 @@ class StepGuard:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` returned."""
+        """Restore what `state` returned."""
         self.spikes.restore(state["losses"])
         self.num_skipped, self.skipped_since_log = state["num_skipped"], state["skipped_since_log"]
 
@@ -105,11 +104,6 @@ class StepGuard:
 def shorten(rows: Sequence[int]) -> str:
     """Return row numbers for a message, the first few of them."""
     return ", ".join(map(str, rows[:SHOWN_ROWS])) + (", …" if len(rows) > SHOWN_ROWS else "")
-
-
-def as_number(norm: torch.Tensor | float | None) -> float | None:
-    """Return a gradient norm as a number; transformers gives a tensor, a number (DeepSpeed) or None."""
-    return norm.item() if isinstance(norm, torch.Tensor) else norm
 
 
 class SpikeWatch:

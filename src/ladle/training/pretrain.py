@@ -134,19 +134,16 @@ def held_out_loss_sum(
     return total, count
 
 
-def validation_loss(
-    model_dir: Path, data_dir: Path, batch_size: int = 8, dtype: str = "float32", split: str = "validation"
-) -> float:
-    """Return the mean cross-entropy in nats a token, over every labelled token of a held-out split.
+def validation_loss(folder: Path, data_dir: Path, batch_size: int = 8, split: str = "validation") -> float:
+    """Return the mean cross-entropy in nats per token of a model, in float32, over every labelled token of a split.
 
     Args:
-        model_dir: the model's folder.
+        folder: the model's.
         data_dir: a mixture.
         batch_size: rows at once; it does not change the result beyond rounding.
-        dtype: to run the weights in.
         split: of the mixture.
     """
-    model = load_model(model_dir, dtype)
+    model = load_model(folder)
     use_fused_attention(model)
     total, count = held_out_loss_sum(model, MixedDataset(data_dir, split), batch_size)
     return total / count

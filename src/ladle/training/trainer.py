@@ -43,7 +43,7 @@ from ladle.training.checkpoint import (
     seal,
     step_of,
 )
-from ladle.training.guard import StepGuard, StopOnSignal, as_number, shorten
+from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import RowOrder, places_of_step, rows_of_epoch
 from ladle.training.processes import DEEPSPEED_ENGINE, guard_engine
 from ladle.training.progress import ShowProgress, Speedometer
@@ -103,7 +103,7 @@ class LadleTrainer(Trainer):
         """Train to the end, from the newest valid checkpoint if there is one.
 
         Raises:
-            Preempted: a signal asked for a stop; a checkpoint of that step was saved.
+            Preempted: a signal stopped it; a checkpoint of that step was saved.
             CheckFailed: a loss or gradient was not finite.
             UserError: the disk cannot hold a checkpoint.
         """
@@ -340,7 +340,8 @@ class LadleTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         if self.is_deepspeed_enabled:  # whose step was taken, and guarded, inside its backward
             return norm
-        return None if self._refuse_bad_step(as_number(norm)) else norm
+        number = norm.item() if isinstance(norm, torch.Tensor) else norm
+        return None if self._refuse_bad_step(number) else norm
 
     def _refuse_bad_step(self, grad_norm: float | None) -> bool:
         """Stop before a bad step, or arrange that it changes nothing; returns whether it was bad."""
@@ -361,9 +362,7 @@ class LadleTrainer(Trainer):
         self.balance.counts.clear()
         if self._loss_before_step is not None:
             self._tr_loss.copy_(self._loss_before_step)
-        if (
-            not self.guard.scales_loss()
-        ):  # an optimizer skips parameters without a gradient; fp16's scaler skips the step
+        if not self.guard.scales_loss():  # fp16's scaler skips the step; other optimizers skip what has no gradient
             self.model.zero_grad(set_to_none=True)
 
     def begin_step(self) -> None:

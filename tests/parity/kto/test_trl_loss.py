@@ -2,7 +2,7 @@
 
 The losses are means of a few sums of float32 log-probabilities, whose rounding is about 1e-7 of their size: 1e-6 on a
 loss of about 0.5. Gradients of two float32 computations of different order agree to about 1e-5 (relative L2); what
-counts is that Ladle's are no farther from a float64 computation than TRL's own.
+counts is that Ladle's are at most as far from a float64 computation as TRL's own.
 """
 
 from __future__ import annotations

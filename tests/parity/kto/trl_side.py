@@ -57,7 +57,7 @@ class TrlPlan(KtoPlan):
 
 
 class InOrderTrainer(KtoTrainer):
-    """Takes the rows of every epoch as they stand, as TRL does."""
+    """Takes the rows of every epoch in the order of the data, as TRL does."""
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()

@@ -45,8 +45,8 @@ def test_one_label_is_refused_before_the_reference_pass(tmp_path, monkeypatch):
     data = load_from_disk(inputs["preference"][0] / "preference")
     data["train"] = data["train"].filter(lambda row: row["label"])
     assert isinstance(data, DatasetDict)
-    data.save_to_disk(tmp_path / "alike" / "preference")
-    inputs["preference"] = [tmp_path / "alike"]
+    data.save_to_disk(tmp_path / "one-label" / "preference")
+    inputs["preference"] = [tmp_path / "one-label"]
 
     def load(*_: Any) -> None:
         raise AssertionError("loaded the reference")
