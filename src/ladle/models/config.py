@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ladle.config import Config, location
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 TOKENIZER_PATTERNS = (
     "*token*.json", "*.tiktoken", "*.model", "*.jinja", "config.json", "vocab.json", "merges.txt",
 )  # fmt: skip
@@ -15,9 +16,6 @@ TOKENIZER_PATTERNS = (
 WANTED_BY_VLLM = {"deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}}
 """Keys of config.json by model type that transformers does not save; vLLM needs them, DeepSeek-V3's to use the router's
 bias."""
-
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class FetchModelConfig(Config):
@@ -38,24 +36,25 @@ class TokenizerSource(Config):
     vocab_size: int = Field(default=512, ge=260)
 
 
-class InitModelConfig(Config):
-    """A fresh model with random weights."""
+class FreshModelConfig(Config):
+    """The shape of a model with random weights."""
 
-    kind: Literal["init"] = "init"
     seed: int = 233
     architecture: dict[str, Any]
     """Fields of the transformers config, `model_type` too; `vocab_size` and special ids come from the tokenizer."""
     dtype: Dtype = "float32"
+
+
+class InitModelConfig(FreshModelConfig):
+    """A fresh model with random weights."""
+
+    kind: Literal["init"] = "init"
     train_tokenizer: TokenizerSource | None = None
     """Train a tokenizer on the input instead of importing one."""
 
 
-class InitConfig(Config):
+class InitConfig(FreshModelConfig):
     """The `base.init` section: shape and tokenizer of a fresh model."""
 
-    seed: int = 233
-    architecture: dict[str, Any]
-    """Fields of the transformers config, `model_type` too; `vocab_size` and special ids come from the tokenizer."""
     tokenizer: str | TokenizerSource = location()
     """A folder with a tokenizer (tokenizer.json, `*.tiktoken`, sentencepiece), or what to train one on."""
-    dtype: Dtype = "float32"
