@@ -1,8 +1,8 @@
 """Find the answer in a completion, by the rules of the upstream harness in their order, and say which rule found it.
 
 After QwenLM/Qwen2.5-Math `evaluation/parser.py` `extract_answer`, with four differences: text inside an unclosed
-`<think>` is no answer, boxes must be balanced and not empty, an answer after a phrase ends with its sentence, and where
-several answers are asked for, boxes that stand side by side are one list.
+`<think>` is not an answer, boxes must be balanced and not empty, an answer after a phrase ends with its sentence, and
+where several answers are wanted, boxes side by side are one list.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_THINK_END = "</think>"
-_THINK_START = "<think>"
 _FINAL_ANSWER = "final answer is $"
 _HOPE = "$. I hope"
 _BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
@@ -38,19 +36,22 @@ def extract_answer(completion: str, multiple: bool = False) -> Extracted:
 
     Args:
         completion: what the model wrote, its thoughts included.
-        multiple: whether several answers are asked for.
+        multiple: whether several answers are wanted.
     """
-    text = _after_thoughts(completion)
-    if _FINAL_ANSWER in text and _HOPE in text.rpartition(_FINAL_ANSWER)[2]:
-        return Extracted(text.rpartition(_FINAL_ANSWER)[2].partition(_HOPE)[0].strip(), "final_answer_phrase")
+    thoughts, closed, text = completion.rpartition("</think>")
+    if not closed and "<think>" in text:
+        return Extracted("", "none")
+    _, introduced, final = text.rpartition(_FINAL_ANSWER)
+    if introduced and _HOPE in final:
+        return Extracted(final.partition(_HOPE)[0].strip(), "final_answer_phrase")
     boxed = _last_boxes(text, multiple)
     if boxed:
         return Extracted(boxed, "boxed")
     for phrase in _PHRASES:
-        if phrase in text:
-            answer = _first_sentence(text.rpartition(phrase)[2])
-            if answer:
-                return Extracted(answer, "phrase")
+        _, introduced, said = text.rpartition(phrase)
+        answer = _first_sentence(said) if introduced else ""
+        if answer:
+            return Extracted(answer, "phrase")
     numbers = _NUMBER.findall(text)
     return Extracted(numbers[-1].rstrip(","), "last_number") if numbers else Extracted("", "none")
 
@@ -60,23 +61,16 @@ def bare_answer(answer: str, multiple: bool = False) -> str:
 
     Args:
         answer: a bare answer, or a sentence such as `So the answer is \\boxed{5}.`
-        multiple: whether several answers are asked for.
+        multiple: whether several answers are wanted.
     """
     if not _PROSE.search(answer):
         return answer
     extracted = extract_answer(answer, multiple)
-    return extracted.answer if extracted.method in ("boxed", "phrase", "final_answer_phrase") else answer
-
-
-def _after_thoughts(text: str) -> str:
-    _, closed, after = text.rpartition(_THINK_END)
-    if closed:
-        return after
-    return "" if _THINK_START in text else text
+    return answer if extracted.method in ("last_number", "none") else extracted.answer
 
 
 def _last_boxes(text: str, multiple: bool) -> str:
-    """Return what stands in the last balanced box that is not empty, or in the run of boxes that ends with it."""
+    """Return what the last balanced box that is not empty holds, or the run of boxes that ends with it."""
     boxes = _balanced_boxes(text)
     if not boxes:
         found = _BARE_BOX.findall(text)
@@ -93,30 +87,23 @@ def _last_boxes(text: str, multiple: bool) -> str:
 
 def _balanced_boxes(text: str) -> list[tuple[int, int, str]]:
     """Return start, end and content of the outermost boxes that close, in one pass over the braces."""
-    closing = _match_braces(text)
+    closing: dict[int, int] = {}  # of each opening brace; escaped ones count, as LaTeX pairs them too
+    opened: list[int] = []
+    for brace in re.finditer(r"[{}]", text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened:
+            closing[opened.pop()] = brace.start()
     boxes: list[tuple[int, int, str]] = []
     position = 0
     for found in _BOXES.finditer(text):
-        opening = found.end() - 1
-        if found.start() < position or opening not in closing:
+        if found.start() < position or found.end() - 1 not in closing:
             continue
-        position = closing[opening] + 1
-        content = text[opening + 1 : position - 1].strip()
+        position = closing[found.end() - 1] + 1
+        content = text[found.end() : position - 1].strip()
         if content:
             boxes.append((found.start(), position, content))
     return boxes
-
-
-def _match_braces(text: str) -> dict[int, int]:
-    """Map each opening brace to the one that closes it; escaped braces count, as LaTeX pairs them too."""
-    closing: dict[int, int] = {}
-    stack: list[int] = []
-    for found in re.finditer(r"[{}]", text):
-        if found[0] == "{":
-            stack.append(found.start())
-        elif stack:
-            closing[stack.pop()] = found.start()
-    return closing
 
 
 def _first_sentence(text: str) -> str:

@@ -6,24 +6,28 @@ worker process; equal pairs are judged once.
 
 from __future__ import annotations
 
+import json
+import re
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from hashlib import blake2b
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from ladle.grading.cache import VerdictCache, key_of, salt_of
-from ladle.grading.config import GraderConfig
-from ladle.grading.exact import judge_exactly
+from ladle.errors import UserError
 from ladle.grading.extract import Extracted, extract_answer
-from ladle.grading.pool import Timed, WorkerPool
+from ladle.grading.pool import GraderConfig, Timed, WorkerPool
+from ladle.grading.tokens import read_literal
 from ladle.grading.verdict import AnswerType, Grade, Judgement, Pair, Verdict, answer_type
 
-__all__ = ["AnswerType", "Grade", "Grader", "Pair", "Verdict"]
+__all__ = ["AnswerType", "Grade", "Grader", "GraderConfig", "Pair", "Verdict"]
 
 READ_AHEAD = 1024
-"""Pairs taken from the input before the first verdict is given back; what the workers share between them."""
+"""Pairs taken from the input before the first verdict is returned; what the workers share between them."""
 MAX_REMEMBERED = 100_000
 """Verdicts kept in memory; a rollout repeats most of its answers."""
 _GIVEN = "given"
@@ -47,10 +51,8 @@ class Grader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.__exit__(kind, error, trace)
+    def __exit__(self, *raised: object) -> None:
+        self._pool.__exit__(*raised)
         if self._cache is not None:
             self._cache.close()
 
@@ -64,7 +66,7 @@ class Grader:
         Raises:
             UserError: a pair's type is not known.
         """
-        return self._grade_found((pair, Extracted(pair.answer, _GIVEN)) for pair in pairs)
+        return self._grade((pair, Extracted(pair.answer, _GIVEN)) for pair in pairs)
 
     def grade_completions(self, pairs: Iterable[Pair]) -> Iterator[Grade]:
         """Grade whole completions, in order: the answer is found in each first (`ladle.grading.extract`).
@@ -72,20 +74,17 @@ class Grader:
         Raises:
             UserError: a pair's type is not known.
         """
-        return self._grade_found(_extract(pair) for pair in pairs)
+        return self._grade((pair, extract_answer(pair.answer, pair.multiple)) for pair in pairs)
 
-    def _grade_found(self, found: Iterable[tuple[Pair, Extracted]]) -> Iterator[Grade]:
-        found = iter(found)
+    def _grade(self, found: Iterator[tuple[Pair, Extracted]]) -> Iterator[Grade]:
         while chunk := list(islice(found, READ_AHEAD)):
-            timed = self._judge_chunk([pair for pair, _ in chunk])
-            for (_, extracted), (judgement, seconds) in zip(chunk, timed, strict=True):
+            pairs = [pair._replace(answer=extracted.answer) for pair, extracted in chunk]
+            here = [self._judge_here(pair) for pair in pairs]
+            keys = {index: key_of(pairs[index], self._salt) for index, timed in enumerate(here) if timed is None}
+            elsewhere = self._judge_elsewhere({key: pairs[index] for index, key in keys.items()})
+            for index, (_, extracted) in enumerate(chunk):
+                judgement, seconds = here[index] or elsewhere[keys[index]]
                 yield Grade(judgement.verdict, judgement.reason, seconds, extracted.answer, extracted.method)
-
-    def _judge_chunk(self, pairs: Sequence[Pair]) -> list[Timed]:
-        here = [self._judge_here(pair) for pair in pairs]
-        keys = {index: key_of(pairs[index], self._salt) for index, timed in enumerate(here) if timed is None}
-        elsewhere = self._judge_elsewhere({key: pairs[index] for index, key in keys.items()})
-        return [elsewhere[keys[index]] if timed is None else timed for index, timed in enumerate(here)]
 
     def _judge_here(self, pair: Pair) -> Timed | None:
         started = time.perf_counter()
@@ -97,22 +96,126 @@ class Grader:
     def _judge_elsewhere(self, pairs: Mapping[bytes, Pair]) -> dict[bytes, Timed]:
         """Judge pairs by their keys: from memory, from the cache, in the workers."""
         known = {key: self._remembered[key] for key in pairs if key in self._remembered}
+        if self._cache is not None:
+            known |= self._cache.get_many([key for key in pairs if key not in known])
         unknown = [key for key in pairs if key not in known]
-        if self._cache is not None and unknown:
-            known |= self._cache.get_many(unknown)
-            unknown = [key for key in unknown if key not in known]
         judged = dict(zip(unknown, self._pool.judge_all([pairs[key] for key in unknown]), strict=True))
-        self._keep({key: timed.judgement for key, timed in judged.items()})
-        return {key: Timed(judgement, 0.0) for key, judgement in known.items()} | judged
-
-    def _keep(self, judgements: Mapping[bytes, Judgement]) -> None:
-        if self._cache is not None and judgements:
-            self._cache.put_many(judgements)
+        new = {key: timed.judgement for key, timed in judged.items()}
+        if self._cache is not None:
+            self._cache.put_many(new)
         if len(self._remembered) > MAX_REMEMBERED:
             self._remembered.clear()
-        self._remembered |= judgements
+        self._remembered |= new
+        return {key: Timed(judgement, 0.0) for key, judgement in known.items()} | judged
 
 
-def _extract(pair: Pair) -> tuple[Pair, Extracted]:
-    extracted = extract_answer(pair.answer, pair.multiple)
-    return Pair(pair.gold, extracted.answer, pair.type, pair.tolerance, pair.unit, pair.multiple), extracted
+# The fast path: the same text, or two plain numbers. It needs no limits, so it runs without a worker process.
+
+_MAX_NUMBER_CHARACTERS = 60  # longer numbers go the general way
+_NUMBER = re.compile(
+    r"\s*\$?(?:\\boxed\{)?\s*(?P<sign>[-+]?)(?:"
+    r"(?P<grouped>[1-9]\d{0,2}(?:(?:,|\{,\}|,\\!)\d{3})+(?:\.\d+)?)"
+    r"|\\[dt]?frac\s*\{\s*(?P<above>\d{1,18})\s*\}\s*\{\s*(?P<below>\d{1,18})\s*\}"
+    r"|(?P<over>\d{1,18})\s*/\s*(?P<under>\d{1,18})"
+    r"|(?P<plain>\d+(?:\.\d+)?|\.\d+)"
+    r")\s*\}?\$?\s*\.?\s*"
+)
+
+
+def judge_exactly(pair: Pair, kind: AnswerType | None) -> Judgement | None:
+    """Return the verdict on the same text or on two plain numbers, None for any other pair.
+
+    Decimals of different length are left to the rules of rounding, and whatever a tolerance or type bears upon too.
+    """
+    if pair.gold == pair.answer and pair.gold.strip():
+        return Judgement(Verdict.CORRECT, "the same text")
+    if pair.multiple or pair.tolerance is not None or kind not in (None, AnswerType.INT, AnswerType.NUMBER):
+        return None
+    gold = _read_number(pair.gold)
+    answer = _read_number(pair.answer) if gold is not None else None
+    if gold is None or answer is None:
+        return None
+    if gold == answer:
+        return Judgement(Verdict.CORRECT, "equal numbers")
+    if gold.denominator == answer.denominator == 1:
+        return Judgement(Verdict.WRONG, "different numbers")
+    return None
+
+
+def _read_number(text: str) -> Fraction | None:
+    found = _NUMBER.fullmatch(text) if len(text) <= _MAX_NUMBER_CHARACTERS else None
+    if found is None:
+        return None
+    above, below = found["above"] or found["over"], found["below"] or found["under"]
+    if above:
+        value = Fraction(int(above), int(below)) if int(below) else None
+    else:
+        plain = found["plain"] or found["grouped"].replace("{,}", "").replace(",\\!", "").replace(",", "")
+        value = read_literal(plain).value
+    return -value if found["sign"] == "-" and value is not None else value
+
+
+# Verdicts kept between runs, by everything that decided them.
+
+GRADER_VERSION = 3
+"""Raise it with any change that can change a verdict: verdicts of other versions are not found any more."""
+_KEYS_AT_ONCE = 500  # SQLite's default bound on parameters is 999 in its older versions
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID
+"""
+
+
+class VerdictCache:
+    """An SQLite file of verdicts; several processes may use it at the same time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, and make it where there is none.
+
+        Raises:
+            UserError: it is not a cache, or cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=60)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(_SCHEMA)
+        except (OSError, sqlite3.DatabaseError) as error:
+            problem = f"{path} cannot serve as the grader's cache: {error}"
+            raise UserError(problem, "delete it or name another file") from error
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Judgement]:
+        """Return the verdicts that are known of these keys."""
+        found: dict[bytes, Judgement] = {}
+        for start in range(0, len(keys), _KEYS_AT_ONCE):
+            some = keys[start : start + _KEYS_AT_ONCE]
+            marks = ",".join("?" * len(some))
+            rows = self._connection.execute(f"SELECT key, verdict, reason FROM verdicts WHERE key IN ({marks})", some)
+            found.update((key, Judgement(Verdict(verdict), reason)) for key, verdict, reason in rows)
+        return found
+
+    def put_many(self, judgements: Mapping[bytes, Judgement]) -> None:
+        """Keep these verdicts, in one transaction; not timeouts, which say as much of the machine as of the answer."""
+        rows = [
+            (key, judgement.verdict.value, judgement.reason)
+            for key, judgement in judgements.items()
+            if judgement.verdict is not Verdict.TIMEOUT
+        ]
+        with self._connection:
+            self._connection.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+def salt_of(config: GraderConfig) -> bytes:
+    """Return what besides the pair decides a verdict: the versions and the settings."""
+    versions = [GRADER_VERSION, version("math-verify"), version("sympy"), version("latex2sympy2_extended")]
+    settings = config.model_dump(exclude={"workers", "cache"})
+    return blake2b(json.dumps([versions, settings], sort_keys=True).encode(), digest_size=32).digest()
+
+
+def key_of(pair: Pair, salt: bytes) -> bytes:
+    """Return the key of a pair: 16 bytes that its every field decides."""
+    return blake2b(json.dumps(pair).encode(), digest_size=16, key=salt).digest()

@@ -2,7 +2,7 @@
 
 Each worker is sent a few pairs ahead and answers them in order, so the pair it is at is always known. An answer whose
 worker used up its CPU time is a timeout at once. One that took too long by the clock, or whose worker died, is tried
-once more with nothing else running: only then is it not the machine's load that is to blame.
+once more with nothing else running: only then the machine's load is not to blame.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from ladle.grading.config import GraderConfig
-from ladle.grading.protocol import LOADING, READY
-from ladle.grading.verdict import Judgement, Pair, Verdict
+from pydantic import BaseModel, ConfigDict, Field
+
+from ladle.grading.verdict import LOADING, READY, Judgement, Pair, Verdict
 
 START_TIMEOUT_SECONDS = 120.0
 MAX_STARTS = 5
@@ -30,6 +28,40 @@ SHARE_OF_ONE_TRY = 0.47
 """Part of the wall limit that each of the two tries has; the rest is for noticing and killing."""
 MAX_PAIRS_AHEAD = 32
 MAX_BYTES_AHEAD = 8192  # less than the smallest pipe holds, so that sending never blocks
+
+
+class GraderConfig(BaseModel):
+    """How one answer is graded and what it may cost.
+
+    CPU time is the limit that decides; the wall limit only catches a process that a loaded machine starves or that no
+    signal reaches, so that the load of the machine does not change a verdict.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    cpu_seconds: float = Field(default=0.5, gt=0, le=60)
+    """CPU time for one answer, in seconds; past it the verdict is `timeout`."""
+
+    wall_seconds: float = Field(default=3.0, gt=0, le=600)
+    """Hard limit on the wall time of one answer, in seconds; its first try and the lone retry share it."""
+
+    memory_mebibytes: int = Field(default=1024, ge=256)
+    """Address space of one worker process, in MiB."""
+
+    max_characters: int = Field(default=2000, ge=1, le=4000)
+    """Longer answers are `unparsed` unless they equal the gold text; the longest gold of the six benchmarks has 210."""
+
+    rounding_digits: int = Field(default=5, ge=2, le=30)
+    """A decimal counts for an exact value that rounds or truncates to it from this many significant digits on.
+
+    Five accept 3.1416 for pi and refuse 1.414 for the root of 2; upstream's relative tolerance of 1e-4 lies between.
+    """
+
+    workers: int = Field(default=1, ge=1)
+    """Worker processes; verdicts do not depend on it."""
+
+    cache: str | None = None
+    """SQLite file that keeps verdicts between runs; none by default."""
 
 
 class Timed(NamedTuple):
@@ -57,9 +89,7 @@ class WorkerPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for worker in self._workers:
             worker.end()
         self._workers.clear()
@@ -67,34 +97,30 @@ class WorkerPool:
     def judge_all(self, pairs: Sequence[Pair]) -> list[Timed]:
         """Return the judgement of each pair, in their order."""
         results: dict[int, Timed] = {}
-        limit = self._config.wall_seconds * SHARE_OF_ONE_TRY
-        lost = self._judge(pairs, range(len(pairs)), self._config.workers, limit, results)
-        for first in lost:
-            for second in self._judge(pairs, [first.index], 1, limit, results):
+        for first in self._judge(pairs, range(len(pairs)), self._config.workers, results):
+            for second in self._judge(pairs, [first.index], 1, results):
                 seconds = first.seconds + second.seconds
                 results[first.index] = Timed(Judgement(Verdict.TIMEOUT, f"{second.reason}, twice"), seconds)
         return [results[index] for index in range(len(pairs))]
 
     def _judge(
-        self, pairs: Sequence[Pair], indices: Sequence[int], workers: int, limit: float, results: dict[int, Timed]
+        self, pairs: Sequence[Pair], indices: Sequence[int], workers: int, results: dict[int, Timed]
     ) -> list[_Lost]:
         """Judge the pairs of these indices into `results`; return those that no worker finished."""
+        limit = self._config.wall_seconds * SHARE_OF_ONE_TRY
         waiting = deque(indices)
         lost: list[_Lost] = []
         while waiting or any(worker.ahead for worker in self._workers):
-            self._staff(min(workers, len(waiting)))
+            while len(self._workers) < min(workers, len(waiting)):
+                self._workers.append(_start_worker(self._config))
             for worker in self._workers[:workers]:
                 worker.send_ahead(waiting, pairs)
             self._wait(limit)
             for worker in list(self._workers):
                 results.update(worker.collect())
-                if worker.is_gone() or worker.seconds_at_current() > limit:
-                    lost.extend(self._replace(worker, waiting, limit, results))
+                if worker.is_gone or worker.seconds_at_current() > limit:
+                    lost.extend(self._remove(worker, waiting, limit, results))
         return lost
-
-    def _staff(self, count: int) -> None:
-        while len(self._workers) < count:
-            self._workers.append(_start_worker(self._config))
 
     def _wait(self, limit: float) -> None:
         """Sleep until a worker says something, or the first of them could be over its limit."""
@@ -107,11 +133,11 @@ class WorkerPool:
                 selector.register(worker.output, selectors.EVENT_READ)
             selector.select(timeout)
 
-    def _replace(self, worker: _Worker, waiting: deque[int], limit: float, results: dict[int, Timed]) -> list[_Lost]:
+    def _remove(self, worker: _Worker, waiting: deque[int], limit: float, results: dict[int, Timed]) -> list[_Lost]:
         """End a worker that is over its limit or dead, and put back what it had not begun."""
         seconds = worker.seconds_at_current()
-        status = worker.end()
-        results.update(worker.collect())
+        status, answered = worker.end()
+        results.update(answered)
         self._workers.remove(worker)
         if not worker.ahead:
             return []
@@ -126,7 +152,7 @@ class WorkerPool:
 
 
 def _start_worker(config: GraderConfig) -> _Worker:
-    """Start a process; one that dies on the way, as the machine may kill any, is started anew.
+    """Start a process; one that dies on the way, as the machine may kill any, is started again.
 
     Raises:
         RuntimeError: it died again and again.
@@ -143,15 +169,14 @@ class _Worker:
     """One process, and the pairs that it was sent and has not answered yet."""
 
     def __init__(self, config: GraderConfig) -> None:
-        settings = config.model_dump(include={"cpu_seconds", "memory_mebibytes", "rounding_digits"})
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        settings = config.model_dump_json(include={"cpu_seconds", "memory_mebibytes", "rounding_digits"})
         # Not multiprocessing: its children run the parent's main module again, which may be a training script.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ladle.grading.worker", json.dumps(settings)],
+            [sys.executable, "-P", "-m", "ladle.grading.worker", settings],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # an interrupt at the terminal is the parent's to handle
         )
         assert self._process.stdin is not None
@@ -159,17 +184,18 @@ class _Worker:
         self._input, self.output = self._process.stdin, self._process.stdout
         os.set_blocking(self.output.fileno(), False)
         self._received = b""
-        self._gone = False
-        self.ahead: deque[int] = deque()
         self._sizes: deque[int] = deque()
         self._since = 0.0
+        self.ahead: deque[int] = deque()
+        self.is_gone = False
+        """Whether the process has closed its end."""
 
     def becomes_ready(self) -> bool:
         """Wait until the process has started; False if it has not in time, or died."""
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         with selectors.DefaultSelector() as selector:
             selector.register(self.output, selectors.EVENT_READ)
-            while time.monotonic() < deadline and not self._gone:
+            while time.monotonic() < deadline and not self.is_gone:
                 selector.select(deadline - time.monotonic())
                 if READY in self._read_messages():
                     return True
@@ -177,14 +203,14 @@ class _Worker:
 
     def send_ahead(self, waiting: deque[int], pairs: Sequence[Pair]) -> None:
         """Send waiting pairs as far ahead as the pipe holds."""
-        while waiting and len(self.ahead) < MAX_PAIRS_AHEAD and not self._gone:
-            line = json.dumps(astuple(pairs[waiting[0]])).encode() + b"\n"
+        while waiting and len(self.ahead) < MAX_PAIRS_AHEAD and not self.is_gone:
+            line = json.dumps(pairs[waiting[0]]).encode() + b"\n"
             if self.ahead and sum(self._sizes) + len(line) > MAX_BYTES_AHEAD:
                 return
             try:
                 self._input.write(line)
             except BrokenPipeError:
-                self._gone = True
+                self.is_gone = True
                 return
             if not self.ahead:
                 self._since = time.monotonic()
@@ -195,46 +221,35 @@ class _Worker:
         """Return what has been answered since the last call."""
         found: dict[int, Timed] = {}
         for message in self._read_messages():
-            if message == LOADING:
-                self._since = time.monotonic() + START_TIMEOUT_SECONDS
-                continue
-            self._since = time.monotonic()
-            if message != READY:
+            self._since = time.monotonic() + (START_TIMEOUT_SECONDS if message == LOADING else 0)
+            if message not in (LOADING, READY):
                 verdict, reason, seconds = message
                 found[self.ahead.popleft()] = Timed(Judgement(Verdict(verdict), reason), seconds)
                 self._sizes.popleft()
         return found
 
     def _read_messages(self) -> list[Any]:
-        self._drain()
-        *lines, self._received = self._received.split(b"\n")
-        return [json.loads(line) for line in lines]
-
-    def _drain(self) -> None:
-        while not self.output.closed:
+        while True:
             try:
                 data = os.read(self.output.fileno(), 65536)
             except BlockingIOError:
-                return
+                break
             self._received += data
             if not data:
-                self._gone = True
-                return
-
-    def is_gone(self) -> bool:
-        """Whether the process has closed its end."""
-        return self._gone
+                self.is_gone = True
+                break
+        *lines, self._received = self._received.split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def seconds_at_current(self) -> float:
         """Return how long the process has been at its current pair; 0 without one, less while it loads libraries."""
         return time.monotonic() - self._since if self.ahead else 0.0
 
-    def end(self) -> int:
-        """Kill the process, unless it is dead already, and return its exit status, negative for a signal."""
-        if self._process.poll() is None and not self._gone:
+    def end(self) -> tuple[int, dict[int, Timed]]:
+        """Kill the process, unless it is dead already; return its exit status (minus a signal) and last answers."""
+        if self._process.poll() is None and not self.is_gone:
             self._process.kill()
-        status = self._process.wait()
-        self._drain()
+        status, answered = self._process.wait(), self.collect()
         self._input.close()
         self.output.close()
-        return status
+        return status, answered

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from ladle.errors import UserError
 
@@ -33,51 +33,46 @@ class AnswerType(StrEnum):
 
 
 _OTHER_NAMES = {
-    "integer": AnswerType.INT,
-    "num": AnswerType.NUMBER,
-    "numeric": AnswerType.NUMBER,
-    "numerical": AnswerType.NUMBER,  # OlympiadBench, arXiv 2402.14008: Numerical, Expression, Tuple, Interval, Equation
-    "float": AnswerType.NUMBER,
-    "fraction": AnswerType.NUMBER,
-    "decimal": AnswerType.NUMBER,
-    "rational": AnswerType.NUMBER,
-    "expr": AnswerType.EXPRESSION,
-    "formula": AnswerType.EXPRESSION,
-    "point": AnswerType.TUPLE,
-    "list": AnswerType.SET,
-    "choice": AnswerType.TEXT,
-    "string": AnswerType.TEXT,
-    "vector": AnswerType.MATRIX,
-    "unit": AnswerType.QUANTITY,
+    name: kind
+    for kind, names in {
+        # OlympiadBench, arXiv 2402.14008, has Numerical, Expression, Tuple, Interval and Equation.
+        AnswerType.NUMBER: "num numeric numerical float fraction decimal rational",
+        AnswerType.INT: "integer",
+        AnswerType.EXPRESSION: "expr formula",
+        AnswerType.TUPLE: "point",
+        AnswerType.SET: "list",
+        AnswerType.TEXT: "choice string",
+        AnswerType.MATRIX: "vector",
+        AnswerType.QUANTITY: "unit",
+    }.items()
+    for name in names.split()
 }
 
 
 def answer_type(name: str | None) -> AnswerType | None:
-    """Return the type a name stands for, OlympiadBench's own names included; None stays None, for the text to decide.
+    """Return the type of this name, OlympiadBench's own names included; None stays None, for the text to decide.
 
     Raises:
         UserError: the name is not known.
     """
-    if name is None or name == "":
+    if not name:
         return None
-    lowered = name.lower()
-    if lowered in _OTHER_NAMES:
-        return _OTHER_NAMES[lowered]
-    if lowered in set(AnswerType):
-        return AnswerType(lowered)
-    raise UserError(f"answer type {name!r} is not known", f"use one of {', '.join(AnswerType)}, or leave it out")
+    try:
+        return _OTHER_NAMES.get(name.lower()) or AnswerType(name.lower())
+    except ValueError as error:
+        problem = f"answer type {name!r} is not known"
+        raise UserError(problem, f"use one of {', '.join(AnswerType)}, or leave it out") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A gold answer and an answer to hold against it.
+class Pair(NamedTuple):
+    """A gold answer and an answer to grade by it.
 
     Attributes:
         gold: the reference answer, LaTeX or plain text.
         answer: the answer to grade: a bare answer, or a whole completion where the caller says so.
         type: an `AnswerType` name, or None to infer it from the gold text.
         tolerance: largest absolute difference between two numbers that still counts, as OlympiadBench's `error`.
-        unit: the unit that the question asks for; an answer without one is not held against it, another unit is.
+        unit: the unit that the question names; an answer without one may be correct, one with another is wrong.
         multiple: the gold lists several answers, separated by commas, in any order.
     """
 
@@ -89,8 +84,14 @@ class Pair:
     multiple: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Grade:
+class Judgement(NamedTuple):
+    """A verdict and one line that says what decided it."""
+
+    verdict: Verdict
+    reason: str
+
+
+class Grade(NamedTuple):
     """The verdict on one pair.
 
     Attributes:
@@ -108,9 +109,7 @@ class Grade:
     method: str
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict and its reason, before anything is known of where it was decided and how long that took."""
-
-    verdict: Verdict
-    reason: str
+READY = "ready"
+"""A worker's message: it waits for pairs, or resumes the one it is at."""
+LOADING = "loading"
+"""A worker's message: it loads libraries, which is not charged to the answer it is at."""

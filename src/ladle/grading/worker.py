@@ -2,21 +2,27 @@
 
 Run as `python -m ladle.grading.worker SETTINGS`. It is started once and grades thousands of answers; the pool ends it
 where a limit demands, and starts another. JSON and not pickle, so that nothing it says can make its parent run code.
+
+It has so much CPU time for one answer, so much memory, no file to write and no code to run. The reader never hands text
+to Python; the audit hook (PEP 578) is there so that no library can either. It refuses to compile or run anything that
+does not come from a module's file, to start processes, to open sockets and to write files.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
 from typing import Any, BinaryIO
 
-from ladle.grading.comparing.judge import Algebra, judge
-from ladle.grading.confine import CodeGuard, CpuLimitReached, cpu_limit, limit_memory
-from ladle.grading.protocol import LOADING, READY
-from ladle.grading.verdict import Judgement, Pair, Verdict
+from ladle.grading.judge import Algebra, judge
+from ladle.grading.verdict import LOADING, READY, Judgement, Pair, Verdict
 
 MAX_REASON_CHARACTERS = 200
 
@@ -24,7 +30,11 @@ MAX_REASON_CHARACTERS = 200
 def main() -> None:
     """Serve pairs until standard input ends."""
     settings = json.loads(sys.argv[1])
-    requests, replies = _take_channels()
+    # The pipes to the parent are for verdicts alone; whatever a library prints goes nowhere.
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
     limit_memory(settings["memory_mebibytes"])
     guard = CodeGuard()
     guard.install()
@@ -32,18 +42,10 @@ def main() -> None:
     grading = _Grading(settings["cpu_seconds"], settings["rounding_digits"], guard, replies)
     for line in requests:
         started = time.perf_counter()
+        grading.seconds_loading = 0.0
         judgement = grading.judge(Pair(*json.loads(line)))
-        seconds = time.perf_counter() - started - grading.take_seconds_loading()
+        seconds = time.perf_counter() - started - grading.seconds_loading
         _reply(replies, [judgement.verdict, judgement.reason[:MAX_REASON_CHARACTERS], round(seconds, 6)])
-
-
-def _take_channels() -> tuple[BinaryIO, BinaryIO]:
-    """Keep the pipes to the parent for verdicts alone; whatever a library prints goes nowhere."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)
-    return requests, replies
 
 
 def _reply(replies: BinaryIO, message: Any) -> None:
@@ -60,41 +62,34 @@ class _Grading:
         self._guard = guard
         self._replies = replies
         self._judge_algebra: Callable[[Algebra], Judgement] | None = None
-        self._seconds_loading = 0.0
+        self.seconds_loading = 0.0
 
     def judge(self, pair: Pair) -> Judgement:
         """Return the verdict on a pair, whatever happens on the way."""
         started = time.process_time()
-        judgement = self._within_limits(lambda: judge(pair, self._rounding_digits), self._cpu_seconds)
-        if isinstance(judgement, Judgement):
-            return judgement
-        left = judgement
+        left = self._within_limits(lambda: judge(pair, self._rounding_digits), self._cpu_seconds)
+        if isinstance(left, Judgement):
+            return left
         spent = time.process_time() - started
         judge_algebra = self._judge_algebra or self._load()
-        self._guard.take_refused()
+        self._guard.refused = ""
         judged = self._within_limits(lambda: judge_algebra(left), max(self._cpu_seconds - spent, 0.01))
         assert isinstance(judged, Judgement)
-        refused = self._guard.take_refused()
-        if refused and judged.verdict is Verdict.WRONG:
-            # sympy swallowed the refusal on its way to "not equal", which is then no finding
-            return Judgement(Verdict.UNPARSED, f"sympy may not use {refused} to compare it")
+        if self._guard.refused and judged.verdict is Verdict.WRONG:
+            # sympy swallowed the refusal on its way to "not equal", which then is not a finding
+            return Judgement(Verdict.UNPARSED, f"sympy may not use {self._guard.refused} to compare it")
         return judged
-
-    def take_seconds_loading(self) -> float:
-        """Return the wall time that loading took since the last call."""
-        seconds, self._seconds_loading = self._seconds_loading, 0.0
-        return seconds
 
     def _load(self) -> Callable[[Algebra], Judgement]:
         started = time.perf_counter()
         _reply(self._replies, LOADING)
         with self._guard.paused():
-            from ladle.grading.comparing.symbolic import judge_algebra, warm_up  # sympy: most runs never need it
+            from ladle.grading.symbolic import judge_algebra, warm_up  # sympy: most runs never need it
 
             warm_up()
         self._judge_algebra = judge_algebra
         _reply(self._replies, READY)
-        self._seconds_loading = time.perf_counter() - started
+        self.seconds_loading = time.perf_counter() - started
         return judge_algebra
 
     def _within_limits(self, work: Callable[[], Judgement | Algebra], cpu_seconds: float) -> Judgement | Algebra:
@@ -109,6 +104,118 @@ class _Grading:
             return Judgement(Verdict.UNPARSED, "nested too deep")
         except Exception as error:  # noqa: BLE001 - the boundary: whatever a library meets in an answer is its own verdict
             return Judgement(Verdict.UNPARSED, f"{type(error).__name__}: {error}")
+
+
+# Limits.
+
+GRACE_SECONDS = 0.3
+"""CPU time after the limit at which the kernel ends a process whose Python code does not notice the signal."""
+
+
+class CpuLimitReached(BaseException):
+    """The CPU time for one answer is used up; not an `Exception`, so that no library swallows it."""
+
+
+def limit_memory(mebibytes: int) -> None:
+    """Bound the address space of this process, and let it leave neither files nor a core dump."""
+    size = mebibytes * 2**20
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise `CpuLimitReached` after so much CPU time; the kernel ends the process `GRACE_SECONDS` later.
+
+    CPU time, not wall time, so that a busy machine does not change a verdict. The first signal is seen between two
+    steps of the interpreter; one long step, such as a product of huge integers, is left to the second.
+    """
+    armed = True
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if armed:
+            raise CpuLimitReached
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds + GRACE_SECONDS)
+    try:
+        yield
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+# Code.
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_REFUSED_EVENTS = frozenset(
+    f"{module}.{event}"
+    for module, events in {
+        "os": "system exec fork forkpty posix_spawn spawn remove rename rmdir mkdir link symlink truncate chmod chown",
+        "subprocess": "Popen",
+        "pty": "spawn",
+        "socket": "__new__ connect bind sendto",
+        "ctypes": "dlopen dlsym",
+        "pickle": "find_class",
+    }.items()
+    for event in events.split()
+)
+
+
+class CodeRefused(RuntimeError):
+    """Something tried to compile or run text, or to reach out of the process."""
+
+
+class CodeGuard:
+    """The audit hook, once installed, stays until the process ends; `paused` is for importing libraries."""
+
+    def __init__(self) -> None:
+        self._active = True
+        self.refused = ""
+        """The event that was refused last."""
+
+    def install(self) -> None:
+        """Refuse code from now on."""
+        sys.dont_write_bytecode = True
+        sys.addaudithook(self._audit)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let modules be imported; some make classes out of text while they are."""
+        self._active = False
+        try:
+            yield
+        finally:
+            self._active = True
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._active and (event in _REFUSED_EVENTS or event in _CHECKS and _CHECKS[event](*arguments)):
+            self.refused = event
+            raise CodeRefused(f"{event} is refused while grading")
+
+
+def _is_foreign_source(source: Any, filename: Any) -> bool:
+    return not (isinstance(filename, str) and filename.endswith(".py"))
+
+
+def _is_foreign_code(code: Any) -> bool:
+    return not (isinstance(code, CodeType) and code.co_filename.endswith(".py"))
+
+
+def _is_writing(path: Any, mode: Any, flags: Any) -> bool:
+    return bool(isinstance(mode, str) and set(mode) & set("wax+") or isinstance(flags, int) and flags & _WRITING)
+
+
+_CHECKS: dict[str, Callable[..., bool]] = {
+    "compile": _is_foreign_source,
+    "exec": _is_foreign_code,
+    "open": _is_writing,
+}
 
 
 if __name__ == "__main__":

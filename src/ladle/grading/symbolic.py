@@ -20,9 +20,9 @@ from latex2sympy2_extended.math_normalization import NormalizationConfig, normal
 from math_verify import verify
 from sympy.polys.monomials import MonomialOps
 
-from ladle.grading.comparing.judge import Algebra
-from ladle.grading.reading.literals import read_literal
-from ladle.grading.reading.tree import Unreadable
+from ladle.grading.judge import Algebra
+from ladle.grading.tokens import read_literal
+from ladle.grading.tree import Unreadable
 from ladle.grading.verdict import Judgement, Verdict
 
 # It warns once that its own timeouts are off; the worker's limits are on.

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from ladle.grading.reading.tokens import Token
-from ladle.grading.reading.tree import Unreadable
+from ladle.grading.tokens import Token
+from ladle.grading.tree import Unreadable
 
 Unit = dict[str, int]
 
@@ -30,26 +30,17 @@ _SPELLINGS = {
 }  # fmt: skip
 _NAMES = {spelling: name for name, others in _SPELLINGS.items() for spelling in (name, name + "s", *others.split())}
 _COMPOUNDS: dict[str, Unit] = {
-    "mph": {"mile": 1, "hour": -1},
-    "kmph": {"kilometer": 1, "hour": -1},
-    "kph": {"kilometer": 1, "hour": -1},
-}
+    "mph": {"mile": 1, "hour": -1}, "kmph": {"kilometer": 1, "hour": -1}, "kph": {"kilometer": 1, "hour": -1},
+}  # fmt: skip
 _MULTIPLES_OF = {
     "meter": "centimeter 0.01 millimeter 0.001 kilometer 1000 nanometer 1e-9 angstrom 1e-10 inch 0.0254 foot 0.3048 "
     "yard 0.9144 mile 1609.344",
-    "second": "minute 60 hour 3600 day 86400 week 604800 millisecond 0.001",
-    "month": "year 12",
-    "kilogram": "gram 0.001 milligram 1e-6",
-    "pound": "ounce 0.0625",
-    "liter": "milliliter 0.001",
-    "dollar": "cent 0.01",
-    "joule": "erg 1e-7 kilojoule 1000",
-    "newton": "kilonewton 1000",
-    "watt": "kilowatt 1000",
-    "pascal": "kilopascal 1000",
-    "hertz": "kilohertz 1000 megahertz 1000000 gigahertz 1000000000",
+    "second": "minute 60 hour 3600 day 86400 week 604800 millisecond 0.001", "month": "year 12",
+    "kilogram": "gram 0.001 milligram 1e-6", "pound": "ounce 0.0625", "liter": "milliliter 0.001",
+    "dollar": "cent 0.01", "joule": "erg 1e-7 kilojoule 1000", "newton": "kilonewton 1000", "watt": "kilowatt 1000",
+    "pascal": "kilopascal 1000", "hertz": "kilohertz 1000 megahertz 1000000 gigahertz 1000000000",
     "ampere": "milliampere 0.001",
-}
+}  # fmt: skip
 _DERIVED: dict[str, tuple[str, Unit]] = {
     "newton": ("1", {"kilogram": 1, "meter": 1, "second": -2}),
     "joule": ("1", {"kilogram": 1, "meter": 2, "second": -2}),
@@ -66,27 +57,27 @@ _IN_OTHERS = _DERIVED | {
 """A unit is this many of another one, or of a product of others; all of them exact by definition."""
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
-_MULTIPLES = ("dozen", "hundred", "thousand", "million", "billion", "trillion", "pair")
-_PARTS = ("half", "third", "quarter", "tenth", "hundredth")
-_OPERATIONS = ("minus", "plus", "times", "over", "negative", "not", "no", "factorial", "root", "base", "mod", "pi")
-_DIGITS = ("point", "squared", "cubed", "mil", "bn", "mn")
-_CONDITIONS = ("to", "than", "if", "unless", "except", "where", "either", "neither", "halves")
-_PLURALS = tuple(f"{word}s" for word in (*_MULTIPLES, *_PARTS))
-CHANGE_THE_NUMBER = frozenset((*_MULTIPLES, *_PARTS, *_PLURALS, *_OPERATIONS, *_DIGITS, *_CONDITIONS))
-"""Words that make another number of the one they stand with, and so are no unit of it."""
+_COUNTS = "dozen hundred thousand million billion trillion pair half third quarter tenth hundredth"
+_OPERATIONS = """minus plus times over negative not no factorial root base mod pi point squared cubed mil bn mn to than
+if unless except where either neither halves"""
+CHANGE_THE_NUMBER = frozenset(_OPERATIONS.split()) | {word + s for word in _COUNTS.split() for s in ("", "s")}
+"""Words that make another number of the one beside them, and so are not its unit."""
 _CURRENCIES = {"\\dollar": "dollar", "\\euro": "euro", "\\pounds": "sterling", "\\cents": "cent"}
 _PIECE = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
 )
 _QUOTIENT = re.compile(r"\\frac \{([^{}]*)\} \{([^{}]*)\}")
-_COMMAND_NAMES = re.compile(
+_SIGN = re.compile(
     r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu|dollar|cents|euro|pounds)\b|^(?:' '|[\"'])$"
 )
-_MARKS = {"'": " foot", "' '": " inch", '"': " inch"}
+_SIGNS = {"'": " foot", "' '": " inch", '"': " inch", "\\cdot": " ", "\\times": " ", "\\mu": " "} | {
+    sign: f" {name}" for sign, name in _CURRENCIES.items()
+}
+_DEGREES = {"C": " celsius", "F": " fahrenheit", None: " degree"}
 
 
 def currency(token: Token) -> str | None:
-    """Return the unit that a money sign stands for, None for any other token."""
+    """Return the unit that a money sign names, None for any other token."""
     return _CURRENCIES.get(token.text)
 
 
@@ -103,14 +94,15 @@ def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
         accept_nouns: whether a word that names no unit of measure (`eggs`) is one.
 
     Raises:
-        Unreadable: something among them is no unit, or is a word that changes the number (`dozen`).
+        Unreadable: something among them is not a unit, or is a word that changes the number (`dozen`).
     """
-    text = _COMMAND_NAMES.sub(_name_command, " ".join(token.text for token in tokens))
-    text = _QUOTIENT.sub(r"\1 / \2", text)
+    text = " ".join(token.text for token in tokens)
+    text = _SIGN.sub(lambda found: _SIGNS.get(found[0]) or _DEGREES[found[1]], text)
+    text = _QUOTIENT.sub(r"\1 / \2", text).rstrip()
     unit: Unit = {}
     sign, factor, last = 1, 1, ""
     position = 0
-    while position < len(text.rstrip()):
+    while position < len(text):
         found = _PIECE.match(text, position)
         if found is None:
             raise Unreadable(f"{text[position : position + 12].strip()!r} is not a unit")
@@ -128,17 +120,9 @@ def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
             for last, power in _name_unit(word, accept_nouns).items():
                 unit[last] = unit.get(last, 0) + sign * factor * power
             factor = 1
-    return _drop_redundant(unit)
-
-
-def _name_command(found: re.Match[str]) -> str:
-    if found[0] in _MARKS:
-        return _MARKS[found[0]]
-    if found[0] in _CURRENCIES:
-        return f" {_CURRENCIES[found[0]]}"
-    if "circ" not in found[0]:
-        return " "
-    return {"C": " celsius", "F": " fahrenheit"}.get(found[1], " degree")
+    if "celsius" in unit or "fahrenheit" in unit:
+        unit.pop("degree", None)  # degrees Celsius are Celsius
+    return unit
 
 
 def _name_unit(word: str, accept_nouns: bool) -> Unit:
@@ -151,30 +135,20 @@ def _name_unit(word: str, accept_nouns: bool) -> Unit:
     return {name or lowered.removesuffix("s"): 1}
 
 
-def _drop_redundant(unit: Unit) -> Unit:
-    """Degrees Celsius are Celsius."""
-    if "celsius" in unit or "fahrenheit" in unit:
-        unit.pop("degree", None)
-    return unit
-
-
 def is_same_unit(gold: Unit, answer: Unit) -> bool:
     """Whether the answer's unit is the gold's; a noun may be described further (`brown eggs` for `eggs`)."""
-    if gold == answer:
-        return True
-    is_noun = not any(name in _SPELLINGS for name in gold)
-    return is_noun and gold.items() <= answer.items()
+    return gold == answer or not gold.keys() & _SPELLINGS.keys() and gold.items() <= answer.items()
 
 
-def conversion(asked: Unit, given: Unit) -> Fraction | None:
-    """Return how many of the unit asked for the given one is; None where they measure different things."""
-    (asked_factor, asked_base), (given_factor, given_base) = _reduce(asked), _reduce(given)
-    return given_factor / asked_factor if asked_base == given_base else None
+def conversion(wanted: Unit, given: Unit) -> Fraction | None:
+    """Return how many of the wanted unit the given one is; None where they measure different things."""
+    (wanted_factor, wanted_base), (given_factor, given_base) = _reduce(wanted), _reduce(given)
+    return given_factor / wanted_factor if wanted_base == given_base else None
 
 
 def _reduce(unit: Mapping[str, int]) -> tuple[Fraction, Unit]:
     """Return the unit as a multiple of base units."""
-    factor, base = Fraction(1), dict[str, int]()
+    factor, base = Fraction(1), Unit()
     for name, power in unit.items():
         times, others = _IN_OTHERS.get(name, ("1", None))
         inner, reduced = (Fraction(1), {name: 1}) if others is None else _reduce(others)

@@ -11,30 +11,25 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from ladle.grading.comparing.equivalence import are_equivalent
-from ladle.grading.comparing.families import are_same_families
-from ladle.grading.comparing.renaming import align_bound_letter, all_symbols
-from ladle.grading.comparing.scalars import Rules
-from ladle.grading.exact import judge_exactly
-from ladle.grading.reading.declarations import Declared, split_declarations
-from ladle.grading.reading.normalise import normalise
-from ladle.grading.reading.quantities import Reading
-from ladle.grading.reading.sentences import bare_answers, drop_statement
-from ladle.grading.reading.structure import read, ungroup
-from ladle.grading.reading.tokens import tokenize
-from ladle.grading.reading.tree import (
-    Foreign,
-    Quantity,
-    Relation,
-    Text,
-    TooLarge,
-    Tree,
-    Unordered,
-    Unreadable,
-)
-from ladle.grading.reading.units import Unit, read_unit
-from ladle.grading.reading.words import NO_SOLUTION, drop_option_label, option_letter, plain_words
+from ladle.grading.equality import Rules
+from ladle.grading.equivalence import align_bound_letter, are_equivalent
+from ladle.grading.normalise import normalise
+from ladle.grading.sets import are_same_families
+from ladle.grading.structure import Reading, read, ungroup
+from ladle.grading.tokens import tokenize
+from ladle.grading.tree import Foreign, Quantity, Relation, Text, TooLarge, Tree, Unordered, Unreadable, symbols_of
+from ladle.grading.units import Unit, read_unit
 from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
+from ladle.grading.words import (
+    NO_SOLUTION,
+    Declared,
+    bare_answers,
+    drop_option_label,
+    drop_statement,
+    option_letter,
+    plain_words,
+    split_declarations,
+)
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
 _WORDS = re.compile(r"[A-Za-z' -]*[A-Za-z]{4}[A-Za-z' -]*|yes|no", re.IGNORECASE)
@@ -49,7 +44,7 @@ class _Gold(NamedTuple):
 
 
 class Algebra(NamedTuple):
-    """Two normalised texts that the reader cannot decide, and why; `ladle.grading.comparing.symbolic` can try."""
+    """Two normalised texts that the reader cannot decide, and why; `ladle.grading.symbolic` can try."""
 
     gold: str
     answer: str
@@ -67,9 +62,10 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
         UserError: the pair's type is not known.
     """
     kind = answer_type(pair.type)
-    decided = judge_exactly(pair, kind) or _judge_words(pair, kind)
-    if decided is not None:
-        return decided
+    if kind in (None, AnswerType.TEXT):
+        decided = _judge_words(pair, is_text=kind is AnswerType.TEXT)
+        if decided is not None:
+            return decided
     gold = _read_gold(pair.gold, kind, pair.multiple, bool(pair.unit))
     answer = normalise(drop_statement(drop_option_label(pair.answer)) if kind is not AnswerType.TEXT else pair.answer)
     if not answer:
@@ -80,14 +76,56 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if isinstance(gold.tree, Text):
         if gold.tree.words in map(plain_words, bare_answers(declared.text)):
             return _judge_declarations(gold.declared, declared, "equal words")
-        return _decide(False, "words")
-    rules = Rules(rounding_digits, _exact_tolerance(pair.tolerance), _read_asked_unit(pair.unit))
+        return Judgement(Verdict.WRONG, "different words")
+    tolerance = None if pair.tolerance is None else Fraction(repr(pair.tolerance))
     try:
-        return _judge_trees(gold, _read_answer(declared.text, gold), declared, rules)
+        answer_tree = _read_answer(declared.text, gold)
+        return _judge_trees(gold, answer_tree, declared, Rules(rounding_digits, tolerance, _wanted_unit(pair.unit)))
     except Foreign as error:
         return _leave(gold, declared, str(error))
     except (Unreadable, TooLarge) as error:
         return Judgement(Verdict.UNPARSED, str(error))
+
+
+def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:
+    """Decide what words decide: options of a multiple choice, and answers that are names."""
+    option = option_letter(pair.gold, is_answer=False)
+    chosen = option_letter(pair.answer, is_answer=True) if option is not None else None
+    if chosen is not None:
+        if chosen == option:
+            return Judgement(Verdict.CORRECT, f"equal option {chosen}")
+        return Judgement(Verdict.WRONG, f"different option {chosen}")
+    if is_text or _WORDS.fullmatch(pair.gold):
+        words = plain_words(pair.answer)
+        if words and plain_words(pair.gold) in map(plain_words, bare_answers(pair.answer)):
+            return Judgement(Verdict.CORRECT, "the same words")
+        if is_text and not any(letter.isdigit() for letter in pair.gold):
+            if words:
+                return Judgement(Verdict.WRONG, "different words")
+            return Judgement(Verdict.UNPARSED, "the answer is empty")
+    return None
+
+
+@lru_cache(maxsize=512)
+def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: bool) -> _Gold:
+    """Read the gold, and say how to take an answer to it."""
+    declared = split_declarations(normalise(text))
+    text = declared.text
+    may_group = not multiple and kind not in _ORDERED_TYPES and not re.search(r"[(\[]|\\\{", text)
+    is_grouped = may_group and "," not in ungroup(text)
+    unread = Reading(is_grouped, accepts_nouns=False, accepts_unit_letters=False)
+    refusal: Unreadable | TooLarge | None = None
+    for reading in (unread, replace(unread, accepts_nouns=True)):  # `5 apples` is read now, but `2 ab` was two a b
+        try:
+            tree = read(text, reading)
+        except Foreign as error:
+            return _Gold(text, None, unread, error, declared)
+        except (Unreadable, TooLarge) as error:
+            refusal = refusal or error
+        else:
+            has_unit |= isinstance(tree, Quantity) and bool(tree.unit)
+            return _Gold(text, tree, Reading(is_grouped, not symbols_of(tree), has_unit), None, declared)
+    return _Gold(text, None, unread, refusal, declared)
 
 
 def _read_answer(text: str, gold: _Gold) -> Tree:
@@ -102,43 +140,13 @@ def _read_answer(text: str, gold: _Gold) -> Tree:
         return read(end, gold.reading)
 
 
-def _judge_words(pair: Pair, kind: AnswerType | None) -> Judgement | None:
-    """Decide what words decide: options of a multiple choice, and answers that are names."""
-    if kind not in (None, AnswerType.TEXT):
-        return None
-    option = option_letter(pair.gold, is_answer=False)
-    if option is not None:
-        chosen = option_letter(pair.answer, is_answer=True)
-        if chosen is not None:
-            return _decide(chosen == option, f"option {chosen}")
-    if kind is AnswerType.TEXT or _WORDS.fullmatch(pair.gold):
-        words = plain_words(pair.answer)
-        if words and plain_words(pair.gold) in map(plain_words, bare_answers(pair.answer)):
-            return Judgement(Verdict.CORRECT, "the same words")
-        if kind is AnswerType.TEXT and not any(letter.isdigit() for letter in pair.gold):
-            return _decide(False, "words") if words else Judgement(Verdict.UNPARSED, "the answer is empty")
-    return None
-
-
-@lru_cache(maxsize=512)
-def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: bool) -> _Gold:
-    """Read the gold, and say how to take an answer to it."""
-    declared = split_declarations(normalise(text))
-    text = declared.text
-    may_group = not multiple and kind not in _ORDERED_TYPES and not re.search(r"[(\[]|\\\{", text)
-    grouped = may_group and "," not in ungroup(text)
-    refusal: Unreadable | TooLarge | None = None
-    for accepts_nouns in (False, True):  # `5 apples` is read the second time, but `2 ab` is two times a times b
-        try:
-            tree = read(text, Reading(grouped, accepts_nouns, accepts_unit_letters=False))
-        except Foreign as error:
-            return _Gold(text, None, Reading(grouped, False, False), error, declared)
-        except (Unreadable, TooLarge) as error:
-            refusal = refusal or error
-        else:
-            has_unit |= isinstance(tree, Quantity) and bool(tree.unit)
-            return _Gold(text, tree, Reading(grouped, not all_symbols(tree), has_unit), None, declared)
-    return _Gold(text, None, Reading(grouped, False, False), refusal, declared)
+@lru_cache(maxsize=64)
+def _wanted_unit(unit: str | None) -> Unit:
+    """Return the unit that the question names; one that cannot be read is not held against any answer."""
+    try:
+        return read_unit(tokenize(normalise(unit)), accept_nouns=True) if unit else {}
+    except Unreadable:
+        return {}
 
 
 def _judge_trees(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> Judgement | Algebra:
@@ -151,24 +159,19 @@ def _judge_trees(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) ->
             return Judgement(Verdict.CORRECT, "no solution, in words")
         return Judgement(Verdict.WRONG, "words where the gold has a value")
     bound = frozenset[str]() if gold.declared.condition else gold.declared.letters | declared.letters
-    verdict = _compare(gold, align_bound_letter(gold.tree, answer, bound), declared, rules)
+    answer = align_bound_letter(gold.tree, answer, bound)
+    verdict = are_equivalent(gold.tree, answer, rules)
+    if verdict is False and isinstance(answer, Quantity) and answer.unit and symbols_of(gold.tree):
+        measured = read(gold.text, replace(gold.reading, accepts_unit_letters=True))  # `9.8 m/s^2` beside a marked unit
+        verdict = isinstance(measured, Quantity) and are_equivalent(measured, answer, rules)
+    elif verdict is False and gold.declared.kinds | declared.kinds == {"integer"}:
+        shared = symbols_of(gold.tree) & symbols_of(answer)
+        verdict = any(are_same_families(gold.tree, answer, letter) for letter in shared)
     if verdict is None:
         return _leave(gold, declared, "no value to compare")
-    return _decide(verdict, "values") if not verdict else _judge_declarations(gold.declared, declared, "equal values")
-
-
-def _compare(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> bool | None:
-    assert gold.tree is not None
-    verdict = are_equivalent(gold.tree, answer, rules)
-    if verdict is not False:
-        return verdict
-    if isinstance(answer, Quantity) and answer.unit and all_symbols(gold.tree):
-        measured = read(gold.text, replace(gold.reading, accepts_unit_letters=True))  # `9.8 m/s^2` beside a marked unit
-        return isinstance(measured, Quantity) and are_equivalent(measured, answer, rules)
-    if gold.declared.kinds | declared.kinds != {"integer"}:
-        return False
-    shared = all_symbols(gold.tree) & all_symbols(answer)
-    return any(are_same_families(gold.tree, answer, letter) for letter in shared)
+    if not verdict:
+        return Judgement(Verdict.WRONG, "different values")
+    return _judge_declarations(gold.declared, declared, "equal values")
 
 
 def _judge_declarations(gold: Declared, answer: Declared, reason: str) -> Judgement:
@@ -184,22 +187,3 @@ def _leave(gold: _Gold, answer: Declared, refusal: str) -> Judgement | Algebra:
     if gold.declared.condition != answer.condition:
         return Judgement(Verdict.UNPARSED, f"{refusal}, and the conditions cannot be compared")
     return Algebra(ungroup(gold.text) if gold.reading.is_grouped else gold.text, answer.text, refusal)
-
-
-def _decide(equal: bool, subject: str) -> Judgement:
-    return Judgement(Verdict.CORRECT if equal else Verdict.WRONG, f"{'equal' if equal else 'different'} {subject}")
-
-
-def _exact_tolerance(tolerance: float | None) -> Fraction | None:
-    return None if tolerance is None else Fraction(repr(tolerance))
-
-
-@lru_cache(maxsize=64)
-def _read_asked_unit(unit: str | None) -> Unit:
-    """Return the unit the question asks for; one that cannot be read is held against no answer."""
-    if not unit:
-        return {}
-    try:
-        return read_unit(tokenize(normalise(unit)), accept_nouns=True)
-    except Unreadable:
-        return {}

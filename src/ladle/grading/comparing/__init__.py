@@ -1,1 +1,0 @@
-"""From two trees to a verdict: structure by structure, value by value."""

@@ -1,0 +1,358 @@
+"""Read the tokens of one value into an expression: a recursive-descent parser for the mathematics that answers hold.
+
+    sum     = term (("+" | "-") term)*
+    term    = factor (("*" | "/" | nothing) factor)*        so that 1/2x is (1/2)x
+    factor  = primary ("^" exponent | "!")*
+    primary = number | name | "(" sum ")" | \\frac | \\sqrt | \\sin ... | |sum| | ...
+
+A name is a letter with its accents, subscripts and primes; a derivative is a name of its own. What the parser does not
+know (integrals, sums, limits, cases) it refuses; math-verify gets those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from ladle.grading.normalise import FUNCTION_NAMES
+from ladle.grading.tokens import Token, find_closing, read_number, split_at
+from ladle.grading.tree import (
+    Call,
+    Constant,
+    Expression,
+    Foreign,
+    Number,
+    Power,
+    Product,
+    Sum,
+    Symbol,
+    Unreadable,
+    negative,
+)
+
+_GROUPS = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_CLOSING = _GROUPS | {"\\{": "\\}"}
+_ROUNDING = {"\\lfloor": "floor", "\\lceil": "ceil"}
+_TIMES = frozenset({"*", "\\cdot", "\\times"})
+_OPERATORS = _TIMES | frozenset("+-/:)]}!^_,;=<>'%&\"") | {"\\}", "\\rfloor", "\\rceil", "\\\\"}
+_FUNCTIONS = frozenset("\\" + name for name in FUNCTION_NAMES)
+_SEVERAL_ARGUMENTS = frozenset({"gcd", "lcm", "max", "min"})
+_FUNCTION_LETTERS = frozenset({*"fghFGH", "\\Gamma"})
+_LONGEST_PRODUCT = 4  # letters side by side that are factors; more of them are a word
+_ACCENTS = {
+    **{"\\bar": "bar", "\\overline": "bar", "\\hat": "hat", "\\widehat": "hat", "\\tilde": "tilde"},
+    **{"\\widetilde": "tilde", "\\vec": "vec", "\\overrightarrow": "vec"},
+}
+_DOTS = {"\\dot": 1, "\\ddot": 2}
+_LETTERS = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
+omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi hbar ell odot oplus angle imath jmath triangle aleph
+mho"""
+_NAME_COMMANDS = frozenset("\\" + name for name in _LETTERS.split()) | _ACCENTS.keys() | _DOTS.keys()
+_CONSTANTS = {"e": "e", "i": "i", "\\pi": "pi", "\\imath": "i"}
+
+
+def read_expression(tokens: Sequence[Token]) -> Expression:
+    """Return the value that all the tokens together spell.
+
+    Raises:
+        Unreadable: they spell none, or only some of them do.
+    """
+    separate: list[Token] = []
+    for token in tokens:
+        if token.kind == "run" and len(token.text) > _LONGEST_PRODUCT and not token.text.isupper():
+            raise Unreadable(f"the word {token.text!r} in a formula")
+        separate.extend([Token("run", letter) for letter in token.text] if token.kind == "run" else [token])
+    reader = _Reader(separate)
+    value = reader.read_sum()
+    if reader.position != len(reader.tokens):
+        raise Unreadable(f"{reader.tokens[reader.position].text!r} has no meaning there")
+    return value
+
+
+def is_foreign_command(token: Token) -> bool:
+    """Whether the token is a command that no expression holds, such as `\\int`."""
+    return token.kind == "command" and token.text not in _KNOWN_COMMANDS
+
+
+class _Reader:
+    """A position in the tokens of one value."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.position = 0
+
+    @property
+    def next(self) -> str:
+        """The text of the next token; the empty string at the end and before a word."""
+        if self.position < len(self.tokens):
+            token = self.tokens[self.position]
+            return "" if token.kind == "word" else token.text
+        return ""
+
+    def take(self) -> Token:
+        if self.position >= len(self.tokens):
+            raise Unreadable("the text ends too early")
+        self.position += 1
+        return self.tokens[self.position - 1]
+
+    def read_sum(self) -> Expression:
+        terms = [self._read_signed(self._read_term)]
+        while self.next in ("+", "-"):
+            terms.append(self._read_signed(self._read_term))
+        return terms[0] if len(terms) == 1 else Sum(terms)
+
+    def _read_signed(self, read: Callable[[], Expression]) -> Expression:
+        is_negative = False
+        while self.next in ("+", "-"):
+            is_negative ^= self.take().text == "-"
+        value = read()
+        return negative(value) if is_negative else value
+
+    def _read_term(self) -> Expression:
+        factors = [self._read_factor()]
+        while True:
+            if self.next in _TIMES:
+                self.take()
+                factors.append(self._read_signed(self._read_factor))
+            elif self.next in ("/", ":"):
+                self.take()
+                factors.append(_inverse(self._read_signed(self._read_factor)))
+            elif self._at_factor():
+                factors.append(self._read_factor())
+            else:
+                return factors[0] if len(factors) == 1 else Product(factors)
+
+    def _at_factor(self) -> bool:
+        if self.position >= len(self.tokens):
+            return False
+        token = self.tokens[self.position]
+        if token.kind == "number":
+            return self.tokens[self.position - 1].kind != "number"
+        return token.kind != "sign" and token.text not in _OPERATORS or token.text in ("(", "[", "{", "|")
+
+    def _read_factor(self) -> Expression:
+        value = self._read_primary()
+        while self.next in ("^", "!"):
+            if self.take().text == "!":
+                value = Call("factorial", [value])
+                continue
+            texts = [token.text for token in self.tokens[self.position : self.position + 3]]
+            if texts[:1] == ["\\circ"] or texts == ["{", "\\circ", "}"]:
+                self.position += 1 if texts[0] == "\\circ" else 3
+                value = Product([value, Constant("pi"), Number(Fraction(1, 180))])
+            else:
+                value = Power(value, self._read_signed(self._read_exponent))
+        return value
+
+    def _read_exponent(self) -> Expression:
+        exponent = self._read_primary()
+        if self._takes("^"):
+            exponent = Power(exponent, self._read_signed(self._read_exponent))
+        return exponent
+
+    def _read_primary(self) -> Expression:
+        token = self.take()
+        if token.kind == "number":
+            if self.next == "_":
+                raise Unreadable("a number with a base inside an expression")
+            number, width = read_number(token, self.tokens[self.position : self.position + 7])
+            self.position += width
+            return number
+        if token.kind in ("run", "face", "word") or token.text in _NAME_COMMANDS:
+            self.position -= 1
+            name = self.read_name()
+            return name if isinstance(name, Constant) else self._read_call(name) or name
+        if token.text in _GROUPS:
+            value = read_expression(self._take_bracketed())
+            return Call(_ROUNDING[token.text], [value]) if token.text in _ROUNDING else value
+        if token.text in _FUNCTIONS:
+            return self._read_function(token.text[1:])
+        read = _CONSTRUCTS.get(token.text)
+        if read is None:
+            raise Unreadable(f"{token.text!r} is not known here")
+        return read(self)
+
+    # Names.
+
+    def read_name(self) -> Symbol | Constant:
+        """Read `x`, `E_{1}`, `\\lambda_{\\text{red}}`, `\\dot{x}_0` or `y''`."""
+        token = self.take()
+        text, order = token.text, 0
+        if token.kind == "face":
+            text = f"face {text}"
+        elif token.kind == "word" and len(text) > 1:
+            text = f"text {text.lower()}"
+        elif text in _DOTS:
+            text, order = self._take_label(), _DOTS[text]
+        elif text in _ACCENTS:
+            text = f"{_ACCENTS[text]} {self._take_label()}"
+        order += self._take_primes()
+        subscript = f"_{self._take_label()}" if self._takes("_") else ""
+        order += self._take_primes()
+        if order:
+            return Symbol(f"D{order}[{text}{subscript}]")
+        return Constant(_CONSTANTS[text]) if text in _CONSTANTS and not subscript else Symbol(text + subscript)
+
+    def _take_primes(self) -> int:
+        start = self.position
+        while self.next == "'":
+            self.position += 1
+        return self.position - start
+
+    def _take_label(self) -> str:
+        """Take what an accent, a subscript or an order of differentiation applies to: one token or a group."""
+        return "".join(token.text for token in self._take_bracketed()) if self._takes("{") else self.take().text
+
+    def _takes(self, text: str) -> bool:
+        """Whether the next token is this one, which is then taken."""
+        if self.next != text:
+            return False
+        self.position += 1
+        return True
+
+    def take_order(self) -> int:
+        """Take the order of differentiation, 1 where none is written."""
+        if not self._takes("^"):
+            return 1
+        text = self._take_label()
+        if not text.isdigit():
+            raise Foreign("a derivative of symbolic order")
+        return int(text)
+
+    def _read_call(self, name: Symbol) -> Call | None:
+        """Read the arguments of a name that is a function, None of one that is a factor.
+
+        A function is `f(...)`, any `I(0)` or `x(t)`, since nobody writes a product with one letter in parentheses,
+        any letter before a list (`C(n,2)`), and whatever stands in braces and parentheses, as sympy prints calls.
+        """
+        is_braced = [token.text for token in self.tokens[self.position : self.position + 2]] == ["{", "("]
+        if self.next != "(" and not is_braced:
+            return None
+        closing = find_closing(self.tokens, self.position)
+        inside = self.tokens[self.position + 1 : closing]
+        if is_braced:
+            if find_closing(inside, 0) != len(inside) - 1:
+                return None
+            inside = inside[1:-1]
+        elif not (name.name in _FUNCTION_LETTERS or _is_plain_argument(inside) or len(_split_arguments(inside)) > 1):
+            return None
+        self.position = closing + 1
+        arguments = [read_expression(piece) for piece in _split_arguments(inside)]
+        if len(arguments) == 2 and name.name == "C":
+            return Call("binomial", arguments)
+        if len(arguments) == 2 and name.name == "P" and any(isinstance(argument, Number) for argument in arguments):
+            return Call("permutation", arguments)  # P(6,3) counts arrangements, P(x,y) may be anything
+        return Call("gamma" if name.name == "\\Gamma" else f"apply {name.name}", arguments)
+
+    # Groups, fractions, roots, functions.
+
+    def _take_bracketed(self) -> list[Token]:
+        """Take what stands in the bracket just opened, and the bracket that closes it."""
+        start = self.position - 1
+        opening, closing = self.tokens[start].text, find_closing(self.tokens, start)
+        if self.tokens[closing].text != _CLOSING[opening]:
+            raise Unreadable(f"{opening} is closed by {self.tokens[closing].text}")
+        self.position = closing + 1
+        return self.tokens[start + 1 : closing]
+
+    def _take_argument(self) -> list[Token]:
+        """Take a LaTeX argument: a group in braces, or else one token, of a number only its first digit."""
+        token = self.take()
+        if token.text == "{":
+            return self._take_bracketed()
+        if token.kind == "number" and len(token.text) > 1:
+            self.position -= 1
+            self.tokens[self.position] = Token("number", token.text[1:])
+            return [Token("number", token.text[0])]
+        return [token]
+
+    def read_fraction(self) -> Expression:
+        above, below = self._take_argument(), self._take_argument()
+        derivative = _derivative(above, below)
+        if derivative is not None:
+            return derivative
+        if [token.text for token in above] == ["d"] and below[:1] == [Token("run", "d")]:
+            name = self.read_name().name
+            return _derivative([*above, Token("run", name)], below) or Symbol(name)
+        return Product([read_expression(above), _inverse(read_expression(below))])
+
+    def read_root(self) -> Expression:
+        degree = read_expression(self._take_bracketed()) if self._takes("[") else Number(Fraction(2))
+        inside = self._take_bracketed() if self._takes("(") else self._take_argument()
+        return Call("root", [read_expression(inside), degree])
+
+    def read_binomial(self) -> Expression:
+        above, below = self._take_argument(), self._take_argument()
+        return Call("binomial", [read_expression(above), read_expression(below)])
+
+    def read_absolute(self) -> Expression:
+        inside: list[Token] = []
+        while not self._takes("|"):
+            inside.append(self.take())
+        return Call("abs", [read_expression(inside)])
+
+    def _read_function(self, name: str) -> Expression:
+        power: Expression | None = None
+        base: list[Expression] = []
+        while self.next in ("^", "_"):
+            if self.take().text == "^":
+                power = self._read_signed(self._read_exponent)
+            else:
+                base = [read_expression(self._take_argument())]
+        if isinstance(power, Number) and power.value == -1 and not name.startswith("ar"):
+            name, power = "arc" + name, None
+        value = Call(name, self._read_function_arguments(name) + base)
+        return value if power is None else Power(value, power)
+
+    def _read_function_arguments(self, name: str) -> list[Expression]:
+        if self.next in ("(", "[", "{", "\\{"):
+            self.take()
+            inside = self._take_bracketed()
+            pieces = _split_arguments(inside) if name in _SEVERAL_ARGUMENTS else [inside]
+            return [read_expression(piece) for piece in pieces]
+        factors = [self._read_signed(self._read_factor)]
+        while self._at_factor() and self.next not in _FUNCTIONS and self.next != "(":
+            factors.append(self._read_factor())
+        return [factors[0] if len(factors) == 1 else Product(factors)]
+
+
+def _inverse(value: Expression) -> Power:
+    return Power(value, Number(Fraction(-1)))
+
+
+def _split_arguments(tokens: Sequence[Token]) -> list[list[Token]]:
+    return split_at(tokens, lambda token: token.text == ",")[0]
+
+
+def _is_plain_argument(tokens: Sequence[Token]) -> bool:
+    """Whether the tokens are one number, or letters between commas."""
+    if len(tokens) == 1 and tokens[0].kind == "number":
+        return True
+    letters = [token for token in tokens if token.text != ","]
+    return 2 * len(letters) == len(tokens) + 1 and all(
+        token.kind == "run" or token.text in _NAME_COMMANDS and token.text != "\\pi" for token in letters
+    )
+
+
+def _derivative(above: Sequence[Token], below: Sequence[Token]) -> Symbol | None:
+    """Return the derivative that a fraction spells (`dx/dt`, `d^2 x/dt^2`); None of a quotient."""
+    if [token.text for token in (*above[:1], *below[:1])] != ["d", "d"] or len(above) < 2 or len(below) < 2:
+        return None
+    upper, lower = _Reader(list(above[1:])), _Reader(list(below[1:]))
+    order = upper.take_order()
+    if upper.position == len(upper.tokens):
+        return None
+    function, variable = upper.read_name().name, lower.read_name().name
+    if upper.position < len(upper.tokens) or lower.take_order() != order or lower.position < len(lower.tokens):
+        return None
+    return Symbol(f"D{order}[{function},{variable}]")
+
+
+_CONSTRUCTS: dict[str, Callable[[_Reader], Expression]] = {
+    "\\frac": _Reader.read_fraction,
+    "\\sqrt": _Reader.read_root,
+    "\\binom": _Reader.read_binomial,
+    "|": _Reader.read_absolute,
+    "\\infty": lambda reader: Constant("infinity"),
+}
+_KNOWN_COMMANDS = _NAME_COMMANDS | _FUNCTIONS | _GROUPS.keys() | _OPERATORS | _CONSTRUCTS.keys()

@@ -1,0 +1,338 @@
+"""One spelling for what is typeset the same: Unicode signs, delimiters, fractions, thousands marks, number words.
+
+Nothing here changes a value: what a text means is decided by the reader. Texts are at most `max_characters` long
+(`GraderConfig`), which bounds the time of every pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+FUNCTION_NAMES = frozenset(
+    prefix + name
+    for prefix, names in {
+        "": "sin cos tan cot sec csc sinh cosh tanh ln log exp gcd lcm max min",
+        "arc": "sin cos tan cot sinh cosh tanh",
+        "ar": "sinh cosh tanh",
+        "a": "sin cos tan sinh cosh tanh",
+    }.items()
+    for name in names.split()
+)
+TEXT_COMMANDS = "text|textrm|textbf|textit|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname|boldsymbol|bm|pmb"
+
+# Unicode. NFKC is not used: it turns a superscript two into a plain `2`, and 5 squared into 52.
+
+_GREEK = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "εϵ", "zeta": "ζ", "eta": "η", "theta": "θϑ",
+    "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μµ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ",
+    "tau": "τ", "upsilon": "υ", "phi": "φϕ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ∆",
+    "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
+}  # fmt: skip
+_SIGNS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "÷": "/", "×": "\\times ", "·": "\\cdot ",
+    "⋅": "\\cdot ", "∙": "\\cdot ", "•": "\\cdot ", "∗": "*", "∞": "\\infty ",
+    "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ",
+    "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "∖": "\\setminus ", "ℝ": "\\mathbb{R}",
+    "ℏ": "\\hbar ", "°": "^{\\circ}", "º": "^{\\circ}", "′": "'", "’": "'", "‘": "'", "´": "'", "″": "''",
+    "∠": "\\angle ", "€": "\\euro ", "£": "\\pounds ", "¢": "\\cents ", "。": ".", "、": ",", "“": '"', "”": '"',
+    "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle ", "∣": "|",
+}  # fmt: skip
+_FRACTIONS = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", zip("112131234151357", "233445555668888", strict=True), strict=True))
+_SPACES = "\t\n\r\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
+_ONE_FOR_ONE = str.maketrans(
+    _SIGNS
+    | {letter: f"\\{name} " for name, letters in _GREEK.items() for letter in letters}
+    | {sign: rf"\frac{{{above}}}{{{below}}}" for sign, (above, below) in _FRACTIONS.items()}
+    | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
+    | dict.fromkeys(_SPACES, " ")
+    | dict.fromkeys(_INVISIBLE, "")
+)
+_RAISED, _LOWERED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿⁱ]+"), re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_ON_THE_LINE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿⁱ₀₁₂₃₄₅₆₇₈₉", "0123456789-+ni0123456789")
+_ROOT = re.compile(r"([√∛])\s*(\d+(?:\.\d+)?)?")
+
+
+def spell_as_latex(text: str) -> str:
+    """Return the text with its Unicode mathematics in LaTeX; letters of other scripts stay as they are."""
+    text = text.translate(_ONE_FOR_ONE)
+    if text.isascii():
+        return text
+    text = _ROOT.sub(_spell_root, text)
+    text = _RAISED.sub(lambda found: f"^{{{found[0].translate(_ON_THE_LINE)}}}", text)
+    return _LOWERED.sub(lambda found: f"_{{{found[0].translate(_ON_THE_LINE)}}}", text)
+
+
+def _spell_root(found: re.Match[str]) -> str:
+    command = "\\sqrt" if found[1] == "√" else "\\sqrt[3]"
+    return f"{command}{{{found[2]}}}" if found[2] else command + " "  # the sign covers a whole number, LaTeX's a digit
+
+
+# Number words: English alone, and only at the front of an answer; anywhere else they are names (`the two of them`).
+
+_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_VALUES = {word: number for number, word in enumerate(_SMALL.split())} | {
+    word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
+}
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_PARTS = {
+    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+    "ninth": 9, "tenth": 10, "hundredth": 100,
+}  # fmt: skip
+_WORDS = re.compile(r"[A-Za-z]+(?:(?:-|\s+)[A-Za-z]+)*")
+_MAX_NOUNS = 3
+_JOINTS = frozenset({"to", "of", "or", "and", "in", "per", "over", "out"})  # more than a number and a noun
+_MULTIPLE = re.compile(
+    rf"(?<=[\d}}])\s*(?P<group>\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?(?P<name>{'|'.join(_POWERS)})s?\b"
+)
+
+
+def spell_number_words(text: str) -> str:
+    """Return an answer that is a number in words, and perhaps a noun, with the number in digits; any other as it is.
+
+    `twenty-five` is 25, `two thirds` 2/3, `four and a half` 4 1/2, `two apples` 2 apples.
+    """
+    if _WORDS.fullmatch(text) is None:
+        return text
+    words = text.lower().replace("-", " ").split()
+    denominator = _PARTS.get(words[-1].removesuffix("s"))
+    if denominator is not None and "and" in words[1:-2]:
+        at = words.index("and")
+        whole = read_number_words(words[:at])
+        numerator = read_number_words(["one" if word in ("a", "an") else word for word in words[at + 1 : -1]])
+        if whole is not None and numerator is not None and 0 < numerator < denominator:
+            return f"{whole} {numerator}/{denominator}"
+    if denominator is not None and (numerator := read_number_words(words[:-1])) is not None:
+        return f"{numerator}/{denominator}"
+    are_numerals = [
+        word in _VALUES or word in _POWERS or (word == "and" and following in _VALUES)
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
+    count = [*are_numerals, False].index(False)
+    nouns = words[count:]
+    if len(nouns) > _MAX_NOUNS or _JOINTS & set(nouns) or nouns and "-" in text.split()[-1]:
+        return text
+    value = read_number_words(words[:count])
+    return text if value is None else " ".join([str(value), *nouns])
+
+
+def read_number_words(words: Sequence[str]) -> int | None:
+    """Return the integer that the words name; None where they name none, or more than one."""
+    total, group, last_power = 0, 0, 99
+    filled = 3  # decimal places below which the current group of three is still empty
+    for word in words:
+        if word == "and":
+            continue
+        if word in _VALUES:
+            value = _VALUES[word]
+            size = 1 if value < 10 else 2
+            if size > filled or (value == 0 and len(words) > 1):
+                return None
+            group, filled = group + value, 1 if value >= 20 else 0
+        elif word == "hundred":
+            if not 0 < group < 10 or filled == 3:
+                return None
+            group, filled = group * 100, 2
+        elif word in _POWERS:
+            if group == 0 or _POWERS[word] >= last_power:
+                return None
+            last_power = _POWERS[word]
+            total, group, filled = total + group * 10**last_power, 0, 3
+        else:
+            return None
+    return total + group if words else None
+
+
+def spell_multiples(text: str) -> str:
+    """Return the text with `2.5 million` as a product: `2.5 \\cdot 10^{6}`; a noun in the same group stays in it."""
+    return _MULTIPLE.sub(lambda found: rf" \cdot 10^{{{_POWERS[found['name']]}}} " + (found["group"] or ""), text)
+
+
+# Numbers of choices, which TeX has no command for. `C_1^2` stays the square of a constant: a choice is from `n`, `m`,
+# `N`, or from three or more.
+
+_INDEX = r"(?:\{\s*([\w+\-]+)\s*\}|(\w))"
+_CHOICE = r"(?:\\(?:mathrm|text|rm)\s*\{\s*)?([CP])(?:\s*\})?"
+_PREFIXED = re.compile(rf"(?<![A-Za-z\d}}])(?:\{{\s*\}})?\s*[_^]\s*{_INDEX}\s*{_CHOICE}\s*_\s*{_INDEX}")
+_BELOW_FIRST = re.compile(rf"(?<![A-Za-z\\]){_CHOICE}\s*_\s*{_INDEX}\s*\^\s*{_INDEX}")
+_ABOVE_FIRST = re.compile(rf"(?<![A-Za-z\\]){_CHOICE}\s*\^\s*{_INDEX}\s*_\s*{_INDEX}")
+_CHOSEN_FROM = re.compile(r"\d*[nmN](?:[+-]\d+)?")
+
+
+def spell_choices(text: str) -> str:
+    """Return the text with `{}_6C_3`, `C_n^2` and `C^2_n` as `C(6,3)` and `C(n,2)`, and permutations with `P`."""
+    if "C" not in text and "P" not in text:
+        return text
+    text = _PREFIXED.sub(lambda found: f"{found[3]}({found[1] or found[2]},{found[4] or found[5]})", text)
+    text = _BELOW_FIRST.sub(lambda found: _spell_choice(found, found[2] or found[3], found[4] or found[5]), text)
+    return _ABOVE_FIRST.sub(lambda found: _spell_choice(found, found[4] or found[5], found[2] or found[3]), text)
+
+
+def _spell_choice(found: re.Match[str], total: str, chosen: str) -> str:
+    from_number = total.isdigit() and int(total) >= 3 and (not chosen.isdigit() or int(chosen) <= int(total))
+    if not from_number and not _CHOSEN_FROM.fullmatch(total):
+        return found[0]
+    return f"{found[1]}({total},{chosen})"
+
+
+# The whole answer.
+
+_COMMAND_SPELLINGS = {
+    "leq": r"\le ", "leqslant": r"\le ", "geq": r"\ge ", "geqslant": r"\ge ", "neq": r"\ne ", "lt": "<", "gt": ">",
+    "ast": "*", "div": "/", "colon": ":", "prime": "'", "simeq": r"\approx ", "varnothing": r"\emptyset ",
+    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
+    "degree": r"^{\circ}", "degrees": r"^{\circ}", "lor": r"\text{or}", "vee": r"\text{or}", "land": r"\text{and}",
+    "wedge": r"\text{and}", "backslash": r"\setminus ", "varepsilon": r"\epsilon ", "varphi": r"\phi ",
+    "vartheta": r"\theta ", "dfrac": r"\frac ", "tfrac": r"\frac ", "cfrac": r"\frac ", "dbinom": r"\binom ",
+    "tbinom": r"\binom ", "dots": r"\ldots ", "cdots": r"\ldots ", "!": "", "%": "%", "$": r"\dollar ", "#": "#",
+}  # fmt: skip
+_BLANKS = "quad qquad enspace thinspace , ; : >"
+_DROPPED = """left right displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr
+underline uline boxed fbox framebox rm bf it"""
+_SPELLINGS = {
+    "\\" + name: spelling
+    for spellings in (_COMMAND_SPELLINGS, dict.fromkeys(_BLANKS.split(), " "), dict.fromkeys(_DROPPED.split(), ""))
+    for name, spelling in spellings.items()
+} | {"\\ ": " ", "~": " "}
+_COMMAND = re.compile(r"\\(?:[a-zA-Z]+|[!,;: >%$#\\])|~")
+
+_THOUSANDS_MARK = re.compile(r"(?<=\d)\s*(?:\{,\}\s*|,\\!\s*|\\[,;:! ]\s*|~)(?=\d{3}(?!\d))")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,/}])\d{1,3}(?: \d{3})+(?![\d/,.])")
+_DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z{}])")
+_ABSENT_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
+_ROW_SPACING = re.compile(r"\\\\\[-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\]")
+_RAISED_PRIMES = re.compile(r"\^\s*(?:\{\s*('[' ]*)\}|')")
+_OUTSIDE_TEXT = re.compile(
+    rf"(?P<text>\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+)"
+    r"|(?<![a-zA-Z])(?:(?P<module>(?:np|numpy|math|sympy)\.(?=[a-z]))"
+    r"|(?P<conjunction>and|or)(?![a-zA-Z])"
+    r"|(?P<infinity>infinity|inf|oo)(?![a-zA-Z])|(?P<pi>pi)(?![a-zA-Z])"
+    r"|(?P<percent>percent|pct)(?![a-zA-Z])"
+    r"|sqrt\s*(?:(?P<radicand>\d+(?:\.\d+)?)|(?P<root>(?=[(\[{])))"
+    rf"|(?P<function>{'|'.join(sorted(FUNCTION_NAMES, key=len, reverse=True))})(?=\s*[\\(\[{{^_|\d]|\s+[a-z](?![a-z])))"
+)
+_WORD_SPELLINGS = {
+    "module": "", "conjunction": r"\\text{\g<conjunction>}", "infinity": r"\\infty ", "pi": r"\\pi ", "percent": "%",
+    "radicand": r"\\sqrt{\g<radicand>}", "root": r"\\sqrt", "function": r"\\\g<function> ",
+}  # fmt: skip
+_TEX_ROOT = re.compile(r"\\root\s*(\{[^{}]*\}|\w)\s*\\of\s*(\{[^{}]*\}|\w)")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*10\s*\^\s*(?:\{\s*)?(-?\s*\d+)(?:\s*\})?")
+_ALL_REALS = re.compile(
+    r"(?:the\s+set\s+of\s+)?all\s+(?:the\s+)?real(?:s|\s+numbers?|\s+values(?:\s+of\s+[a-z])?|\s+[a-z])", re.I
+)
+_NEGATIVE = re.compile(r"^(?:negative|minus)\s+(?=[\d\\.]|[a-z]+$)", re.I)
+_EQUALS = re.compile(r"(?<=\b[a-z])\s+(?:equals|is equal to)\s+", re.I)
+_TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
+_UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\}")
+_POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
+_CONTINUED = re.compile(r"(\d*\.)(\d+)\s*(?:\.{3,}|…|\\(?:l|c)?dots(?![a-z]))")
+_LEADING_NUMBER = re.compile(r"[-+]?\d[\d.,/]*(?![\w:])")
+_OPERATORS = {"**": "^", "<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
+_OPERATOR = re.compile(r"\*\*|<=|=<|>=|!=|==")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+_WRAPPERS = ((r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'), ("$$", "$$"), ("$", "$"))
+
+
+def normalise(text: str) -> str:
+    """Return the answer in the one spelling that the reader knows."""
+    text = _unwrap(_CONTINUED.sub(_spell_continued, spell_as_latex(text)))
+    text = _TEX_ROOT.sub(lambda found: rf"\sqrt[{found[1].strip('{}')}]{{{found[2].strip('{}')}}}", text)
+    text = _spell_words(_TIMES_TEN.sub(r" \\cdot 10^{\1}", text))
+    text = _THOUSANDS_MARK.sub("", text)
+    if "$" in text:  # they delimit mathematics; an escaped one, and one that is never closed, are money
+        if (text.count("$") - text.count("\\$")) % 2 and re.match(r"-?\$\d", text):
+            text = text.replace("$", r"\dollar ", 1)
+        text = re.sub(r"(?<!\\)\$", " ", text)
+    if "\\" in text or "~" in text:
+        text = _spell_commands(text)
+    text = _OUTSIDE_TEXT.sub(_spell_word, spell_choices(text))
+    text = spell_multiples(_OPERATOR.sub(lambda found: _OPERATORS[found[0]], text))
+    text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
+    return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
+
+
+def _unwrap(text: str) -> str:
+    """Peel quotes, emphasis, math delimiters or a box that enclose the whole text, four times at most."""
+    for _ in range(4):
+        text = text.strip().rstrip(".,;: ")
+        inside = _inside_box(text)
+        for opening, closing in _WRAPPERS:
+            content = text[len(opening) : -len(closing)]
+            if text == opening + content + closing and content and closing not in content and content[-1] != "\\":
+                inside = content
+                break
+        if inside is None:
+            break
+        text = inside
+    return text
+
+
+def _inside_box(text: str) -> str | None:
+    """Return what a box that is the whole text encloses, None where there is none."""
+    found = _BOX.match(text)
+    if found is None or not text.endswith("}"):
+        return None
+    depth = 0
+    for index in range(found.end() - 1, len(text)):
+        depth += (text[index] == "{") - (text[index] == "}")
+        if depth == 0:
+            return text[found.end() : index] if index == len(text) - 1 else None
+    return None
+
+
+def _spell_continued(found: re.Match[str]) -> str:
+    """Write a decimal that continues as one that repeats, if its digits do: `0.1666...`; else leave out the dots."""
+    whole, decimals = found[1], found[2]
+    for period in range(1, len(decimals) // 2 + 1):
+        repeating = decimals[-period:]
+        start = len(decimals)
+        while start >= period and decimals[start - period : start] == repeating:
+            start -= period
+        if len(decimals) - start >= max(2 * period, 3) or (start == 0 and len(decimals) >= 2 * period):
+            return rf"{whole}{decimals[:start]}\overline{{{repeating}}}"
+    return whole + decimals
+
+
+def _spell_words(text: str) -> str:
+    """Write an answer that is a number in words, marked as text or not, in digits."""
+    group = _TEXT_GROUP.fullmatch(text)
+    words = group[1].strip() if group is not None else text
+    if _ALL_REALS.fullmatch(words):
+        return r"\mathbb{R}"
+    spelled = spell_number_words(_EQUALS.sub(" = ", _NEGATIVE.sub("-", words)))
+    return text if spelled == words else spelled
+
+
+def _spell_commands(text: str) -> str:
+    text = _ROW_SPACING.sub(r"\\\\", _ABSENT_DELIMITER.sub("", text))
+    if "\\begin" not in text:
+        text = _DOUBLED_BACKSLASH.sub(r"\\", text)
+    text = _COMMAND.sub(lambda found: _SPELLINGS.get(found[0], found[0]), text)
+    text = _RAISED_PRIMES.sub(lambda found: (found[1] or "'").replace(" ", ""), text)
+    text = _UPRIGHT_LETTER.sub(r" \1 ", text)
+    while (flat := _POWER_IN_TEXT.sub(r"\1\2\3", text)) != text:  # `\mathrm{m s^{-2}}`
+        text = flat
+    return text
+
+
+def _spell_word(found: re.Match[str]) -> str:
+    """Spell a word as its command, and take numbers out of a text group: `\\text{12 cm}` is 12 and a unit."""
+    kind = found.lastgroup or ""
+    if kind != "text":
+        return found.expand(_WORD_SPELLINGS[kind])
+    if not found[0].endswith("}"):
+        return found[0]
+    command, _, inside = found[0].partition("{")
+    inside = inside[:-1].strip()
+    if inside.lower() in ("percent", "%", "percentage", "pct"):
+        return "%"
+    if inside == r"\dollar":
+        return inside + " "
+    number = _LEADING_NUMBER.match(inside)
+    if number is None:
+        return found[0]
+    rest = inside[number.end() :].strip()
+    return f"{number[0]} {command}{{{rest}}}" if rest else number[0]

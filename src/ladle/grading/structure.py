@@ -1,0 +1,380 @@
+"""Read a whole normalised answer: lists, tuples, sets, intervals, matrices, relations, quantities, single values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ladle.grading.expressions import is_foreign_command, read_expression
+from ladle.grading.tokens import Token, depth_step, find_closing, read_literal, split_at, tokenize
+from ladle.grading.tree import (
+    BaseNumeral,
+    ClockTime,
+    Constant,
+    Expression,
+    Foreign,
+    Interval,
+    Listing,
+    Matrix,
+    Number,
+    Ordered,
+    Product,
+    Quantity,
+    Relation,
+    Sum,
+    Text,
+    TooLarge,
+    Tree,
+    Union,
+    Unordered,
+    Unreadable,
+    negative,
+)
+from ladle.grading.units import Unit, conversion, currency, is_unit_run, read_unit
+from ladle.grading.words import plain_words
+
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_CLOCK = re.compile(
+    r"(?:\\text\s*\{)?\s*(\d{1,2})\s*:\s*(\d{2})\s*(?:(?:\\(?:text|mathrm)\s*\{)?\s*([ap])\.?\s*m\.?\s*)?\}?",
+    re.IGNORECASE,
+)
+_CAPITALS = re.compile(r"[A-Z]{3,}")  # the name of a triangle, not a product
+_RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
+_COMMANDS = _RELATIONS.keys() | {
+    "\\cup",
+    "\\pm",
+    "\\mp",
+    "\\emptyset",
+    "\\langle",
+    "\\rangle",
+    "\\{",
+    "\\begin",
+    "\\end",
+}
+_MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"})
+_BOTH_SIGNS = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_TRIGONOMETRIC = frozenset({"\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc"})
+_ZERO, _INFINITY = Number(Fraction(0)), Constant("infinity")
+_POSITIVE = Interval(_ZERO, _INFINITY, False, False)
+_NOT_NEGATIVE = Interval(_ZERO, _INFINITY, True, False)
+_NEGATIVE = Interval(negative(_INFINITY), _ZERO, False, False)
+_REALS = {"": Interval(negative(_INFINITY), _INFINITY, False, False)} | {
+    mark: half
+    for half, marks in ((_POSITIVE, "^+ _+ _>0 ^>0"), (_NOT_NEGATIVE, "_\\ge0 ^\\ge0"), (_NEGATIVE, "^- _- _<0 ^<0"))
+    for mark in marks.split()
+}
+"""The real numbers, and the half of them that a mark after the letter chooses."""
+MAX_ITEMS = 100
+"""A longer list is not an answer; it bounds the matching of lists without order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to take what a text leaves open; the gold decides it for the answer.
+
+    Attributes:
+        is_grouped: a comma before three digits separates thousands; else it separates answers.
+        accepts_nouns: any word after a number is its unit (`18 eggs`); else it must be marked as text, or name one.
+        accepts_unit_letters: a lone letter after a number is a unit too (`10 m/s`); else it is a variable.
+    """
+
+    is_grouped: bool
+    accepts_nouns: bool
+    accepts_unit_letters: bool
+
+
+def read(text: str, reading: Reading) -> Tree:
+    """Return what a normalised text says.
+
+    Args:
+        text: what `normalise` returned.
+        reading: how to take what the text leaves open.
+
+    Raises:
+        Foreign: it holds a construct that the reader does not know.
+        Unreadable: it says nothing that anything should read.
+        TooLarge: it nests too deep, or lists too much.
+    """
+    clock = _CLOCK.fullmatch(text)
+    if clock is not None:
+        return ClockTime(int(clock[1]), int(clock[2]), f"{clock[3].lower()}m" if clock[3] else None)
+    if _CAPITALS.fullmatch(text):
+        return Text(plain_words(text))
+    tokens = tokenize(ungroup(text) if reading.is_grouped else text)
+    try:
+        return _Structure(reading).read_list(tokens)
+    except Unreadable as error:
+        foreign = next((token for token in tokens if is_foreign_command(token) and token.text not in _COMMANDS), None)
+        if foreign is None:
+            raise
+        raise Foreign(f"{foreign.text} is not known") from error
+
+
+def ungroup(text: str) -> str:
+    """Return the text without the commas that separate thousands, `1,450,000`."""
+    return _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+
+
+class _Structure:
+    """Reads structures; values within them are left to `read_expression`."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def read_list(self, tokens: Sequence[Token]) -> Tree:
+        compound = _read_compound(tokens)
+        if compound is not None:
+            return compound
+        pieces, joints = split_at(tokens, lambda token: _is_comma(token) or _joining_word(token) in ("and", "or"))
+        pieces = [piece for piece in pieces if piece]  # "3, 5, and 7" has two joints in a row
+        items = self._read_items(pieces, "list")
+        if len(items) < 2:
+            return items[0] if items else self.read_item([])
+        words = {_joining_word(joint) for joint in joints if joint.kind == "word"}
+        return Listing(items, words.pop() if len(words) == 1 else ",")
+
+    def _read_items(self, pieces: Sequence[Sequence[Token]], name: str) -> list[Tree]:
+        """Read the items of a list; one with a plus-minus sign is two."""
+        if len(pieces) > MAX_ITEMS:
+            raise TooLarge(f"a {name} of more than {MAX_ITEMS} items")
+        items: list[Tree] = []
+        for piece in pieces:
+            if any(token.text in _BOTH_SIGNS[0] for token in piece) and not _encloses_list(piece):
+                for signs in _BOTH_SIGNS:
+                    signed = [Token("sign", signs[token.text]) if token.text in signs else token for token in piece]
+                    items.append(self.read_item(signed))
+            else:
+                items.append(self.read_item(piece))
+        return items
+
+    def read_item(self, tokens: Sequence[Token]) -> Tree:
+        sides, operators = split_at(tokens, lambda token: token.kind != "word" and token.text in _RELATIONS)
+        if operators:
+            sides = sides if sides[0] else sides[1:]  # "= 5"
+            if len(sides) == 1:
+                return self.read_item(sides[0])
+            names = [_RELATIONS[operator.text] for operator in operators][-len(sides) + 1 :]
+            return Relation([self.read_side(side) for side in sides], names)
+        return self.read_side(tokens)
+
+    def read_side(self, tokens: Sequence[Token]) -> Tree:
+        parts, _ = split_at(tokens, lambda token: token.text == "\\cup")
+        if len(parts) > 1:
+            return Union([self.read_side(part) for part in parts])
+        if not tokens:
+            raise Unreadable("nothing where a value should be")
+        if all(token.kind in ("word", "run") for token in tokens):
+            is_word = tokens[0].kind == "word" and len(tokens[0].text) > 1
+            if is_word or (self._reading.accepts_nouns and len(tokens[0].text) > 2):
+                return Text(plain_words(" ".join(token.text for token in tokens)))
+        if _is_enclosed(tokens):
+            bracketed = self._read_bracketed(tokens)
+            if bracketed is not None:
+                return bracketed
+        if [token.text for token in tokens] == ["\\emptyset"]:
+            return Unordered([])
+        if tokens[0] == Token("face", "R"):
+            mark = "".join(token.text for token in tokens[1:] if token.text not in ("{", "}"))
+            if mark in _REALS:
+                return _REALS[mark]
+        return (
+            self._read_membership(tokens)
+            or self._read_scaled_matrix(tokens)
+            or _read_numeral(tokens)
+            or self._read_quantity(tokens)
+            or read_expression(tokens)
+        )
+
+    def _read_membership(self, tokens: Sequence[Token]) -> Relation | None:
+        """Read `t(0,4]`, a letter and its range; the brackets of other letters before a pair are their arguments'."""
+        brackets = tokens[1].text + tokens[-1].text if len(tokens) > 2 else ""
+        if brackets not in ("(]", "[)") or tokens[0].kind != "run" or not _is_enclosed(tokens[1:]):
+            return None
+        return Relation([read_expression(tokens[:1]), self.read_side(tokens[1:])], ["in"])
+
+    def _read_scaled_matrix(self, tokens: Sequence[Token]) -> Matrix | None:
+        """Read a matrix with a factor before it, or the sign of transposition after it."""
+        texts = [token.text for token in tokens]
+        if "\\begin" not in texts:
+            return None
+        start = texts.index("\\begin")
+        start -= start > 0 and texts[start - 1] in ("(", "[")
+        end = find_closing(tokens, start) + 1
+        factor = tokens[: start - (start > 0 and texts[start - 1] in ("\\cdot", "\\times", "*"))]
+        is_transposed = "".join(texts[end:]).replace("{", "").replace("}", "") in ("^T", "^\\top")
+        matrix = self._read_bracketed(tokens[start:end])
+        if not isinstance(matrix, Matrix) or (texts[end:] and not is_transposed):
+            return None
+        rows = [list(column) for column in zip(*matrix.rows, strict=True)] if is_transposed else matrix.rows
+        if not factor:
+            return Matrix(rows)
+        scale = Number(Fraction(-1)) if texts[:start] == ["-"] else read_expression(factor)
+        return Matrix([[Product([scale, cell]) for cell in row] for row in rows])
+
+    def _read_bracketed(self, tokens: Sequence[Token]) -> Tree | None:
+        opening, closing, inside = tokens[0].text, tokens[-1].text, tokens[1:-1]
+        if opening == "\\begin":
+            if tokens[-1].kind != tokens[0].kind:
+                raise Unreadable(f"{tokens[0].kind} ends as {tokens[-1].kind}")
+            return _read_matrix(tokens[0].kind, inside)
+        pieces, joints = split_at(inside, _is_comma)
+        if (opening, closing) == ("\\{", "\\}") or (opening, closing) == ("{", "}") and joints:
+            return self._read_condition(inside) or Unordered(self._read_items(pieces if inside else [], "set"))
+        if opening in ("(", "[") and len(pieces) == 1:  # redundant, but those of a value are the expression's
+            inner = self.read_item(inside) if inside else None
+            return inner if isinstance(inner, (Ordered, Unordered, Interval, Union, Matrix, Relation, Text)) else None
+        if opening == "[" and all(len(piece) > 2 and _is_enclosed(piece, "[", "]") for piece in pieces):
+            return _read_rows([split_at(piece[1:-1], _is_comma)[0] for piece in pieces])  # as Python writes a matrix
+        if len(pieces) == 2 and (opening, closing) in (("[", "]"), ("(", "]"), ("[", ")")):
+            low, high = (self._read_end(piece) for piece in pieces)
+            return Interval(low, high, opening == "[", closing == "]")
+        if opening in ("(", "[", "\\langle") and len(pieces) > 1:
+            return Ordered(self._read_items(pieces, "tuple"))
+        return None
+
+    def _read_condition(self, inside: Sequence[Token]) -> Tree | None:
+        """Read the condition of a set given by one, `x | x > 2`; None for a set that lists its elements."""
+        sides, marks = split_at(inside, lambda token: token.text in ("|", ":"))
+        if len(marks) != 1:
+            return None
+        condition = self.read_list(sides[1])
+        return condition if isinstance(condition, (Relation, Listing)) else None
+
+    def _read_end(self, tokens: Sequence[Token]) -> Expression:
+        """Read the end of an interval; its unit, if it has one, says nothing more."""
+        side = self.read_side(tokens)
+        value = side.value if isinstance(side, Quantity) else side
+        if not isinstance(value, Expression):
+            raise Unreadable("an interval whose ends are not values")
+        return value
+
+    def _read_quantity(self, tokens: Sequence[Token]) -> Quantity | None:
+        """Read a value with a unit after it or a money sign before it; None if the tokens are something else.
+
+        Raises:
+            Unreadable: a number is followed by words that are not its unit (`18 thousand`).
+        """
+        sign = 1 if tokens[0].text == "-" and len(tokens) > 1 else 0
+        money = currency(tokens[sign])
+        if money is not None:  # and perhaps what it is paid for: `\$45 per year`
+            tokens = [*tokens[:sign], *tokens[sign + 1 :]]
+            start = self._find_unit(tokens)
+            paid_for = {} if start is None else read_unit(tokens[start:], accept_nouns=True)
+            return Quantity(read_expression(tokens[:start]), {money: 1} | paid_for)
+        start = self._find_unit(tokens)
+        if start is None:
+            return None
+        kinds = {token.kind for token in tokens[start:]}
+        try:
+            unit = read_unit(tokens[start:], self._reading.accepts_nouns or kinds == {"word"})
+        except Unreadable:
+            if self._reading.accepts_nouns and kinds <= {"word", "run"}:
+                raise
+            return None
+        return Quantity(read_expression(tokens[:start]), unit)
+
+    def _find_unit(self, tokens: Sequence[Token]) -> int | None:
+        depth = 0
+        for index, token in enumerate(tokens):
+            if depth == 0 and index > 0 and self._starts_unit(tokens, index):
+                return index
+            depth += depth_step(token)
+        return None
+
+    def _starts_unit(self, tokens: Sequence[Token], index: int) -> bool:
+        token, before = tokens[index], tokens[index - 1]
+        if before.text in ("_", "^", "-", "+", "/", "*"):  # the token belongs to these
+            return False
+        if token.text in ("'", '"'):
+            return before.kind == "number" and tokens[0].text != "\\frac"
+        if token.text == "^":
+            if any(piece.text in _TRIGONOMETRIC for piece in tokens[:index]):
+                return False  # the degrees are the argument's: tan 30^\circ
+            return [piece.text for piece in tokens[index + 1 : index + 3] if piece.text != "{"][:1] == ["\\circ"]
+        if token.text == "\\frac" and len(tokens) > index + 2:
+            kinds = ("word", "run") if self._reading.accepts_unit_letters else ("word",)
+            return tokens[index + 1].text == "{" and tokens[index + 2].kind in kinds
+        if token.kind == "run":
+            if len(token.text) == 1:
+                return self._reading.accepts_unit_letters
+            is_after_number = index == 1 and before.kind == "number"
+            return self._reading.accepts_nouns or is_after_number and is_unit_run(token.text)
+        return token.kind == "word" or token.text == "%" or currency(token) is not None
+
+
+def _is_comma(token: Token) -> bool:
+    return token.kind != "word" and token.text in (",", ";")
+
+
+def _joining_word(token: Token) -> str:
+    return token.text.strip(" ,").lower() if token.kind == "word" else ""
+
+
+def _is_enclosed(tokens: Sequence[Token], opening: str | None = None, closing: str | None = None) -> bool:
+    """Whether the first token is a bracket that the last one closes, and they are these two."""
+    is_bracket = depth_step(tokens[0]) == 1 and opening in (None, tokens[0].text) and closing in (None, tokens[-1].text)
+    return is_bracket and find_closing(tokens, 0) == len(tokens) - 1
+
+
+def _encloses_list(tokens: Sequence[Token]) -> bool:
+    """Whether the tokens are a tuple or set, whose items may each have both signs."""
+    return _is_enclosed(tokens) and (tokens[0].text == "\\{" or len(split_at(tokens[1:-1], _is_comma)[0]) > 1)
+
+
+def _read_compound(tokens: Sequence[Token]) -> Quantity | None:
+    """Read a quantity in several units of a kind, the largest first: `1 hour 30 minutes`; None of anything else."""
+    starts = [index for index, token in enumerate(tokens) if token.kind == "number"]
+    if len(starts) < 2 or starts[0] != 0:
+        return None
+    parts = [tokens[start:end] for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True)]
+    units = [_read_bare_unit(part[1:]) for part in parts]
+    factors = [conversion(units[0], unit) for unit in units if unit and units[0]]
+    sizes = [factor for factor in factors if factor is not None]
+    if len(sizes) != len(parts) or any(big <= small for big, small in zip(sizes, sizes[1:], strict=False)):
+        return None
+    terms = [Product([read_literal(part[0].text), Number(size)]) for part, size in zip(parts, sizes, strict=True)]
+    return Quantity(Sum([*terms]), units[0])
+
+
+def _read_bare_unit(tokens: Sequence[Token]) -> Unit:
+    """Read a unit and the `and` or comma after it; empty where the tokens are anything else."""
+    names = [token for token in tokens if token.text.strip().lower() not in ("and", ",")]
+    if any(token.kind not in ("word", "run") for token in names):
+        return {}
+    try:
+        return read_unit(names, accept_nouns=False)
+    except Unreadable:
+        return {}
+
+
+def _read_numeral(tokens: Sequence[Token]) -> BaseNumeral | None:
+    """Read a number in a stated base (`2516_8`).
+
+    Raises:
+        Unreadable: the subscript of a number is not a base.
+    """
+    if len(tokens) < 3 or tokens[0].kind != "number" or tokens[1].text != "_" or not tokens[0].text.isdigit():
+        return None
+    name = "".join(token.text for token in tokens[2:]).strip("{}()").lower()
+    base = int(name) if name.isdigit() and len(name) < 3 else _BASES.get(name)
+    if base is None:
+        raise Unreadable(f"{name!r} is not a base")
+    return BaseNumeral(tokens[0].text, base)
+
+
+def _read_matrix(environment: str, inside: Sequence[Token]) -> Matrix:
+    if environment not in _MATRICES:
+        raise Foreign(f"the environment {environment}")
+    if environment == "array" and inside and inside[0].text == "{":
+        inside = inside[find_closing(inside, 0) + 1 :]
+    rows, _ = split_at(inside, lambda token: token.text == "\\\\")
+    return _read_rows([split_at(row, lambda token: token.text == "&")[0] for row in rows if row])
+
+
+def _read_rows(cells: list[list[list[Token]]]) -> Matrix:
+    if not cells or any(len(row) != len(cells[0]) for row in cells):
+        raise Unreadable("a matrix whose rows differ in length")
+    return Matrix([[read_expression(cell) for cell in row] for row in cells])
