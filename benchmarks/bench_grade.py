@@ -23,8 +23,7 @@ from statistics import median
 from math_verify import parse, verify
 
 from grade_pairs import MIX, LabelledPair, make_pairs
-from ladle.grading.config import GraderConfig
-from ladle.grading.grade import Grader, Pair, Verdict
+from ladle.grading.grade import Grader, GraderConfig, Pair, Verdict
 
 Contender = Callable[[Sequence[LabelledPair]], list[bool]]
 

@@ -350,7 +350,7 @@ def grade(
 
       ladle grade pairs.jsonl --out verdicts.jsonl
     """
-    from ladle.grading.commands import grade_file, grade_one
+    from ladle.evaluation.grade_file import grade_file, grade_one
 
     if pairs is not None and out is not None:
         counts = grade_file(pairs, out)
@@ -380,7 +380,7 @@ def rescore(
       ladle rescore scores
     """
     from ladle.evaluation.rescore import rescore as grade_again
-    from ladle.grading.config import GraderConfig
+    from ladle.grading.grade import GraderConfig
 
     display.print_rescored(grade_again(results, GraderConfig(), data), as_json)
 

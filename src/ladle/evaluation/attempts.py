@@ -13,8 +13,7 @@ from ladle.evaluation.benchmark import Item
 from ladle.evaluation.prompts import Prompt
 from ladle.generation.complete import Completed
 from ladle.generation.request import Request, SamplingConfig, make_requests
-from ladle.grading.config import GraderConfig
-from ladle.grading.grade import Grade, Grader, Pair
+from ladle.grading.grade import Grade, Grader, GraderConfig, Pair
 from ladle.log import progress
 
 

@@ -15,7 +15,16 @@ from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks
 from ladle.executors import ExecutorKind
 from ladle.generation.request import SamplingConfig
-from ladle.grading.config import GraderConfig
+from ladle.grading.pool import GraderConfig
+
+
+class GraderSection(GraderConfig, Config):
+    """The grader's limits."""
+
+    workers: int = execution(1, ge=1)
+    """Worker processes; verdicts do not depend on it."""
+    cache: str | None = execution(None)
+    """SQLite file that keeps verdicts between runs; none by default."""
 
 
 class EvaluationSampling(SamplingConfig):
@@ -157,7 +166,7 @@ class _Shared(Config):
     """First item to take."""
     end: int = Field(default=-1, ge=-1)
     """Item to stop before; -1 takes all."""
-    grader: GraderConfig = GraderConfig()
+    grader: GraderSection = GraderSection()
     workers: int = execution(1, ge=1)
     """Processes that generate side by side, one GPU each where there are several."""
     executor: ExecutorKind = execution("processes")

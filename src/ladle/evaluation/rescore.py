@@ -17,7 +17,7 @@ from ladle.evaluation.attempts import Completion, grade_completions
 from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, load_items, read_first
 from ladle.evaluation.results import ResultFile, find_results, read_result
 from ladle.evaluation.statistics import item_score
-from ladle.grading.config import GraderConfig
+from ladle.grading.grade import GraderConfig
 
 Row = dict[str, Any]
 

@@ -23,7 +23,7 @@ from ladle.evaluation.benchmark import Item
 from ladle.evaluation.prompts import Prompt, make_prompt
 from ladle.executors import WHOLE, Shard, make_executor
 from ladle.generation.complete import Completed, complete, discard_samples, make_generator
-from ladle.grading.config import GraderConfig
+from ladle.grading.grade import GraderConfig
 from ladle.log import get_logger
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer

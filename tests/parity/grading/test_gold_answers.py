@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def test_every_gold_equals_itself(golds: list[Pair], grader: Grader) -> None:
 def test_every_gold_equals_itself_as_models_wrap_it(golds: list[Pair], grader: Grader) -> None:
     unique = list({(gold.gold, gold.type, gold.multiple): gold for gold in golds}.values())
     for form in DIFFERENT_TEXTS:
-        pairs = [replace(gold, answer=form.format(gold.answer.strip("$"))) for gold in unique]
+        pairs = [gold._replace(answer=form.format(gold.answer.strip("$"))) for gold in unique]
         wrong = [
             (pair, grade.reason)
             for pair, grade in zip(pairs, grader.grade_many(pairs), strict=True)
@@ -45,7 +44,7 @@ def test_every_gold_equals_itself_as_models_wrap_it(golds: list[Pair], grader: G
 
 def _pairs_of_near_misses(golds: list[Pair]) -> Iterator[Pair]:
     for gold in {gold.gold: gold for gold in golds}.values():
-        yield from (replace(gold, answer=miss) for miss in near_misses(gold.gold))
+        yield from (gold._replace(answer=miss) for miss in near_misses(gold.gold))
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ladle.grading.config import GraderConfig
-from ladle.grading.grade import Grader
+from ladle.grading.grade import Grader, GraderConfig
 from ladle.grading.verdict import Pair, Verdict
 
 from .hostile import code_answers, hostile_answers
@@ -46,8 +45,8 @@ def test_completions_as_well() -> None:
 # Judges the answers without the worker's own guard, so that this hook is the one that would see code being made.
 _LISTENER = """
 import json, sys
-from ladle.grading.comparing.judge import Algebra, judge
-from ladle.grading.comparing.symbolic import judge_algebra, warm_up
+from ladle.grading.judge import Algebra, judge
+from ladle.grading.symbolic import judge_algebra, warm_up
 from ladle.grading.verdict import Pair
 warm_up()
 seen = []

@@ -16,7 +16,7 @@ import pytest
 from ladle.evaluation.benchmark import builtin_benchmarks
 from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 from ladle.evaluation.rescore import rescore
-from ladle.grading.config import GraderConfig
+from ladle.grading.grade import GraderConfig
 from ladle.stages import evaluate
 
 NAMES = list(builtin_benchmarks())

@@ -9,7 +9,7 @@ import pytest
 from ladle.errors import UserError
 from ladle.evaluation.rescore import rescore
 from ladle.evaluation.results import find_results, run_id
-from ladle.grading.config import GraderConfig
+from ladle.grading.grade import GraderConfig
 
 RUN = "test_cot_-1_seed0_t0.6_s0_e16"
 SPELLINGS = {

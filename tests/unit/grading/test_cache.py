@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from ladle.errors import UserError
-from ladle.grading.cache import VerdictCache, key_of, salt_of
-from ladle.grading.config import GraderConfig
+from ladle.grading.grade import GraderConfig, VerdictCache, key_of, salt_of
 from ladle.grading.verdict import Judgement, Pair, Verdict
 
 
@@ -40,7 +38,7 @@ def test_every_field_and_setting_is_in_the_key() -> None:
     pair = Pair("1", "2", "int", 0.1, "cm", True)
     changed = {"gold": "3", "answer": "3", "type": "set", "tolerance": 0.2, "unit": "m", "multiple": False}
     salt = salt_of(GraderConfig())
-    keys = {key_of(dataclasses.replace(pair, **{name: value}), salt) for name, value in changed.items()}
+    keys = {key_of(pair._replace(**{name: value}), salt) for name, value in changed.items()}
     keys |= {key_of(pair, salt), key_of(pair, salt_of(GraderConfig(rounding_digits=6)))}
     assert len(keys) == len(changed) + 2
     assert salt == salt_of(GraderConfig(workers=4, cache="elsewhere"))

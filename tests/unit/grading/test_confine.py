@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PRELUDE = (
-    "import os, sys, time\nfrom ladle.grading.confine import CodeGuard, CpuLimitReached, cpu_limit, limit_memory\n"
-)
+PRELUDE = "import os, sys, time\nfrom ladle.grading.worker import CodeGuard, CpuLimitReached, cpu_limit, limit_memory\n"
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

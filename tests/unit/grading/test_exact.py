@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladle.grading.comparing.judge import judge
-from ladle.grading.exact import judge_exactly
+from ladle.grading.grade import judge_exactly
+from ladle.grading.judge import judge
 from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict
 
 spelled = st.one_of(

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.grading.comparing.evaluate import evaluate, symbols_of
-from ladle.grading.comparing.values import Undefined, as_float
-from ladle.grading.reading.expressions import read_expression
-from ladle.grading.reading.normalise import normalise
-from ladle.grading.reading.tokens import tokenize
-from ladle.grading.reading.tree import Expression, Symbol, TooLarge, Unreadable
+from ladle.grading.expressions import read_expression
+from ladle.grading.normalise import normalise
+from ladle.grading.tokens import tokenize
+from ladle.grading.tree import Expression, Symbol, TooLarge, Unreadable, symbols_of
+from ladle.grading.values import Undefined, as_float, evaluate
 
 
 def parse(text: str) -> Expression:

@@ -9,8 +9,7 @@ import pytest
 
 from ladle.errors import UserError
 from ladle.grading import pool
-from ladle.grading.config import GraderConfig
-from ladle.grading.grade import READ_AHEAD, Grader, Pair, Verdict
+from ladle.grading.grade import READ_AHEAD, Grader, GraderConfig, Pair, Verdict
 
 PAIRS = [
     (Pair("18", "18"), Verdict.CORRECT),
@@ -108,10 +107,10 @@ def test_workers_do_not_change_verdicts() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("ladle.grading.config", ["torch", "transformers", "datasets", "numpy", "pyarrow", "sympy", "mpmath"]),
+        ("ladle.grading.pool", ["torch", "transformers", "datasets", "numpy", "pyarrow", "sympy", "mpmath"]),
         ("ladle.grading.grade", ["torch", "transformers", "datasets", "numpy", "pyarrow", "sympy"]),
         ("ladle.grading.worker", ["torch", "transformers", "datasets", "numpy", "pyarrow", "sympy", "pydantic"]),
-        ("ladle.grading.comparing.symbolic", ["torch", "transformers", "datasets", "numpy", "pyarrow"]),
+        ("ladle.grading.symbolic", ["torch", "transformers", "datasets", "numpy", "pyarrow"]),
     ],
 )
 def test_what_is_imported(module: str, absent: list[str]) -> None:

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladle.grading.comparing.identity import are_identical, are_proportional
-from ladle.grading.reading.expressions import read_expression
-from ladle.grading.reading.normalise import normalise
-from ladle.grading.reading.tokens import tokenize
-from ladle.grading.reading.tree import Expression
+from ladle.grading.equality import are_identical, are_proportional
+from ladle.grading.expressions import read_expression
+from ladle.grading.normalise import normalise
+from ladle.grading.tokens import tokenize
+from ladle.grading.tree import Expression
 
 
 def parse(text: str) -> Expression:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ladle.errors import UserError
-from ladle.grading.comparing.judge import Algebra, judge
+from ladle.grading.judge import Algebra, judge
 from ladle.grading.verdict import Judgement, Pair, Verdict
 
 CORRECT, WRONG, UNPARSED = Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSED

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.grading.reading.normalise import normalise
+from ladle.grading.normalise import normalise
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.grading.reading.number_words import read_number_words, spell_multiples, spell_number_words
+from ladle.grading.normalise import read_number_words, spell_multiples, spell_number_words
 
 SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ladle.grading.config import GraderConfig
+from ladle.grading.grade import GraderConfig
 from ladle.grading.pool import WorkerPool
 from ladle.grading.verdict import Pair, Verdict
 

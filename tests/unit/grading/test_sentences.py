@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from ladle.grading.comparing.judge import Algebra, judge
-from ladle.grading.reading.sentences import drop_statement
+from ladle.grading.judge import Algebra, judge
 from ladle.grading.verdict import Pair, Verdict
+from ladle.grading.words import drop_statement
 
 
 @pytest.mark.parametrize(

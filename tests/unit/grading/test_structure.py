@@ -4,10 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from ladle.grading.reading.normalise import normalise
-from ladle.grading.reading.quantities import Reading
-from ladle.grading.reading.structure import read
-from ladle.grading.reading.tree import (
+from ladle.grading.normalise import normalise
+from ladle.grading.structure import Reading, read
+from ladle.grading.tree import (
     BaseNumeral,
     ClockTime,
     Constant,

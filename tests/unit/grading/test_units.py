@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from ladle.grading.reading.normalise import normalise
-from ladle.grading.reading.tokens import tokenize
-from ladle.grading.reading.tree import Unreadable
-from ladle.grading.reading.units import Unit, is_same_unit, is_unit_run, read_unit
+from ladle.grading.normalise import normalise
+from ladle.grading.tokens import tokenize
+from ladle.grading.tree import Unreadable
+from ladle.grading.units import Unit, is_same_unit, is_unit_run, read_unit
 
 
 def parse(text: str, accept_nouns: bool = False) -> Unit:

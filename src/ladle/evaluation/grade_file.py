@@ -1,0 +1,88 @@
+"""`ladle grade`: one pair from the command line, or a file of pairs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ladle.data.rows import read_placed_rows
+from ladle.errors import UserError
+from ladle.grading.extract import bare_answer
+from ladle.grading.grade import Grade, Grader, Pair, Verdict
+from ladle.grading.verdict import answer_type
+from ladle.log import progress
+
+# `"gold": 18` says what `"18"` says.
+_Text = Annotated[str, BeforeValidator(lambda value: repr(value) if type(value) in (int, float) else value)]
+
+
+class _Row(BaseModel):
+    """What a row must hold to be a pair; its other columns are carried over."""
+
+    model_config = ConfigDict(strict=True)
+
+    gold: _Text
+    answer: _Text
+    type: Annotated[str | None, AfterValidator(answer_type)] = None
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    unit: str | None = None
+    multiple: bool | None = None
+
+
+def grade_one(gold: str, answer: str) -> dict[str, Any]:
+    """Grade one answer, bare or at the end of a sentence; returns its verdict, reason and seconds."""
+    with Grader() as grader:
+        return _verdict(grader.grade(Pair(gold, bare_answer(answer))))
+
+
+def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
+    """Grade a file of pairs and write the same rows, in order, with `verdict`, `reason` and `seconds` added.
+
+    Args:
+        pairs: rows of `gold`, `answer`, and optionally `type`, `tolerance`, `unit` and `multiple`.
+        verdicts: the JSON lines to write; the file appears when it is complete.
+
+    Returns:
+        How many answers got each verdict.
+
+    Raises:
+        UserError: a row is not a pair; the message names its line.
+    """
+    if not pairs.is_file():
+        raise UserError(f"there is no file {pairs}", "name a file of rows with gold and answer")
+    rows = [(row, _pair(row, place)) for place, row in read_placed_rows([pairs])]
+    verdicts.parent.mkdir(parents=True, exist_ok=True)
+    counts = Counter({verdict.value: 0 for verdict in Verdict})
+    partial = verdicts.with_name(verdicts.name + ".partial")
+    with (
+        Grader() as grader,
+        partial.open("w", encoding="utf-8", errors="backslashreplace") as out,  # half a surrogate pair, as JSON has it
+        progress(len(rows), "grading", "answers") as bar,
+    ):
+        for (row, _), grade in zip(rows, grader.grade_many(pair for _, pair in rows), strict=True):
+            counts[grade.verdict.value] += 1
+            out.write(json.dumps(row | _verdict(grade), ensure_ascii=False) + "\n")
+            bar.advance(1)
+    partial.replace(verdicts)
+    return dict(counts)
+
+
+def _verdict(grade: Grade) -> dict[str, Any]:
+    return {"verdict": grade.verdict.value, "reason": grade.reason, "seconds": grade.seconds}
+
+
+def _pair(row: dict[str, Any], place: str) -> Pair:
+    try:
+        fields = _Row.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0]
+        problem = f"no {name!r}" if first["type"] == "missing" else f"{name} {first['input']!r} ({first['msg']})"
+        fix = 'write a row as {"gold": "1/2", "answer": "0.5"}, with type, tolerance, unit and multiple only if needed'
+        raise UserError(f"{place} has {problem}", fix) from error
+    multiple = bool(fields.multiple)
+    return Pair(fields.gold, bare_answer(fields.answer, multiple), fields.type, fields.tolerance, fields.unit, multiple)
