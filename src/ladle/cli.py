@@ -204,7 +204,7 @@ def mix(
     path = workspace.path_of(steps[-1])
     sys.stdout.write(f"{path}\n")
     if export == "arrow":
-        from ladle.data.store.arrow import export_arrow
+        from ladle.data.arrow import export_arrow
 
         arrow = path.with_name(path.name + "-arrow")
         export_arrow(path, arrow)

@@ -17,10 +17,8 @@ from ladle.artifacts.inputs import HubRepository, InputFinder, find_local
 from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import Step, StepInput, StepOutput, in_build_order
 from ladle.config_file import ConfigFile
-from ladle.data.config import MixConfig
-from ladle.data.preference.config import ROLLOUTS, PreferConfig
-from ladle.data.questions.config import FetchDatasetConfig
-from ladle.data.sources.functions import find_code
+from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferConfig
+from ladle.data.formats import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
 from ladle.hub import is_repo_id

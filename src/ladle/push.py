@@ -71,7 +71,7 @@ def _write_mixture(artifact: Path, staged: Path) -> list[str]:
     """Write a mixture's rows as parquet, a file for each of its Arrow files, and return the names of its splits."""
     from datasets import load_from_disk
 
-    from ladle.data.store.arrow import export_arrow
+    from ladle.data.arrow import export_arrow
 
     with tempfile.TemporaryDirectory(dir=staged.parent, prefix=".arrow-") as temporary:
         export_arrow(artifact, Path(temporary) / "arrow")

@@ -10,9 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.config_file import ON_COMMAND_LINE, ConfigFile
-from ladle.data.config import MixConfig
-from ladle.data.preference.config import ROLLOUTS, PreferConfig
-from ladle.data.questions.config import DatasetConfig
+from ladle.data.config import ROLLOUTS, DatasetConfig, MixConfig, PreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
 from ladle.kto.config import KtoConfig

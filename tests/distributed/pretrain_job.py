@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ladle.data.config import MixConfig
-from ladle.data.questions.config import WordProblemsConfig
-from ladle.data.questions.word_problems import write_word_problems
+from ladle.data.config import MixConfig, WordProblemsConfig
+from ladle.data.word_problems import write_word_problems
 from ladle.models.load import save_model
 from ladle.stages import mix
 from ladle.training.config import PretrainConfig, TrainingConfig

@@ -1,18 +1,24 @@
-"""The `mix:` section of a recipe: which documents, how much of each, and how they become rows."""
+"""Recipe sections about data: the mixture (`mix:`), preference data (`kto.data`), and datasets to get (`datasets:`)."""
 
 from __future__ import annotations
 
 import string
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.errors import UserError
 from ladle.executors import ExecutorKind
 
 RATIO_TOLERANCE = Fraction(1, 10**9)
+ROLLOUTS = "rollouts"
+"""In place of a dataset: the recipe's own rollouts."""
+TRAIN = "train"
+EVERY_SPLIT = "*"
+_TEMPLATES = {"template": ("{question}", "{answer}"), "thumbs": ("{prompt}", "{completion}")}
+"""Prompt and completion of the preference formats made of columns, where the source names none."""
 
 
 class SourceConfig(Config):
@@ -146,8 +152,9 @@ class MixConfig(Config):
     """Input that becomes one token shard. Shards are cut by the data, so the worker count cannot show."""
     packing_window: int = Field(65_536, ge=1)
     """Documents that are packed together."""
-    engine: Literal["hf", "fastokens"] = execution("hf")
-    """fastokens (`pip install ladle[fast]`) is used only where it agrees with hf on a sample of the very data."""
+    engine: Literal["hf", "fastokens"] = execution("fastokens")
+    """fastokens is used only where it gives the ids of hf (`tokenizers`) on a sample of the very data; hf is several
+    times slower."""
     workers: int = execution(0, ge=0)
     """Processes; 0 is one for each core."""
     executor: ExecutorKind = execution("processes")
@@ -182,3 +189,127 @@ class MixConfig(Config):
 
 def _exact(ratio: float) -> Fraction:
     return Fraction(repr(ratio))
+
+
+# Preference data.
+
+
+class PreferenceSource(Config):
+    """One source of preference data."""
+
+    dataset: str = location()
+    """`rollouts`, a name of the recipe's `datasets:`, a Hub id, a `load_from_disk` folder, or a jsonl/parquet glob."""
+    split: str = "train"
+    """Split to read; `*` reads every one, each into the split of its own name."""
+    into: str = TRAIN
+    """Split of the result that the rows go to: `train` is trained on, `kto.eval_split` evaluated on."""
+    revision: str | None = location(None)
+    format: Literal["unpaired", "paired", "messages", "template", "thumbs"] = "unpaired"
+    """`unpaired`: prompt, completion (one, or a list of alternatives, one row each), label. `paired`: chosen, rejected,
+    and prompt unless they open with it. `messages`: first user turn, then answer. `template`: text made of the row's
+    columns. `thumbs`: the same, labelled by a column of people's ratings."""
+    prompt: str | None = None
+    """Prompt of `template` (unset: `{question}`) and `thumbs` (unset: `{prompt}`), with columns in braces."""
+    completion: str | None = None
+    """Completion of `template` (unset: `{answer}`) and `thumbs` (unset: `{completion}`), with columns in braces."""
+    rating: str = "rating"
+    """Column of `format: thumbs` with the rating."""
+    up: list[str] = ["up", "thumbs up", "thumbs_up", "thumbs-up", "👍", "+1", "1", "true"]
+    """Ratings that mean desirable, in any case."""
+    down: list[str] = [
+        "down",
+        "thumbs down",
+        "thumbs_down",
+        "thumbs-down",
+        "👎",
+        "-1",
+        "0",
+        "false",
+        "no",
+        "bad",
+        "dislike",
+    ]
+    """Ratings that mean undesirable, in any case."""
+    conversational: bool = False
+    """Make the template's prompt a user turn and its completion an assistant turn, for a model that chats."""
+    label: bool | None = None
+    """The label of rows that have none (`messages`, `template`)."""
+    keep_label: bool | None = None
+    """Use only the examples with this label, to see what one side alone teaches; unset uses both."""
+    limit: int | None = Field(default=None, gt=0)
+    """Rows to use, from the first; unset uses all."""
+
+    @property
+    def templates(self) -> tuple[str, str]:
+        """How a row's columns become prompt and completion."""
+        prompt, completion = _TEMPLATES.get(self.format, ("", ""))
+        return self.prompt or prompt, self.completion or completion
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"dataset": value} if isinstance(value, str) else value
+
+
+class PreferConfig(Config):
+    """Labelled completions in TRL's unpaired form: prompt, completion, label."""
+
+    data: list[PreferenceSource] = Field(min_length=1)
+    """Where labelled completions come from; `rollouts` stands for the recipe's own."""
+    balance: bool | Literal["per_prompt"] = False
+    """Keep as many desirable as undesirable examples, by dropping some of the larger side. `per_prompt` does so within
+    each prompt, and so drops prompts whose completions are all alike: what right and wrong answers to one prompt have
+    in common then cancels out of the gradient, and what is left is the difference."""
+    deduplicate: bool = True
+    """Keep one of the rows whose prompt, completion and label are all equal."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of unusable rows (label not a boolean, empty completion, missing role) past which the data is refused."""
+    seed: int = 233
+
+
+# Datasets.
+
+
+class FetchDatasetConfig(Config):
+    """Bring a dataset of the Hub to disk, every split it has."""
+
+    kind: Literal["dataset"] = "dataset"
+    dataset: str = location()
+    """`org/name`, or `org/name:subset`."""
+    subset: str | None = None
+    """Configuration of the dataset, where the id does not name it."""
+    revision: str | None = location(None)
+
+    def hub_subset(self) -> str | None:
+        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
+        return self.subset or self.dataset.partition(":")[2] or None
+
+
+class WordProblemsConfig(Config):
+    """Two-step word problems with worked solutions, generated: see `ladle.data.word_problems`."""
+
+    kind: Literal["word_problems"] = "word_problems"
+    seed: int = 233
+    train: int = Field(default=20_000, gt=0)
+    """Worked solutions to train on."""
+    worksheets: int = Field(default=2_000, ge=0)
+    """Documents of five problems with bare answers, from the training pool: what the base model sees."""
+    prompts: int = Field(default=1_000, ge=0)
+    """Problems for rollouts, from the training pool, with their answers."""
+    validation: int = Field(default=400, ge=0)
+    """Held-out problems for choices between models."""
+    test: int = Field(default=500, ge=0)
+    """Held-out problems to report on."""
+    largest_operand: int = Field(default=12, ge=4)
+    """The three operands of a problem run from 2 to this."""
+
+
+def _kind_of(value: Any) -> str:
+    return value.get("kind", "dataset") if isinstance(value, dict) else getattr(value, "kind", "dataset")
+
+
+DatasetConfig = Annotated[
+    Annotated[FetchDatasetConfig, Tag("dataset")] | Annotated[WordProblemsConfig, Tag("word_problems")],
+    Discriminator(_kind_of),
+]
+"""A dataset of the Hub, unless its `kind` says otherwise."""

@@ -8,9 +8,9 @@ from datasets import DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerFast
 
-from ladle.data.questions.config import FetchDatasetConfig, WordProblemsConfig
-from ladle.data.questions.word_problems import write_word_problems
+from ladle.data.config import FetchDatasetConfig, WordProblemsConfig
 from ladle.data.rows import read_rows
+from ladle.data.word_problems import write_word_problems
 from ladle.errors import UserError
 from ladle.models.config import FetchModelConfig, InitModelConfig
 from ladle.models.importing import import_model

@@ -99,6 +99,18 @@ def _placed(file: DataFile) -> Iterator[tuple[str, Row]]:
         yield f"row {number} of {file.path}", row
 
 
+def take_rows(dataset: str, paths: Sequence[Path], split: str, first: int, limit: int | None) -> list[dict[str, Any]]:
+    """Return `limit` rows from number `first` on, starting over past the last one; all of them where limit is unset.
+
+    Raises:
+        UserError: the split is empty.
+    """
+    rows = list(read_rows(paths, split))
+    if not rows:
+        raise UserError(f"{dataset} holds no problems in split {split!r}", "name another dataset or split")
+    return [rows[number % len(rows)] for number in range(first, first + (limit or len(rows)))]
+
+
 _PROBLEMS = {
     "bad_json": ("is not JSON", "fix or remove it"),
     "bad_utf8": ("is not UTF-8", "save the file as UTF-8"),

@@ -27,7 +27,7 @@ class Vocabulary:
     pad_id: int
     bos_id: int | None
     vocab_size: int
-    """Ids run below this: the model's `vocab_size` where a config.json stands beside the tokenizer, else the
+    """Ids run below this: the model's `vocab_size` where a config.json is beside the tokenizer, else the
     tokenizer's."""
 
     @property
@@ -46,57 +46,44 @@ def read_vocabulary(folder: Path, scratch: Path) -> Vocabulary:
     Raises:
         UserError: no tokenizer there, one without an end-of-document token, or one with more tokens than the model.
     """
-    model_config = _read_json(folder / "config.json")
     if (folder / "model" / "config.json").is_file():
-        return read_vocabulary(folder / "model", scratch)
+        folder /= "model"
+    model = _read_json(folder / "config.json")
     if not (folder / TOKENIZER_FILE).is_file():
-        folder = _convert(folder, scratch)
+        from ladle.models.tokenizer import convert_tokenizer
+
+        convert_tokenizer(folder, scratch)
+        folder = scratch
     ids = _token_ids(folder / TOKENIZER_FILE)
     named = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-    eos_id, pad_id, bos_id = (_id_of(named.get(f"{name}_token"), ids) for name in ("eos", "pad", "bos"))
+    special = {key: _content(value) for key, value in named.items() if key.endswith("_token")}
+    eos_id, pad_id, bos_id = (ids.get(special.get(f"{name}_token", "")) for name in ("eos", "pad", "bos"))
     if eos_id is None:
         raise UserError(f"the tokenizer in {folder} names no eos_token", "add `eos_token` to its tokenizer_config.json")
+    chat = {key: value for key, value in named.items() if key == "chat_template" or key.endswith("_token")}
+    own_file = folder / "chat_template.jinja"
+    template = own_file.read_text(encoding="utf-8") if own_file.is_file() else None
     return Vocabulary(
         folder=folder,
         digest=hash_file(folder / TOKENIZER_FILE),
-        chat_digest=_hash_chat(folder, named),
+        chat_digest=hash_bytes(canonical_json([chat, template]).encode()),
         eos_id=eos_id,
         pad_id=eos_id if pad_id is None else pad_id,
         bos_id=bos_id,
-        vocab_size=_model_vocab_size(model_config) or max(ids.values()) + 1,
+        vocab_size=model.get("vocab_size") or model.get("text_config", {}).get("vocab_size") or max(ids.values()) + 1,
     )
 
 
-def _hash_chat(folder: Path, named: dict[str, Any]) -> str:
-    used = {key: value for key, value in named.items() if key == "chat_template" or key.endswith("_token")}
-    own_file = folder / "chat_template.jinja"
-    template = own_file.read_text(encoding="utf-8") if own_file.is_file() else None
-    return hash_bytes(canonical_json([used, template]).encode())
-
-
-def _model_vocab_size(config: dict[str, Any]) -> int | None:
-    return config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-
-
-def _convert(folder: Path, scratch: Path) -> Path:
-    from ladle.models.tokenizer import convert_tokenizer
-
-    convert_tokenizer(folder, scratch)
-    return scratch
-
-
 def _token_ids(tokenizer_file: Path) -> dict[str, int]:
-    tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    tokenizer = _read_json(tokenizer_file)
     vocabulary = tokenizer["model"]["vocab"]
     if isinstance(vocabulary, list):  # unigram: [[token, score], …] in id order
         vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
     return vocabulary | {added["content"]: added["id"] for added in tokenizer["added_tokens"]}
 
 
-def _id_of(token: str | dict[str, Any] | None, ids: dict[str, int]) -> int | None:
-    if token is None:
-        return None
-    return ids.get(token if isinstance(token, str) else token["content"])
+def _content(token: str | dict[str, Any] | None) -> str:
+    return token["content"] if isinstance(token, dict) else token or ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

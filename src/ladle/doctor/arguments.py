@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from ladle.data.preference.config import EVERY_SPLIT
+from ladle.data.config import EVERY_SPLIT
 from ladle.doctor.finding import Finding, Level, error, guarded, ok, warning
 from ladle.doctor.trainings import Training
 from ladle.recipe import KtoSection, Recipe

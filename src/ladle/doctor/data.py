@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.inputs import find_local
-from ladle.data.config import MixConfig, SourceConfig
+from ladle.data.config import EVERY_SPLIT, MixConfig, SourceConfig
+from ladle.data.documents import HARMLESS, columns_of, make_formatter, to_document
 from ladle.data.files import split_of
-from ladle.data.preference.config import EVERY_SPLIT
-from ladle.data.preference.rows import unpaired_rows
+from ladle.data.formats import fill
+from ladle.data.prefer import unpaired_rows
 from ladle.data.rows import Piece, Unreadable, read_piece, read_rows
-from ladle.data.sources.documents import HARMLESS, columns_of, make_formatter, to_document
-from ladle.data.sources.templates import fill
-from ladle.data.tokenizing.sources import find_pieces
+from ladle.data.tokenize import find_pieces
 from ladle.doctor.finding import Finding, error, guarded, ok, warning
 from ladle.doctor.references import alignments_of, mixes_of
 from ladle.evaluation.benchmark import load_items

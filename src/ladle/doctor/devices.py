@@ -190,7 +190,6 @@ def _check_packages(recipe: Recipe, trainings: list[Training], machine: Machine)
         "ray": any(getattr(section, "executor", "") == "ray" for section in (*mixes, evaluate, rollout)),
         "deepspeed": any(training.config.distributed == "zero2" for training in trainings),
         "vllm": "vllm" in {evaluate.sampling.backend if evaluate else "", rollout.backend if rollout else ""},
-        "fastokens": any(mix.engine == "fastokens" for mix in mixes),
         "liger_kernel": any(training.arguments.get("use_liger_kernel") for training in trainings),
         "peft": any(section.peft is not None for section in recipe.alignments),
         "bitsandbytes": any(section.quantization is not None for section in recipe.alignments),
@@ -200,7 +199,6 @@ def _check_packages(recipe: Recipe, trainings: list[Training], machine: Machine)
         "bitsandbytes": "pip install 'ladle[quantization]', or leave kto.quantization out",
         "deepspeed": "pip install --no-build-isolation 'ladle[deepspeed]'",
         "vllm": "pip install vllm",
-        "fastokens": "pip install 'ladle[fast]'",
         "ray": "pip install 'ladle[ray]'",
         "liger_kernel": "pip install liger-kernel, or leave use_liger_kernel out",
     }

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ladle.artifacts.inputs import find_local
-from ladle.data.config import MixConfig
-from ladle.data.questions.config import FetchDatasetConfig
+from ladle.data.config import FetchDatasetConfig, MixConfig
 from ladle.evaluation.config import EvaluateConfig
 from ladle.hub import is_repo_id
 from ladle.recipe import KtoSection, Recipe

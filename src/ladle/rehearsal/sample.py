@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ladle.artifacts.inputs import find_local
 from ladle.data.config import SourceConfig
+from ladle.data.documents import columns_of
 from ladle.data.files import CORPUS_SUFFIXES
 from ladle.data.rows import Unreadable, read_piece
-from ladle.data.sources.documents import columns_of
-from ladle.data.tokenizing.sources import find_pieces
+from ladle.data.tokenize import find_pieces
 from ladle.errors import UserError
 
 BYTES_A_TOKEN = 8

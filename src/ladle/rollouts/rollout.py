@@ -16,8 +16,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from ladle.data.questions.problems import rows_of_problems
-from ladle.data.sources.templates import fill
+from ladle.data.formats import fill
+from ladle.data.rows import take_rows
 from ladle.evaluation.attempts import Task, completions_of, grade_completions, requests_of
 from ladle.evaluation.benchmark import Item
 from ladle.evaluation.prompts import Prompt, make_prompt
@@ -81,7 +81,7 @@ def read_problems(source: PromptSource, paths: list[Path], section: str) -> list
         paths: where they are.
         section: the recipe's section, for errors.
     """
-    rows = rows_of_problems(source.dataset, paths, source.split, source.first, source.limit)
+    rows = take_rows(source.dataset, paths, source.split, source.first, source.limit)
     question, answer = f"{section}.prompts.question", f"{section}.prompts.answer"
     return [
         Item(number, fill(source.question, row, question), fill(source.answer, row, answer))

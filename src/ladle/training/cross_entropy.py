@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ladle.data.store.dataset import IGNORED_LABEL
+from ladle.data.store import IGNORED_LABEL
 from ladle.log import get_logger
 from ladle.training.attention import refuse_joined_documents
 from ladle.training.balance import SequenceAuxLoss

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from ladle.data.store.dataset import MixedDataset
+from ladle.data.store import MixedDataset
 from ladle.errors import UserError
 from ladle.models.load import copy_out_of_file, load_model, model_dir, save_model
 from ladle.models.tokenizer import load_fast_tokenizer

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ladle.data.config import MixConfig
-from ladle.data.store.dataset import MixedDataset
+from ladle.data.store import MixedDataset
 from ladle.stages import mix
 from tests.unit.data.samples import read_tree
 
@@ -64,7 +64,7 @@ def test_every_row_holds_the_oracles_tokens(mixed: Path, openseek_tokenizer: Pat
     assert seen.total() == NUM_TOKENS
 
 
-@pytest.mark.parametrize("changes", [{"workers": 2}, {"workers": 8}, {"engine": "fastokens"}], ids=str)
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"workers": 8}, {"engine": "hf"}], ids=str)
 def test_workers_and_engines_do_not_show(
     mixed: Path,
     shared_data: Path,
@@ -73,7 +73,5 @@ def test_workers_and_engines_do_not_show(
     changes: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
 ):
-    if "engine" in changes:
-        pytest.importorskip("fastokens")
     assert read_tree(make_mix(shared_data, openseek_tokenizer, tmp_path / "out", **changes)) == read_tree(mixed)
     assert not caplog.records

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ladle.data.store.dataset import MixedDataset
+from ladle.data.store import MixedDataset
 from ladle.stages import mix
 from tests.tiny_models import SHAPES
 from tests.unit.data.samples import make_config, make_texts, save_tokenizer, write_texts

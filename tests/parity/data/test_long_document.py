@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiktoken
 
-from ladle.data.store.shards import open_shard
+from ladle.data.store import open_shard
 from ladle.models.vocabularies import FAMILIES
 
 pytestmark = pytest.mark.slow

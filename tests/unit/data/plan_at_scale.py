@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from ladle.data.config import MixConfig
-from ladle.data.mixing.assemble import Drawn, write_split
-from ladle.data.mixing.selection import select
-from ladle.data.store.shards import TokenShard
-from ladle.data.tokenizing.tokenized import TokenizedSource
+from ladle.data.mixing.choose import select
+from ladle.data.mixing.write import Drawn, write_split
+from ladle.data.store import TokenShard
+from ladle.data.tokenize import TokenizedSource
 
 NUM_SOURCES = 40
 MEAN_TOKENS = 812

@@ -6,19 +6,18 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from ladle.data.tokenizing import agreement, encoders
-from ladle.data.tokenizing.agreement import (
+from ladle.data import encoders
+from ladle.data.encoders import (
     HARD_CASES,
     Disagreement,
+    Encoded,
+    Encoder,
+    HfEncoder,
     PieceSample,
-    load_checked_encoder,
     require_agreement,
 )
-from ladle.data.tokenizing.encoders import Encoder, HfEncoder
-from ladle.errors import UserError
 
 from .samples import make_config, read_tree
 
@@ -33,19 +32,17 @@ class WrongOn:
         self.word, self.oracle = word, oracle
         self.texts = 0
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str]) -> Encoded:
         self.texts += len(texts)
         ids, lengths = self.oracle.encode(texts)
-        return (ids + 1 if any(self.word in text for text in texts) else ids), lengths
+        return Encoded(ids + 1 if any(self.word in text for text in texts) else ids, lengths)
 
 
 @pytest.fixture(autouse=True)
 def fresh_engines() -> Iterator[None]:
     encoders.load_encoder.cache_clear()
-    agreement.load_checked_encoder.cache_clear()
     yield
     encoders.load_encoder.cache_clear()
-    agreement.load_checked_encoder.cache_clear()
 
 
 @pytest.fixture
@@ -68,13 +65,13 @@ def test_a_disagreement_falls_back_aloud(
     caplog: pytest.LogCaptureFixture,
     word: str,
 ):
-    oracle = read_tree(run_mix(make_config(HALVES), two_sources, "oracle"))
+    oracle = read_tree(run_mix(make_config(HALVES, engine="hf"), two_sources, "oracle"))
     install(word)
     with caplog.at_level(logging.WARNING):
-        fast = read_tree(run_mix(make_config(HALVES, engine="fastokens"), two_sources, "fast"))
+        fast = read_tree(run_mix(make_config(HALVES), two_sources, "fast"))
     assert fast == oracle
-    assert "fastokens is not used for" in caplog.text
-    assert "Going on with tokenizers alone" in caplog.text
+    assert "fastokens is not used " in caplog.text
+    assert "`tokenizers` is, which is slower" in caplog.text
 
 
 def test_an_engine_that_agrees_is_used(
@@ -84,7 +81,7 @@ def test_an_engine_that_agrees_is_used(
     caplog: pytest.LogCaptureFixture,
 ):
     engine = install("no such word")
-    run_mix(make_config(HALVES, engine="fastokens"), two_sources)
+    run_mix(make_config(HALVES), two_sources)
     assert engine.texts > 500
     assert not caplog.records
 
@@ -99,14 +96,9 @@ def test_an_engine_that_cannot_read_the_tokenizer_falls_back(
         raise ValueError("unknown model")
 
     monkeypatch.setattr(encoders, "FastokensEncoder", refuse)
-    run_mix(make_config(HALVES, engine="fastokens"), two_sources)
-    assert "cannot read this tokenizer: unknown model" in caplog.text
-
-
-def test_an_engine_that_is_not_installed_is_named(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "fastokens", None)
-    with pytest.raises(UserError, match=r"pip install 'ladle\[fast\]', or set engine=hf"):
-        load_checked_encoder("fastokens", tokenizer_folder)
+    run_mix(make_config(HALVES), two_sources)
+    assert caplog.text.count("fastokens is not used with") == 1
+    assert "unknown model" in caplog.text
 
 
 def test_the_text_that_differs_is_shown(tokenizer_folder: Path):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
-from ladle.data.store import arrow
-from ladle.data.store.arrow import export_arrow
-from ladle.data.store.dataset import MixedDataset
+from ladle.data import arrow
+from ladle.data.arrow import export_arrow
+from ladle.data.store import MixedDataset
 from ladle.errors import UserError
 
 from .samples import make_config, read_tree

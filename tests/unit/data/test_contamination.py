@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.contamination.find import BenchmarkText, find_contamination
-from ladle.data.contamination.ngrams import NgramSet, ngram_hashes
-from ladle.data.tokenizing.sources import find_pieces
+from ladle.data.contamination import BenchmarkText, find_contamination
+from ladle.data.ngrams import NgramSet, ngram_hashes
+from ladle.data.tokenize import find_pieces
 from ladle.data.vocabulary import read_vocabulary
 from ladle.executors import SerialExecutor
 

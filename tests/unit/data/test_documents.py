@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ladle.data.config import SourceConfig
+from ladle.data.documents import columns_of, format_identity, make_formatter, to_document
 from ladle.data.rows import Unreadable
-from ladle.data.sources.documents import columns_of, format_identity, make_formatter, to_document
 from ladle.data.vocabulary import read_vocabulary
 from ladle.errors import UserError
 

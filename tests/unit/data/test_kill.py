@@ -133,12 +133,12 @@ def test_killed_again_and_again_it_still_ends(inputs: Inputs, tmp_path: Path):
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from ladle.data.tokenizing import sources as tokenizing_sources
+from ladle.data import tokenize
 from ladle.data.config import MixConfig
 from ladle.stages import mix
 
 if __name__ == "__main__":
-    tokenizing_sources.SMALL_INPUT_BYTES = 0
+    tokenize.SMALL_INPUT_BYTES = 0
     config, inputs, out = json.loads(sys.argv[1])
     mix.run(MixConfig.model_validate(config), {role: [Path(p) for p in paths] for role, paths in inputs.items()},
     Path(out))

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ladle.data.tokenizing import long_text
-from ladle.data.tokenizing.encoders import HfEncoder
-from ladle.data.tokenizing.long_text import encode_long
+from ladle.data import encoders
+from ladle.data.encoders import Encoded, HfEncoder, encode_long, join_ids
 
 from .samples import make_text
 
@@ -20,15 +19,15 @@ class Recorder:
     def __init__(self, encoder: HfEncoder) -> None:
         self.encoder, self.longest = encoder, 0
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Sequence[str]) -> Encoded:
         self.longest = max([self.longest, *map(len, texts)])
         return self.encoder.encode(texts)
 
 
 @pytest.fixture
 def recorder(tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    monkeypatch.setattr(long_text, "PART_CHARS", 2000)
-    monkeypatch.setattr(long_text, "LOOKAHEAD", 200)
+    monkeypatch.setattr(encoders, "PART_CHARS", 2000)
+    monkeypatch.setattr(encoders, "LOOKAHEAD_CHARS", 200)
     return Recorder(HfEncoder(tokenizer_folder / "tokenizer.json"))
 
 
@@ -57,9 +56,8 @@ def test_long_text_is_encoded_in_parts(recorder: Recorder):
 
 def test_a_tokenizer_that_lets_nothing_be_cut_gets_the_whole_text(recorder: Recorder):
     class Prefixing:
-        def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-            ids = [np.array([7, *map(ord, text)], np.uint32) for text in texts]
-            return np.concatenate(ids), np.array([len(one) for one in ids])
+        def encode(self, texts: Sequence[str]) -> Encoded:
+            return join_ids([np.array([7, *map(ord, text)], np.uint32) for text in texts])
 
     text = make_text(random.Random(0), 2000)
     (ids,) = encode_long(text, Prefixing())

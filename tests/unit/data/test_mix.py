@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from ladle.data import tokenize
 from ladle.data.config import MixConfig
-from ladle.data.store.dataset import MixedDataset
-from ladle.data.tokenizing import sources as tokenizing_sources
+from ladle.data.store import MixedDataset
 from ladle.errors import UserError
 from ladle.stages import mix
 
@@ -147,7 +147,7 @@ def test_validation_may_not_use_up_a_source(run_mix: RunMix, two_sources: Inputs
 def test_worker_count_and_restarts_do_not_show(
     run_mix: RunMix, two_sources: Inputs, packing: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tokenizing_sources, "SMALL_INPUT_BYTES", 0)
+    monkeypatch.setattr(tokenize, "SMALL_INPUT_BYTES", 0)
     trees = [
         read_tree(run_mix(make_config(HALVES, packing=packing, workers=workers), two_sources, f"mixed-{workers}"))
         for workers in (1, 2)
@@ -158,7 +158,7 @@ def test_worker_count_and_restarts_do_not_show(
 
 @pytest.mark.slow
 def test_eight_workers_make_the_same_bytes(run_mix: RunMix, two_sources: Inputs, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokenizing_sources, "SMALL_INPUT_BYTES", 0)
+    monkeypatch.setattr(tokenize, "SMALL_INPUT_BYTES", 0)
     one, eight = (read_tree(run_mix(make_config(HALVES, workers=n), two_sources, f"mixed-{n}")) for n in (1, 8))
     assert one == eight
 
@@ -191,7 +191,7 @@ def test_another_ratio_tokenizes_nothing_again(
     def refuse(task: Any, out: Path) -> None:
         raise AssertionError(f"tokenized again: {task.piece}")
 
-    monkeypatch.setattr(tokenizing_sources, "tokenize_piece", refuse)
+    monkeypatch.setattr(tokenize, "tokenize_piece", refuse)
     second = run_mix(make_config({"a": 0.3, "b": 0.7}, cache=cache), two_sources, "second")
     name = read_mixture(first)["shards"][0]["file"]
     assert (first / name).stat().st_ino == (second / name).stat().st_ino
@@ -302,7 +302,7 @@ def test_bos_is_refused_where_the_tokenizer_has_none(tmp_path: Path, tokenizer_f
 def test_a_worker_names_what_it_could_not_read(
     run_mix: RunMix, two_sources: Inputs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(tokenizing_sources, "SMALL_INPUT_BYTES", 0)
+    monkeypatch.setattr(tokenize, "SMALL_INPUT_BYTES", 0)
     damaged = tmp_path / "b.jsonl.gz"
     damaged.write_bytes(gzip.compress(two_sources["source:b"][0].read_bytes())[:-200])
     with pytest.raises(UserError, match="b.jsonl.gz cannot be read: .*fetch the file again"):

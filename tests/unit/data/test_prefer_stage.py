@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
+from ladle.data.config import PreferConfig
 from ladle.data.files import splits_of
-from ladle.data.preference.config import PreferConfig
 from ladle.data.rows import read_rows
 from ladle.errors import UserError
 from ladle.stages import prefer

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from ladle.data.preference.config import PreferConfig, PreferenceSource
-from ladle.data.preference.rows import join_rows, unpaired_rows
+from ladle.data.config import PreferConfig, PreferenceSource
+from ladle.data.prefer import join_rows, unpaired_rows
 from ladle.errors import UserError
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
@@ -33,7 +33,7 @@ def test_a_pair_becomes_one_row_of_each_label():
 
 def test_a_pair_of_two_equal_completions_is_counted():
     bad = unpair([{"prompt": "a", "chosen": "b", "rejected": "b"}], format="paired")[1]
-    assert bad == {"chosen and rejected alike": 1}
+    assert bad == {"chosen and rejected are the same": 1}
 
 
 def test_messages_become_the_first_exchange_as_one_element_lists():

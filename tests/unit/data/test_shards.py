@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.store.shards import ShardWriter, open_shard
-from ladle.data.tokenizing.piece import add_boundaries
+from ladle.data.store import ShardWriter, open_shard
+from ladle.data.tokenize import add_boundaries
 from ladle.errors import CheckFailed
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from ladle.data.store.dataset import MixedDataset
+from ladle.data.store import MixedDataset
 from ladle.errors import UserError
 
 from .samples import make_config
@@ -82,5 +82,5 @@ def test_what_is_no_mixture_is_refused(tmp_path: Path, mixed: Path):
 
 def test_reading_needs_no_heavy_library():
     heavy = ["torch", "transformers", "datasets", "numba", "tokenizers"]
-    code = f"import sys, ladle.data.store.dataset; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, ladle.data.store; print([name for name in {heavy!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ladle.data.questions.config import WordProblemsConfig
-from ladle.data.questions.word_problems import HELD_OUT_PERCENT, assert_held_out, pool_of, write_word_problems
+from ladle.data.config import WordProblemsConfig
+from ladle.data.word_problems import HELD_OUT_PERCENT, assert_held_out, pool_of, write_word_problems
 from ladle.errors import CheckFailed, UserError
 
 SMALL = WordProblemsConfig(train=500, worksheets=50, prompts=50, validation=40, test=60)

@@ -1,8 +1,7 @@
 """Packs documents into rows of L tokens: which row each fragment goes to, and which documents are cut.
 
-best_fit  documents longer than L give fragments of L and a rest. A row is begun with the largest fragment left,
-filled in
-          stream order while a typical small fragment (half the median) would still fit, and closed with the largest
+best_fit  documents longer than L give fragments of L and a rest. A row is begun with the largest fragment left, filled
+          in stream order while a typical small fragment (half the median) would still fit, and closed with the largest
           that fits, again and again. Nothing is lost and no document of at most L tokens is cut. Best-fit decreasing
           (arXiv 2404.10830) also places the largest first, but uses up the small ones before the gaps that need them:
           on log-normal lengths of mean 469 it pads 0.14 %, and this 0.02 %.
@@ -14,8 +13,50 @@ All kernels are compiled: at 43 million documents, pure Python would take minute
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit, uint64
+
+from ladle.data.store import SEGMENT
+
+
+class PackedRows(NamedTuple):
+    """Whole rows, made of document fragments."""
+
+    segments: np.ndarray
+    """(fragments,) of dtype SEGMENT, row by row."""
+    counts: np.ndarray
+    """(rows,) fragments of each row."""
+
+
+def pack(windows: Iterable[np.ndarray], packing: str, row_length: int) -> Iterator[PackedRows]:
+    """Yield the rows that are complete after each window of documents, which are whole segments."""
+    open_tokens = open_fragments = 0  # of the last row of `wrapped`, which the next window fills
+    for documents in windows:
+        lengths = documents["length"].astype(np.int64)
+        if packing == "best_fit":
+            owners, offsets, sizes = split_long(lengths, row_length)
+            rows, num_rows = best_fit(sizes, row_length)
+            order = np.argsort(rows, kind="stable")
+            owners, offsets, sizes = owners[order], offsets[order], sizes[order]
+            counts = np.bincount(rows, minlength=num_rows)
+        elif packing == "wrapped":
+            owners, offsets, sizes, rows = wrap(lengths, row_length, open_tokens)
+            counts = np.bincount(rows)
+            counts[0] += open_fragments
+            open_tokens = int(sizes[rows == len(counts) - 1].sum()) + (open_tokens if len(counts) == 1 else 0)
+            open_fragments, counts = int(counts[-1]), counts[:-1]
+        else:
+            owners, offsets, sizes = np.arange(len(lengths)), 0, np.minimum(lengths, row_length)
+            counts = np.ones(len(lengths), np.int64)
+        segments = documents[owners]
+        segments["offset"] += np.uint64(offsets)
+        segments["length"] = sizes
+        yield PackedRows(segments, counts)
+    if open_fragments:
+        yield PackedRows(np.empty(0, SEGMENT), np.array([open_fragments]))
 
 
 @njit(cache=True)

@@ -1,13 +1,10 @@
-"""Formatting functions named `module:function`: the file of their code, which counts as an input, and how they are
-loaded.
-
-What the module imports in turn is not looked at: a change there needs another module name, or another recipe name.
-"""
+"""Text made of a row: by a template over its columns, or by a function of the user's."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import string
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,8 +14,47 @@ from typing import Any
 from ladle.errors import UserError
 
 
+def columns_of_template(template: str, key: str) -> list[str]:
+    """Return the columns a template names, in order of first use.
+
+    Args:
+        template: `"{question}\\n{answer}"`, as in str.format; braces that are text are doubled.
+        key: its key in the recipe, for errors.
+
+    Raises:
+        UserError: it cannot be read as a template, or names no column.
+    """
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise UserError(
+            f"{key} is not a template: {template!r} ({error})", "double braces that are text: {{ }}"
+        ) from error
+    if not fields or not all(field.isidentifier() for field in fields):
+        raise UserError(
+            f"{key} is {template!r}, whose braces do not all hold a column",
+            "write {column}, and braces that are text as {{ }}",
+        )
+    return list(dict.fromkeys(fields))
+
+
+def fill(template: str, row: dict[str, Any], key: str) -> str:
+    """Return the template with the row's values in it.
+
+    Raises:
+        UserError: the row lacks a column that the template names.
+    """
+    missing = [name for name in columns_of_template(template, key) if name not in row]
+    if missing:
+        raise UserError(f"there is no column {missing[0]!r} (there is {', '.join(row)})", f"correct {key}")
+    return template.format_map(row)
+
+
 def find_code(reference: str) -> Path:
-    """Return the file of a function's module, found without running it.
+    """Return the file of the module of a function named `module:function`, found without running it.
+
+    The file counts as an input. What the module imports in turn is not looked at: a change there needs another module
+    name, or another recipe name.
 
     Raises:
         UserError: no such module, or one that has no file.
@@ -34,7 +70,7 @@ def find_code(reference: str) -> Path:
 
 
 def load_function(reference: str) -> Callable[[dict[str, Any]], Any]:
-    """Import a function.
+    """Import a function named `module:function`.
 
     Raises:
         UserError: it cannot be imported, or its code is in another module, whose changes would not be seen.
@@ -54,7 +90,7 @@ def load_function(reference: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def _look_in_this_folder() -> None:
-    """A console script's path lacks the folder it is run from."""
+    """Make modules of this folder importable: a console script's path lacks it."""
     here = str(Path.cwd())
     if "" not in sys.path and here not in sys.path:
         sys.path.append(here)

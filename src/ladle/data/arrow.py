@@ -18,7 +18,7 @@ from datasets import DatasetInfo, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from ladle.artifacts.files import fsync_tree, hash_bytes, pretty_json, replace_durably
-from ladle.data.store.dataset import MixedDataset, read_mixture
+from ladle.data.store import MixedDataset, read_mixture
 from ladle.errors import UserError
 from ladle.log import progress
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.mixing.plan import apportion, draw, draw_documents, refuse_too_many_epochs
+from ladle.data.mixing.choose import Drawing, apportion, refuse_too_many_epochs
 from ladle.errors import UserError
 
 
@@ -33,7 +33,7 @@ def test_a_drawing_has_exactly_the_budget_and_repeats_evenly(lengths: list[int],
     table = np.array(lengths, np.uint32)
     candidates = np.arange(len(lengths), dtype=np.uint32)
     budget = max(1, int(epochs * sum(lengths)))
-    drawing = draw("s", table, candidates, budget, seed, "train")
+    drawing = Drawing("s", seed, "train", candidates).of_tokens(table, budget)
     documents = drawing.documents(np.arange(drawing.num_documents, dtype=np.uint64))
     used = table[documents].astype(int)
     assert 0 < drawing.last_length <= used[-1]
@@ -46,7 +46,7 @@ def test_a_drawing_has_exactly_the_budget_and_repeats_evenly(lengths: list[int],
 
 def test_only_candidates_are_drawn():
     table = np.array([5, 5, 5, 5], np.uint32)
-    drawing = draw("s", table, np.array([1, 3], np.uint32), 30, 0, "train")
+    drawing = Drawing("s", 0, "train", np.array([1, 3], np.uint32)).of_tokens(table, 30)
     assert set(drawing.documents(np.arange(drawing.num_documents, dtype=np.uint64)).tolist()) == {1, 3}
 
 
@@ -55,9 +55,8 @@ def test_the_order_depends_on_seed_source_purpose_and_epoch():
     numbers = np.arange(50, dtype=np.uint64)
 
     def order(name: str, seed: int, purpose: str, epoch: int = 0) -> tuple[int, ...]:
-        return tuple(
-            draw(name, table, candidates, 450, seed, purpose).documents(numbers + np.uint64(50 * epoch)).tolist()
-        )
+        drawing = Drawing(name, seed, purpose, candidates).of_tokens(table, 450)
+        return tuple(drawing.documents(numbers + np.uint64(50 * epoch)).tolist())
 
     orders = {order("a", 1, "train"), order("a", 1, "train", 1), order("b", 1, "train"), order("a", 2, "train")}
     assert len(orders | {order("a", 1, "validation")}) == 5
@@ -66,7 +65,7 @@ def test_the_order_depends_on_seed_source_purpose_and_epoch():
 @pytest.mark.parametrize("count", [1, 7, 10, 11, 25])
 def test_whole_documents_can_be_drawn_by_number(count: int):
     table = np.arange(1, 11, dtype=np.uint32)
-    drawing = draw_documents("s", table, np.arange(10, dtype=np.uint32), count, 0, "train")
+    drawing = Drawing("s", 0, "train", np.arange(10, dtype=np.uint32)).of_documents(table, count)
     documents = drawing.documents(np.arange(count, dtype=np.uint64))
     assert drawing.num_documents == count
     assert drawing.num_tokens == table[documents].sum()

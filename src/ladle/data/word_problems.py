@@ -20,44 +20,18 @@ from typing import Any
 from blake3 import blake3
 
 from ladle.artifacts.files import fsync_path
-from ladle.data.questions.config import WordProblemsConfig
+from ladle.data.config import WordProblemsConfig
 from ladle.errors import CheckFailed, UserError
 
 Operands = tuple[int, int, int]
 
 NAMES = [
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eva",
-    "Finn",
-    "Gita",
-    "Hugo",
-    "Iris",
-    "Jon",
-    "Kira",
-    "Leo",
-    "Mina",
-    "Nils",
-    "Olga",
-    "Paul",
+    *("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo"),
+    *("Iris", "Jon", "Kira", "Leo", "Mina", "Nils", "Olga", "Paul"),
 ]
 THINGS = [
-    "apples",
-    "books",
-    "cards",
-    "coins",
-    "cups",
-    "eggs",
-    "figs",
-    "hats",
-    "keys",
-    "nuts",
-    "pens",
-    "shells",
-    "stamps",
-    "tiles",
+    *("apples", "books", "cards", "coins", "cups", "eggs", "figs"),
+    *("hats", "keys", "nuts", "pens", "shells", "stamps", "tiles"),
 ]
 PROBLEMS_IN_WORKSHEET = 5
 NUM_EXAMPLES = 8
@@ -130,7 +104,7 @@ def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]
     """Write every split as `<split>.jsonl` and return the counters.
 
     Raises:
-        UserError: the operands are too few for the held-out problems asked for.
+        UserError: the operands are too few for the held-out problems requested.
     """
     pools = {pool: _ProblemPool(config, pool) for pool in ("train", "validation", "test")}
     worked = pools["train"].draw(config.train)
@@ -219,18 +193,11 @@ def _solve(operands: Operands, form: Form, question: str) -> Problem:
     values = dict(zip("abc", operands, strict=True))
     steps = []
     for left, operator, right in (form.first, form.second):
-        values["r"] = _apply(operator, values[left], values[right])
-        steps.append(f"{values[left] if left != 'r' else _previous(steps)}{operator}{values[right]}={values['r']}")
+        one, other = values[left], values[right]
+        values["r"] = {"+": one + other, "-": one - other, "*": one * other}[operator]
+        steps.append(f"{one}{operator}{other}={values['r']}")
     answer = str(values["r"])
-    return Problem(operands, question, f"{steps[0]}; {steps[1]}. The answer is \\boxed{{{answer}}}.", answer)
-
-
-def _previous(steps: list[str]) -> str:
-    return steps[-1].split("=")[1]
-
-
-def _apply(operator: str, left: int, right: int) -> int:
-    return {"+": left + right, "-": left - right, "*": left * right}[operator]
+    return Problem(operands, question, f"{'; '.join(steps)}. The answer is \\boxed{{{answer}}}.", answer)
 
 
 def _facts(largest: int) -> Iterator[str]:

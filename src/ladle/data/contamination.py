@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from tokenizers import Tokenizer
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import SourceConfig
-from ladle.data.contamination.ngrams import NgramSet, ngram_hashes
+from ladle.data.documents import Document, columns_of, format_identity, make_formatter, to_document
+from ladle.data.ngrams import NgramSet, ngram_hashes
 from ladle.data.rows import Piece, read_piece
-from ladle.data.sources.documents import Document, columns_of, format_identity, make_formatter, to_document
 from ladle.data.vocabulary import TOKENIZER_FILE, Vocabulary
+from ladle.errors import UserError
+from ladle.evaluation.benchmark import builtin_benchmarks, load_items
 from ladle.executors import Executor
 
 CONTAMINATION_FILE = "contamination.jsonl"
-SEARCH_VERSION = 2
+SEARCH_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Contamination:
     """Each such document: source, document, ngrams shared, and the benchmark and item of the first one."""
     summary: dict[str, dict[str, int]]
     """For each benchmark: items, items_too_short to be searched for, documents that share text with it."""
+
+    def write(self, out: Path) -> None:
+        """Write contamination.jsonl: one line a document."""
+        lines = (canonical_json(find) + "\n" for find in self.finds)
+        (out / CONTAMINATION_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,24 @@ class _SearchTask:
         return hash_bytes(canonical_json(identity).encode())[:40] + ".finds"
 
 
+def read_benchmark_texts(names: Sequence[str], paths: list[Path]) -> Iterator[BenchmarkText]:
+    """Yield question and solution of every item of the named benchmarks.
+
+    Args:
+        names: built-in benchmarks.
+        paths: the folder that holds `<name>/test.jsonl`, or the files.
+
+    Raises:
+        UserError: an unknown name, or a benchmark that is not there.
+    """
+    known = builtin_benchmarks()
+    for name in names:
+        if name not in known:
+            raise UserError(f"there is no benchmark {name!r}", f"use {', '.join(known)}")
+        for item in load_items(known[name], paths):
+            yield BenchmarkText(name, str(item.idx), f"{item.question}\n{item.solution}")
+
+
 def find_contamination(
     sources: Sequence[tuple[SourceConfig, Sequence[Piece]]],
     texts: Iterable[BenchmarkText],
@@ -92,7 +117,9 @@ def find_contamination(
         executor: where pieces are searched.
     """
     texts = list(texts)
-    hashes, owners = _collect(texts, num_words)
+    of_texts = [ngram_hashes(text.text, num_words) for text in texts]
+    hashes, firsts = np.unique(np.concatenate([np.empty(0, np.uint64), *of_texts]), return_index=True)
+    owners = np.repeat(np.arange(len(texts)), [len(of_text) for of_text in of_texts])[firsts]
     digest = hash_bytes(hashes.tobytes() + num_words.to_bytes(4, "little"))
     kept.mkdir(parents=True, exist_ok=True)
     hashes_file = kept / f"{digest[:40]}.npy"
@@ -103,28 +130,23 @@ def find_contamination(
     ]
     by_name = {task.name(): task for of_source in tasks for task in of_source}
     finished = ShardJournal(kept).run(by_name, _search_piece, executor, "searching for benchmark items")
-    finds = [_read_finds([finished[task.name()] for task in of_source]) for of_source in tasks]
-    named = [
-        {"source": source.name, "document": row, "ngrams": count, **_name_of(texts[owners[first]])}
-        for (source, _), of_source in zip(sources, finds, strict=True)
-        for row, count, first in of_source
-    ]
-    documents = [np.array([row for row, _, _ in of_source], np.int64) for of_source in finds]
-    return Contamination(documents, named, _summarise(texts, num_words, named))
-
-
-def write_finds(contamination: Contamination, out: Path) -> None:
-    """Write contamination.jsonl: one line a document."""
-    lines = (canonical_json(find) + "\n" for find in contamination.finds)
-    (out / CONTAMINATION_FILE).write_text("".join(lines), encoding="utf-8")
-
-
-def _collect(texts: Sequence[BenchmarkText], num_words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct n-gram hashes, sorted, and the index of the first text that has each."""
-    per_text = [ngram_hashes(text.text, num_words) for text in texts]
-    owners = np.repeat(np.arange(len(texts)), [len(hashes) for hashes in per_text])
-    hashes, firsts = np.unique(np.concatenate([np.empty(0, np.uint64), *per_text]), return_index=True)
-    return hashes, owners[firsts]
+    finds: list[dict[str, Any]] = []
+    documents: list[np.ndarray] = []
+    for (source, _), of_source in zip(sources, tasks, strict=True):
+        found = _read_finds([finished[task.name()] for task in of_source])
+        documents.append(np.array([row for row, _, _ in found], np.int64))
+        for row, count, first in found:
+            text = texts[owners[first]]
+            place = {"source": source.name, "document": row, "ngrams": count}
+            finds.append(place | {"benchmark": text.benchmark, "item": text.item})
+    items = Counter(text.benchmark for text in texts)
+    short = Counter(text.benchmark for text, of_text in zip(texts, of_texts, strict=True) if len(of_text) == 0)
+    sharing = Counter(find["benchmark"] for find in finds)
+    summary = {
+        name: {"items": items[name], "items_too_short": short[name], "documents": sharing[name]}
+        for name in sorted(items)
+    }
+    return Contamination(documents, finds, summary)
 
 
 def _search_piece(task: _SearchTask, out: Path) -> None:
@@ -165,19 +187,3 @@ def _read_finds(paths: Sequence[Path]) -> list[tuple[int, int, int]]:
         finds += [(before + row, count, first) for row, count, first in map(json.loads, lines)]
         before += json.loads(last)["rows"]
     return finds
-
-
-def _name_of(text: BenchmarkText) -> dict[str, str]:
-    return {"benchmark": text.benchmark, "item": text.item}
-
-
-def _summarise(
-    texts: Sequence[BenchmarkText], num_words: int, finds: Sequence[dict[str, Any]]
-) -> dict[str, dict[str, int]]:
-    items = Counter(text.benchmark for text in texts)
-    too_short = Counter(text.benchmark for text in texts if len(ngram_hashes(text.text, num_words)) == 0)
-    documents = Counter(find["benchmark"] for find in finds)
-    return {
-        name: {"items": items[name], "items_too_short": too_short[name], "documents": documents[name]}
-        for name in sorted(items)
-    }

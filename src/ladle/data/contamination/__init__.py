@@ -1,1 +1,0 @@
-"""Finds training documents that share a run of words with a benchmark."""

@@ -1,0 +1,217 @@
+"""Text to token ids. `tokenizers` (engine `hf`) is the oracle; fastokens is several times faster, and is used only
+where it gives the same ids: on fixed hard cases, checked once a process, and on a sample of every piece of the data.
+
+No special tokens are added, and none are guarded against: a special token written out in a text becomes its id.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from fastokens import Tokenizer as FastTokenizer
+from tokenizers import Tokenizer
+
+from ladle.data.vocabulary import TOKENIZER_FILE
+from ladle.errors import LadleError
+from ladle.log import get_logger
+
+logger = get_logger(__name__)
+
+Engine = Literal["hf", "fastokens"]
+
+FIRST_CHARS = 16_000
+"""Characters at the start of each piece that both engines encode."""
+SAMPLED_SHARE = 1 / 2_000
+"""Share of the later characters that both engines encode: at a thirtieth of the speed, 1.5 % of the time."""
+LONGEST_SAMPLED_CHARS = 20_000
+PART_CHARS = 2**18
+"""Longer texts are encoded in parts of this size."""
+LOOKAHEAD_CHARS = 2**12
+CUTS_TRIED = 8
+
+HARD_CASES = (
+    "",
+    " ",
+    "  \t \n\n  x",
+    "a\r\nb\r\n\r\n  c",
+    "I'm you're WE'LL it'S ’s",
+    "12345 1,234.56 ３４５ ١٢٣ ½ ²",
+    "e\u0301 \u1100\u1161\u11a8 \u212b \ufb01 \u0344 q\u0323\u0307 q\u0307\u0323",
+    "汉字，标点。“引号”……——　全角空格",
+    "日本語カタカナ ｶﾀｶﾅ がぎ 한국어",
+    "العربية עברית ไทย हिन्दी ភាសាខ្មែរ",
+    "👩‍👩‍👧‍👦 🇨🇳 ☝🏽 ️⃣ \U000e0067",
+    "\u200b\u200d\ufeff\u00a0\u2028\u2029\u0085\x00\x1f\x7f",
+    "<|endoftext|><|im_start|>user\nhi<|im_end|> <|extra_203|> <s></s> <|endoftext |>",
+    "def f(x):\n\treturn x**2  # √x ≠ -x\n\n\n",
+    "$\\frac{1}{2}\\mathbb{R}^{n}$ \\begin{align*}",
+    "a" * 300 + "!" * 300 + " " * 300 + "\n" * 300,
+    "\ufffd\ud7ff\ue000\uffff\U0010ffff",
+)
+_FUZZ_TEXTS = 300
+_FUZZ_BLOCKS = (
+    *((0x20, 0x7E), (0xA0, 0x17F), (0x300, 0x36F), (0x600, 0x6FF)),
+    *((0x1100, 0x11FF), (0x2000, 0x206F), (0x4E00, 0x4FFF), (0x1F300, 0x1F6FF)),
+)
+"""Blocks of Unicode where the tables of tokenizers differ."""
+
+
+class Encoded(NamedTuple):
+    """The ids of some texts."""
+
+    ids: np.ndarray
+    """(sum of lengths,) u4 ids of all texts, end to end."""
+    lengths: np.ndarray
+    """(texts,) i8 number of ids of each text."""
+
+
+class Encoder(Protocol):
+    """Encodes texts by one tokenizer."""
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Return the ids of texts."""
+        ...
+
+
+class HfEncoder:
+    """Hugging Face `tokenizers`."""
+
+    def __init__(self, tokenizer_file: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Return the ids of texts."""
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return join_ids([np.array(encoding.ids, np.uint32) for encoding in encodings])
+
+
+class FastokensEncoder:
+    """fastokens; its flat buffers become arrays without a Python object a token."""
+
+    def __init__(self, tokenizer_file: Path) -> None:
+        self.tokenizer = FastTokenizer.from_file(str(tokenizer_file))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Return the ids of texts."""
+        ids, offsets = self.tokenizer.encode_batch_flat(list(texts))
+        return Encoded(np.frombuffer(ids, "<u4"), np.diff(np.frombuffer(offsets, "<u8").astype(np.int64)))
+
+
+class Disagreement(LadleError):
+    """The engines gave different ids for a text."""
+
+
+def join_ids(of_texts: Sequence[np.ndarray]) -> Encoded:
+    """Put the ids of single texts end to end."""
+    lengths = np.array([len(ids) for ids in of_texts], np.int64)
+    return Encoded(np.concatenate([np.empty(0, np.uint32), *of_texts]), lengths)
+
+
+@functools.cache
+def load_oracle(folder: Path) -> HfEncoder:
+    """Load `tokenizers` once a process."""
+    return HfEncoder(folder / TOKENIZER_FILE)
+
+
+@functools.cache
+def load_encoder(engine: Engine, folder: Path) -> Encoder:
+    """Load an engine once a process; one that cannot read the tokenizer, or gives other ids for the hard cases, is
+    replaced by the oracle, and a warning says so."""
+    oracle = load_oracle(folder)
+    if engine == "hf":
+        return oracle
+    try:
+        encoder = FastokensEncoder(folder / TOKENIZER_FILE)
+        require_agreement(encoder, oracle, [*HARD_CASES, *_fuzz()])
+    except (ValueError, Disagreement) as problem:
+        reason = str(problem).splitlines()[0]
+        logger.warning("%s is not used with %s: %s. `tokenizers` is, which is slower", engine, folder, reason)
+        return oracle
+    return encoder
+
+
+def _fuzz() -> list[str]:
+    source = random.Random(233)
+    return [
+        "".join(chr(source.randint(*source.choice(_FUZZ_BLOCKS))) for _ in range(source.randint(1, 40)))
+        for _ in range(_FUZZ_TEXTS)
+    ]
+
+
+def require_agreement(encoder: Encoder, oracle: Encoder, texts: Sequence[str]) -> None:
+    """Raise Disagreement unless both encoders give the same ids for each text."""
+    if _equal(encoder.encode(texts), oracle.encode(texts)):
+        return
+    for text in texts:
+        if not _equal(encoder.encode([text]), oracle.encode([text])):
+            raise Disagreement(f"the ids of {text[:80]!r} differ")
+    raise Disagreement("the ids of a batch differ, and of none of its texts alone")
+
+
+def _equal(one: Encoded, other: Encoded) -> bool:
+    return np.array_equal(one.lengths, other.lengths) and np.array_equal(one.ids, other.ids)
+
+
+class PieceSample:
+    """Draws from the batches of a piece the texts that both engines encode."""
+
+    def __init__(self) -> None:
+        self.seen_chars = self.sampled_chars = 0
+
+    def draw(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts of this batch to compare."""
+        chosen = []
+        for text in texts:
+            self.seen_chars += len(text)
+            wanted = FIRST_CHARS + self.seen_chars * SAMPLED_SHARE
+            if len(text) <= LONGEST_SAMPLED_CHARS and self.sampled_chars <= wanted:
+                self.sampled_chars += len(text)
+                chosen.append(text)
+        return chosen
+
+
+def encode_all(texts: Sequence[str], encoder: Encoder) -> Encoded:
+    """Return the ids of texts of any length in bounded memory."""
+    if all(len(text) <= PART_CHARS for text in texts):
+        return encoder.encode(texts)
+    return join_ids([np.concatenate([*encode_long(text, encoder)]) for text in texts])
+
+
+_BOUNDARY = re.compile(r"(?<=[^\W\d_])(?=[ \n])|(?<=[。，])")
+
+
+def encode_long(text: str, encoder: Encoder) -> Iterator[np.ndarray]:
+    """Yield the ids of a text part by part; end to end they are `encoder.encode([text]).ids`.
+
+    A cut is safe if encoding the text before and after it apart gives the same ids as encoding across it, which is
+    checked from the last cut to some way past the new one. What is assumed is that text more than `LOOKAHEAD_CHARS`
+    further on cannot change ids before the cut: true of any tokenizer that first splits text by a regular expression.
+    Places right before a space or a line break that follows a letter are tried first; a tokenizer that lets nothing be
+    cut (one that puts a prefix on each text, say) gets the whole text.
+    """
+    start = 0
+    while len(text) - start > PART_CHARS + LOOKAHEAD_CHARS:
+        near = start + PART_CHARS
+        marked = [match.start() for match in _BOUNDARY.finditer(text, near - LOOKAHEAD_CHARS, near)]
+        for cut in [*reversed(marked[-CUTS_TRIED:]), *range(near, near - CUTS_TRIED, -1)]:
+            ahead = cut + LOOKAHEAD_CHARS
+            head, tail, whole = (
+                encoder.encode([part]).ids for part in (text[start:cut], text[cut:ahead], text[start:ahead])
+            )
+            if np.array_equal(whole, np.concatenate([head, tail])):
+                break
+        else:
+            break
+        start = cut
+        yield head
+    yield encoder.encode([text[start:]]).ids

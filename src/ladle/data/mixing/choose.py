@@ -1,0 +1,242 @@
+"""Divides the documents of each source between training, validation and what is left over, to the token.
+
+Lengths alone decide. Nothing is stored per drawn document: the order of a source in an epoch is a keyed permutation, so
+a drawing is a count, and any of its documents can be looked up by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+from numba import njit, uint64
+
+from ladle.data.config import MixConfig
+from ladle.data.mixing.permutation import permutation_key, permute, permute_one
+from ladle.data.tokenize import TokenizedSource
+from ladle.errors import UserError
+
+
+def apportion(total: int, shares: Sequence[Fraction]) -> list[int]:
+    """Divide `total` units by largest remainder: the parts sum to `total`, and each is within one of its exact
+    share."""
+    exact = [total * share for share in shares]
+    parts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The documents drawn from one source, as a sequence that can be looked up by number.
+
+    Numbers run through whole epochs, then part of one; the last document is cut to `last_length` so that the tokens
+    come out exact.
+    """
+
+    source: str
+    seed: int
+    purpose: str
+    """`train` or `validation`; each has orders of its own."""
+    candidates: np.ndarray
+    """(candidates,) u4 document numbers that may be drawn."""
+    num_documents: int = 0
+    """Documents drawn, repeats counted."""
+    num_tokens: int = 0
+    last_length: int = 0
+    """Tokens that are used of the last document."""
+
+    def documents(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the document numbers (i8) at places `numbers` (u8) of the sequence."""
+        size = len(self.candidates)
+        found = np.empty(len(numbers), np.int64)
+        epochs = numbers // np.uint64(max(size, 1))
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            places = permute(numbers[here] % np.uint64(size), size, self.key(int(epoch)))
+            found[here] = self.candidates[places]
+        return found
+
+    def key(self, epoch: int) -> np.uint64:
+        """Return the key of the order in which the source is drawn in an epoch."""
+        return permutation_key("draw", self.seed, self.source, self.purpose, epoch)
+
+    def of_tokens(self, lengths: np.ndarray, tokens: int) -> Drawing:
+        """Draw documents in keyed order until their tokens reach a number, starting over where the source runs out.
+
+        Args:
+            lengths: (documents,) u4 tokens of each document; all candidates have some.
+            tokens: tokens to draw, exactly.
+        """
+        if tokens == 0:
+            return self
+        an_epoch = _total(lengths, self.candidates)
+        epochs = (tokens - 1) // an_epoch  # whole epochs: the last of them ends with its own last document
+        rest = tokens - epochs * an_epoch
+        count, last_length = _count_until(lengths, self.candidates, self.key(epochs), rest)
+        return replace(
+            self,
+            num_documents=epochs * len(self.candidates) + int(count),
+            num_tokens=tokens,
+            last_length=int(last_length),
+        )
+
+    def of_documents(self, lengths: np.ndarray, count: int) -> Drawing:
+        """Draw the first `count` documents in keyed order, whole, starting over where the source runs out."""
+        if count == 0:
+            return self
+        epochs, rest = divmod(count - 1, len(self.candidates))
+        chosen = lengths[self.documents(np.arange(count - 1 - rest, count, dtype=np.uint64))]
+        tokens = epochs * _total(lengths, self.candidates) + int(chosen.sum(dtype=np.int64))
+        return replace(self, num_documents=count, num_tokens=tokens, last_length=int(chosen[-1]))
+
+
+@njit(cache=True)
+def _count_until(lengths: np.ndarray, candidates: np.ndarray, key: np.uint64, budget_tokens: int) -> tuple[int, int]:
+    """Return how many documents in keyed order reach the budget, and the tokens of the last one that fit in it."""
+    held = 0
+    size = uint64(len(candidates))
+    for number in range(len(candidates)):
+        length = int(lengths[candidates[permute_one(uint64(number), size, key)]])
+        if held + length >= budget_tokens:
+            return number + 1, budget_tokens - held
+        held += length
+    return len(candidates), 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What becomes of one source's documents."""
+
+    source: TokenizedSource
+    usable: np.ndarray
+    """(documents,) u4 tokens that can be used of each: its length, or at most a row's with `packing: none`."""
+    train: Drawing
+    validation: Drawing
+    contaminated: np.ndarray
+    """Numbers of the documents left out for what they share with benchmarks."""
+    held_out: np.ndarray
+    """Numbers of the documents drawn for validation."""
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of one epoch of training."""
+        return _total(self.usable, self.train.candidates)
+
+    @property
+    def repeated_tokens(self) -> int:
+        """Training tokens beyond the first epoch."""
+        return max(0, self.train.num_tokens - self.epoch_tokens)
+
+    @property
+    def unused_tokens(self) -> int:
+        """Tokens that the budget left over, and those cut off the last document held out."""
+        left_over = max(0, self.epoch_tokens - self.train.num_tokens)
+        return left_over + _total(self.usable, self.held_out) - self.validation.num_tokens
+
+    @property
+    def truncated_tokens(self) -> int:
+        """Tokens past the end of a row, with `packing: none`, in documents for training and validation."""
+        kept = np.concatenate([self.train.candidates, self.held_out])
+        return _total(self.source.lengths, kept) - _total(self.usable, kept)
+
+    @property
+    def contaminated_tokens(self) -> int:
+        """Tokens of the contaminated documents."""
+        return _total(self.source.lengths, self.contaminated)
+
+
+def select(
+    sources: Sequence[TokenizedSource], contaminated: Sequence[np.ndarray], config: MixConfig
+) -> list[Selection]:
+    """Choose the documents of each source.
+
+    Args:
+        sources: the tokenized sources, in the order of the config's.
+        contaminated: for each, the numbers of the documents to leave out.
+        config: the mixture.
+
+    Raises:
+        UserError: a source that would be repeated more often than it may be, or that validation would use up.
+    """
+    unit = 1 if counts_documents(config) else config.sequence_length
+    validation = (config.validation.sequences if config.validation is not None else None) or 0
+    shares = config.shares()
+    train_parts = apportion(config.budget.tokens or (config.budget.sequences or 0) * unit, shares)
+    validation_parts = apportion(validation * unit, shares)
+    parts = zip(sources, contaminated, train_parts, validation_parts, strict=True)
+    return [_select_one(*one, config) for one in parts]
+
+
+def counts_documents(config: MixConfig) -> bool:
+    """Tell whether budgets count rows of one document each, and not tokens."""
+    return config.packing == "none" and config.budget.sequences is not None
+
+
+def _select_one(
+    source: TokenizedSource, contaminated: np.ndarray, train_budget: int, validation_budget: int, config: MixConfig
+) -> Selection:
+    lengths = source.lengths
+    usable = np.minimum(lengths, config.sequence_length) if config.packing == "none" else lengths
+    may_be_used = lengths > 0
+    may_be_used[contaminated] = False
+    candidates = np.flatnonzero(may_be_used).astype(np.uint32)
+    validation = Drawing(source.name, config.seed, "validation", candidates)
+    if config.validation is not None and config.validation.fraction is not None:
+        count = max(1, round(config.validation.fraction * len(candidates)))
+        validation = validation.of_documents(usable, min(count, len(candidates)))
+    else:
+        validation = _draw(validation, usable, validation_budget, config)
+    held_out = validation.documents(np.arange(validation.num_documents, dtype=np.uint64))
+    may_be_used[held_out] = False
+    train = Drawing(source.name, config.seed, "train", np.flatnonzero(may_be_used).astype(np.uint32))
+    train = _draw(train, usable, train_budget, config, source.config.max_epochs)
+    return Selection(source, usable, train, validation, contaminated, held_out)
+
+
+def _draw(
+    drawing: Drawing, usable: np.ndarray, budget: int, config: MixConfig, max_epochs: float | None = None
+) -> Drawing:
+    """Draw a budget of tokens, or of documents where rows of one document each are counted.
+
+    Args:
+        drawing: the source's, still empty.
+        usable: (documents,) tokens that can be used of each.
+        budget: what to draw.
+        config: the mixture.
+        max_epochs: passes allowed; None refuses to use the source up.
+    """
+    by_documents = counts_documents(config)
+    unit = "documents" if by_documents else "tokens"
+    held = len(drawing.candidates) if by_documents else _total(usable, drawing.candidates)
+    if max_epochs is None and budget and budget >= held:
+        raise UserError(
+            f"validation would take {budget:,} {unit} of source {drawing.source}, which holds {held:,}",
+            "lower validation.sequences, or add data",
+        )
+    if max_epochs is not None:
+        refuse_too_many_epochs(drawing.source, held, budget, max_epochs, unit)
+    return drawing.of_documents(usable, budget) if by_documents else drawing.of_tokens(usable, budget)
+
+
+def refuse_too_many_epochs(source: str, held: int, budget: int, max_epochs: float, unit: str) -> None:
+    """Raise UserError where a source that holds so many tokens or documents would be repeated more often than it may
+    be."""
+    if budget > 0 and held == 0:
+        raise UserError(
+            f"source {source} has no documents left to train on", "add data to it, or take it out of the mixture"
+        )
+    if budget > held * max_epochs:
+        raise UserError(
+            f"source {source} holds {held:,} {unit} and its share is {budget:,}, which is {budget / held:.3g} epochs "
+            f"(max_epochs={max_epochs:g})",
+            "lower its ratio or the budget, add data to it, or raise its max_epochs",
+        )
+
+
+def _total(lengths: np.ndarray, documents: np.ndarray) -> int:
+    return int(lengths[documents].sum(dtype=np.int64))

@@ -1,1 +1,0 @@
-"""Preference data: labelled completions from several sources, in the unpaired form of TRL."""

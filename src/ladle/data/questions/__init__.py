@@ -1,1 +1,0 @@
-"""Questions with known answers: read from a dataset, or generated word problems."""
