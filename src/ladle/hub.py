@@ -39,9 +39,9 @@ def is_commit(revision: str) -> bool:
 
 def endpoint() -> str:
     """Return the address of the Hub: HF_ENDPOINT, or the Hub's own."""
-    from huggingface_hub import constants
+    from huggingface_hub import HfApi
 
-    return constants.ENDPOINT
+    return HfApi().endpoint
 
 
 def name_of(kind: str, repo_id: str, revision: str | None) -> str:
@@ -85,7 +85,7 @@ def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None, patt
     Raises:
         UserError: it cannot be fetched, or its bytes are not the Hub's.
     """
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 
     with _faults_explained(kind, repo_id, commit[:12]):
         if file is not None:
@@ -94,7 +94,7 @@ def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None, patt
         else:
             only = list(patterns) or None
             path = folder = Path(snapshot_download(repo_id, repo_type=kind, revision=commit, allow_patterns=only))
-        if constants.is_offline_mode():  # nothing to compare with
+        if is_offline_mode():  # nothing to compare with
             return path
         mismatches = HfApi().verify_repo_checksums(repo_id, repo_type=kind, revision=commit).mismatches
     for fault in mismatches:  # removed, so that the next try fetches them again
@@ -131,9 +131,9 @@ def size_of(kind: str, repo_id: str, commit: str, file: str | None = None) -> in
     Raises:
         UserError: it is not open to this user, the commit or the file does not exist, or (offline) the cache lacks it.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import is_offline_mode
 
-    if constants.is_offline_mode():
+    if is_offline_mode():
         snapshot(kind, repo_id, commit, file)
         return None
     sizes = files_of(kind, repo_id, commit)
@@ -174,7 +174,7 @@ def upload(kind: str, repo_id: str, folder: Path, message: str, private: bool) -
 def _faults_explained(kind: str, repo_id: str, revision: str) -> Iterator[None]:
     """Turn what huggingface_hub raises while reading a repository into one message with its fix."""
     import httpx2  # what huggingface_hub speaks HTTP with; its connection errors are not OSErrors
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors, is_offline_mode
 
     try:
         yield
@@ -182,7 +182,7 @@ def _faults_explained(kind: str, repo_id: str, revision: str) -> Iterator[None]:
         what = f"{kind} {repo_id}"
         page = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
         not_cached = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.RevisionResolutionError)
-        if constants.is_offline_mode() and isinstance(error, not_cached):
+        if is_offline_mode() and isinstance(error, not_cached):
             raise HubUnreachable(
                 f"{what} at {revision} is not in the cache, and HF_HUB_OFFLINE is set",
                 f"fetch it once with a network: hf download {repo_id} --repo-type {kind}; or unset HF_HUB_OFFLINE",
