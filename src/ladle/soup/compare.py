@@ -46,14 +46,12 @@ DIFFERENCES = {
 
 DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 """Config keys that transformers neither reads nor saves, and without which vLLM cannot load the model."""
-NO_FUNCTION = frozenset(
-    {
-        "_name_or_path", "transformers_version", "auto_map", "torch_dtype", "dtype", "use_cache", "_from_model_config",
-        "output_attentions", "output_hidden_states", "return_dict", "bos_token_id", "eos_token_id", "pad_token_id",
-        "attention_dropout", "hidden_dropout", "initializer_range", "_attn_implementation_autoset",
-        "num_nextn_predict_layers", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "pretraining_tp", "ep_size",
-    }
-)  # fmt: skip
+NO_FUNCTION = {
+    "_name_or_path", "transformers_version", "auto_map", "torch_dtype", "dtype", "use_cache", "_from_model_config",
+    "output_attentions", "output_hidden_states", "return_dict", "bos_token_id", "eos_token_id", "pad_token_id",
+    "attention_dropout", "hidden_dropout", "initializer_range", "_attn_implementation_autoset",
+    "num_nextn_predict_layers", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "pretraining_tp", "ep_size",
+}  # fmt: skip
 """Keys of config.json that do not change logits: where it came from, how it is trained, saved or generated from.
 Dtypes are compared tensor by tensor."""
 
@@ -62,15 +60,13 @@ TOKENIZER_FILES = (
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken", "chat_template.jinja",
     "chat_template.json",
 )  # fmt: skip
-NO_VOCABULARY = frozenset(
-    {
-        "padding", "truncation", "model_max_length", "padding_side", "truncation_side", "name_or_path",
-        "tokenizer_file", "transformers_version", "auto_map", "backend", "is_local", "local_files_only",
-        "processor_class", "max_length", "stride", "pad_to_multiple_of", "truncation_strategy",
-        "clean_up_tokenization_spaces", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens",
-        "tokenizer_class", "special_tokens_map_file",
-    }
-)  # fmt: skip
+NO_VOCABULARY = {
+    "padding", "truncation", "model_max_length", "padding_side", "truncation_side", "name_or_path",
+    "tokenizer_file", "transformers_version", "auto_map", "backend", "is_local", "local_files_only",
+    "processor_class", "max_length", "stride", "pad_to_multiple_of", "truncation_strategy",
+    "clean_up_tokenization_spaces", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens",
+    "tokenizer_class", "special_tokens_map_file",
+}  # fmt: skip
 """Keys of a tokenizer's JSON files that leave text and ids as they are, or repeat tokenizer.json."""
 
 STEP = re.compile(r"^checkpoint-(\d+)$")

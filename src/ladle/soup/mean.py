@@ -64,13 +64,15 @@ def weighted_mean(
             else:
                 means += numerator * decode(row, dtype).astype(np.float64)
         means /= denominator  # in place: a second array of this size would cost page faults
-        means[np.isnan(means)] = np.nan
         if target == "BF16":
             result = np.empty(means.size, np.uint16)
             _round_to_bf16(means, result)
         else:
             result = means = means.astype(FLOATS[target])
-    return result, means.size - int(np.count_nonzero(np.isfinite(means)))
+    is_finite = np.isfinite(means)
+    if not is_finite.all():
+        result[np.isnan(means)] = 0x7FC0 if target == "BF16" else np.nan
+    return result, means.size - int(np.count_nonzero(is_finite))
 
 
 def decode(row: bytes, dtype: str) -> np.ndarray:

@@ -154,9 +154,7 @@ def open_members(folders: Sequence[Path]) -> list[Member]:
         UserError: there is none, or one is not a model folder or has damaged weight files.
     """
     if not folders:
-        raise UserError(
-            "a soup needs at least one member", "name model folders, for example: ladle soup base run/checkpoints/*"
-        )
+        raise UserError("a soup needs at least one member", "name model folders: ladle soup base run/checkpoints/*")
     return [_open_member(folder, name) for folder, name in zip(folders, _name_members(folders), strict=True)]
 
 
@@ -241,9 +239,7 @@ def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
     for member in storing:
         embeddings = next((name for name in member.files if name.endswith(INPUT_EMBEDDINGS)), None)
         if embeddings is None or _hash_of(member, embeddings) != _hash_of(member, OUTPUT_EMBEDDINGS):
-            problem = (
-                f"{member.name} has a {OUTPUT_EMBEDDINGS} of its own, other members tie it to the input embeddings"
-            )
+            problem = f"{member.name} has a {OUTPUT_EMBEDDINGS} of its own, others tie it to the input embeddings"
             raise UserError(problem, "average models that are all tied, or all untied")
     aliases = frozenset({OUTPUT_EMBEDDINGS})
     return [replace(member, aliases=aliases) if member in storing else member for member in members]

@@ -177,13 +177,12 @@ class _Sources:
 
     def __init__(self, soup: Soup, used: Sequence[int]) -> None:
         self.members = soup.members
-        self.signatures = {
-            path: signature_of(path) for member in soup.members for path in map(member.folder.joinpath, member.headers)
-        }
+        paths = [member.folder / file for member in soup.members for file in member.headers]
+        self.signatures = {path: signature_of(path) for path in paths}
         self.hashes: dict[tuple[int, str], _Hash] = {}
-        for position in used if soup.config.hash_inputs else []:
-            for file, header in soup.members[position].headers.items():
-                self.hashes[position, file] = _Hash(header)
+        if soup.config.hash_inputs:
+            files = [(position, file) for position in used for file in soup.members[position].headers]
+            self.hashes = {(position, file): _Hash(soup.members[position].headers[file]) for position, file in files}
 
     def read(self, positions: Sequence[int], name: str, count: int) -> Iterator[list[bytes]]:
         """Yield the bytes of these members' tensor of `count` elements, block after block."""
