@@ -162,13 +162,31 @@ def _equal(one: Encoded, other: Encoded) -> bool:
     return np.array_equal(one.lengths, other.lengths) and np.array_equal(one.ids, other.ids)
 
 
-class PieceSample:
-    """Draws from the batches of a piece the texts that both engines encode."""
+class PieceEncoder:
+    """Encodes the texts of a piece, of any length in bounded memory, and compares a sample of them with the oracle.
 
-    def __init__(self) -> None:
+    Args:
+        engine: what encodes.
+        folder: holds the tokenizer.
+    """
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.encoder, self.oracle = load_encoder(engine, folder), load_oracle(folder)
         self.seen_chars = self.sampled_chars = 0
 
-    def draw(self, texts: Sequence[str]) -> list[str]:
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Return the ids of texts.
+
+        Raises:
+            Disagreement: the oracle gives other ids for a text of the sample.
+        """
+        if self.encoder is not self.oracle:
+            require_agreement(self.encoder, self.oracle, self.sample(texts))
+        if all(len(text) <= PART_CHARS for text in texts):
+            return self.encoder.encode(texts)
+        return join_ids([np.concatenate([*encode_long(text, self.encoder)]) for text in texts])
+
+    def sample(self, texts: Sequence[str]) -> list[str]:
         """Return the texts of this batch to compare."""
         chosen = []
         for text in texts:
@@ -178,13 +196,6 @@ class PieceSample:
                 self.sampled_chars += len(text)
                 chosen.append(text)
         return chosen
-
-
-def encode_all(texts: Sequence[str], encoder: Encoder) -> Encoded:
-    """Return the ids of texts of any length in bounded memory."""
-    if all(len(text) <= PART_CHARS for text in texts):
-        return encoder.encode(texts)
-    return join_ids([np.concatenate([*encode_long(text, encoder)]) for text in texts])
 
 
 _BOUNDARY = re.compile(r"(?<=[^\W\d_])(?=[ \n])|(?<=[。，])")

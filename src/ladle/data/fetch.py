@@ -6,7 +6,6 @@ from pathlib import Path
 
 from datasets import DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
-from transformers import PreTrainedTokenizerFast
 
 from ladle.data.config import FetchDatasetConfig, WordProblemsConfig
 from ladle.data.rows import read_rows
@@ -30,49 +29,35 @@ def run(config: FetchConfig, inputs: Inputs, out: Path) -> StageResult:
         out: the artifact's folder.
     """
     match config:
-        case FetchModelConfig():
-            counters = _import_model(config, inputs, out)
+        case FetchModelConfig():  # a clean local one: native class, converted tokenizer, no remote code
+            report = import_model(inputs["model"][0], out, config.dtype)
+            counters = {"parameters": report["parameters"], "mtp_tensors_left_out": report["mtp"]["tensors_left_out"]}
         case InitModelConfig():
-            counters = _make_fresh_model(config, inputs, out)
+            if (data := config.train_tokenizer) is None:
+                tokenizer = load_fast_tokenizer(inputs["tokenizer"][0])
+            else:
+                rows = read_rows(inputs["tokenizer_data"], data.split)
+                tokenizer = train_tokenizer((row[data.text] for row in rows), data.vocab_size)
+            model = init_model(config.architecture, tokenizer, config.dtype, config.seed)
+            save_model(model, tokenizer, out)
+            counters = {"parameters": model.num_parameters(), "vocab_size": len(tokenizer)}
         case FetchDatasetConfig():
-            counters = _fetch_dataset(config, inputs, out)
+            counters = _fetch_dataset(config, inputs["dataset"][0], out)
         case WordProblemsConfig():
             counters = write_word_problems(config, out)
     return StageResult(counters)
 
 
-def _import_model(config: FetchModelConfig, inputs: Inputs, out: Path) -> dict[str, int]:
-    """Copy a model into a clean local one: native class, converted tokenizer, no remote code, a report of it all."""
-    report = import_model(inputs["model"][0], out, config.dtype)
-    return {"parameters": report["parameters"], "mtp_tensors_left_out": report["mtp"]["tensors_left_out"]}
-
-
-def _make_fresh_model(config: InitModelConfig, inputs: Inputs, out: Path) -> dict[str, int]:
-    """Write a model with random weights beside its tokenizer."""
-    tokenizer = _load_or_train_tokenizer(config, inputs)
-    model = init_model(config.architecture, tokenizer, config.dtype, config.seed)
-    save_model(model, tokenizer, out)
-    return {"parameters": model.num_parameters(), "vocab_size": len(tokenizer)}
-
-
-def _load_or_train_tokenizer(config: InitModelConfig, inputs: Inputs) -> PreTrainedTokenizerFast:
-    source = config.train_tokenizer
-    if source is None:
-        return load_fast_tokenizer(inputs["tokenizer"][0])
-    rows = read_rows(inputs["tokenizer_data"], source.split)
-    return train_tokenizer((row[source.text] for row in rows), source.vocab_size)
-
-
-def _fetch_dataset(config: FetchDatasetConfig, inputs: Inputs, out: Path) -> dict[str, int]:
+def _fetch_dataset(config: FetchDatasetConfig, folder: Path, out: Path) -> dict[str, int]:
     """Write every split of a Hub dataset as `<split>.parquet`."""
     try:
-        splits = load_dataset(str(inputs["dataset"][0]), name=config.hub_subset())
+        splits = load_dataset(str(folder), name=config.hub_subset())
     except (ValueError, FileNotFoundError, DatasetsError) as error:
-        reason = " ".join(str(error).replace(str(inputs["dataset"][0]), "it").split())
+        reason = " ".join(str(error).replace(str(folder), "it").split())
         raise UserError(
             f"dataset {config.dataset} cannot be loaded: {reason}", "name a subset that it has: org/name:subset"
         ) from error
-    assert isinstance(splits, DatasetDict)  # as no one split is asked for
+    assert isinstance(splits, DatasetDict)  # as no single split is requested
     for name, split in splits.items():
         split.to_parquet(out / f"{name}.parquet")
     return {f"{name}_rows": len(split) for name, split in splits.items()}

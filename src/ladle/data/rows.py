@@ -356,17 +356,11 @@ def _cut_arrow(folder: Path, size_bytes: int) -> list[Piece]:
     whole = hash_bytes("".join(hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()).encode())
     row_bytes = dataset.data.nbytes / max(dataset.data.num_rows, 1)
     cuts = [*range(0, rows, max(1, round(size_bytes / max(row_bytes, 1)))), rows]
-    return [
-        Piece(
-            folder,
-            "arrow",
-            first,
-            last,
-            hash_bytes(f"{whole}:{first}:{last}".encode()),
-            round((last - first) * row_bytes),
-        )
-        for first, last in pairwise(cuts)
-    ]
+    pieces = []
+    for first, last in pairwise(cuts):
+        digest = hash_bytes(f"{whole}:{first}:{last}".encode())
+        pieces.append(Piece(folder, "arrow", first, last, digest, round((last - first) * row_bytes)))
+    return pieces
 
 
 def _read_arrow(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:

@@ -20,16 +20,7 @@ from ladle.artifacts.files import canonical_json, hash_bytes, link_or_copy
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import MixConfig, SourceConfig
 from ladle.data.documents import HARMLESS, Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.encoders import (
-    Disagreement,
-    Encoded,
-    Engine,
-    PieceSample,
-    encode_all,
-    load_encoder,
-    load_oracle,
-    require_agreement,
-)
+from ladle.data.encoders import Disagreement, Encoded, Engine, PieceEncoder
 from ladle.data.files import find_data_files
 from ladle.data.rows import Piece, Unreadable, cut_file, read_piece
 from ladle.data.store import ShardWriter, TokenShard, open_shard
@@ -156,21 +147,20 @@ def tokenize_sources(
     Raises:
         UserError: a source that cannot be read or trained on.
     """
-    tasks = _tasks(config, vocabulary, pieces)
-    by_name = {task.name(): task for of_source in tasks for task in of_source}
-    finished = ShardJournal(kept).run(by_name, tokenize_piece, choose_executor(config, pieces), "tokenizing")
+    tasks, names = _tasks(config, vocabulary, pieces)
+    finished = ShardJournal(kept).run(tasks, tokenize_piece, choose_executor(config, pieces), "tokenizing")
     out.mkdir()
     for path in finished.values():
         link_or_copy(path, out / path.name)
-    firsts = accumulate((len(of_source) for of_source in tasks), initial=0)
+    firsts = accumulate(map(len, names), initial=0)
     sources = [
         TokenizedSource(
             config=source,
-            shards=tuple(open_shard(out / task.name()) for task in of_source),
-            origins=tuple(task.piece.path for task in of_source),
+            shards=tuple(open_shard(out / name) for name in of_source),
+            origins=tuple(piece.path for piece in its_pieces),
             first_shard=first,
         )
-        for source, of_source, first in zip(config.sources, tasks, firsts, strict=False)
+        for source, its_pieces, of_source, first in zip(config.sources, pieces, names, firsts, strict=False)
     ]
     for source in sources:
         _require_usable(source, config.max_bad_fraction, vocabulary.vocab_size)
@@ -181,18 +171,24 @@ def tokenize_share(
     config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]], kept: Path, shard: Shard
 ) -> None:
     """Tokenize one share of the pieces into `kept`, where `tokenize_sources` finds them."""
-    by_name = {task.name(): task for of_source in _tasks(config, vocabulary, pieces) for task in of_source}
-    share = {name: by_name[name] for name in shard.of(sorted(by_name))}
+    tasks, _ = _tasks(config, vocabulary, pieces)
+    share = {name: tasks[name] for name in shard.of(sorted(tasks))}
     ShardJournal(kept).run(share, tokenize_piece, choose_executor(config, pieces), "tokenizing")
 
 
-def _tasks(config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]]) -> list[list[TokenizeTask]]:
+def _tasks(
+    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]]
+) -> tuple[dict[str, TokenizeTask], list[list[str]]]:
+    """Return the tasks by the names of their shards, and the names of each source."""
     if config.add_bos and vocabulary.bos_id is None:
         raise UserError("add_bos is set and the tokenizer names no bos_token", "set add_bos=false, or add the token")
-    return [
-        [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
-        for source, of_source in zip(config.sources, pieces, strict=True)
-    ]
+    tasks: dict[str, TokenizeTask] = {}
+    names: list[list[str]] = []
+    for source, of_source in zip(config.sources, pieces, strict=True):
+        made = [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
+        names.append([task.name() for task in made])
+        tasks |= zip(names[-1], made, strict=True)
+    return tasks, names
 
 
 def tokenize_piece(task: TokenizeTask, out: Path) -> None:
@@ -214,16 +210,13 @@ def tokenize_piece(task: TokenizeTask, out: Path) -> None:
 
 
 def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
-    encoder, oracle = load_encoder(engine, task.vocabulary.folder), load_oracle(task.vocabulary.folder)
-    sample = PieceSample()
+    encoder = PieceEncoder(engine, task.vocabulary.folder)
     bos_id = task.vocabulary.bos_id if task.add_bos else None
     with out.open("wb", buffering=BUFFER_BYTES) as stream:
         writer = ShardWriter(stream, task.vocabulary.token_dtype)
         for documents in _documents(task):
             texts = [document for document in documents if isinstance(document, str)]
-            if encoder is not oracle:
-                require_agreement(encoder, oracle, sample.draw(texts))
-            encoded = add_boundaries(*_in_place(documents, encode_all(texts, encoder)), task.vocabulary.eos_id, bos_id)
+            encoded = add_boundaries(*_in_place(documents, encoder.encode(texts)), task.vocabulary.eos_id, bos_id)
             for index in np.flatnonzero(encoded.lengths == 0).tolist():
                 document = documents[index]
                 reason = document.reason if isinstance(document, Unreadable) else "empty"

@@ -15,7 +15,7 @@ from ladle.data.encoders import (
     Encoded,
     Encoder,
     HfEncoder,
-    PieceSample,
+    PieceEncoder,
     require_agreement,
 )
 
@@ -111,8 +111,8 @@ def test_hard_cases_are_valid_text():
     assert all(case.encode("utf-8").decode("utf-8") == case for case in HARD_CASES)
 
 
-def test_the_sample_starts_each_piece_and_stays_small():
-    sample = PieceSample()
-    drawn = [text for _ in range(2000) for text in sample.draw(["x" * 1000] * 100)]
+def test_the_sample_starts_each_piece_and_stays_small(tokenizer_folder: Path):
+    encoder = PieceEncoder("hf", tokenizer_folder)
+    drawn = [text for _ in range(2000) for text in encoder.sample(["x" * 1000] * 100)]
     assert drawn[:3] == ["x" * 1000] * 3
     assert 0.0005 < len(drawn) / 200_000 < 0.001

@@ -8,7 +8,7 @@ best_fit  documents longer than L give fragments of L and a rest. A row is begun
 wrapped   one stream of documents, cut every L tokens.
 none      one document a row; what is longer than L loses its end.
 
-All kernels are compiled: at 43 million documents, pure Python would take minutes.
+Best-fit is compiled: at 43 million documents, pure Python would take minutes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def pack(windows: Iterable[np.ndarray], packing: str, row_length: int) -> Iterat
         yield PackedRows(np.empty(0, SEGMENT), np.array([open_fragments]))
 
 
-@njit(cache=True)
 def split_long(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut documents into fragments of at most `row_length`.
 
@@ -70,17 +69,30 @@ def split_long(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.nda
     Returns:
         For each fragment: its document's index, its offset in the document, its length.
     """
-    total = 0
-    for length in lengths:
-        total += (length + row_length - 1) // row_length
-    owners, offsets, sizes = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.int64)
-    at = 0
-    for document in range(len(lengths)):
-        for offset in range(0, lengths[document], row_length):
-            owners[at], offsets[at] = document, offset
-            sizes[at] = min(row_length, lengths[document] - offset)
-            at += 1
-    return owners, offsets, sizes
+    counts = -(-lengths // row_length)
+    owners = np.repeat(np.arange(len(lengths)), counts)
+    offsets = (np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)) * row_length
+    return owners, offsets, np.minimum(row_length, lengths[owners] - offsets)
+
+
+def wrap(lengths: np.ndarray, row_length: int, filled: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut a stream of documents every `row_length` tokens.
+
+    Args:
+        lengths: (documents,) tokens, all > 0.
+        row_length: L.
+        filled: tokens that the first row holds already.
+
+    Returns:
+        For each fragment: its document's index, its offset in the document, its length, its row (0 is the one begun
+        before).
+    """
+    stops = filled + np.cumsum(lengths)
+    total = int(stops[-1]) if len(stops) else filled
+    cuts = np.arange((filled // row_length + 1) * row_length, total, row_length)
+    starts = np.union1d(stops - lengths, cuts)
+    owners = np.searchsorted(stops, starts, "right")
+    return owners, starts - (stops - lengths)[owners], np.diff(starts, append=total), starts // row_length
 
 
 @njit(cache=True)
@@ -113,36 +125,6 @@ def best_fit(sizes: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:
             else:
                 fragment = _largest_fitting(room, top, below, words, rows)
     return rows, row + 1
-
-
-@njit(cache=True)
-def wrap(lengths: np.ndarray, row_length: int, filled: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cut a stream of documents every `row_length` tokens.
-
-    Args:
-        lengths: (documents,) tokens, all > 0.
-        row_length: L.
-        filled: tokens that the first row holds already.
-
-    Returns:
-        For each fragment: its document's index, its offset in the document, its length, its row (0 is the one begun
-        before).
-    """
-    total = len(lengths) + (filled + np.sum(lengths)) // row_length + 1
-    owners, offsets, sizes = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.int64)
-    rows = np.empty(total, np.int64)
-    at, row = 0, 0
-    for document in range(len(lengths)):
-        offset = 0
-        while offset < lengths[document]:
-            if filled == row_length:
-                row, filled = row + 1, 0
-            size = min(row_length - filled, lengths[document] - offset)
-            owners[at], offsets[at], sizes[at], rows[at] = document, offset, size, row
-            at += 1
-            offset += size
-            filled += size
-    return owners[:at], offsets[:at], sizes[:at], rows[:at]
 
 
 @njit(cache=True)

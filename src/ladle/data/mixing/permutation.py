@@ -1,6 +1,6 @@
 """A random order that is computed, not stored: a keyed permutation of 0 … size-1 with random access.
 
-A Feistel network over the smallest even number of bits that holds `size`, with splitmix64's finaliser as its round
+A Feistel network over the smallest even number of bits that holds `size`, with splitmix64's finalizer as its round
 function; results outside the range are permuted again until they fall inside (cycle walking), which keeps it a
 permutation. Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), method 2 and 3.
 """
@@ -63,7 +63,7 @@ def _permute_all(positions: np.ndarray, size: np.uint64, key: np.uint64) -> np.n
 
 @njit(cache=True)
 def _mix(value: np.uint64) -> np.uint64:
-    """splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
+    """splitmix64's finalizer (Steele, Lea and Flood, OOPSLA 2014)."""
     value = (value ^ (value >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> uint64(27))) * uint64(0x94D049BB133111EB)
     return value ^ (value >> uint64(31))
