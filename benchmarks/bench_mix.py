@@ -162,7 +162,7 @@ def _parse() -> argparse.Namespace:
         "--megabytes", type=float, default=600, help="size of the whole corpus (the 16x of the scaling rows), at most"
     )
     parser.add_argument("--part", type=float, default=0.07, help="share of it that the usual way gets")
-    parser.add_argument("--hf-part", type=float, default=0.15, help="share of it that Ladle's HF engine gets")
+    parser.add_argument("--hf-part", type=float, default=0.07, help="share of it that Ladle's HF engine gets")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scaling-runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))

@@ -27,7 +27,8 @@ class SourceConfig(Config):
     name: str = Field(pattern=r"^[\w.-]+$")
     """What reports call it; also keys its shuffles, so a renamed source is drawn in another order."""
     dataset: str = location()
-    """Hub id `org/name[:subset]`, a `save_to_disk` folder, or a path or glob of .jsonl[.gz|.zst] or .parquet files."""
+    """Hub id `org/name[:subset]`, a `save_to_disk` folder, or a path or glob of files: jsonl, json, csv, tsv, parquet,
+    compressed ones too."""
     subset: str | None = None
     """Configuration of a Hub dataset, where the id does not name it."""
     revision: str | None = location(None)
@@ -198,7 +199,8 @@ class PreferenceSource(Config):
     """One source of preference data."""
 
     dataset: str = location()
-    """`rollouts`, a name of the recipe's `datasets:`, a Hub id, a `load_from_disk` folder, or a jsonl/parquet glob."""
+    """`rollouts`, a name of the recipe's `datasets:`, a Hub id, a `load_from_disk` folder, or a path or glob of
+    files."""
     split: str = "train"
     """Split to read; `*` reads every one, each into the split of its own name."""
     into: str = TRAIN
