@@ -260,8 +260,8 @@ class PreferConfig(Config):
     """Where labelled completions come from; `rollouts` stands for the recipe's own."""
     balance: bool | Literal["per_prompt"] = False
     """Keep as many desirable as undesirable examples, by dropping some of the larger side. `per_prompt` does so within
-    each prompt, and so drops prompts whose completions all have one label: what right and wrong answers to one prompt have
-    in common then cancels out of the gradient, and what is left is the difference."""
+    each prompt, and so drops prompts whose completions all have one label: what right and wrong answers to one prompt
+    have in common then cancels out of the gradient, and what is left is the difference."""
     deduplicate: bool = True
     """Keep one of the rows whose prompt, completion and label are all equal."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
