@@ -21,7 +21,7 @@ from ladle.models.load import save_model
 from tests.pipeline.conftest import LADLE
 from tests.tiny_models import make_model, make_tokenizer
 
-KILLS = int(os.environ.get("LADLE_KILLS", "4"))
+KILLS = int(os.environ.get("LADLE_KILLS", "20"))
 SEED = int(os.environ.get("LADLE_KILL_SEED", random.SystemRandom().randrange(2**31)))
 KILLS_OF_A_RUN = 5
 ITEMS, SAMPLES = 40, 3

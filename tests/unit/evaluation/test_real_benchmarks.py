@@ -1,15 +1,8 @@
-"""All 2,836 items of the six benchmarks through the stage, and a killed run of them."""
+"""All 2,836 items of the six benchmarks through the stage."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -21,19 +14,6 @@ from ladle.stages import evaluate
 
 NAMES = list(builtin_benchmarks())
 RUN_ID = "test_cot_-1_seed1_t0.6_s0_e-1"
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
-from ladle.stages import evaluate
-model, problems, out = map(Path, sys.argv[1:])
-config = EvaluateConfig.model_validate({
-    "models": ["base"], "benchmarks": ["gsm8k"], "limit": 150,
-    "sampling": {"max_new_tokens": 48, "samples": 4, "batch_size": 16},
-})
-evaluate.run(EvaluateModelConfig.of(config, config.models[0]), {"model": [model], "benchmark:gsm8k": [problems]}, out)
-"""
 
 
 @pytest.mark.slow
@@ -57,36 +37,3 @@ def test_every_item_of_the_six_benchmarks(model_folder, shared_data, tmp_path):
     assert [change for one in again for change in one.changes] == []
     with_data = rescore(tmp_path, GraderConfig(), shared_data / "benchmarks")
     assert [change for one in with_data for change in one.changes] == []
-
-
-@pytest.mark.slow
-def test_twenty_kills_leave_the_bytes_of_a_whole_run(model_folder, shared_data, tmp_path):
-    problems = shared_data / "benchmarks" / "gsm8k" / "test.jsonl"
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _run(model_folder, problems, whole).wait()
-    rng = random.Random(20)
-    kills = 0
-    while kills < 20:
-        process = _run(model_folder, problems, killed)
-        grown = _log_size(killed) + rng.randrange(1, 4000)
-        # Past the start-up, at a moment that the growth of the log and chance decide.
-        while process.poll() is None and _log_size(killed) < grown:
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.05)
-        assert process.poll() is None, f"it ended after {kills} kills: give it more to do"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert _run(model_folder, problems, killed).wait() == 0
-    name = f"gsm8k/{'test_cot_150_seed1_t0.6_s0_e-1'}_result.jsonl"
-    assert (killed / name).read_bytes() == (whole / name).read_bytes()
-
-
-def _run(model: Path, problems: Path, out: Path) -> subprocess.Popen[bytes]:
-    out.mkdir(exist_ok=True)
-    arguments = [sys.executable, "-c", SCRIPT, *map(str, (model, problems, out))]
-    return subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def _log_size(out: Path) -> int:
-    return sum(path.stat().st_size for path in out.rglob(".samples-*.jsonl"))
