@@ -198,7 +198,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "model: a missing shard": ("model", "error", "lacks 1 of 2 weight files", "fetch the missing", sharded_without_a_shard),
     "model: weights cut short": ("model", "error", "has 5,000 bytes where its header describes", "copy it again", cut_short("model/model.safetensors", 5000)),
     "model: config.json cut short": ("model", "error", "config.json is not JSON", "fetch the file again", cut_short("model/config.json", 20)),
-    "model: tokenizer.json of something else": ("model", "error", "tokenizer.json is no tokenizer", "fetch the file again", text("model/tokenizer.json", "{}")),
+    "model: tokenizer.json of something else": ("model", "error", "tokenizer.json is not a tokenizer", "fetch the file again", text("model/tokenizer.json", "{}")),
     "model: a name misspelt": ("model", "error", "there is no model at pretraned", "did you mean 'pretrained'", setting("evaluate.models", ["base", "pretraned"])),
     "model: answers longer than its positions": ("model", "warning", "4,096 new tokens", "rollout.max_new_tokens below 512", setting("rollout.max_new_tokens", 4096)),
     "model: alignment longer than its positions": ("model", "error", "has positions for 512", "set kto.max_length=512", setting("kto.max_length", 1024)),
