@@ -13,9 +13,8 @@ TOKENIZER_PATTERNS = (
     "*token*.json", "*.tiktoken", "*.model", "*.jinja", "config.json", "vocab.json", "merges.txt",
 )  # fmt: skip
 """The files of a model's repository that make up its tokenizer, of any kind."""
-WANTED_BY_VLLM = {"deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}}
-"""Keys of config.json by model type that transformers does not save; vLLM needs them, DeepSeek-V3's to use the router's
-bias."""
+DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+"""Keys of DeepSeek-V3's config.json that transformers neither reads nor saves, and vLLM cannot load it without."""
 
 
 class FetchModelConfig(Config):

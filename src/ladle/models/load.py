@@ -19,7 +19,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
-from ladle.models.config import WANTED_BY_VLLM
+from ladle.models.config import DEEPSEEK_V3_ROUTING
 
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 logger = get_logger(__name__)
@@ -136,7 +136,8 @@ def complete_config(folder: Path) -> None:
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     config.pop("auto_map", None)
-    path.write_text(pretty_json(WANTED_BY_VLLM.get(config.get("model_type", ""), {}) | config), encoding="utf-8")
+    routing = DEEPSEEK_V3_ROUTING if config.get("model_type") == "deepseek_v3" else {}
+    path.write_text(pretty_json(routing | config), encoding="utf-8")
 
 
 def init_model(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ladle.errors import UserError
+from ladle.models.config import DEEPSEEK_V3_ROUTING
 from ladle.soup.config import SoupConfig
 from ladle.soup.mean import FLOATS, common_dtype
 from ladle.soup.members import Member, leave_out_aliases, open_members, read_json
@@ -44,8 +45,6 @@ DIFFERENCES = {
 }
 """By the config field that accepts a difference: what is wrong, how to fix it, and what accepting it does."""
 
-DEEPSEEK_V3_ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-"""Config keys that transformers neither reads nor saves, and without which vLLM cannot load the model."""
 NO_FUNCTION = {
     "_name_or_path", "transformers_version", "auto_map", "torch_dtype", "dtype", "use_cache", "_from_model_config",
     "output_attentions", "output_hidden_states", "return_dict", "bos_token_id", "eos_token_id", "pad_token_id",

@@ -19,7 +19,8 @@ from ladle.artifacts.journal import ShardJournal
 from ladle.errors import CheckFailed, UserError
 from ladle.executors import SerialExecutor
 from ladle.log import get_logger
-from ladle.soup.compare import DEEPSEEK_V3_ROUTING, TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
+from ladle.models.config import DEEPSEEK_V3_ROUTING
+from ladle.soup.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
 from ladle.soup.config import SoupConfig
 from ladle.soup.members import INDEX_FILE, SINGLE_FILE, read_json
 from ladle.soup.weights import GRID, Coefficients, make_coefficients, select

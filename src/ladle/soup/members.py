@@ -26,10 +26,6 @@ from ladle.errors import UserError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TRAINING_STATE = (
-    "optimizer*", "scheduler.*", "scaler.*", "rng_state*", "trainer_state.json", "training_args.bin", "global_step*",
-)  # fmt: skip
-"""Files of a checkpoint that are not part of the model: often twice its size, and nothing to a soup."""
 
 OUTPUT_EMBEDDINGS = "lm_head.weight"
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
