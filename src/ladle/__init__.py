@@ -1,0 +1,58 @@
+"""Ladle: from an open base language model to an aligned, evaluated one. The API is in `ladle.api`; start with `open`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ladle.api import (
+        Artifact,
+        Evaluation,
+        Run,
+        Score,
+        artifact,
+        compare,
+        doctor,
+        evaluate,
+        fetch,
+        generate,
+        grade,
+        grade_file,
+        mix,
+        open,
+        push,
+        rehearse,
+        rescore,
+        soup,
+        verify,
+    )
+
+__all__ = [
+    "Artifact",
+    "Evaluation",
+    "Run",
+    "Score",
+    "artifact",
+    "compare",
+    "doctor",
+    "evaluate",
+    "fetch",
+    "generate",
+    "grade",
+    "grade_file",
+    "mix",
+    "open",
+    "push",
+    "rehearse",
+    "rescore",
+    "soup",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API when something of it is used, so that `import ladle` costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'ladle' has no attribute {name!r}")
+    return getattr(import_module("ladle.api"), name)

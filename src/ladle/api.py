@@ -1,0 +1,591 @@
+"""The front door: everything `ladle` does, as functions that return objects. The command line calls nothing else.
+
+    run = ladle.open("recipes/quickstart.yaml", overrides={"kto.beta": 0.2})
+    run.build("pretrain").checkpoints
+    ladle.evaluate("my-model", ["gsm8k"], limit=200)["gsm8k"].interval
+
+Free of torch until something runs. A *reference* names an artifact: its folder, or `RECIPE:STEP`, such as
+`recipes/quickstart.yaml:kto`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from ladle.artifacts.build import Workspace, build_shard, recorded_paths
+from ladle.artifacts.build import build as build_step
+from ladle.artifacts.inputs import InputFinder, natural_key
+from ladle.artifacts.plan import PlannedStep, State, make_plan
+from ladle.artifacts.record import RECORD_NAME, read_record
+from ladle.artifacts.record import verify as find_faults
+from ladle.artifacts.step import Step, in_build_order
+from ladle.errors import UserError
+from ladle.executors import Shard
+from ladle.hub import Resolve, resolve_commit
+from ladle.log import get_logger
+from ladle.pipeline import Pipeline, evaluate_step, fetch_step, soup_step
+from ladle.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from ladle.evaluation.compare import Comparison
+    from ladle.evaluation.rescore import Rescored
+    from ladle.generation.request import Sample
+    from ladle.grading.verdict import Grade
+    from ladle.preflight.finding import Finding
+    from ladle.preflight.rehearse import Rehearsal
+
+logger = get_logger(__name__)
+
+DEFAULT_ROOT = "runs"
+Reference = str | Path
+Overrides = Mapping[str, Any] | Sequence[str] | None
+"""Values that replace a recipe's: `{"kto.beta": 0.2}`, or `["kto.beta=0.2"]` as on a command line."""
+
+
+class Artifact:
+    """The folder that a finished step left, and what its record says."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = read_record(path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The step's name in its recipe."""
+        return self.record["name"]
+
+    @property
+    def stage(self) -> str:
+        """What kind of step made it."""
+        return self.record["stage"]
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal results."""
+        return self.record["digest"]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What was read, written and left out."""
+        return self.record["counters"]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What was measured of the result."""
+        return self.record["metrics"]
+
+    @property
+    def seconds(self) -> float:
+        """How long the build took, without the tries that were stopped."""
+        return self.record["timings"]["seconds"]
+
+    @property
+    def model(self) -> Path:
+        """The folder of its model, which `from_pretrained` loads.
+
+        Raises:
+            UserError: it holds no model.
+        """
+        for folder in (self.path / "model", self.path):
+            if (folder / "config.json").is_file():
+                return folder
+        raise UserError(f"{self.path} holds no model", "name a fetch, pretrain, soup, kto or gate step")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints of a training that were kept, oldest first."""
+        return sorted(self.path.glob("checkpoints/checkpoint-*"), key=natural_key)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one benchmark.
+
+    Attributes:
+        accuracy: mean over items of the share of right samples, 0 to 1.
+        interval: its 95 % interval (Wilson).
+        n: items.
+        counts: samples by verdict (correct, wrong, unparsed, timeout), and those that were truncated.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    n: int
+    counts: dict[str, int]
+
+
+class Evaluation(Artifact, Mapping[str, Score]):
+    """The scores of one model by benchmark."""
+
+    @cached_property
+    def _scores(self) -> dict[str, Score]:
+        named = ("accuracy", "low", "high", "n")
+        return {
+            benchmark: Score(
+                one["accuracy"],
+                (one["low"], one["high"]),
+                one["n"],
+                {name: count for name, count in one.items() if name not in named},
+            )
+            for benchmark, one in self.metrics.items()
+        }
+
+    def __getitem__(self, benchmark: str) -> Score:
+        return self._scores[benchmark]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """How far one step is.
+
+    Attributes:
+        step: its name.
+        state: done, resume, new or changed.
+        seconds: what it took; None unless it is done.
+        size_bytes: what it holds.
+        building: host and pid of the process that builds it now.
+        job: what became of its Slurm job.
+    """
+
+    step: str
+    state: str
+    seconds: float | None
+    size_bytes: int
+    building: dict[str, Any] | None
+    job: str | None
+
+
+class Run:
+    """A recipe's steps, and what of them is built below `root`."""
+
+    def __init__(self, pipeline: Pipeline, workspace: Workspace, only: str | None = None) -> None:
+        self.recipe = pipeline.recipe
+        self.workspace = workspace
+        self._steps = {step.name: step for step in pipeline.in_build_order(only)}
+
+    @property
+    def steps(self) -> list[str]:
+        """The names of the steps, parents first."""
+        return list(self._steps)
+
+    def plan(self) -> list[PlannedStep]:
+        """Return what a run does with each step (cached, resume, new, changed), and why."""
+        return make_plan(list(self._steps.values()), self.workspace)
+
+    @overload
+    def build(self, step: str) -> Artifact: ...
+    @overload
+    def build(self, step: None = None) -> dict[str, Artifact]: ...
+    def build(self, step: str | None = None) -> Artifact | dict[str, Artifact]:
+        """Build one step and all it needs, or every step; finished ones are kept, stopped ones resume.
+
+        Raises:
+            UserError: an input is wrong.
+            CheckFailed: a check of a stage on its own work did not hold.
+            Preempted: a signal stopped it; the same call resumes.
+        """
+        wanted = in_build_order([self._step(step)]) if step else list(self._steps.values())
+        for planned in make_plan(wanted, self.workspace):
+            _build_planned(planned, self.workspace)
+        return self[step] if step else {name: self[name] for name in self._steps}
+
+    def build_shard(self, step: str, shard: Shard) -> None:
+        """Work one share of a step, once all that it needs is built."""
+        *parents, last = in_build_order([self._step(step)])
+        for planned in make_plan(parents, self.workspace):
+            _build_planned(planned, self.workspace)
+        build_shard(last, self.workspace, shard)
+
+    def __getitem__(self, step: str) -> Artifact:
+        """Return a finished step.
+
+        Raises:
+            UserError: the recipe has no such step, or it is not built.
+        """
+        path = self.path_of(step)
+        if not (path / RECORD_NAME).is_file():
+            raise UserError(
+                f"{step} is not built ({path})", f"ladle run {self.recipe.source or 'RECIPE'} --only {step}"
+            )
+        return _artifact(path)
+
+    def path_of(self, step: str) -> Path:
+        """Return the folder that a step has or will have."""
+        return self.workspace.path_of(self._step(step))
+
+    @property
+    def scores(self) -> dict[str, Evaluation]:
+        """The finished evaluations, by the name of the model."""
+        found = (_artifact(path) for path in map(self.path_of, self._steps) if (path / RECORD_NAME).is_file())
+        return {one.name.rsplit("/", 1)[-1]: one for one in found if isinstance(one, Evaluation)}
+
+    @property
+    def report(self) -> Path | None:
+        """The page of the run, if the recipe has one and it is built."""
+        page = self.path_of("report") / "index.html" if "report" in self._steps else None
+        return page if page and page.is_file() else None
+
+    def status(self) -> list[StepStatus]:
+        """Return how far each step is, and who builds it now."""
+        from ladle.launch.queue import SLURM_FOLDER, describe_jobs
+
+        plan = self.plan()
+        jobs = describe_jobs(plan, self.workspace.folder / SLURM_FOLDER)
+        rows = []
+        for planned in plan:
+            done = planned.state is State.CACHED
+            record = read_record(planned.path) if done else {}
+            holder = planned.path.with_name(f".{planned.path.name}.holder")
+            rows.append(
+                StepStatus(
+                    planned.step.name,
+                    "done" if done else str(planned.state),
+                    record.get("timings", {}).get("seconds"),
+                    sum(entry["size_bytes"] for entry in record.get("files", {}).values()),
+                    json.loads(holder.read_text()) if holder.is_file() and not done else None,
+                    jobs.get(planned.step.name),
+                )
+            )
+        return rows
+
+    def _step(self, name: str) -> Step:
+        if name not in self._steps:
+            raise UserError(f"the recipe has no step {name!r}", f"name one of {', '.join(self._steps)}")
+        return self._steps[name]
+
+
+def _artifact(path: Path) -> Artifact:
+    return Evaluation(path) if read_record(path)["stage"] == "evaluate" else Artifact(path)
+
+
+def _build_planned(planned: PlannedStep, workspace: Workspace) -> None:
+    """Build a step unless it is finished, and say so."""
+    name = planned.step.name
+    if planned.state is State.CACHED:
+        logger.info("%s: cached", name)
+        return
+    why = f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
+    logger.info("%s: %s%s", name, planned.state, why)
+    started = time.monotonic()
+    build_step(planned.step, workspace)
+    logger.info("%s: done in %.1f s", name, time.monotonic() - started)
+
+
+def _assignments(overrides: Overrides) -> list[str]:
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
+    return list(overrides or ())
+
+
+def _build_alone(step: Step, out: Reference | None, root: Reference) -> Artifact:
+    placed = ((step.name, Path(out)),) if out is not None else ()
+    workspace = Workspace(Path(root) / "standalone", placed)
+    for planned in make_plan(in_build_order([step]), workspace):
+        _build_planned(planned, workspace)
+    return _artifact(workspace.path_of(step))
+
+
+def open(
+    recipe: Reference,
+    overrides: Overrides = None,
+    root: Reference = DEFAULT_ROOT,
+    *,
+    only: str | None = None,
+    out: Reference | None = None,
+    section: str = "",
+    resolve: Resolve = resolve_commit,
+) -> Run:
+    """Read a recipe and return its run; nothing is built yet.
+
+    Args:
+        recipe: the YAML file.
+        overrides: values that replace the recipe's.
+        root: where runs are kept; this one's is `root/<recipe name>`.
+        only: the only step that is wanted, with all it needs.
+        out: the folder that `only` is built in.
+        section: the section that the overrides are relative to.
+        resolve: returns the commit of a name of the Hub.
+
+    Raises:
+        UserError: a fault of the recipe or of an override, with its key, file and line.
+    """
+    loaded = load_recipe(Path(recipe), _assignments(overrides), section)
+    placed = ((only, Path(out)),) if only is not None and out is not None else ()
+    return Run(Pipeline(loaded, InputFinder(Path(root), resolve)), Workspace(Path(root) / loaded.name, placed), only)
+
+
+def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
+    """Return the finished artifact that a reference names.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _artifact(find_artifact(reference, root))
+
+
+def find_artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Path:
+    """Return the folder that a reference names: itself, or that of a step if it is `RECIPE:STEP`."""
+    recipe, colon, step = str(reference).rpartition(":")
+    if not colon or Path(reference).exists() or not Path(recipe).is_file():
+        return Path(reference)
+    return open(recipe, root=root)[step].path
+
+
+def find_model(reference: str, root: Reference = DEFAULT_ROOT) -> str:
+    """Return the folder or Hub id of a model that a reference names; a folder must hold a model.
+
+    Raises:
+        UserError: it is a folder without a model.
+    """
+    path = find_artifact(reference, root)
+    if path.is_dir() and not any((place / "config.json").is_file() for place in (path, path / "model")):
+        inner = sorted(str(one.parent) for one in path.glob("*/config.json")) + sorted(
+            str(one.parent.parent) for one in path.glob("*/model/config.json")
+        )
+        raise UserError(
+            f"{path} holds no model (no config.json)",
+            f"did you mean {inner[0]}?" if inner else "name a folder saved by save_pretrained, or a step: RECIPE:STEP",
+        )
+    return str(path) if path.exists() else reference
+
+
+def mix(
+    recipe: Reference,
+    overrides: Overrides = None,
+    out: Reference | None = None,
+    root: Reference = DEFAULT_ROOT,
+    export: Literal["arrow"] | None = None,
+) -> Artifact:
+    """Mix a recipe's datasets by ratio into packed rows of tokens.
+
+    With `export="arrow"` it also writes a folder beside it, of the same name with `-arrow`, for `load_from_disk`.
+    """
+    made = open(recipe, overrides, root, only="mix", out=out).build("mix")
+    if export is not None:
+        export_arrow(made)
+    return made
+
+
+def export_arrow(mixture: Artifact) -> Path:
+    """Write a mixture in the form that `datasets.load_from_disk` opens, beside it, and return the folder."""
+    from ladle.data.store.arrow import export_arrow as export
+
+    folder = mixture.path.with_name(mixture.path.name + "-arrow")
+    export(mixture.path, folder)
+    return folder
+
+
+def soup(
+    members: Sequence[Reference],
+    out: Reference | None = None,
+    overrides: Overrides = None,
+    root: Reference = DEFAULT_ROOT,
+    **settings: Any,
+) -> Artifact:
+    """Average models of one architecture, every tensor accounted for.
+
+    Args:
+        members: model folders, folders of checkpoints, globs, Hub ids or RECIPE:STEP, from oldest to newest.
+        out: the folder that becomes the artifact.
+        overrides: settings of a recipe's `soup:` section.
+        root: where runs are kept.
+        settings: the same as keywords, such as `method="ema", ema_alpha=0.2`.
+    """
+    named = [str(find_artifact(member, root)) for member in members]
+    step = soup_step(named, [*_assignments(settings), *_assignments(overrides)], Path(root), Path(out) if out else None)
+    return _build_alone(step, out, root)
+
+
+def evaluate(
+    model: Reference,
+    benchmarks: Sequence[str] = ("gsm8k", "math500"),
+    data: Reference | None = None,
+    limit: int | None = None,
+    out: Reference | None = None,
+    overrides: Overrides = None,
+    root: Reference = DEFAULT_ROOT,
+    revision: str | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Score a model on benchmarks.
+
+    Args:
+        model: a folder, a Hub id, or RECIPE:STEP.
+        benchmarks: names, or jsonl files of questions and answers.
+        data: folder with `<benchmark>/test.jsonl`; None fetches the pinned datasets of the Hub.
+        limit: items of each benchmark, from the first.
+        out: the folder that becomes the artifact.
+        overrides: settings of a recipe's `evaluate:` section, such as `{"sampling.max_new_tokens": 64}`.
+        root: where runs are kept.
+        revision: branch, tag or commit of a Hub model.
+        settings: the same as keywords.
+    """
+    given = {
+        "models": [{"model": find_model(str(model), root), "name": "model", "revision": revision}],
+        "benchmarks": list(benchmarks),
+        "data": str(data) if data else None,
+        "limit": limit,
+    }
+    step = evaluate_step(given, [*_assignments(settings), *_assignments(overrides)], Path(root))
+    scores = _build_alone(step, out, root)
+    assert isinstance(scores, Evaluation)
+    return scores
+
+
+def fetch(
+    model: str | None = None,
+    dataset: str | None = None,
+    init: Reference | None = None,
+    revision: str | None = None,
+    out: Reference | None = None,
+    overrides: Overrides = None,
+    root: Reference = DEFAULT_ROOT,
+) -> Artifact:
+    """Bring a model or a dataset to disk, or make a model with random weights.
+
+    Args:
+        model: a Hub id, or a folder.
+        dataset: a dataset of the Hub: `org/name[:subset]`.
+        init: a YAML file with architecture and tokenizer.
+        revision: branch, tag or commit.
+        out: the folder that becomes the artifact.
+        overrides: more settings, such as `{"dtype": "bfloat16"}`.
+        root: where runs are kept.
+    """
+    step = fetch_step(model, dataset, Path(init) if init else None, revision, _assignments(overrides), Path(root))
+    return _build_alone(step, out, root)
+
+
+def generate(
+    model: Reference,
+    prompts: Sequence[str],
+    root: Reference = DEFAULT_ROOT,
+    dtype: str = "float32",
+    **sampling: Any,
+) -> list[list[Sample]]:
+    """Complete prompts as they are, and return each one's samples in order.
+
+    Args:
+        model: a folder, or RECIPE:STEP.
+        prompts: texts to go on from, without a chat template.
+        root: where runs are kept.
+        dtype: floating-point type to run the weights in.
+        sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.
+    """
+    from ladle.generation.backends import make_generator
+    from ladle.generation.config import SamplingConfig
+    from ladle.generation.request import make_request, sample_seed
+    from ladle.models.load import model_dir
+    from ladle.models.tokenizer import load_fast_tokenizer
+
+    config = SamplingConfig.model_validate(sampling)
+    folder = model_dir(find_artifact(model, root))
+    tokenizer = load_fast_tokenizer(folder)
+    requests = [
+        make_request(config, f"{index}/{number}", ids, sample_seed(config.seed, "prompts", index, number), ())
+        for index, ids in enumerate(tokenizer(list(prompts))["input_ids"])
+        for number in range(config.samples)
+    ]
+    generator = make_generator(config, folder, tokenizer, dtype=dtype)
+    done = {sample.id: sample for sample in generator.generate(requests)}
+    return [[done[f"{index}/{number}"] for number in range(config.samples)] for index in range(len(prompts))]
+
+
+def grade(gold: str, answer: str, completion: bool = False) -> Grade:
+    """Grade an answer, bare or at the end of a sentence; with `completion`, the answer that a whole completion gives.
+
+    The result has `verdict` (correct, wrong, unparsed, timeout), `reason` and `seconds`.
+    """
+    from ladle.grading.extract import bare_answer
+    from ladle.grading.grade import Grader
+    from ladle.grading.verdict import Pair
+
+    with Grader() as grader:
+        if completion:
+            return next(iter(grader.grade_completions([Pair(gold, answer)])))
+        return grader.grade(Pair(gold, bare_answer(answer)))
+
+
+def grade_file(pairs: Reference, out: Reference) -> dict[str, int]:
+    """Grade a file of rows with `gold` and `answer`; write them with verdicts, and return how many got each."""
+    from ladle.grading.commands import grade_file as grade_all
+
+    return grade_all(Path(pairs), Path(out))
+
+
+def rescore(results: Reference, data: Reference | None = None, root: Reference = DEFAULT_ROOT) -> list[Rescored]:
+    """Grade stored completions again, ours or upstream's, and return each file with every verdict that changed."""
+    from ladle.evaluation.rescore import rescore as grade_again
+    from ladle.grading.config import GraderConfig
+
+    return grade_again(find_artifact(results, root), GraderConfig(), Path(data) if data else None)
+
+
+def compare(first: Reference, second: Reference, root: Reference = DEFAULT_ROOT) -> Comparison:
+    """Compare two evaluations item by item: difference with interval, test, and the smallest detectable difference."""
+    from ladle.evaluation.compare import compare_runs
+
+    return compare_runs(find_artifact(first, root), find_artifact(second, root))
+
+
+def verify(reference: Reference, recompute: bool = False, root: Reference = DEFAULT_ROOT) -> list[str]:
+    """Re-hash an artifact and all it was made from; return a line for each changed, missing or extra file.
+
+    With `recompute`, a soup's members are averaged again and every tensor is compared.
+    """
+    path = find_artifact(reference, root)
+    faults = list(find_faults(path))
+    if recompute and not any(fault.startswith("missing") for fault in faults):
+        from ladle.soup.recompute import recompute as find_different
+
+        different = find_different(path, recorded_paths(path, "members"))
+        faults += [f"not the mean of the members: {name} in {path}" for name in different]
+    return faults
+
+
+def push(
+    reference: Reference,
+    repo_id: str,
+    results: Sequence[Reference] = (),
+    private: bool = False,
+    message: str | None = None,
+    root: Reference = DEFAULT_ROOT,
+) -> str:
+    """Put a model, a dataset or an evaluation on the Hub, with a card, in one commit; return the commit's URL."""
+    from ladle.push import push as upload
+
+    return upload(
+        find_artifact(reference, root), repo_id, [find_artifact(one, root) for one in results], private, message
+    )
+
+
+def doctor(recipe: Reference, overrides: Overrides = None, root: Reference = DEFAULT_ROOT) -> list[Finding]:
+    """Return everything that can be known before a run to stop or spoil it, with the fixes."""
+    from ladle.preflight.diagnose import diagnose
+    from ladle.preflight.machine import look_at_machine
+
+    return diagnose(Path(recipe), _assignments(overrides), Path(root), look_at_machine())
+
+
+def rehearse(
+    recipe: Reference, overrides: Overrides = None, root: Reference = DEFAULT_ROOT, price_per_gpu_hour: float = 0.0
+) -> Rehearsal:
+    """Run every stage at its true shape in tiny amounts, kill and resume it, and estimate what the full run takes."""
+    from ladle.preflight.rehearse import rehearse as run_small
+
+    return run_small(Path(recipe), _assignments(overrides), Path(root), price_per_gpu_hour)
