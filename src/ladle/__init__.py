@@ -1,4 +1,4 @@
-"""Ladle: from an open base language model to an aligned, evaluated one. The API is in `ladle.api`; start with `open`."""
+"""From an open base language model to an aligned, evaluated one: `ladle.api` is the front door, `open` the start."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         generate,
         grade,
         grade_file,
+        launch_on_slurm,
         mix,
         open,
         push,
@@ -41,6 +42,7 @@ __all__ = [
     "generate",
     "grade",
     "grade_file",
+    "launch_on_slurm",
     "mix",
     "open",
     "push",

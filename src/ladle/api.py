@@ -11,6 +11,7 @@ Free of torch until something runs. A *reference* names an artifact: its folder,
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +31,15 @@ from ladle.executors import Shard
 from ladle.hub import Resolve, resolve_commit
 from ladle.log import get_logger
 from ladle.pipeline import Pipeline, evaluate_step, fetch_step, soup_step
-from ladle.recipe import load_recipe
+from ladle.recipe import load_recipe, with_processes
 
 if TYPE_CHECKING:
+    from ladle.checkup import Finding
     from ladle.evaluation.compare import Comparison
     from ladle.evaluation.rescore import Rescored
     from ladle.generation.request import Sample
     from ladle.grading.verdict import Grade
-    from ladle.preflight.finding import Finding
+    from ladle.launch.queue import Launched
     from ladle.preflight.rehearse import Rehearsal
 
 logger = get_logger(__name__)
@@ -308,6 +310,7 @@ def open(
     only: str | None = None,
     out: Reference | None = None,
     section: str = "",
+    processes: int | None = None,
     resolve: Resolve = resolve_commit,
 ) -> Run:
     """Read a recipe and return its run; nothing is built yet.
@@ -319,12 +322,15 @@ def open(
         only: the only step that is wanted, with all it needs.
         out: the folder that `only` is built in.
         section: the section that the overrides are relative to.
+        processes: those of each training on this machine; None leaves them as the recipe says.
         resolve: returns the commit of a name of the Hub.
 
     Raises:
         UserError: a fault of the recipe or of an override, with its key, file and line.
     """
     loaded = load_recipe(Path(recipe), _assignments(overrides), section)
+    if processes is not None:
+        loaded = with_processes(loaded, processes)
     placed = ((only, Path(out)),) if only is not None and out is not None else ()
     return Run(Pipeline(loaded, InputFinder(Path(root), resolve)), Workspace(Path(root) / loaded.name, placed), only)
 
@@ -383,7 +389,7 @@ def mix(
 
 def export_arrow(mixture: Artifact) -> Path:
     """Write a mixture in the form that `datasets.load_from_disk` opens, beside it, and return the folder."""
-    from ladle.data.store.arrow import export_arrow as export
+    from ladle.data.arrow import export_arrow as export
 
     folder = mixture.path.with_name(mixture.path.name + "-arrow")
     export(mixture.path, folder)
@@ -487,23 +493,19 @@ def generate(
         dtype: floating-point type to run the weights in.
         sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.
     """
-    from ladle.generation.backends import make_generator
-    from ladle.generation.config import SamplingConfig
-    from ladle.generation.request import make_request, sample_seed
+    from ladle.generation.complete import make_generator
+    from ladle.generation.request import SamplingConfig, make_requests
     from ladle.models.load import model_dir
     from ladle.models.tokenizer import load_fast_tokenizer
 
     config = SamplingConfig.model_validate(sampling)
-    folder = model_dir(find_artifact(model, root))
+    folder = model_dir(Path(find_model(str(model), root)))
     tokenizer = load_fast_tokenizer(folder)
-    requests = [
-        make_request(config, f"{index}/{number}", ids, sample_seed(config.seed, "prompts", index, number), ())
-        for index, ids in enumerate(tokenizer(list(prompts))["input_ids"])
-        for number in range(config.samples)
-    ]
-    generator = make_generator(config, folder, tokenizer, dtype=dtype)
-    done = {sample.id: sample for sample in generator.generate(requests)}
-    return [[done[f"{index}/{number}"] for number in range(config.samples)] for index in range(len(prompts))]
+    prompt_ids = tokenizer(list(prompts))["input_ids"]
+    requests = [make_requests(config, "prompts", index, ids) for index, ids in enumerate(prompt_ids)]
+    generator = make_generator(config, folder, tokenizer, dtype)
+    done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
+    return [[done[request.id] for request in own] for own in requests]
 
 
 def grade(gold: str, answer: str, completion: bool = False) -> Grade:
@@ -523,7 +525,7 @@ def grade(gold: str, answer: str, completion: bool = False) -> Grade:
 
 def grade_file(pairs: Reference, out: Reference) -> dict[str, int]:
     """Grade a file of rows with `gold` and `answer`; write them with verdicts, and return how many got each."""
-    from ladle.grading.commands import grade_file as grade_all
+    from ladle.evaluation.grade_file import grade_file as grade_all
 
     return grade_all(Path(pairs), Path(out))
 
@@ -531,7 +533,7 @@ def grade_file(pairs: Reference, out: Reference) -> dict[str, int]:
 def rescore(results: Reference, data: Reference | None = None, root: Reference = DEFAULT_ROOT) -> list[Rescored]:
     """Grade stored completions again, ours or upstream's, and return each file with every verdict that changed."""
     from ladle.evaluation.rescore import rescore as grade_again
-    from ladle.grading.config import GraderConfig
+    from ladle.grading.grade import GraderConfig
 
     return grade_again(find_artifact(results, root), GraderConfig(), Path(data) if data else None)
 
@@ -551,7 +553,7 @@ def verify(reference: Reference, recompute: bool = False, root: Reference = DEFA
     path = find_artifact(reference, root)
     faults = list(find_faults(path))
     if recompute and not any(fault.startswith("missing") for fault in faults):
-        from ladle.soup.recompute import recompute as find_different
+        from ladle.soup.write import recompute as find_different
 
         different = find_different(path, recorded_paths(path, "members"))
         faults += [f"not the mean of the members: {name} in {path}" for name in different]
@@ -567,11 +569,44 @@ def push(
     root: Reference = DEFAULT_ROOT,
 ) -> str:
     """Put a model, a dataset or an evaluation on the Hub, with a card, in one commit; return the commit's URL."""
-    from ladle.push import push as upload
+    from ladle.publish import push as upload
 
     return upload(
         find_artifact(reference, root), repo_id, [find_artifact(one, root) for one in results], private, message
     )
+
+
+def launch_on_slurm(
+    recipe: Reference,
+    overrides: Overrides = None,
+    profile: Reference | None = None,
+    dry_run: bool = False,
+    root: Reference = DEFAULT_ROOT,
+) -> Launched:
+    """Submit a Slurm job for each step of a recipe that is neither finished nor queued, each after those it reads.
+
+    Args:
+        recipe: the YAML file.
+        overrides: values that replace the recipe's.
+        profile: what the cluster's jobs request, such as recipes/slurm/gpu.yaml.
+        dry_run: only make the scripts.
+        root: where runs are kept, on a file system that all nodes share.
+    """
+    from ladle.launch.jobs import load_profile
+    from ladle.launch.queue import commit_if_known, launch
+    from ladle.launch.script import Call
+
+    loaded = load_profile(Path(profile) if profile else None)
+    run = open(recipe, overrides, root, resolve=commit_if_known if dry_run else resolve_commit)
+    call = Call(str(recipe), tuple(_assignments(overrides)), str(root), str(Path.cwd()), sys.executable)
+    return launch(run.plan(), run.workspace, call, loaded, dry_run)
+
+
+def num_gpus() -> int:
+    """Return how many GPUs this process may use."""
+    from ladle.preflight.machine import gpus_of_machine
+
+    return len(gpus_of_machine())
 
 
 def doctor(recipe: Reference, overrides: Overrides = None, root: Reference = DEFAULT_ROOT) -> list[Finding]:

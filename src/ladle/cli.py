@@ -1,29 +1,23 @@
-"""The `ladle` command: parses, calls, prints, and turns outcomes into exit codes. Free of torch."""
+"""The `ladle` command: parses, calls `ladle.api`, prints, and turns outcomes into exit codes. Free of torch."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from typer._click.exceptions import ClickException  # typer carries its own click and exports only parts of it
 
-from ladle import display, log
-from ladle.artifacts.build import Workspace, build_shard, recorded_paths
-from ladle.artifacts.plan import make_plan
-from ladle.artifacts.record import read_record
-from ladle.artifacts.record import verify as find_faults
-from ladle.artifacts.step import in_build_order
-from ladle.commands import doctor, launch, push, rehearsing
-from ladle.commands.options import DEFAULT_ROOT, AsJson, ConfigPath, Out, Overrides, RecipePath, Root
-from ladle.commands.running import build_all, load_steps
+from ladle import api, display, log
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
 from ladle.executors import Shard
+
+UsageError: Any = typer.BadParameter.__base__  # typer exports only this of its usage errors
 
 app = typer.Typer(
     name="ladle",
@@ -34,11 +28,44 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
+    ),
+]
+RecipeAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A recipe file, and values that replace its own."),
+]
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option("--config", help="The recipe in another form: then keys are relative to this stage's section."),
+]
+Root = Annotated[Path, typer.Option("--root", help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The folder that becomes the artifact.")]
+Reference = Annotated[str, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or RECIPE:STEP.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULT_ROOT = Path(api.DEFAULT_ROOT)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"ladle {version('ladle')}\n")
+        raise typer.Exit
 
 
 @app.callback()
-def _configure(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False) -> None:
+def _configure(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     log.configure(verbose)
 
 
@@ -57,11 +84,13 @@ def run(
     ] = None,
     rehearse: Annotated[
         bool,
-        typer.Option("--rehearse", help="Run every stage at its true shape in tiny amounts, and say what all takes."),
+        typer.Option(
+            "--rehearse", help="Run every stage at its true shape in tiny amounts, and estimate the full run."
+        ),
     ] = False,
     price: Annotated[float, typer.Option("--price", min=0, help="With --rehearse: the price of a GPU-hour.")] = 0.0,
 ) -> None:
-    """Run a recipe from where it stands; finished steps are kept.
+    """Run a recipe; finished steps are kept, stopped ones resume.
 
     Examples:
 
@@ -74,156 +103,188 @@ def run(
       ladle run recipes/tiny.yaml --rehearse --price 2.5
     """
     if rehearse:
-        rehearsing.rehearse(recipe, list(overrides or []), root, price)
+        display.print_rehearsal(api.rehearse(recipe, overrides, root, price))
         return
-    steps, workspace = load_steps(recipe, overrides, root, only=only)
-    if shard is not None:
-        if only is None:
-            raise UserError("--shard is a share of one step", "name the step with --only")
-        build_all(steps[:-1], workspace)
-        build_shard(steps[-1], workspace, Shard.parse(shard))
+    if shard is not None and only is None:
+        raise UserError("--shard is a share of one step", "name the step with --only")
+    opened = api.open(recipe, overrides, root, only=only)
+    if shard is not None and only is not None:
+        opened.build_shard(only, Shard.parse(shard))
         return
-    build_all(steps, workspace)
-    display.print_results(steps, workspace)
+    opened.build()
+    display.print_results(opened)
 
 
 @app.command()
 def plan(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
-    """Show what a run would do with each step, and why.
+    """Show what a run does with each step, and why.
 
     Example:
 
       ladle plan recipes/quickstart.yaml pretrain.trainer.learning_rate=2e-3
     """
-    steps, workspace = load_steps(recipe, overrides, root)
-    display.print_plan(make_plan(steps, workspace), as_json)
+    display.print_plan(api.open(recipe, overrides, root).plan(), as_json)
 
 
 @app.command()
 def status(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
-    """Show which steps are done, with their time and size, and which one is being built by whom."""
-    from ladle.launch.queue import SLURM_FOLDER, describe_jobs
+    """Show which steps are done, and who builds the others.
 
-    steps, workspace = load_steps(recipe, overrides, root)
-    planned = make_plan(steps, workspace)
-    display.print_status(planned, as_json, describe_jobs(planned, workspace.folder / SLURM_FOLDER))
+    Example:
+
+      ladle status recipes/quickstart.yaml
+    """
+    display.print_status(api.open(recipe, overrides, root).status(), as_json)
 
 
 @app.command()
 def report(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT) -> None:
-    """Build a recipe's report (and whatever it still needs) and print its path."""
-    steps, workspace = load_steps(recipe, overrides, root, only="report")
-    build_all(steps, workspace)
-    sys.stdout.write(f"{workspace.path_of(steps[-1]) / 'index.html'}\n")
+    """Build a recipe's report and print its path.
 
+    Example:
 
-# Artifacts.
+      ladle report recipes/quickstart.yaml
+    """
+    sys.stdout.write(f"{api.open(recipe, overrides, root).build('report').path / 'index.html'}\n")
 
 
 @app.command()
-def verify(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")],
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Also average a soup's members again and compare every tensor.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Re-hash an artifact and all it was made from; name each changed, missing or extra file and exit 1 if any.
+def doctor(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Look for all that would stop or spoil a run.
+
+    Data, models, arguments, disk, memory, devices, the Hub. Each line is ok, a warning or an error, with the fix. Exits
+    1 if there is an error.
 
     Examples:
 
-      ladle verify soup
+      ladle doctor recipes/tiny.yaml
 
-      ladle verify soup --recompute
+      ladle doctor recipes/quickstart.yaml pretrain.trainer.per_device_train_batch_size=4096 --json
     """
-    faults = list(find_faults(artifact))
-    if recompute and not any(fault.startswith("missing") for fault in faults):
-        from ladle.soup.write import recompute as find_different
-
-        different = find_different(artifact, recorded_paths(artifact, "members"))
-        faults += [f"not the mean of the members: {name} in {artifact}" for name in different]
-    sys.stdout.write(
-        json.dumps({"artifact": str(artifact), "faults": faults}) + "\n"
-        if as_json
-        else "".join(f"{f}\n" for f in faults)
-    )
-    if faults:
+    found = api.doctor(recipe, overrides, root)
+    display.print_findings(found, as_json)
+    if any(finding.level == "error" for finding in found):
         raise typer.Exit(EXIT_CHECK_FAILED)
-    if not as_json:
-        sys.stdout.write(f"{artifact}: every file is as it was recorded, and so is all it was made from\n")
-        if recompute:
-            sys.stdout.write(f"{artifact}: every tensor is the mean of the members\n")
 
 
 @app.command()
-def show(artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT")], as_json: AsJson = False) -> None:
-    """Print what an artifact is: its step, digest, inputs, counters and metrics."""
-    display.print_record(read_record(artifact), as_json)
+def launch(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit a Slurm job for each step, in their order.")] = False,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="What the cluster's jobs request, such as recipes/slurm/gpu.yaml.")
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, help="Processes of each training on this machine; unset is one per GPU."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts or commands and do nothing.")] = False,
+    root: Root = DEFAULT_ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe on all GPUs, or as jobs of a Slurm cluster.
 
+    Examples:
 
-# Single stages of a recipe.
+      ladle launch recipes/tiny.yaml --processes 2 --dry-run
 
-
-def _stage_command(name: str, what: str) -> None:
-    def command(config: ConfigPath, overrides: Overrides = None, out: Out = None, root: Root = DEFAULT_ROOT) -> None:
-        steps, workspace = load_steps(
-            config, overrides, root, only=name, section="kto" if name == "prefer" else name, out=out
+      ladle launch recipes/tiny.yaml --slurm --profile recipes/slurm/cpu.yaml --dry-run
+    """
+    if profile is not None and not slurm:
+        raise UserError("--profile is for Slurm jobs", "add --slurm, or leave --profile out")
+    if processes is not None and slurm:
+        raise UserError(
+            "--processes is for the trainings of this machine",
+            f"with --slurm set it in the recipe: pretrain.processes={processes} kto.processes={processes}",
         )
-        build_all(steps, workspace)
-        sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
+    if slurm:
+        launched = api.launch_on_slurm(recipe, overrides, profile, dry_run, root)
+        (display.print_scripts if dry_run else display.print_submitted)(launched, as_json)
+        return
+    opened = api.open(recipe, overrides, root, processes=processes or api.num_gpus() or None)
+    if dry_run:
+        display.print_commands(opened.plan())
+        return
+    opened.build()
+    display.print_results(opened)
 
-    command.__doc__ = f"{what}\n\nExample:\n\n  ladle {name} --config recipes/quickstart.yaml --out {name}-out"
-    app.command(name)(command)
+
+# The stages of a recipe.
+
+
+def _open_stage(
+    stage: str, arguments: list[str] | None, config: Path | None, out: Path | None, root: Path, section: str = ""
+) -> api.Run:
+    """Return the run of one step: by `RECIPE KEY=VALUE…` with absolute keys, or by --config with relative ones."""
+    named = [argument for argument in arguments or [] if "=" not in argument]
+    overrides = [argument for argument in arguments or [] if "=" in argument]
+    if config is not None and named:
+        raise UserError(f"{named[0]} is named beside --config {config}", "name one recipe")
+    if config is None and len(named) != 1:
+        raise UserError(
+            f"ladle {stage} needs one recipe, and {len(named)} are named", f"ladle {stage} RECIPE [KEY=VALUE]..."
+        )
+    relative_to = "" if config is None else section or stage
+    return api.open(config or named[0], overrides, root, only=stage, out=out, section=relative_to)
+
+
+def _print_path(made: api.Artifact) -> None:
+    sys.stdout.write(f"{made.path}\n")
 
 
 @app.command()
 def mix(
-    config: ConfigPath,
-    overrides: Overrides = None,
+    recipe: RecipeAndOverrides = None,
+    config: ConfigPath = None,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; they never change the data.")] = None,
     executor: Annotated[str | None, typer.Option("--executor", help="Where shards run: processes or ray.")] = None,
     export: Annotated[
-        str | None, typer.Option("--export", help="arrow: also write OUT-arrow, which load_from_disk opens.")
+        Literal["arrow"] | None, typer.Option("--export", help="Also write OUT-arrow, which load_from_disk opens.")
     ] = None,
 ) -> None:
     """Mix datasets by ratio into packed rows of tokens.
 
     Examples:
 
-      ladle mix --config recipes/quickstart.yaml --out mixture
+      ladle mix recipes/quickstart.yaml mix.seed=1 --out mixture
 
-      ladle mix --config recipes/quickstart.yaml --out mixture --export arrow
+      ladle mix recipes/quickstart.yaml --out mixture --export arrow
     """
-    if export not in (None, "arrow"):
-        raise UserError(f"unknown form --export {export}", "use --export arrow")
-    options = [f"{name}={value}" for name, value in (("workers", workers), ("executor", executor)) if value is not None]
-    steps, workspace = load_steps(config, [*(overrides or []), *options], root, only="mix", section="mix", out=out)
-    build_all(steps, workspace)
-    path = workspace.path_of(steps[-1])
-    sys.stdout.write(f"{path}\n")
-    if export == "arrow":
-        from ladle.data.arrow import export_arrow
+    prefix = "mix." if config is None else ""
+    options = {"workers": workers, "executor": executor}
+    given = [f"{prefix}{name}={value}" for name, value in options.items() if value is not None]
+    made = _open_stage("mix", [*(recipe or []), *given], config, out, root).build("mix")
+    _print_path(made)
+    if export is not None:
+        sys.stdout.write(f"{api.export_arrow(made)}\n")
 
-        arrow = path.with_name(path.name + "-arrow")
-        export_arrow(path, arrow)
-        sys.stdout.write(f"{arrow}\n")
+
+def _stage_command(stage: str, what: str, section: str = "") -> Callable[..., None]:
+    def command(
+        recipe: RecipeAndOverrides = None, config: ConfigPath = None, out: Out = None, root: Root = DEFAULT_ROOT
+    ) -> None:
+        _print_path(_open_stage(stage, recipe, config, out, root, section).build(stage))
+
+    command.__doc__ = f"{what}\n\nExample:\n\n  ladle {stage} recipes/quickstart.yaml --out {stage}-out"
+    return app.command(stage)(command)
 
 
 _stage_command("pretrain", "Continue pretraining a model on a mixture.")
-_stage_command("rollout", "Sample completions of the policy and label them by their answers.")
-_stage_command("prefer", "Join preference data into prompt, completion and label.")
+_stage_command("rollout", "Sample completions and label them by their answers.")
+_stage_command("prefer", "Join preference data into prompt, completion, label.", section="kto")
 _stage_command("kto", "Align a policy by KTO.")
-
-
-# Stages that stand alone.
 
 
 @app.command()
 def soup(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[MEMBER|KEY=VALUE]...")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A recipe, instead of members.")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE|MEMBER]... [KEY=VALUE]...", help="A recipe, or members from oldest to newest."),
+    ] = None,
+    config: ConfigPath = None,
     include_base: Annotated[
         bool | None, typer.Option("--include-base/--no-base", help="Whether a recipe's base is a member.")
     ] = None,
@@ -234,9 +295,10 @@ def soup(
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Average models of one architecture, every tensor accounted for.
+    """Average models of one architecture, tensor by tensor.
 
-    A member is a model's folder, a folder of checkpoints, a glob, or a Hub id; members go from oldest to newest.
+    A member is a model's folder, a folder of checkpoints, a glob, a Hub id or RECIPE:STEP; members go from oldest to
+    newest. Every tensor is accounted for.
 
     Examples:
 
@@ -244,27 +306,23 @@ def soup(
 
       ladle soup base checkpoints --out soup method=ema ema_alpha=0.2
 
-      ladle soup --config recipes/quickstart.yaml --no-base --out soup
+      ladle soup recipes/quickstart.yaml --no-base --out soup
     """
-    from ladle.pipeline import soup_step
-
     members = [argument for argument in arguments or [] if "=" not in argument]
     overrides = [argument for argument in arguments or [] if "=" in argument]
     flags = {"include_base": include_base, "allow_missing": allow_missing or None}
-    overrides += [f"{key}={str(value).lower()}" for key, value in flags.items() if value is not None]
-    if config is not None:
-        if members:
-            raise UserError(f"{members[0]} is named beside a recipe", "leave it out, or set members=[…]")
-        steps, workspace = load_steps(config, overrides, root, only="soup", section="soup", out=out)
-    else:
-        steps, workspace = [soup_step(members, overrides, root, out)], _place("soup", out, root)
-    build_all(steps, workspace)
-    sys.stdout.write(f"{workspace.path_of(steps[-1])}\n")
+    given = [f"{key}={str(value).lower()}" for key, value in flags.items() if value is not None]
+    is_recipe = config is None and len(members) == 1 and Path(members[0]).is_file()
+    if config is None and not is_recipe:
+        _print_path(api.soup(members, out, [*overrides, *given], root))
+        return
+    prefixed = [f"soup.{one}" if is_recipe else one for one in given]
+    _print_path(_open_stage("soup", [*members, *overrides, *prefixed], config, out, root).build("soup"))
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or a Hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, a Hub id, or RECIPE:STEP.")],
     overrides: Overrides = None,
     benchmarks: Annotated[
         str, typer.Option("--benchmarks", help="Names, or jsonl files of questions and answers, separated by commas.")
@@ -285,19 +343,9 @@ def evaluate(
 
       ladle evaluate my-model --benchmarks gsm8k,math500 --data benchmarks --out scores sampling.max_new_tokens=64
     """
-    from ladle.pipeline import evaluate_step
-
-    settings = {
-        "models": [{"model": model, "name": "model", "revision": revision}],
-        "benchmarks": benchmarks.split(","),
-        "data": str(data) if data else None,
-        "limit": limit,
-    }
-    step = evaluate_step(settings, overrides or [], root)
-    workspace = _place(step.name, out, root)
-    build_all(in_build_order([step]), workspace)
-    display.print_results([step], workspace)
-    sys.stdout.write(f"{workspace.path_of(step)}\n")
+    scores = api.evaluate(model, benchmarks.split(","), data, limit, out, overrides, root, revision)
+    display.print_scores({"model": scores})
+    _print_path(scores)
 
 
 @app.command()
@@ -312,7 +360,7 @@ def fetch(
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
-    """Bring a model or a dataset to disk, or make a model with random weights.
+    """Bring a model or a dataset to disk, or make a model.
 
     Examples:
 
@@ -322,14 +370,68 @@ def fetch(
 
       ladle fetch --init recipes/openseek/init.yaml tokenizer=DIR --out fresh
     """
-    from ladle.pipeline import fetch_step
-
     if model is not None and "=" in model:  # nothing is named to fetch, so this is the first override
         model, overrides = None, [model, *(overrides or [])]
-    step = fetch_step(model, dataset, init, revision, overrides or [], root)
-    workspace = _place(step.name, out, root)
-    build_all([step], workspace)
-    sys.stdout.write(f"{workspace.path_of(step)}\n")
+    _print_path(api.fetch(model, dataset, init, revision, out, overrides, root))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or RECIPE:STEP.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to complete, as they are.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed")] = 1,
+    root: Root = DEFAULT_ROOT,
+    as_json: AsJson = False,
+) -> None:
+    r"""Complete prompts with a model.
+
+    Example:
+
+      ladle generate recipes/tiny.yaml:kto "Question: 2 + 3 = ?\nAnswer:" --max-new-tokens 16
+    """
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    display.print_completions(prompts, api.generate(model, prompts, root, **settings), as_json)
+
+
+# Artifacts.
+
+
+@app.command()
+def verify(
+    artifact: Reference,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Also average a soup's members again and compare every tensor.")
+    ] = False,
+    root: Root = DEFAULT_ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Re-hash an artifact and all it was made from.
+
+    Names each changed, missing or extra file and exits 1 if there is any.
+
+    Examples:
+
+      ladle verify soup
+
+      ladle verify soup --recompute
+    """
+    faults = api.verify(artifact, recompute, root)
+    display.print_faults(artifact, faults, recompute, as_json)
+    if faults:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@app.command()
+def show(artifact: Reference, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+    """Print what an artifact is, and what it was made from.
+
+    Example:
+
+      ladle show recipes/tiny.yaml:kto
+    """
+    display.print_record(api.artifact(artifact, root), as_json)
 
 
 @app.command()
@@ -350,70 +452,79 @@ def grade(
 
       ladle grade pairs.jsonl --out verdicts.jsonl
     """
-    from ladle.evaluation.grade_file import grade_file, grade_one
-
     if pairs is not None and out is not None:
-        counts = grade_file(pairs, out)
-        sys.stdout.write(
-            json.dumps(counts) + "\n" if as_json else "".join(f"{name}: {count}\n" for name, count in counts.items())
-        )
+        display.print_counts(api.grade_file(pairs, out), as_json)
     elif gold is not None and answer is not None:
-        display.print_grade(grade_one(gold, answer), as_json)
+        display.print_grade(api.grade(gold, answer), as_json)
     elif pairs is not None:
-        raise UserError(f"there is no file to write the verdicts on {pairs} to", "add --out VERDICTS.jsonl")
+        raise UserError(f"the verdicts on {pairs} have no file to go to", "add --out VERDICTS.jsonl")
     else:
         raise UserError("nothing to grade", "give --gold and --answer, or PAIRS.jsonl and --out VERDICTS.jsonl")
 
 
 @app.command()
 def rescore(
-    results: Annotated[Path, typer.Argument(metavar="FILE|DIR", help="A result file, or a folder of them.")],
+    results: Annotated[
+        str, typer.Argument(metavar="FILE|DIR", help="A result file, a folder of them, or RECIPE:STEP.")
+    ],
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl, for gold answers.")
     ] = None,
+    root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """Grade stored completions again, ours or upstream's, and list every verdict that differs from the stored score.
+    """Grade stored completions again, ours or upstream's.
+
+    Lists every verdict that differs from the stored score.
 
     Example:
 
       ladle rescore scores
     """
-    from ladle.evaluation.rescore import rescore as grade_again
-    from ladle.grading.grade import GraderConfig
-
-    display.print_rescored(grade_again(results, GraderConfig(), data), as_json)
+    display.print_rescored(api.rescore(results, data, root), as_json)
 
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Result file or folder of one model.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Result file or folder of the other.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="Result file or folder of one model, or RECIPE:STEP.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Result file or folder of the other, or RECIPE:STEP.")],
+    root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models item by item: difference with interval, test, and the smallest difference that could be seen.
+    """Compare two models item by item.
+
+    Prints the difference with interval, test, and the smallest difference that could be detected.
 
     Example:
 
       ladle compare scores-before scores-after
     """
-    from ladle.evaluation.compare import compare_runs
-
-    display.print_comparison(compare_runs(first, second), as_json)
+    display.print_comparison(api.compare(first, second, root), as_json)
 
 
-# Commands with files of their own.
+@app.command()
+def push(
+    artifact: Reference,
+    repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; created if there is none.")],
+    results: Annotated[
+        list[str] | None, typer.Option("--results", help="An evaluation whose scores the card shows; may be repeated.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option("--message", help="The commit's message.")] = None,
+    root: Root = DEFAULT_ROOT,
+) -> None:
+    """Put an artifact on the Hub, with a card, in one commit.
 
-app.command()(doctor.doctor)
-app.command()(launch.launch)
-app.command()(push.push)
+    Examples:
+
+      ladle push recipes/quickstart.yaml:kto me/my-model --results recipes/quickstart.yaml:evaluate/kto
+
+      ladle push runs/quickstart/mix/mix-0123456789ab me/my-mixture --private
+    """
+    sys.stdout.write(f"{api.push(artifact, repo_id, results or [], private, message, root)}\n")
 
 
-# What the commands share.
-
-
-def _place(name: str, out: Path | None, root: Path) -> Workspace:
-    return Workspace(root / "standalone", ((name, out),) if out is not None else ())
+# Outcomes.
 
 
 _DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
@@ -425,7 +536,7 @@ _ACCESS_ERRORS = {
 
 
 def _as_user_error(error: BaseException) -> LadleError | None:
-    """Return the foreseen outcome an exception stands for: Ladle's own, a full disk, or a folder closed to writing."""
+    """Return the foreseen outcome that an exception means: Ladle's own, a full disk, or a folder without access."""
     if isinstance(error, LadleError):
         return error
     number = error.errno if isinstance(error, OSError) else None
@@ -456,11 +567,11 @@ def _run_and_explain(arguments: list[str] | None) -> Any:
         return app(args=arguments, standalone_mode=False) or 0
     except typer.Exit as outcome:
         return outcome.exit_code
-    except ClickException as error:
+    except UsageError as error:
         error.show()
         return EXIT_USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; run the same command again to go on\n")
+        sys.stderr.write("interrupted; run the same command again to resume\n")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place where exceptions become exit codes; bugs keep their traceback
         outcome = _as_user_error(error)

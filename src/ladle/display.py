@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ladle.artifacts.build import Workspace
+from ladle.api import Artifact, Evaluation, Run, StepStatus
 from ladle.artifacts.plan import PlannedStep, State
-from ladle.artifacts.record import RECORD_NAME, read_record
-from ladle.artifacts.step import Step
-from ladle.log import get_logger
+from ladle.artifacts.worker import torchrun_command
 
-logger = get_logger(__name__)
-
-STAGE_ROW = "{:<10} {}"
-
-
-def say_cached(planned: PlannedStep) -> None:
-    """Say that a finished step is used as it is."""
-    logger.info("%s: cached", planned.step.name)
-
-
-@contextmanager
-def building(planned: PlannedStep) -> Iterator[None]:
-    """Say that a step starts and why, and how long it took."""
-    why = f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
-    logger.info("%s: %s%s", planned.step.name, planned.state, why)
-    started = time.monotonic()
-    yield
-    logger.info("%s: done in %.1f s", planned.step.name, time.monotonic() - started)
+if TYPE_CHECKING:
+    from ladle.checkup import Finding
+    from ladle.evaluation.compare import Comparison
+    from ladle.evaluation.rescore import Rescored
+    from ladle.generation.request import Sample
+    from ladle.grading.verdict import Grade
+    from ladle.launch.queue import Launched
+    from ladle.preflight.rehearse import Rehearsal
 
 
 def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
@@ -46,72 +32,42 @@ def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
         _print_table(["step", "state", "why"], [[row["step"], row["state"], "; ".join(row["reasons"])] for row in rows])
 
 
-def print_status(plan: list[PlannedStep], as_json: bool, jobs: Mapping[str, str]) -> None:
-    """Print which steps are done, in what time and size, and who builds the others.
-
-    Args:
-        plan: the steps.
-        as_json: for a program.
-        jobs: what became of the Slurm jobs of unfinished steps, by step.
-    """
-    rows = []
-    for planned in plan:
-        done = planned.state is State.CACHED
-        record = read_record(planned.path) if done else {}
-        holder = planned.path.with_name(f".{planned.path.name}.holder")
-        rows.append(
-            {
-                "step": planned.step.name,
-                "state": "done" if done else str(planned.state),
-                "seconds": record.get("timings", {}).get("seconds"),
-                "size_bytes": sum(entry["size_bytes"] for entry in record.get("files", {}).values()),
-                "building": json.loads(holder.read_text()) if holder.is_file() and not done else None,
-                "job": jobs.get(planned.step.name),
-            }
-        )
+def print_status(rows: list[StepStatus], as_json: bool) -> None:
+    """Print which steps are done, in what time and size, and who builds the others."""
     if as_json:
-        _print_json(rows)
+        _print_json([asdict(row) for row in rows])
         return
-    table = [
-        [
-            row["step"],
-            ", ".join(filter(None, [_state_of(row), row["job"]])),
-            "" if row["seconds"] is None else f"{row['seconds']:.1f} s",
-            f"{row['size_bytes'] / 1e6:,.1f} MB" if row["size_bytes"] else "",
-        ]
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        by = row.building
+        state = f"building by process {by['pid']} on {by['host']}" if by else row.state
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f} s"
+        size = f"{row.size_bytes / 1e6:,.1f} MB" if row.size_bytes else ""
+        table.append([row.step, ", ".join(filter(None, [state, row.job])), seconds, size])
     _print_table(["step", "state", "time", "size"], table)
 
 
-def _state_of(row: dict[str, Any]) -> str:
-    holder = row["building"]
-    return f"building by process {holder['pid']} on {holder['host']}" if holder else row["state"]
+def print_results(run: Run) -> None:
+    """Print the scores of each evaluated model, and where the report is."""
+    print_scores(run.scores)
+    if run.report:
+        sys.stdout.write(f"report: {run.report}\n")
 
 
-def print_results(steps: list[Step], workspace: Workspace) -> None:
-    """Print accuracy, n and 95 % interval of each evaluated model, and where the report is."""
-    evaluations = [step for step in steps if step.stage.name == "evaluate"]
-    rows = [row for step in evaluations for row in _result_rows(step, workspace.path_of(step))]
+def print_scores(evaluations: Mapping[str, Evaluation]) -> None:
+    """Print accuracy, n and 95 % interval of each model on each benchmark."""
+    rows = [
+        [model, benchmark, f"{one.accuracy:.1%}", str(one.n), f"{one.interval[0]:.1%} to {one.interval[1]:.1%}"]
+        for model, scores in evaluations.items()
+        for benchmark, one in scores.items()
+    ]
     if rows:
         _print_table(["model", "benchmark", "accuracy", "n", "95 % interval"], rows)
-    for step in steps:
-        if step.stage.name == "report":
-            sys.stdout.write(f"report: {workspace.path_of(step) / 'index.html'}\n")
 
 
-def _result_rows(step: Step, folder: Path) -> list[list[str]]:
-    if not (folder / RECORD_NAME).is_file():
-        return []
-    name = step.name.rsplit("/", 1)[-1]
-    return [
-        [name, benchmark, f"{m['accuracy']:.1%}", str(m["n"]), f"{m['low']:.1%} to {m['high']:.1%}"]
-        for benchmark, m in read_record(folder)["metrics"].items()
-    ]
-
-
-def print_record(record: dict[str, Any], as_json: bool) -> None:
+def print_record(artifact: Artifact, as_json: bool) -> None:
     """Print a record, for people without its file list."""
+    record = artifact.record
     if as_json:
         _print_json(record)
         return
@@ -121,7 +77,7 @@ def print_record(record: dict[str, Any], as_json: bool) -> None:
         "fingerprint": record["fingerprint"],
         "digest": record["digest"],
         "files": f"{len(record['files'])}, {size / 1e6:,.1f} MB",
-        "time": f"{record['timings']['seconds']:.1f} s",
+        "time": f"{artifact.seconds:.1f} s",
         **{f"input {role}": ", ".join(_describe(item) for item in items) for role, items in record["inputs"].items()},
         **{f"count {name}": str(value) for name, value in record["counters"].items()},
         **{f"metric {name}": json.dumps(value) for name, value in record["metrics"].items()},
@@ -138,28 +94,54 @@ def _describe(item: dict[str, Any]) -> str:
     return ", ".join(entry["path"] for entry in item["files"][:3]) + (", …" if len(item["files"]) > 3 else "")
 
 
-def print_submitted(submitted: list[tuple[Any, str]], queued: list[tuple[str, str]], as_json: bool) -> None:
-    """Print each Slurm job that was submitted, its id and what it waits for; and those that were in the queue before.
+def print_faults(artifact: str, faults: list[str], recomputed: bool, as_json: bool) -> None:
+    """Print a line for each fault of an artifact, or that there is none."""
+    if as_json:
+        sys.stdout.write(json.dumps({"artifact": artifact, "faults": faults}) + "\n")
+        return
+    lines = faults or [
+        f"{artifact}: every file is as it was recorded, and so is all it was made from",
+        *([f"{artifact}: every tensor is the mean of the members"] if recomputed else []),
+    ]
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
-    Args:
-        submitted: jobs with their ids.
-        queued: (name, id) of those that an earlier launch submitted.
-        as_json: for a program.
-    """
+
+def print_commands(plan: list[PlannedStep]) -> None:
+    """Print how each step would be started on this machine."""
+    for planned in plan:
+        processes = getattr(planned.step.config, "processes", 1)
+        how = "in this process" if processes == 1 else shlex.join(torchrun_command(processes, {}))
+        sys.stdout.write(f"{planned.step.name}: {'cached' if planned.state is State.CACHED else how}\n")
+
+
+def print_scripts(launched: Launched, as_json: bool) -> None:
+    """Print the Slurm scripts and the commands that would submit them."""
+    from ladle.launch.queue import sbatch_command
+
+    if as_json:
+        _print_json([{"job": s.job.name, "after": list(s.job.after), "script": s.text} for s in launched.scripts])
+        return
+    for script in launched.scripts:
+        ids = {name: f"<{name}>" for name in script.job.after}
+        sys.stdout.write(f"# ---- {script.path}: {' '.join(sbatch_command(script.job, ids))}\n{script.text}\n")
+
+
+def print_submitted(launched: Launched, as_json: bool) -> None:
+    """Print each Slurm job that was submitted, its id and what it waits for; and those that were queued before."""
+    submitted, queued = launched.submitted, launched.queued
     if as_json:
         _print_json([{"job": job.name, "id": number, "after": list(job.after)} for job, number in submitted])
         return
     if submitted:
         _print_table(["job", "id", "after"], [[job.name, number, ", ".join(job.after)] for job, number in submitted])
     if queued:
-        names = ", ".join(f"{name} ({number})" for name, number in queued)
+        names = ", ".join(f"{job.name} ({job.id})" for job in queued)
         sys.stdout.write(f"in the queue from an earlier launch: {names}\n")
     if not submitted:
-        sys.stdout.write("every other step is finished: " if queued else "every step is finished: ")
-        sys.stdout.write("nothing to submit\n")
+        sys.stdout.write(f"{'every other step' if queued else 'every step'} is finished: nothing to submit\n")
 
 
-def print_findings(found: list[Any], as_json: bool) -> None:
+def print_findings(found: Sequence[Finding], as_json: bool) -> None:
     """Print what the doctor found: level, where, what, and the fix."""
     if as_json:
         _print_json([asdict(finding) for finding in found])
@@ -170,11 +152,12 @@ def print_findings(found: list[Any], as_json: bool) -> None:
     sys.stdout.write(f"{counts['error']} error(s), {counts['warning']} warning(s)\n")
 
 
-def print_rehearsal(lines: list[Any], changes: list[str], seconds: float, gpus: int) -> None:
+def print_rehearsal(rehearsal: Rehearsal) -> None:
     """Print the rehearsal's table, what it made smaller, and the totals."""
+    gpus = rehearsal.gpus
     rows = [
         [
-            line.stage,
+            line.step,
             f"{line.seconds:,.0f} s",
             f"{line.peak_bytes / 1e9:.2f} GB",
             *([f"{line.gpu_peak_bytes / 1e9:.2f} GB"] if gpus else []),
@@ -183,29 +166,48 @@ def print_rehearsal(lines: list[Any], changes: list[str], seconds: float, gpus: 
             "" if line.cost is None else f"{line.cost:,.2f}",
             line.note,
         ]
-        for line in lines
+        for line in rehearsal.lines
     ]
     on_gpus = ["on GPUs"] if gpus else []
     _print_table(["step", "rehearsal", "peak memory", *on_gpus, "full run", "full disk", "cost", ""], rows)
-    for change in changes:
+    for change in rehearsal.changes:
         sys.stdout.write(f"not tried at its true size: {change}\n")
-    full = sum(line.full_seconds or 0 for line in lines) / 3600
-    cost = sum(line.cost or 0 for line in lines)
+    full = sum(line.full_seconds or 0 for line in rehearsal.lines) / 3600
+    cost = sum(line.cost or 0 for line in rehearsal.lines)
     where = f"{gpus} GPU(s)" if gpus else "these CPU cores"
-    sys.stdout.write(f"rehearsed in {seconds:,.0f} s; the full run takes about {full:,.1f} h on {where}\n")
-    how = "" if gpus else ", of the trainings on H100s, reckoned from their FLOPs at 40 % of the peak"
+    sys.stdout.write(f"rehearsed in {rehearsal.seconds:,.0f} s; the full run takes about {full:,.1f} h on {where}\n")
+    how = "" if gpus else ", of the trainings on H100s, estimated from their FLOPs at 40 % of the peak"
     sys.stdout.write(f"cost about {cost:,.2f}{how}\n")
 
 
-def print_grade(grade: dict[str, Any], as_json: bool) -> None:
+def print_completions(prompts: Sequence[str], samples: list[list[Sample]], as_json: bool) -> None:
+    """Print each prompt with its completions."""
+    rows = [
+        {"prompt": prompt, "completions": [one.text for one in own]}
+        for prompt, own in zip(prompts, samples, strict=True)
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        sys.stdout.write("".join(f"{row['prompt']}{completion}\n" for completion in row["completions"]))
+
+
+def print_counts(counts: Mapping[str, int], as_json: bool) -> None:
+    """Print how many answers got each verdict."""
+    text = json.dumps(counts) if as_json else "\n".join(f"{name}: {count}" for name, count in counts.items())
+    sys.stdout.write(text + "\n")
+
+
+def print_grade(grade: Grade, as_json: bool) -> None:
     """Print one verdict and its reason."""
     if as_json:
-        _print_json(grade)
+        _print_json({"verdict": grade.verdict.value, "reason": grade.reason, "seconds": grade.seconds})
     else:
-        sys.stdout.write(f"{grade['verdict']}: {grade['reason']}\n")
+        sys.stdout.write(f"{grade.verdict.value}: {grade.reason}\n")
 
 
-def print_rescored(rescored: list[Any], as_json: bool) -> None:
+def print_rescored(rescored: Sequence[Rescored], as_json: bool) -> None:
     """Print each file's accuracy before and after, and every changed verdict with its reason."""
     if as_json:
         files = [{**asdict(file), "path": str(file.path)} for file in rescored]
@@ -219,7 +221,7 @@ def print_rescored(rescored: list[Any], as_json: bool) -> None:
             _print_table(["item", "stored", "now", "why", "gold", "answer"], rows)
 
 
-def print_comparison(comparison: Any, as_json: bool) -> None:
+def print_comparison(comparison: Comparison, as_json: bool) -> None:
     """Print the paired difference on each benchmark and over all items, and how many items flipped."""
     if as_json:
         _print_json(asdict(comparison))

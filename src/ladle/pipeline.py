@@ -10,6 +10,7 @@ Every function below adds one stage; this is the one place that names them. A mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ladle.config_file import ConfigFile
 from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferConfig
 from ladle.data.formats import find_code
 from ladle.errors import UserError
-from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice
+from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
 from ladle.hub import is_repo_id
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
@@ -37,6 +38,9 @@ Inputs = dict[str, tuple[StepInput, ...]]
 CHECKPOINTS = "checkpoints/checkpoint-*"
 STEP_NAMES = ("datasets", "models", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate", "report")
 """What the names of steps begin with, up to a slash."""
+STAGES = tuple(
+    module.STAGE for module in (fetch, mix, pretrain, soup, rollout, prefer, kto_reference, kto, gate, evaluate, report)
+)
 
 
 class Pipeline:
@@ -46,22 +50,31 @@ class Pipeline:
         recipe: the recipe.
         finder: finds what its names stand for.
         reads_members_once: members of a soup that are not hashed yet are hashed while they are averaged.
+        on_fault: gets the errors of sections that make no step; without it the first one is raised.
     """
 
-    def __init__(self, recipe: Recipe, finder: InputFinder, reads_members_once: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        finder: InputFinder,
+        reads_members_once: bool = False,
+        on_fault: Callable[[UserError], None] | None = None,
+    ) -> None:
         self.recipe = recipe
         self.finder = finder
         self.member_files = finder.unread if reads_members_once else finder.local
         self.steps: dict[str, Step] = {}
         self.models: dict[str, Step] = {}
-        self._add_datasets()
-        self._add_base()
-        self._add_mix()
-        self._add_pretrain()
-        self._add_soup()
-        self._add_alignments()
-        self._add_evaluate()
-        self._add_report()
+        for add in (
+            *(self._add_datasets, self._add_base, self._add_mix, self._add_pretrain, self._add_soup),
+            *(self._add_alignments, self._add_evaluate, self._add_report),
+        ):
+            try:
+                add()
+            except UserError as fault:
+                if on_fault is None:
+                    raise
+                on_fault(fault)
 
     def in_build_order(self, only: str | None = None) -> list[Step]:
         """Return every step, parents first; or only what the step named `only` needs, with itself last.
@@ -198,12 +211,17 @@ class Pipeline:
     def _add_alignments(self) -> None:
         """Add rollout, preference data, reference pass, training and gate of every round of every alignment."""
         alignments = self.recipe.alignments
-        rounds = [(section, number) for section in alignments for number in range(section.rounds)]
+        several = isinstance(self.recipe.kto, list)
+        rounds = [
+            (section, f"kto.{index}" if several else "kto", number)
+            for index, section in enumerate(alignments)
+            for number in range(section.rounds)
+        ]
         if not rounds and self.recipe.rollout is not None:
             self._add_rollout("rollout", 0, self._model(self.recipe.rollout.model, "rollout.model"))
-        for number, (section, _) in enumerate(rounds):
-            parent = self._model(section.model if number == 0 else None, "kto.model")
-            self.models["kto"] = self._add_round(section, number, parent, is_last=number == len(rounds) - 1)
+        for number, (section, key, _) in enumerate(rounds):
+            parent = self._model(section.model if number == 0 else None, f"{key}.model")
+            self.models["kto"] = self._add_round(section, key, number, parent, is_last=number == len(rounds) - 1)
 
     def _add_rollout(self, name: str, number: int, policy: StepInput) -> None:
         config = self.recipe.rollout
@@ -212,7 +230,7 @@ class Pipeline:
             inputs = {"model": (policy,), "prompts": prompts}
             self._add(Step(name, rollout.STAGE, config.in_round(number), inputs, "rollout"))
 
-    def _add_round(self, section: KtoSection, number: int, parent: StepInput, is_last: bool) -> Step:
+    def _add_round(self, section: KtoSection, key: str, number: int, parent: StepInput, is_last: bool) -> Step:
         """Add one round and return the step whose model is its result; the last round's is called `kto`."""
         suffix = f"/round-{number + 1}" if number else ""
         rollout = self.recipe.rollout
@@ -221,23 +239,23 @@ class Pipeline:
             self._add_rollout(f"rollout{suffix}", number, policy)
         joined = PreferConfig(**{name: getattr(section, name) for name in PreferConfig.model_fields})
         inputs: Inputs = {
-            f"source:{index}": self._preference(source.dataset, source.revision, f"rollout{suffix}")
+            f"source:{index}": self._preference(source.dataset, source.revision, f"{key}.data", f"rollout{suffix}")
             for index, source in enumerate(joined.data)
         }
-        preference = self._add(Step(f"prefer{suffix}", prefer.STAGE, joined, inputs, "kto"))
+        preference = self._add(Step(f"prefer{suffix}", prefer.STAGE, joined, inputs, key))
         training = KtoConfig(**{name: getattr(section, name) for name in KtoConfig.model_fields})
         inputs = {"model": (parent,), "preference": (StepOutput(preference),)}
         passes = KtoReferenceConfig.of(training, section.seed)
-        reference = self._add(Step(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, "kto"))
+        reference = self._add(Step(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, key))
         inputs = {"model": (parent,), "reference": (StepOutput(reference),)}
         name = "kto" if is_last and section.gate is None else f"kto/training-{number + 1}"
-        result = self._add(Step(name, kto.STAGE, training, inputs, "kto"))
+        result = self._add(Step(name, kto.STAGE, training, inputs, key))
         if section.gate is None:
             return result
         inputs = {"parent": (parent,), "candidate": (StepOutput(result),)}
-        inputs["prompts"] = self._dataset(section.gate.prompts.dataset, "kto.gate.prompts")
+        inputs["prompts"] = self._dataset(section.gate.prompts.dataset, f"{key}.gate.prompts")
         name = "kto" if is_last else f"kto/gate-{number + 1}"
-        return self._add(Step(name, gate.STAGE, section.gate, inputs, "kto.gate"))
+        return self._add(Step(name, gate.STAGE, section.gate, inputs, f"{key}.gate"))
 
     def _add_evaluate(self) -> None:
         config = self.recipe.evaluate
@@ -265,7 +283,8 @@ class Pipeline:
         if benchmark.dataset is not None:
             return self._dataset(benchmark.dataset, key)
         if data is not None:
-            return (self.finder.find("dataset", str(Path(data) / benchmark.name / "test.jsonl"), key),)
+            place = str(Path(data) / benchmark.name / "test.jsonl")
+            return (self.finder.find("dataset", place, key, known=tuple(builtin_benchmarks())),)
         source = benchmark.hub_source()
         return (self.finder.find("dataset", source.id, key, source.revision, file=source.file),)
 
@@ -289,27 +308,24 @@ class Pipeline:
             return StepOutput(list(self.models.values())[-1])
         if reference in self.models:
             return StepOutput(self.models[reference])
-        if find_local(reference):
-            return self.finder.local(find_local(reference))
-        known = f"use one of {', '.join(self.models)}, or a path" if self.models else "name a path, or add `base:`"
-        raise UserError(f"{key} names {reference!r}, which is neither a model of this recipe nor a folder", known)
+        if is_repo_id(reference) and not find_local(reference):
+            raise UserError(f"{key} names {reference}, a model of the Hub", "name it under `base:`, which imports it")
+        return self.finder.find("model", reference, key, known=tuple(self.models))
 
     def _model_or_hub(self, reference: str, revision: str | None, key: str) -> StepInput:
-        if reference not in self.models and not find_local(reference) and is_repo_id(reference):
-            return self.finder.find("model", reference, key, revision)
-        return self._model(reference, key)
+        if reference in self.models:
+            return self._model(reference, key)
+        return self.finder.find("model", reference, key, revision, known=tuple(self.models))
 
     def _tokenizer(self, reference: str, revision: str | None, key: str) -> StepInput:
         """Return a folder with a tokenizer, or a model of the Hub of which only the tokenizer's files are fetched."""
         return self.finder.find("model", reference, key, revision, patterns=TOKENIZER_PATTERNS)
 
-    def _preference(self, reference: str, revision: str | None, rollouts: str) -> tuple[StepInput, ...]:
+    def _preference(self, reference: str, revision: str | None, key: str, rollouts: str) -> tuple[StepInput, ...]:
         if reference != ROLLOUTS:
-            return self._dataset(reference, "kto.data", revision)
+            return self._dataset(reference, key, revision)
         if rollouts not in self.steps:
-            raise UserError(
-                "kto.data names rollouts, and the recipe has no `rollout:` section", "add one, or other data"
-            )
+            raise UserError(f"{key} names rollouts, and the recipe has no `rollout:` section", "add one, or other data")
         return (StepOutput(self.steps[rollouts]),)
 
     def _dataset(self, reference: str, key: str, revision: str | None = None) -> tuple[StepInput, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -133,8 +133,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), section: str = "") ->
     """
     file = ConfigFile.read(path)
     file.override(list(overrides), section)
-    recipe = file.validate(Recipe)
-    return _with_seed(recipe, recipe.seed).model_copy(update={"seed": recipe.seed, "source": str(path)})
+    return _spread_seed(file.validate(Recipe)).model_copy(update={"source": str(path)})
 
 
 def make_recipe(sections: dict[str, Any], overrides: Sequence[str], section: str) -> Recipe:
@@ -144,23 +143,37 @@ def make_recipe(sections: dict[str, Any], overrides: Sequence[str], section: str
     return file.validate(Recipe)
 
 
-ConfigT = TypeVar("ConfigT", bound=Config)
+def with_processes(recipe: Recipe, processes: int) -> Recipe:
+    """Return the recipe with every training on so many processes of a machine."""
+
+    def change(config: Config) -> dict[str, Any]:
+        return {"processes": processes} if "processes" in type(config).model_fields else {}
+
+    return _change_sections(recipe, change)
 
 
-def _with_seed(config: ConfigT, seed: int) -> ConfigT:
-    """Return a section with the recipe's seed wherever in it a seed can be set and is not."""
-    values = {name: getattr(config, name) for name in type(config).model_fields}
-    changed = {name: _spread(value, seed) for name, value in values.items()}
-    fresh = {name: value for name, value in changed.items() if value is not values[name]}
-    is_unset = "seed" not in config.model_fields_set
-    if is_unset and config.takes_recipe_seed and ("seed" in values or isinstance(config, TrainerArguments)):
-        fresh["seed"] = seed
-    return config.model_copy(update=fresh) if fresh else config
+def _spread_seed(recipe: Recipe) -> Recipe:
+    """Return the recipe with its seed wherever in it a seed can be set and is not."""
+
+    def change(config: Config) -> dict[str, Any]:
+        has_seed = "seed" in type(config).model_fields or isinstance(config, TrainerArguments)
+        takes_it = has_seed and config.takes_recipe_seed and "seed" not in config.model_fields_set
+        return {"seed": recipe.seed} if takes_it else {}
+
+    return _change_sections(recipe, change)
 
 
-def _spread(value: Any, seed: int) -> Any:
+ValueT = TypeVar("ValueT")
+
+
+def _change_sections(value: ValueT, change: Callable[[Config], dict[str, Any]]) -> ValueT:
+    """Return a recipe, or a part of one, with every section in it changed."""
+    made: Any = value
     if isinstance(value, Config):
-        return _with_seed(value, seed)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_spread(item, seed) for item in value)
-    return {key: _spread(item, seed) for key, item in value.items()} if isinstance(value, dict) else value
+        inner = {name: _change_sections(getattr(value, name), change) for name in type(value).model_fields}
+        made = value.model_copy(update=inner | change(value))
+    elif isinstance(value, (list, tuple)):
+        made = type(value)(_change_sections(item, change) for item in value)
+    elif isinstance(value, dict):
+        made = {key: _change_sections(item, change) for key, item in value.items()}
+    return made

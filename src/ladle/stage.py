@@ -8,12 +8,17 @@ declaration: `run` imports what it needs when it is called.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ladle.config import Config
 from ladle.executors import Shard
+
+if TYPE_CHECKING:
+    from ladle.artifacts.step import Step
+    from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking
 
 Inputs = dict[str, list[Path]]
 """What a stage reads: folders and files by role, in order."""
@@ -48,7 +53,14 @@ class Stage:
         run_shard: works one share of it ahead of `run`, side by side with others; None if it is one piece.
         version: raised when its meaning changes, so that old artifacts are rebuilt.
         volatile: globs of files whose bytes may differ between equal results (timings); left out of the digest.
-        wants_gpus: it is worth a GPU where there is one.
+        wants_gpus: it is worth a GPU if there is one.
+        resumes_from: what a stopped run has left to resume from, in its unfinished folder; None if it starts again.
+        section: the class of the recipe's section that configures it.
+        check: yields what can be known before a run to stop or spoil it.
+        model_config: returns the config.json of the model that a step makes, if it is another than the one it reads.
+        bytes_written: returns about how much a step leaves or needs at once.
+        shrink: returns its section in tiny amounts at the true shape, for a rehearsal.
+        extrapolate: returns what the true step takes, from what its rehearsal took.
     """
 
     name: str
@@ -57,6 +69,13 @@ class Stage:
     version: int = 1
     volatile: tuple[str, ...] = ()
     wants_gpus: bool = False
+    resumes_from: str | None = None
+    section: type[Config] | None = None
+    check: Callable[[Checkup], Iterable[Finding]] | None = None
+    model_config: Callable[[Step], dict[str, Any] | None] | None = None
+    bytes_written: Callable[[Checkup], int] | None = None
+    shrink: Callable[[Any, Shrinking], Config] | None = None
+    extrapolate: Callable[[Checkup, Measured], Estimate] | None = None
 
 
 def find_stage(name: str) -> Stage:

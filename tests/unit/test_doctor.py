@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ladle.doctor.diagnose import diagnose
-from ladle.doctor.finding import Finding
-from ladle.doctor.machine import Gpu, Machine
+from ladle.checkup import Finding, Gpu, Machine
+from ladle.preflight.diagnose import diagnose
 from tests.tiny_models import make_model, make_tokenizer
 
 GIB = 2**30
@@ -183,9 +182,9 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "data: no such column": ("data", "error", "has no column txt", "to a column it has", setting("mix.sources.0.text", "txt")),
     "data: no such split": ("data", "error", "no split", "split", lambda s: (s.set("mix.sources.0.dataset", str(s.folder / "benchmarks")), s.set("mix.sources.0.split", "validation"))),
     "data: an empty file": ("data", "error", "gives a document", "format", text("text.jsonl", "")),
-    "data: rows that are not JSON": ("data", "warning", "cannot be used", "mend the rows", lambda s: (s.folder / "text.jsonl").write_text("not json\n" * 20 + (s.folder / "text.jsonl").read_text())),
+    "data: rows that are not JSON": ("data", "warning", "cannot be used", "fix the rows", lambda s: (s.folder / "text.jsonl").write_text("not json\n" * 20 + (s.folder / "text.jsonl").read_text())),
     "data: too little for the budget": ("data", "error", "more than 4 passes", "lower its ratio or the budget", setting("mix.budget.sequences", 10**7)),
-    "data: ratios that do not sum to one": ("data", "error", "ratios sum to 0.97", "add 0.03", setting("mix.sources.0.ratio", 0.97)),
+    "data: ratios that do not sum to one": ("arguments", "error", "ratios sum to 0.97", "add 0.03", setting("mix.sources.0.ratio", 0.97)),
     "data: prompts without the answer's column": ("data", "error", "there is no column 'gold'", "rollout.prompts.answer", setting("rollout.prompts.answer", "{gold}")),
     "data: preference data of one label": ("data", "error", "labelled True", "rollout", lambda s: (rows("preference.jsonl", *[{"prompt": "a", "completion": str(n), "label": True} for n in range(9)])(s), s.set("kto.data", [{"dataset": str(s.folder / "preference.jsonl")}]))),
     "data: preference data of another form": ("data", "error", "no column", "format", rows("preference.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})),

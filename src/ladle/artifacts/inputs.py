@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import json
 import re
@@ -183,6 +184,7 @@ class InputFinder:
         revision: str | None = None,
         file: str | None = None,
         patterns: tuple[str, ...] = (),
+        known: tuple[str, ...] = (),
     ) -> LocalFiles | UnreadFiles | HubRepository:
         """Return the input that a name stands for.
 
@@ -193,6 +195,7 @@ class InputFinder:
             revision: branch, tag or commit of a Hub id.
             file: the only file of the repository that is read.
             patterns: globs of the only files of the repository that are read.
+            known: other names that could have been meant.
 
         Raises:
             UserError: it names nothing.
@@ -203,9 +206,10 @@ class InputFinder:
         if is_repo_id(repo_id):
             commit = self.resolve(kind, repo_id, revision)
             return HubRepository(kind, repo_id, commit, subset or None, file, patterns, revision)
-        raise UserError(
-            f"there is no {kind} at {reference!r} ({key})", "name an existing path or glob, or a Hub id org/name"
-        )
+        close = difflib.get_close_matches(Path(reference).parent.name or reference, known, n=1)
+        close = close or difflib.get_close_matches(reference, known, n=1)
+        fix = f"did you mean {close[0]!r}?" if close else "name an existing path or glob, or a Hub id org/name"
+        raise UserError(f"there is no {kind} at {reference} ({key})", fix)
 
     def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
         """Describe files and folders by content.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,6 +57,8 @@ class KtoConfig(TrainingConfig):
     Names and defaults are those of TRL's KTOConfig where the meaning is. `model` is the policy's start and the
     reference.
     """
+
+    objective: ClassVar[Literal["cross_entropy", "kto"]] = "kto"
 
     seed: int = 233
     """Key of the pairs, and of which examples are left out to balance labels."""

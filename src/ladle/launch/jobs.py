@@ -1,14 +1,132 @@
-"""From the steps of a recipe to Slurm jobs: which are needed, what each waits for, what each asks for."""
+"""From the steps of a recipe to Slurm jobs: which are needed, what each waits for, what each requests.
+
+What jobs request, and how they find Ladle, is a cluster's profile; `recipes/slurm/*.yaml` hold examples.
+"""
 
 from __future__ import annotations
 
+import difflib
+import shutil
+import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
 
 from ladle.artifacts.plan import PlannedStep, State
 from ladle.artifacts.step import Step
+from ladle.config import Config
+from ladle.config_file import ConfigFile
 from ladle.errors import UserError
-from ladle.launch.profile import Resources, SlurmProfile
+from ladle.pipeline import STEP_NAMES
+
+
+class Resources(Config):
+    """What one job asks for; unset leaves it to the cluster, or to the profile's general value."""
+
+    partition: str | None = None
+    time: str | None = Field(None, pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
+    """Longest run, as sbatch takes it: `minutes`, `hours:minutes:seconds`, `days-hours`."""
+    nodes: int | None = Field(None, ge=1)
+    """Machines of a training job; each runs the recipe's `processes`."""
+    gpus_per_node: int | None = Field(None, ge=0)
+    """Unset: as many as the step has processes or workers, where the profile has GPUs at all."""
+    cpus_per_task: int | None = Field(None, ge=1)
+    memory: str | None = Field(None, coerce_numbers_to_str=True)
+    """Memory of a node, as sbatch takes it: `64G`."""
+    shards: int | None = Field(None, ge=1)
+    """Array tasks that share a mix, rollout or evaluate step out before it is put together."""
+    options: list[str] = []
+    """More sbatch options, such as `--constraint=a800`."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _in_quotes(cls, time: Any) -> Any:
+        if isinstance(time, int):  # YAML reads 24:00:00 as 86400, which sbatch would take for minutes
+            raise UserError(f"time is {time} without quotes, a number to YAML", 'put it in quotes: time: "24:00:00"')
+        return time
+
+
+class Container(Config):
+    """An image that the steps run in, by the cluster's container runtime."""
+
+    image: str
+    runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """`apptainer exec IMAGE`, or pyxis' `srun --container-image`."""
+    options: list[str] = []
+    """More options of the runtime, such as `--nv` and `--bind /data`."""
+
+
+class SlurmProfile(Resources):
+    """Everything that the scripts of one cluster share; `steps` changes some of it for steps by name."""
+
+    account: str | None = None
+    qos: str | None = None
+    has_gpus: bool | None = None
+    """Whether jobs of training, rollouts and evaluation ask for GPUs; unset asks Slurm, and means yes without one."""
+    modules: list[str] = []
+    """Environment modules to load, such as `cuda/12.2`."""
+    conda: str | None = None
+    """Conda environment to activate."""
+    venv: str | None = None
+    """Folder of a virtual environment to activate."""
+    setup: list[str] = []
+    """More shell lines before Ladle starts."""
+    container: Container | None = None
+    python: str | None = None
+    """The Python that has Ladle; unset is `python` of the module, conda, venv or container, else the one running."""
+    environment: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = {}
+    """Variables of the jobs: HF_ENDPOINT, XDG_CACHE_HOME, NCCL_DEBUG, …"""
+    signal_seconds: int = Field(300, ge=0, le=65_535)
+    """Seconds before the time limit at which a job is told to save and make room; it is then requeued. 0: never."""
+    requeue: bool = True
+    """Put a job that was preempted, or stopped to save, back into the queue."""
+    steps: dict[str, Resources] = {}
+    """Resources by step name or glob (`evaluate/*`), over the general ones."""
+
+    @field_validator("steps")
+    @classmethod
+    def _are_steps(cls, steps: dict[str, Resources]) -> dict[str, Resources]:
+        for pattern in steps:
+            first = pattern.partition("/")[0]
+            if not any(fnmatch(name, first) for name in STEP_NAMES):
+                close = difflib.get_close_matches(first, STEP_NAMES, n=1)
+                fix = f"did you mean {close[0]!r}?" if close else f"steps begin with {', '.join(STEP_NAMES)}"
+                raise UserError(f"no recipe has a step {pattern!r}", fix)
+        return steps
+
+    def of_step(self, name: str) -> Resources:
+        """Return the resources of one step: the general ones, then those of every matching entry, in order."""
+        values = {field: getattr(self, field) for field in Resources.model_fields}
+        for pattern, resources in self.steps.items():
+            if fnmatch(name, pattern):
+                values |= {field: value for field, value in resources if field in resources.model_fields_set}
+        return Resources.model_validate(values)
+
+
+def has_gpus() -> bool:
+    """Tell whether Slurm has any node with GPUs; yes where there is no Slurm to ask."""
+    command = ["sinfo", "--noheader", "--format=%G"]
+    if shutil.which(command[0]) is None:
+        return True
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode != 0 or not done.stdout.strip() or "gpu" in done.stdout
+
+
+def load_profile(path: Path | None) -> SlurmProfile:
+    """Read a profile, or return the one that asks for nothing.
+
+    Raises:
+        UserError: there is no such file, or a fault of it, with its key and line.
+    """
+    if path is None:
+        return SlurmProfile.model_validate({})
+    if not path.is_file():
+        raise UserError(f"there is no profile at {path}", "name an existing one, such as recipes/slurm/gpu.yaml")
+    return ConfigFile.read(path).validate(SlurmProfile)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ from pathlib import Path
 from ladle.artifacts.worker import JOB_ID, NODES, RENDEZVOUS
 from ladle.errors import EXIT_RESUMABLE
 from ladle.hub import COMMITS
-from ladle.launch.jobs import Job
-from ladle.launch.profile import SlurmProfile
-from ladle.launch.queue import slurm_name
+from ladle.launch.jobs import Job, SlurmProfile
 
 ENDED_BY = (128 + 10, 128 + 15)
 """Exit codes of a command that SIGUSR1 or SIGTERM ended: between trainings there is nothing to save."""
@@ -42,6 +40,11 @@ class Call:
     folder: str
     python: str
     commits: str | None = None
+
+
+def slurm_name(job: str) -> str:
+    """Return what Slurm calls the job."""
+    return f"ladle-{job.replace('/', '-')}"
 
 
 def render(job: Job, profile: SlurmProfile, call: Call, logs: Path) -> str:

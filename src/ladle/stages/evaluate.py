@@ -1,12 +1,24 @@
-"""Score one model on benchmarks: prompts, completions, verdicts, and the result files of the seeds' layout."""
+"""Score one model on benchmarks: prompts, completions, verdicts, and the result files of the published layout."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error, guarded, ok, warning
+from ladle.evaluation.config import BenchmarkChoice, EvaluateConfig, EvaluateModelConfig
 from ladle.executors import Shard
+from ladle.rollouts.before import check_generation, shrink_sampling
 from ladle.stage import Inputs, Stage, StageResult
+
+ITEMS = 2
+"""Items of each benchmark in a rehearsal."""
+PUBLISHED_ITEMS = {
+    **{"aime24": 30, "amc23": 40, "gsm8k": 1319},
+    **{"math500": 500, "minerva_math": 272, "olympiadbench": 675},
+}
+"""Items of the built-in benchmarks."""
 
 
 def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
@@ -23,4 +35,57 @@ def run_shard(config: Any, inputs: Inputs, out: Path, shard: Shard) -> None:
     run_shard(config, inputs, out, shard)
 
 
-STAGE = Stage("evaluate", run, run_shard=run_shard, volatile=("*_metrics.json", "final_result.json"), wants_gpus=True)
+def check(check: Checkup) -> Iterator[Finding]:
+    """Yield a finding for each benchmark that is on this machine, and for what generating takes."""
+    config: EvaluateModelConfig = check.config
+    yield from check_generation(check, config.sampling, f"{check.key}.sampling", config.prompt == "chat")
+    room = len(check.machine.gpus) or check.machine.cores
+    if config.executor != "ray" and config.workers > room:
+        what = "GPU(s)" if check.machine.gpus else "core(s)"
+        message = f"{config.workers} workers share {room} {what}, each with the whole model"
+        yield warning("devices", f"{check.key}.workers", message, f"set {check.key}.workers={room}")
+    for choice in config.benchmarks:
+        if paths := check.local(f"benchmark:{choice.name}"):
+            key = f"{check.key}.benchmarks.{choice.name}"
+            yield from guarded("data", key, lambda k=key, c=choice, p=paths: _check_benchmark(k, c, p))
+
+
+def _check_benchmark(key: str, choice: BenchmarkChoice, paths: list[Path]) -> Iterator[Finding]:
+    from ladle.evaluation.benchmark import load_items
+
+    if items := load_items(choice.definition(), paths, choice.split):
+        yield ok("data", key, f"{len(items)} items with question and answer")
+    else:
+        yield error("data", key, f"{paths[0]} holds no items", "name a file with one problem a row")
+
+
+def shrink(config: EvaluateConfig, shrinking: Shrinking) -> EvaluateConfig:
+    """Return few items with short completions."""
+    sampling = shrink_sampling(config.sampling, shrinking)
+    return config.model_copy(update={"sampling": sampling, "limit": ITEMS, "workers": 1, "executor": "processes"})
+
+
+def extrapolate(check: Checkup, measured: Measured) -> Estimate:
+    """Return the rehearsal's time times the new tokens; unknown for benchmarks whose items are not known."""
+
+    def tokens(config: EvaluateModelConfig) -> int:
+        counts = [
+            min(config.limit or 10**9, PUBLISHED_ITEMS.get(one.name, config.limit or 0)) for one in config.benchmarks
+        ]
+        return 0 if 0 in counts else sum(counts) * config.sampling.samples * config.sampling.max_new_tokens
+
+    full, small = tokens(check.config), tokens(measured.config)
+    return Estimate(measured.seconds * full / small if full and small else None)
+
+
+STAGE = Stage(
+    "evaluate",
+    run,
+    run_shard,
+    volatile=("*_metrics.json", "final_result.json"),
+    wants_gpus=True,
+    section=EvaluateConfig,
+    check=check,
+    shrink=shrink,
+    extrapolate=extrapolate,
+)

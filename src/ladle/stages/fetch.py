@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ladle.artifacts.step import Step
+from ladle.checkup import Checkup, Estimate, Finding, Measured, guarded
+from ladle.models.before import check_start, parameters_of, tokenizer_size
+from ladle.models.config import FetchModelConfig, InitModelConfig
 from ladle.stage import Inputs, Stage, StageResult
 
 
@@ -15,4 +20,32 @@ def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
     return run(config, inputs, out)
 
 
-STAGE = Stage("fetch", run)
+def check(check: Checkup) -> Iterator[Finding]:
+    """Yield whether a model can be built; datasets are looked at by what reads them."""
+    if isinstance(check.config, (FetchModelConfig, InitModelConfig)):
+        yield from guarded("model", check.key, lambda: check_start(check))
+
+
+def model_config(step: Step) -> dict[str, Any] | None:
+    """Return the config of a fresh model; an imported one has that of its source."""
+    if not isinstance(step.config, InitModelConfig):
+        return None
+    size = tokenizer_size(step)
+    return None if size is None else {"vocab_size": size} | step.config.architecture
+
+
+def bytes_written(check: Checkup) -> int:
+    """Return the size of a model's weights."""
+    if not isinstance(check.config, (FetchModelConfig, InitModelConfig)):
+        return 0
+    return (4 if check.config.dtype == "float32" else 2) * (parameters_of(check) or 0)
+
+
+def extrapolate(check: Checkup, measured: Measured) -> Estimate:
+    """Return the rehearsal's own time, for it fetches the same."""
+    return Estimate(measured.seconds)
+
+
+STAGE = Stage(
+    "fetch", run, check=check, model_config=model_config, bytes_written=bytes_written, extrapolate=extrapolate
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ladle.rollouts.before import check_attempts
 from ladle.stage import Inputs, Stage, StageResult
 
 
@@ -15,4 +16,4 @@ def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
     return run(config, inputs, out)
 
 
-STAGE = Stage("gate", run, wants_gpus=True)
+STAGE = Stage("gate", run, wants_gpus=True, check=check_attempts)

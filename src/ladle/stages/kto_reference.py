@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ladle.checkup import Checkup, Finding
 from ladle.stage import Inputs, Stage, StageResult
 
 
@@ -15,4 +17,13 @@ def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
     return run(config, inputs, out)
 
 
-STAGE = Stage("kto_reference", run, wants_gpus=True)
+def check(check: Checkup) -> Iterator[Finding]:
+    """Yield what the preference data holds; whether one label is enough is this stage's to say."""
+    preference = check.parent("preference")
+    if preference is not None:
+        from ladle.data.before import check_preference
+
+        yield from check_preference(Checkup(preference, check.machine), check.config.allow_single_label)
+
+
+STAGE = Stage("kto_reference", run, wants_gpus=True, check=check)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ladle.checkup import Checkup, Estimate, Finding, Measured, guarded
+from ladle.data.before import budget_tokens, check_mix, shrink_mix
+from ladle.data.config import MixConfig
 from ladle.executors import Shard
+from ladle.models.before import check_positions, check_template
 from ladle.stage import Inputs, Stage, StageResult
 
 
@@ -23,4 +28,36 @@ def run_shard(config: Any, inputs: Inputs, out: Path, shard: Shard) -> None:
     run_shard(config, inputs, out, shard)
 
 
-STAGE = Stage("mix", run, run_shard=run_shard)
+def check(check: Checkup) -> Iterator[Finding]:
+    """Yield a finding for each source, and for what the mixture takes of the model and the machine."""
+    config: MixConfig = check.config
+    if config.executor == "ray":
+        yield from check.needs("ray", "pip install 'ladle[ray]'")
+    yield from check_mix(check)
+    yield from check_positions(check, f"{check.key}.sequence_length", config.sequence_length)
+    if chats := [source.name for source in config.sources if source.format == "messages"]:
+        key = f"{check.key}.sources.{chats[0]}"
+        yield from guarded("model", key, lambda: check_template(check, key))
+
+
+def bytes_written(check: Checkup) -> int:
+    """Return the size of the token ids; of vocabularies over 65,536 tokens they take four bytes."""
+    return 4 * budget_tokens(check.config)
+
+
+def extrapolate(check: Checkup, measured: Measured) -> Estimate:
+    """Return the rehearsal's time times the tokens; starting counts in, so it is an upper bound."""
+    seconds = measured.record["timings"]["seconds"]
+    return Estimate(seconds * budget_tokens(check.config) / measured.record["counters"]["tokens_in"])
+
+
+STAGE = Stage(
+    "mix",
+    run,
+    run_shard,
+    section=MixConfig,
+    check=check,
+    bytes_written=bytes_written,
+    shrink=shrink_mix,
+    extrapolate=extrapolate,
+)

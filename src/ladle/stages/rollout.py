@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking
 from ladle.executors import Shard
+from ladle.rollouts.before import check_attempts, shrink_attempts
+from ladle.rollouts.config import RolloutConfig
 from ladle.stage import Inputs, Stage, StageResult
+
+DEFAULT_PROBLEMS = 10_000
+"""Taken for a disk estimate if the recipe sets no limit."""
 
 
 def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
@@ -23,4 +30,39 @@ def run_shard(config: Any, inputs: Inputs, out: Path, shard: Shard) -> None:
     run_shard(config, inputs, out, shard)
 
 
-STAGE = Stage("rollout", run, run_shard=run_shard, wants_gpus=True)
+def check(check: Checkup) -> Iterator[Finding]:
+    """Yield whether there are problems with answers, and what generating takes of the model and the machine."""
+    yield from check_attempts(check)
+
+
+def bytes_written(check: Checkup) -> int:
+    """Return the size of the completions as text."""
+    config: RolloutConfig = check.config
+    return (config.prompts.limit or DEFAULT_PROBLEMS) * config.samples * (config.max_new_tokens * 8 + 1000)
+
+
+def shrink(config: RolloutConfig, shrinking: Shrinking) -> RolloutConfig:
+    """Return two short completions of two problems each."""
+    return shrink_attempts(config, shrinking).model_copy(update={"samples": 2})
+
+
+def extrapolate(check: Checkup, measured: Measured) -> Estimate:
+    """Return the rehearsal's time times the new tokens; a true run's larger batch beats it."""
+
+    def tokens(config: RolloutConfig) -> int:
+        return (config.prompts.limit or 0) * config.samples * config.max_new_tokens
+
+    return Estimate(measured.seconds * tokens(check.config) / tokens(measured.config) if tokens(check.config) else None)
+
+
+STAGE = Stage(
+    "rollout",
+    run,
+    run_shard,
+    wants_gpus=True,
+    section=RolloutConfig,
+    check=check,
+    bytes_written=bytes_written,
+    shrink=shrink,
+    extrapolate=extrapolate,
+)

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -120,6 +120,9 @@ def training_argument_names() -> frozenset[str]:
 
 class TrainingConfig(Config):
     """What both kinds of training have."""
+
+    objective: ClassVar[Literal["cross_entropy", "kto"]] = "cross_entropy"
+    """What the loss is made of, for estimates."""
 
     model: str | None = location(None)
     """The model to start from: a name of the recipe's (`base`, `pretrained`, `soup`, `kto`), or a path; unset is the

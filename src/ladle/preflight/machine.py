@@ -1,4 +1,4 @@
-"""What this machine has, asked without importing torch: GPUs by nvidia-smi, memory by /proc, torch by its files."""
+"""What this machine has, found without importing torch: GPUs by nvidia-smi, memory by /proc, torch by its files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from ladle.checkup import Gpu, Machine
 
 QUERY = "index,name,memory.total,compute_cap,driver_version"
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
@@ -20,39 +21,6 @@ KNOWN_PACKAGES = (
 """Packages that some settings need, looked for by the names they are imported under."""
 BFLOAT16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 """Flags of /proc/cpuinfo: two of x86, one of Arm."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU, as nvidia-smi describes it."""
-
-    index: int
-    name: str
-    memory_bytes: int
-    capability: tuple[int, int]
-    driver: str
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run has to live with.
-
-    Attributes:
-        gpus: those this process may use.
-        cores: cores this process may use.
-        memory_bytes: main memory that is free for a new process, of what this process may use.
-        torch: version of the installed torch; None where there is none.
-        cuda: CUDA version that torch was built for; None is a CPU build.
-        multiplies_bfloat16: the CPU has instructions for it; without them it is slower than float32.
-    """
-
-    gpus: tuple[Gpu, ...] = ()
-    cores: int = 1
-    memory_bytes: int = 0
-    torch: str | None = None
-    cuda: str | None = None
-    packages: frozenset[str] = field(default_factory=frozenset)
-    multiplies_bfloat16: bool = True
 
 
 def look_at_machine() -> Machine:
@@ -107,7 +75,7 @@ def available_memory() -> int:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Tell whether the CPU names such instructions, or does not tell at all."""
+    """Return whether the CPU lists such instructions, or lists none at all."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), None)
     return flags is None or not BFLOAT16_FLAGS.isdisjoint(flags.split())

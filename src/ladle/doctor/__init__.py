@@ -1,1 +1,0 @@
-"""What can be known before a run: see `ladle doctor`."""

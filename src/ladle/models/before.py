@@ -1,0 +1,138 @@
+"""A model before it is used: do its files, tokenizer and config fit each other, and what the recipe does with them."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ladle.artifacts.inputs import find_local
+from ladle.checkup import Checkup, Finding, error, ok, read_config, warning
+from ladle.errors import LadleError
+
+CANNOT_BUILD = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError)
+"""Whatever a model's own constructor raises for sizes that do not fit each other."""
+
+
+def parameters_of(check: Checkup) -> int | None:
+    """Return the weights of the model that a step starts from; None if it is not known, or cannot be built."""
+    try:
+        return None if check.model_config is None else _count_parameters(json.dumps(check.model_config))
+    except (*CANNOT_BUILD, LadleError):
+        return None
+
+
+@functools.cache
+def _count_parameters(config: str) -> int:
+    from ladle.training.memory import count_parameters
+
+    return count_parameters(json.loads(config))
+
+
+def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
+    """Yield whether a folder on this machine is a whole model with a tokenizer that fits it."""
+    from ladle.models.load import model_dir
+    from ladle.models.tokenizer import load_fast_tokenizer
+    from ladle.soup.members import read_header
+
+    place = model_dir(folder)
+    config = read_config(place)
+    yield from _check_type(key, config)
+    index = place / "model.safetensors.index.json"
+    if index.is_file():
+        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        found = sorted(place.glob("*.safetensors")) or sorted(place.glob("pytorch_model*.bin"))
+        weights = [path.name for path in found]
+    absent = [name for name in weights if not (place / name).is_file()]
+    if not weights:
+        message = f"{place} has a config.json and no weights"
+        yield error("model", key, message, "fetch the *.safetensors files as well")
+    elif absent:
+        message = f"{place} lacks {len(absent)} of {len(weights)} weight files, such as {absent[0]}"
+        yield error("model", key, message, "fetch the missing files, or name a complete folder")
+    else:
+        for name in weights:
+            if name.endswith(".safetensors"):
+                read_header(place / name)
+        yield ok("model", key, f"{config.get('model_type')}, {len(weights)} weight file(s)")
+    tokenizer = load_fast_tokenizer(place)
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
+    if len(tokenizer) > size:
+        message = f"the tokenizer in {place} has {len(tokenizer):,} tokens and the model {size:,}"
+        yield error("model", key, message, "use the model's own tokenizer")
+    if tokenizer.eos_token_id is None:
+        message = f"the tokenizer in {place} names no eos_token: documents and answers would not end"
+        yield error("model", key, message, "add `eos_token` to its tokenizer_config.json")
+
+
+def _check_type(key: str, config: dict[str, Any]) -> Iterator[Finding]:
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING), n=1)
+        fix = f"did you mean {close[0]!r}?" if close else "use a model that transformers has a class of its own for"
+        yield error("model", key, f"model_type is {model_type!r}, which the installed transformers does not know", fix)
+
+
+def check_start(check: Checkup) -> Iterator[Finding]:
+    """Yield whether the model that a fetch step brings or makes can be built."""
+    architecture = getattr(check.config, "architecture", None)
+    key = check.key if architecture is None else f"{check.key}.architecture"
+    if architecture is not None:
+        yield from _check_type(key, architecture)
+    config = check.model_config
+    if config is None:
+        return
+    size = None if architecture is None else tokenizer_size(check.step)
+    if architecture is not None and size is not None and config["vocab_size"] < size:
+        message = f"vocab_size is {config['vocab_size']:,} and the tokenizer has {size:,} tokens"
+        yield error("model", key, message, "leave vocab_size out, or raise it")
+        return
+    try:
+        yield ok("model", key, f"{_count_parameters(json.dumps(config)):,} parameters")
+    except CANNOT_BUILD as fault:
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        message = f"transformers cannot build this architecture: {reason}"
+        yield error("model", key, message, "check the sizes against a config.json of the same model_type")
+
+
+def tokenizer_size(step: Any) -> int | None:
+    """Return the number of tokens of a fresh model's tokenizer; None if it is not on this machine."""
+    if step.config.train_tokenizer is not None:
+        return step.config.train_tokenizer.vocab_size
+    paths = getattr(step.inputs["tokenizer"][0], "paths", ())
+    if not paths:
+        return None
+    from ladle.models.tokenizer import load_fast_tokenizer
+
+    return len(load_fast_tokenizer(paths[0]))
+
+
+def check_positions(check: Checkup, key: str, length: int, is_new_tokens: bool = False) -> Iterator[Finding]:
+    """Yield whether the model has positions for rows, or for a prompt and new tokens, of a length."""
+    most = (check.model_config or {}).get("max_position_embeddings")
+    if most is None:
+        return
+    if is_new_tokens and length >= most:
+        message = f"{length:,} new tokens, and the model has positions for {most:,} with the prompt"
+        yield warning("model", key, message, f"set {key} below {most:,}")
+    elif not is_new_tokens and length > most:
+        message = f"{length:,} tokens, and the model has positions for {most:,}"
+        yield error("model", key, message, f"set {key}={most}, or use a model with more")
+
+
+def check_template(check: Checkup, key: str) -> Iterator[Finding]:
+    """Yield an error if the tokenizer, where it is on this machine, has no chat template."""
+    folder = check.tokenizer_folder
+    if folder is None or not find_local(str(folder)):
+        return
+    from ladle.models.tokenizer import load_fast_tokenizer
+
+    if load_fast_tokenizer(folder).chat_template is None:
+        message = f"messages need a chat template, and the tokenizer in {folder} has no chat template"
+        yield error("model", key, message, "add one to its tokenizer_config.json, or use a format without messages")

@@ -1,1 +1,0 @@
-"""`ladle run RECIPE --rehearse`: every stage at the model's true shape, in tiny amounts, before the true run."""

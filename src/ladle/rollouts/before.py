@@ -1,0 +1,53 @@
+"""Attempts before they are made: the problems, the model and the machine they need, and their rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from ladle.checkup import Checkup, Finding, Shrinking, guarded
+from ladle.config import Config
+from ladle.data.before import check_problems
+from ladle.models.before import check_positions, check_template
+from ladle.rollouts.config import AttemptConfig
+
+AttemptT = TypeVar("AttemptT", bound=AttemptConfig)
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+PROBLEMS = 2
+NEW_TOKENS = 16
+
+
+def check_attempts(check: Checkup) -> Iterator[Finding]:
+    """Yield whether there are problems with answers, and what attempting them takes of the model and the machine."""
+    config: AttemptConfig = check.config
+    yield from check_problems(check, config.prompts)
+    yield from check_generation(check, config, check.key, config.prompt == "chat")
+
+
+def check_generation(check: Checkup, sampling: Any, key: str, is_chat: bool) -> Iterator[Finding]:
+    """Yield whether the model and the machine can generate as `sampling`, at `key` of the recipe, says."""
+    if check.config.executor == "ray":
+        yield from check.needs("ray", "pip install 'ladle[ray]'")
+    if sampling.backend == "vllm":
+        yield from check.needs("vllm", "pip install vllm")
+    yield from check_positions(check, f"{key}.max_new_tokens", sampling.max_new_tokens, is_new_tokens=True)
+    if is_chat:
+        yield from guarded("model", key, lambda: check_template(check, f"{check.key}.prompt"))
+
+
+def shrink_attempts(config: AttemptT, shrinking: Shrinking) -> AttemptT:
+    """Return short attempts at two problems, by one worker."""
+    prompts = config.prompts.model_copy(update={"limit": PROBLEMS})
+    return shrink_sampling(config, shrinking).model_copy(
+        update={"prompts": prompts, "workers": 1, "executor": "processes"}
+    )
+
+
+def shrink_sampling(config: ConfigT, shrinking: Shrinking) -> ConfigT:
+    """Return sampling settings of few new tokens, by a backend that this machine has."""
+    changes: dict[str, Any] = {"max_new_tokens": NEW_TOKENS}
+    if getattr(config, "backend", None) == "vllm" and not shrinking.gpus:
+        shrinking.say("transformers instead of vLLM, without a GPU")
+        changes["backend"] = "transformers"
+    return config.model_copy(update=changes)
