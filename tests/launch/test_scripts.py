@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ladle.errors import UserError
-from ladle.launch.profile import load_profile
+from ladle.launch.jobs import load_profile
 from ladle.launch.script import Call, render
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,14 +23,11 @@ PROFILES = ("gpu", "nodes", "container", "cpu")
 
 
 def jobs_of(repository: Path, profile, *overrides: str, recipe: str = "tiny"):
-    from ladle.artifacts.plan import make_plan
-    from ladle.commands.running import load_steps
+    import ladle
     from ladle.launch.jobs import make_jobs
 
-    steps, workspace = load_steps(
-        repository / "recipes" / f"{recipe}.yaml", list(overrides), repository / "absent" / "runs"
-    )
-    return make_jobs(make_plan(steps, workspace), profile)
+    run = ladle.open(repository / "recipes" / f"{recipe}.yaml", overrides, repository / "absent" / "runs")
+    return make_jobs(run.plan(), profile)
 
 
 def scripts_of(repository: Path, profile_name: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ def test_every_stage_is_rehearsed(tiny, tmp_path):
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if " GB " in line}
     for step in ("base/init", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate/kto", "report"):
         assert step in lines
-    assert "killed after a checkpoint, went on" in lines["pretrain"]
+    assert "killed after a checkpoint, resumed" in lines["pretrain"]
     assert "not tried at its true size: pretrain: 1 row(s) a microbatch instead of 6" in done.stdout
     assert "the full run takes about" in done.stdout
     assert (tmp_path / "tiny-rehearsal" / "pretrain").is_dir()

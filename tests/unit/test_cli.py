@@ -68,11 +68,11 @@ def write_recipe(folder: Path, **changes: str) -> Path:
         ),
         ({"pretrain": "pretrain:\n  trainer: {learning_rat: 1}"}, "did you mean 'learning_rate'?"),
         ({"pretrain": "pretrian: {}"}, "did you mean 'pretrain'?"),
-        ({"base": "base: {model: ./absent}"}, "there is no model at './absent'"),
+        ({"base": "base: {model: ./absent}"}, "there is no model at ./absent"),
         ({"soup": "soup: {members: [checkpoints]}", "pretrain": ""}, "the recipe has no `pretrain:`"),
         ({"pretrain": 'pretrain:\n  trainer: {max_steps: 2, save_strategy: "no"}'}, "the soup has no checkpoints"),
         ({"soup": "kto: {data: [rollouts]}"}, "has no `rollout:` section"),
-        ({"soup": "evaluate: {models: [sup], benchmarks: [gsm8k]}"}, "neither a model of this recipe"),
+        ({"soup": "evaluate: {models: [sup], benchmarks: [gsm8k]}"}, "there is no model at sup"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_before_anything_is_written(tmp_path, changes, message):
@@ -119,7 +119,7 @@ def test_usage_errors_exit_2_and_bad_artifacts_too(tmp_path):
 def test_a_fresh_models_file_takes_overrides_like_any_other(tmp_path, repository):
     done = ladle("fetch", "--init", repository / "recipes" / "openseek" / "init.yaml", f"tokenizer={tmp_path / 'none'}")
     assert done.returncode == 2
-    assert f"there is no model at '{tmp_path / 'none'}'" in done.stderr
+    assert f"there is no model at {tmp_path / 'none'}" in done.stderr
 
 
 def test_plan_as_json_lists_steps_in_build_order(tmp_path, repository):

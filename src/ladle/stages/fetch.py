@@ -31,7 +31,8 @@ def model_config(step: Step) -> dict[str, Any] | None:
     if not isinstance(step.config, InitModelConfig):
         return None
     size = tokenizer_size(step)
-    return None if size is None else {"vocab_size": size} | step.config.architecture
+    fields = ({} if size is None else {"vocab_size": size}) | step.config.architecture
+    return fields if "vocab_size" in fields else None
 
 
 def bytes_written(check: Checkup) -> int:
