@@ -6,9 +6,7 @@ parentheses of a list. It may not reverse an order that the gold gives, nor open
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
-from fractions import Fraction
-from typing import Any
+from collections.abc import Sequence, Set
 
 from ladle.grading.equality import Rules, are_equal_quantities, are_equal_values, are_proportional
 from ladle.grading.sets import FLIPPED, are_same_real_sets
@@ -112,7 +110,7 @@ def _compare(gold: Tree, answer: Tree, rules: Rules) -> bool | None:
             return _compare(gold, stated, rules)
     if isinstance(answer, Unordered) and len(answer.items) == 1 and not isinstance(gold, (Unordered, Union)):
         return _compare(gold, answer.items[0], rules)
-    verdict = _COMPARISONS.get(type(gold), _compare_single)(gold, answer, rules)
+    verdict = _compare_structures(gold, answer, rules)
     return _compare_real_sets(gold, answer) if verdict is False else verdict
 
 
@@ -149,110 +147,66 @@ def _compare_real_sets(gold: Tree, answer: Tree) -> bool:
     return are_same_real_sets(gold, answer)
 
 
-def _compare_single(gold: Any, answer: Tree, rules: Rules) -> bool | None:
-    if isinstance(answer, BaseNumeral) and _has_valid_digits(answer):
-        answer = Number(Fraction(int(answer.digits, answer.base)))
-    if isinstance(answer, ClockTime) and answer.half is None and answer.minute > 0:
-        answer = Number(Fraction(answer.hour, answer.minute))
+def _compare_structures(gold: Tree, answer: Tree, rules: Rules) -> bool | None:
+    match gold, answer:
+        case Text(), _:
+            return gold == answer
+        case BaseNumeral(), Number():  # the base may be left out, as a unit may
+            return answer.places is None and answer.value == int(gold.digits)
+        case BaseNumeral(), BaseNumeral():
+            one, other = gold.number(), answer.number()
+            return gold == answer if gold.base == answer.base or None in (one, other) else one == other
+        case ClockTime(), ClockTime():  # the half of the day may be left out
+            same = (gold.hour, gold.minute) == (answer.hour, answer.minute)
+            return same and (None in (gold.half, answer.half) or gold.half == answer.half)
+        case ClockTime(), _:
+            ratio = gold.ratio()
+            return ratio is not None and _compare_single(ratio, answer, rules)
+        case (
+            (Listing(golds) | Unordered(golds), Listing(answers) | Unordered(answers))
+            | (Union(golds), Union(answers))
+        ):  # fmt: skip
+            return _match_all(golds, answers, rules)
+        case Listing(golds), Interval(low, high, True, True):  # [1, 2] as a list of two answers
+            return _match_all(golds, [low, high], rules)
+        case Unordered([item]), Expression():
+            return bool(_compare(item, answer, rules))
+        case Listing(golds) | Ordered(golds), Ordered(answers):
+            return _compare_all(golds, answers, rules)
+        case Ordered(golds), Listing(answers) | Call(_, [_, _, *_] as answers):  # a point may have a name: A(1, 2)
+            return _compare_all(golds, answers, rules)
+        case Ordered(golds), Matrix(rows) if 1 in (len(rows), len(rows[0])):
+            return _compare_all(golds, _cells(rows), rules)
+        case Matrix(rows), Ordered(answers) if 1 in (len(rows), len(rows[0])):
+            return _compare_all(_cells(rows), answers, rules)
+        case Matrix(rows), Matrix(others):
+            same_shape = len(rows) == len(others) and len(rows[0]) == len(others[0])
+            return same_shape and _compare_all(_cells(rows), _cells(others), rules)
+        case Interval(low, high, low_closed, high_closed), Interval(start, end):  # the ends may hold symbols
+            same_kind = (low_closed, high_closed) == (answer.low_closed, answer.high_closed)
+            return same_kind and _compare_all([low, high], [start, end], rules)
+        case Interval(low, high, False, False), Ordered([_, _] as ends):
+            return _compare_all([low, high], ends, rules)
+        case Expression() | Quantity(), _:
+            return _compare_single(gold, answer, rules)
+        case _:
+            return False
+
+
+def _cells(rows: Sequence[Sequence[Expression]]) -> list[Expression]:
+    return [cell for row in rows for cell in row]
+
+
+def _compare_single(gold: Quantity | Expression, answer: Tree, rules: Rules) -> bool | None:
+    if isinstance(answer, BaseNumeral):
+        answer = answer.number() or answer
+    elif isinstance(answer, ClockTime):
+        answer = answer.ratio() or answer
     if not isinstance(answer, (Quantity, Expression)):
         return False
     one, other = (side if isinstance(side, Quantity) else Quantity(side, {}) for side in (gold, answer))
     return are_equal_quantities(one, other, rules)
 
-
-def _compare_numeral(gold: BaseNumeral, answer: Tree, rules: Rules) -> bool:
-    """The base may be left out, as a unit may; two bases that are both stated compare by value."""
-    if isinstance(answer, Number):
-        return answer.places is None and answer.value == int(gold.digits)
-    if not isinstance(answer, BaseNumeral):
-        return False
-    if gold.base == answer.base or not (_has_valid_digits(gold) and _has_valid_digits(answer)):
-        return gold == answer
-    return int(gold.digits, gold.base) == int(answer.digits, answer.base)
-
-
-def _has_valid_digits(numeral: BaseNumeral) -> bool:
-    return 2 <= numeral.base <= 36 and all(int(digit) < numeral.base for digit in numeral.digits)
-
-
-def _compare_time(gold: ClockTime, answer: Tree, rules: Rules) -> bool | None:
-    """The half of the day may be left out; two numbers and a colon may be a ratio, which a fraction can be equal to."""
-    if isinstance(answer, ClockTime):
-        same = (gold.hour, gold.minute) == (answer.hour, answer.minute)
-        return same and (None in (gold.half, answer.half) or gold.half == answer.half)
-    if gold.half is not None or gold.minute == 0:
-        return False
-    return _compare_single(Number(Fraction(gold.hour, gold.minute)), answer, rules)
-
-
-def _compare_text(gold: Text, answer: Tree, rules: Rules) -> bool:
-    return gold == answer
-
-
-def _compare_listing(gold: Listing, answer: Tree, rules: Rules) -> bool | None:
-    if isinstance(answer, (Listing, Unordered)):
-        return _match_all(gold.items, answer.items, rules)
-    if isinstance(answer, Ordered):
-        return _compare_all(gold.items, answer.items, rules)
-    if isinstance(answer, Interval) and answer.low_closed and answer.high_closed:
-        return _match_all(gold.items, [answer.low, answer.high], rules)  # [1, 2] as a list of two answers
-    return False
-
-
-def _compare_ordered(gold: Ordered, answer: Tree, rules: Rules) -> bool | None:
-    if isinstance(answer, (Ordered, Listing)):
-        return _compare_all(gold.items, answer.items, rules)
-    if isinstance(answer, Call) and len(answer.arguments) > 1:  # a point with its name: A(1, 2)
-        return _compare_all(gold.items, answer.arguments, rules)
-    if isinstance(answer, Matrix) and 1 in (len(answer.rows), len(answer.rows[0])):
-        return _compare_all(gold.items, sum(answer.rows, []), rules)
-    return False
-
-
-def _compare_set(gold: Unordered, answer: Tree, rules: Rules) -> bool:
-    if isinstance(answer, (Listing, Unordered)):
-        return _match_all(gold.items, answer.items, rules)
-    return len(gold.items) == 1 and isinstance(answer, Expression) and bool(_compare(gold.items[0], answer, rules))
-
-
-def _compare_interval(gold: Interval, answer: Tree, rules: Rules) -> bool | None:
-    """Compare interval with interval by their ends, which may hold symbols; anything else as sets of reals."""
-    if isinstance(answer, Ordered) and len(answer.items) == 2:
-        ends, closed = answer.items, (False, False)
-    elif isinstance(answer, Interval):
-        ends, closed = [answer.low, answer.high], (answer.low_closed, answer.high_closed)
-    else:
-        return False
-    return closed == (gold.low_closed, gold.high_closed) and _compare_all([gold.low, gold.high], ends, rules)
-
-
-def _compare_union(gold: Union, answer: Tree, rules: Rules) -> bool:
-    return isinstance(answer, Union) and _match_all(gold.parts, answer.parts, rules)
-
-
-def _compare_matrix(gold: Matrix, answer: Tree, rules: Rules) -> bool | None:
-    if isinstance(answer, Matrix):
-        if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
-            return False
-        cells = sum(answer.rows, [])
-    elif isinstance(answer, Ordered) and 1 in (len(gold.rows), len(gold.rows[0])):
-        cells = answer.items
-    else:
-        return False
-    return _compare_all(sum(gold.rows, []), cells, rules)
-
-
-_COMPARISONS: dict[type, Callable[[Any, Tree, Rules], bool | None]] = {
-    BaseNumeral: _compare_numeral,
-    ClockTime: _compare_time,
-    Text: _compare_text,
-    Listing: _compare_listing,
-    Ordered: _compare_ordered,
-    Unordered: _compare_set,
-    Interval: _compare_interval,
-    Union: _compare_union,
-    Matrix: _compare_matrix,
-}
 
 # Equations and inequalities.
 
@@ -260,18 +214,16 @@ _COMPARISONS: dict[type, Callable[[Any, Tree, Rules], bool | None]] = {
 def _compare_with_relation(gold: Relation, answer: Tree, rules: Rules) -> bool | None:
     if isinstance(answer, Relation):
         answer = _align_argument(gold, answer)
-        if _compare_sides(gold, answer, rules) or _are_equivalent_conditions(gold, answer):
+        if {*gold.operators, *answer.operators} == {"="} and _stated_value(answer, rules) is not None:
+            # two equations by what they begin and end with, the rest being the way there
+            same = _compare_all([gold.sides[0], gold.sides[-1]], [answer.sides[0], answer.sides[-1]], rules)
+        else:
+            same = gold.operators == answer.operators and _compare_all(gold.sides, answer.sides, rules)
+        if same or _are_equivalent_conditions(gold, answer):
             return True
     elif _is_name(gold.sides[0]) and set(gold.operators) <= {"=", "in"} and _compare(gold.sides[-1], answer, rules):
         return True
     return _compare_real_sets(gold, answer)
-
-
-def _compare_sides(gold: Relation, answer: Relation, rules: Rules) -> bool | None:
-    """Compare side by side; of two equations only what they begin and end with, the rest being the way there."""
-    if {*gold.operators, *answer.operators} == {"="} and _stated_value(answer, rules) is not None:
-        return _compare_all([gold.sides[0], gold.sides[-1]], [answer.sides[0], answer.sides[-1]], rules)
-    return gold.operators == answer.operators and _compare_all(gold.sides, answer.sides, rules)
 
 
 def _is_name(side: Tree) -> bool:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from ladle.grading.normalise import FUNCTION_NAMES
-from ladle.grading.tokens import Token, find_closing, read_number, split_at
 from ladle.grading.tree import (
     Call,
     Constant,
@@ -26,8 +25,12 @@ from ladle.grading.tree import (
     Product,
     Sum,
     Symbol,
+    Token,
     Unreadable,
+    find_closing,
     negative,
+    read_number,
+    split_at,
 )
 
 _GROUPS = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
@@ -301,19 +304,18 @@ class _Reader:
                 base = [read_expression(self._take_argument())]
         if isinstance(power, Number) and power.value == -1 and not name.startswith("ar"):
             name, power = "arc" + name, None
-        value = Call(name, self._read_function_arguments(name) + base)
-        return value if power is None else Power(value, power)
-
-    def _read_function_arguments(self, name: str) -> list[Expression]:
         if self.next in ("(", "[", "{", "\\{"):
             self.take()
             inside = self._take_bracketed()
             pieces = _split_arguments(inside) if name in _SEVERAL_ARGUMENTS else [inside]
-            return [read_expression(piece) for piece in pieces]
-        factors = [self._read_signed(self._read_factor)]
-        while self._at_factor() and self.next not in _FUNCTIONS and self.next != "(":
-            factors.append(self._read_factor())
-        return [factors[0] if len(factors) == 1 else Product(factors)]
+            arguments = [read_expression(piece) for piece in pieces]
+        else:
+            factors = [self._read_signed(self._read_factor)]
+            while self._at_factor() and self.next not in _FUNCTIONS and self.next != "(":
+                factors.append(self._read_factor())
+            arguments = [factors[0] if len(factors) == 1 else Product(factors)]
+        value = Call(name, arguments + base)
+        return value if power is None else Power(value, power)
 
 
 def _inverse(value: Expression) -> Power:

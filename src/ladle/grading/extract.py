@@ -1,14 +1,20 @@
-"""Find the answer in a completion, by the rules of the upstream harness in their order, and say which rule found it.
+"""Find the answer in what a model wrote: at the end of a completion, in a sentence, beside an option or a clause.
 
-After QwenLM/Qwen2.5-Math `evaluation/parser.py` `extract_answer`, with four differences: text inside an unclosed
-`<think>` is not an answer, boxes must be balanced and not empty, an answer after a phrase ends with its sentence, and
-where several answers are wanted, boxes side by side are one list.
+A completion is searched by the rules of the upstream harness in their order, QwenLM/Qwen2.5-Math `evaluation/parser.py`
+`extract_answer`, with four differences: text inside an unclosed `<think>` is not an answer, boxes must be balanced and
+not empty, an answer after a phrase ends with its sentence, and where several answers are wanted, boxes side by side are
+one list.
 """
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
+
+from ladle.grading.normalise import TEXT_COMMANDS, read_number_words
+from ladle.grading.units import CHANGE_THE_NUMBER
+
+# Completions.
 
 _FINAL_ANSWER = "final answer is $"
 _HOPE = "$. I hope"
@@ -112,3 +118,187 @@ def _first_sentence(text: str) -> str:
     if math is not None:
         return math[1].strip()
     return _SENTENCE_END.split(text, maxsplit=1)[0].strip(" *:.,$\n")
+
+
+# Plain words, and the letters of options.
+
+NO_SOLUTION = "no solution"
+_MARKUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\b|\\[a-zA-Z]+|[\\{{}}$*_~]")
+_SIGN_WORDS = {"\\infty": " infinity ", "∞": " infinity ", "\\emptyset": NO_SOLUTION, "\\varnothing": NO_SOLUTION}
+_SIGNS = re.compile(r"\\(?:infty|emptyset|varnothing)(?![a-zA-Z])|∞")
+_SYNONYMS = {
+    same: words
+    for words, others in {
+        NO_SOLUTION: "none|empty set|no real solution|no solution exist|does not exist|dne|there is no solution|"
+        "there are no solution|there is no real solution|there are no real solution",
+        "infinity": "infinitely many|infinite|infinitely many solution|infinite solution|infinite number of solution",
+    }.items()
+    for same in others.split("|")
+}
+_NOT_WORDS = re.compile(r"[^\w\s%+-]|_")
+_OPTION = re.compile(r"\(?\s*([A-J])\s*\)?")
+_INTRODUCED = re.compile(r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+(?:choice|is))?\s*:?\s*(?=\S)", re.I)
+_LABELLED = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:])(?:\s.*)?", re.DOTALL)
+_MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?\(\s*[A-J]\s*\)(?:\s*\}}\s*|\s+)(?=\S)")
+
+
+def plain_words(text: str) -> str:
+    """Return the words of a text: lower case, in the singular, without markup, punctuation and a first article."""
+    text = _MARKUP.sub(" ", _SIGNS.sub(lambda found: _SIGN_WORDS[found[0]], text))
+    words = _NOT_WORDS.sub(" ", text.lower()).split()
+    if len(words) > 1 and words[0] in ("a", "an", "the"):
+        del words[0]
+    plain = " ".join(
+        word[:-1] if len(word) > 4 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+        for word in words
+    )
+    return _SYNONYMS.get(plain, plain)
+
+
+def option_letter(text: str, is_answer: bool) -> str | None:
+    """Return the letter of the option that the text chooses: `C`, `(C)`, and in an answer also `(C) 12` and `C. 12`."""
+    plain = " ".join(_MARKUP.sub(" ", text).split())
+    if not is_answer:
+        found = _OPTION.fullmatch(plain)
+        return found[1] if found else None
+    if introduced := _INTRODUCED.match(plain):
+        plain = plain[introduced.end() :]
+    found = _OPTION.fullmatch(plain.upper()) or _LABELLED.fullmatch(plain)
+    return next(letter for letter in found.groups() if letter).upper() if found else None
+
+
+def drop_option_label(text: str) -> str:
+    """Return the text without the option letter before it: `\\text{(B)} 12` is 12."""
+    return _MARKED_LABEL.sub("", text)
+
+
+# Sentences.
+
+_STATEMENT = re.compile(
+    r"^\s*(?:so|thus|hence|therefore|then)?,?\s*(?:[A-Za-z]{2,}\s+){0,6}"
+    r"(?:is|are|was|equals|is equal to)\s*:?\s+(?!not\b|no\b)(?=\S)",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(r"^\s*(?:the\s+)?(?:final\s+)?answer\s*:\s*(?=\S)", re.IGNORECASE)
+_SAID_AGAIN = re.compile(
+    r"(?P<quantity>^[-\\$\s]*\d[\d,.]*\s+[A-Za-z][A-Za-z ]*)\s\((?=[^()]*\d)(?=[^()]*[A-Za-z]{3})[^()]*\)[.\s]*$"
+)
+_WORD = r"[A-Za-z][A-Za-z'’-]*"
+_SENTENCE = re.compile(
+    rf"\s*(?:\\text\s*\{{\s*)?(?P<before>{_WORD}(?:,?\s+{_WORD}){{1,11}})\s+(?:\}}\s*)?"
+    rf"(?P<number>(?:\\?\$)?\d[\d,]*(?:\.\d+)?)(?P<after>(?:\s+{_WORD}){{0,8}})\s*[.!]?\s*\}}?\s*"
+)
+_COMPARE = "least most between from up under above below more less fewer first last"
+_COMBINE = "never or and double twice triple by power choose log sin cos tan"
+_NOT_ALONE = CHANGE_THE_NUMBER.difference({"to"}).union(_COMPARE.split(), _COMBINE.split())
+"""Words beside which a number in a sentence is not what the sentence says."""
+_PLACED = re.compile(r"^\s*(?:on|in|at)\s+(?:(?:a|an|the)\s+)?(?=[A-Za-z])", re.IGNORECASE)
+_SUBJECT_AND_VERB = r",?\s+(?:it|he|she|they|there|this|that)\s+(?:is|are|does|do|can|will|has|have|was|were)"
+_AFFIRMED = re.compile(
+    rf"^\s*(?:(yes){_SUBJECT_AND_VERB}|(no){_SUBJECT_AND_VERB}(?:\s+not|n't))\s*[.!]?\s*$", re.IGNORECASE
+)
+
+
+def drop_statement(text: str) -> str:
+    """Return what a sentence says something is: `The area is 116.` gives `116.`, `Ann has to pay 5 dollars.` 5 dollars.
+
+    A sentence that holds one number, in digits, counts for it if no word of it changes the number or is another one.
+    """
+    text = _SAID_AGAIN.sub(lambda found: found["quantity"], _LABEL.sub("", text, count=1), count=1)
+    stated = _STATEMENT.sub("", text, count=1)
+    found = _SENTENCE.fullmatch(stated)
+    if found is None:
+        return stated
+    after = found["after"].lower().split()
+    words = {*found["before"].lower().replace(",", " ").split(), *after}
+    if words & _NOT_ALONE or any(read_number_words([word]) is not None for word in words):
+        return stated
+    return f"{found['number']} {' '.join(after[:1])}"
+
+
+def bare_answers(text: str) -> list[str]:
+    """Return the text, and what it says without a sentence around it: `The day is X`, `on a Friday`, `Yes, it is`."""
+    affirmed = _AFFIRMED.match(text)
+    bare = (affirmed[1] or affirmed[2]) if affirmed else _PLACED.sub("", text, count=1)
+    return [text, drop_statement(text), bare]
+
+
+# Declarations: what an answer says of its letters.
+
+_FACES = {"Z": ("integer",), "N": ("positive", "integer"), "R": ("real",), "Q": ("rational",), "C": ("complex",)}
+_SET = r"\\math(?:bb|bf|rm)\s*\{\s*([ZNRQC])\s*\}\s*(?:[\^_]\s*\{?\s*([+*])\s*\}?)?"
+_LETTERS = r"([A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)*)"
+_INTRODUCTION = rf"(?:\\(?:{TEXT_COMMANDS})\s*\{{)?\s*(?:for|where|with|and)?(?:\s+(?:any|some|all|each|every))?\s*\}}?"
+_MEMBERSHIP = re.compile(rf"[\s,;:(]*{_INTRODUCTION}\s*\(?\s*(?<![A-Za-z\\]){_LETTERS}\s*\\in\s*{_SET}[\s).]*$")
+_CLAUSE = re.compile(
+    rf"[\s,;(]*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?<![A-Za-z\\])(?:where|for|with|such that|when|if)\b(?P<rest>.*)$",
+    re.DOTALL,
+)
+_KINDS_TEXT = "integer real rational complex natural positive negative nonnegative nonzero even odd prime"
+_NO_WORDS_TEXT = """where for with such that when if is are be an any all every each some arbitrary fixed constant
+number value parameter and or the of in let given by satisfying being denotes"""
+_KINDS, _NO_WORDS = frozenset(_KINDS_TEXT.split()), frozenset(_NO_WORDS_TEXT.split())
+_PIECE = re.compile(r"\\[A-Za-z]+|[A-Za-z]+(?:'s)?|[^\sA-Za-z{}]+")
+
+
+class Declared(NamedTuple):
+    """An answer without its declarations, and what they say.
+
+    A letter that an answer declares is bound, so another one in its place says the same. A condition that is more than
+    the kind of a letter (`with f(a)=0`) is kept as its words, which can be compared with other words only.
+
+    Attributes:
+        text: the answer.
+        letters: the letters that they bind.
+        kinds: what kind of numbers the letters are, such as `positive` and `integer`; empty if unsaid.
+        condition: the words and signs of what else is said; empty if nothing is.
+    """
+
+    text: str
+    letters: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
+    condition: frozenset[str] = frozenset()
+
+
+def split_declarations(text: str) -> Declared:
+    """Split a normalised answer into the answer and what it declares of its letters."""
+    declared = Declared(text)
+    for split in (_split_membership, _split_clause):
+        found = split(declared.text)
+        if found is None:
+            continue
+        plain = re.sub(rf"\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[A-Za-z]+", " ", found.text)
+        if any(letter[0] in plain for letter in found.letters):
+            said = (one | other for one, other in zip(declared[1:], found[1:], strict=True))
+            declared = Declared(found.text, *said)
+    return declared
+
+
+def _split_membership(text: str) -> Declared | None:
+    """Split off `k \\in \\mathbb{Z}`."""
+    found = _MEMBERSHIP.search(text) if "\\in" in text else None
+    if found is None or found.start() == 0:
+        return None
+    kinds = _FACES[found[2]] + (("positive",) if found[3] == "+" else ())
+    letters = frozenset(piece.strip() for piece in found[1].split(","))
+    return Declared(text[: found.start()].rstrip(" ,;("), letters, frozenset(kinds))
+
+
+def _split_clause(text: str) -> Declared | None:
+    """Split off `for some constant k`."""
+    found = _CLAUSE.search(text)
+    if found is None or found.start() == 0:
+        return None
+    rest = re.sub(rf"\\(?:{TEXT_COMMANDS})\b|\\in\b", " ", found["rest"])
+    rest = re.sub(_SET, lambda face: " ".join(_FACES[face[1]]), rest).replace("non-", "non")
+    pieces = [piece for piece in _PIECE.findall(rest) if piece not in (",", ";", ".", "(", ")", "$", ":")]
+    letters = frozenset(piece for piece in pieces if len(piece) == 1 and piece.isalpha() and piece != "a")
+    letters |= {"a"} if re.search(r"\ba\b\s*(?:,|\bis\b|\band\b|$)", rest) else set()
+    words = {
+        piece.lower().removesuffix("s") if len(piece) > 1 and piece[0] != "\\" and piece.lower() != "is" else piece
+        for piece in pieces
+    }
+    condition = words - _KINDS - _NO_WORDS
+    if not condition - letters - {"a"}:
+        condition = set[str]()  # a condition does not bind its letters, so they are kept with it
+    return Declared(text[: found.start()].rstrip(" ,;("), letters, frozenset(words & _KINDS), frozenset(condition))

@@ -21,7 +21,7 @@ from typing import Self
 from ladle.errors import UserError
 from ladle.grading.extract import Extracted, extract_answer
 from ladle.grading.pool import GraderConfig, Timed, WorkerPool
-from ladle.grading.tokens import read_literal
+from ladle.grading.tree import read_literal
 from ladle.grading.verdict import AnswerType, Grade, Judgement, Pair, Verdict, answer_type
 
 __all__ = ["AnswerType", "Grade", "Grader", "GraderConfig", "Pair", "Verdict"]
@@ -125,7 +125,7 @@ _NUMBER = re.compile(
 def judge_exactly(pair: Pair, kind: AnswerType | None) -> Judgement | None:
     """Return the verdict on the same text or on two plain numbers, None for any other pair.
 
-    Decimals of different length are left to the rules of rounding, and whatever a tolerance or type bears upon too.
+    Decimals of different length are left to the rules of rounding, as is all that a tolerance or type affects.
     """
     if pair.gold == pair.answer and pair.gold.strip():
         return Judgement(Verdict.CORRECT, "the same text")
@@ -157,9 +157,8 @@ def _read_number(text: str) -> Fraction | None:
 
 # Verdicts kept between runs, by everything that decided them.
 
-GRADER_VERSION = 3
+GRADER_VERSION = 4
 """Raise it with any change that can change a verdict: verdicts of other versions are not found any more."""
-_KEYS_AT_ONCE = 500  # SQLite's default bound on parameters is 999 in its older versions
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID
 """
@@ -186,13 +185,9 @@ class VerdictCache:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Judgement]:
         """Return the verdicts that are known of these keys."""
-        found: dict[bytes, Judgement] = {}
-        for start in range(0, len(keys), _KEYS_AT_ONCE):
-            some = keys[start : start + _KEYS_AT_ONCE]
-            marks = ",".join("?" * len(some))
-            rows = self._connection.execute(f"SELECT key, verdict, reason FROM verdicts WHERE key IN ({marks})", some)
-            found.update((key, Judgement(Verdict(verdict), reason)) for key, verdict, reason in rows)
-        return found
+        marks = ",".join("?" * len(keys))  # of one chunk: SQLite's bound is 32,766
+        rows = self._connection.execute(f"SELECT key, verdict, reason FROM verdicts WHERE key IN ({marks})", keys)
+        return {key: Judgement(Verdict(verdict), reason) for key, verdict, reason in rows}
 
     def put_many(self, judgements: Mapping[bytes, Judgement]) -> None:
         """Keep these verdicts, in one transaction; not timeouts, which say as much of the machine as of the answer."""

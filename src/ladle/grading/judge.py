@@ -13,14 +13,7 @@ from typing import NamedTuple
 
 from ladle.grading.equality import Rules
 from ladle.grading.equivalence import align_bound_letter, are_equivalent
-from ladle.grading.normalise import normalise
-from ladle.grading.sets import are_same_families
-from ladle.grading.structure import Reading, read, ungroup
-from ladle.grading.tokens import tokenize
-from ladle.grading.tree import Foreign, Quantity, Relation, Text, TooLarge, Tree, Unordered, Unreadable, symbols_of
-from ladle.grading.units import Unit, read_unit
-from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
-from ladle.grading.words import (
+from ladle.grading.extract import (
     NO_SOLUTION,
     Declared,
     bare_answers,
@@ -30,6 +23,23 @@ from ladle.grading.words import (
     plain_words,
     split_declarations,
 )
+from ladle.grading.normalise import normalise
+from ladle.grading.sets import are_same_families
+from ladle.grading.structure import Reading, read, ungroup
+from ladle.grading.tree import (
+    Foreign,
+    Quantity,
+    Relation,
+    Text,
+    TooLarge,
+    Tree,
+    Unordered,
+    Unreadable,
+    symbols_of,
+    tokenize,
+)
+from ladle.grading.units import Unit, read_unit
+from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
 _WORDS = re.compile(r"[A-Za-z' -]*[A-Za-z]{4}[A-Za-z' -]*|yes|no", re.IGNORECASE)
@@ -142,7 +152,7 @@ def _read_answer(text: str, gold: _Gold) -> Tree:
 
 @lru_cache(maxsize=64)
 def _wanted_unit(unit: str | None) -> Unit:
-    """Return the unit that the question names; one that cannot be read is not held against any answer."""
+    """Return the unit that the question names; one that cannot be read makes no answer wrong."""
     try:
         return read_unit(tokenize(normalise(unit)), accept_nouns=True) if unit else {}
     except Unreadable:

@@ -51,6 +51,7 @@ _ONE_FOR_ONE = str.maketrans(
 )
 _RAISED, _LOWERED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿⁱ]+"), re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _ON_THE_LINE = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿⁱ₀₁₂₃₄₅₆₇₈₉", "0123456789-+ni0123456789")
+_ROOTS = {"√": "\\sqrt", "∛": "\\sqrt[3]"}
 _ROOT = re.compile(r"([√∛])\s*(\d+(?:\.\d+)?)?")
 
 
@@ -59,14 +60,10 @@ def spell_as_latex(text: str) -> str:
     text = text.translate(_ONE_FOR_ONE)
     if text.isascii():
         return text
-    text = _ROOT.sub(_spell_root, text)
+    # The sign covers a whole number, LaTeX's command a digit.
+    text = _ROOT.sub(lambda found: _ROOTS[found[1]] + (f"{{{found[2]}}}" if found[2] else " "), text)
     text = _RAISED.sub(lambda found: f"^{{{found[0].translate(_ON_THE_LINE)}}}", text)
     return _LOWERED.sub(lambda found: f"_{{{found[0].translate(_ON_THE_LINE)}}}", text)
-
-
-def _spell_root(found: re.Match[str]) -> str:
-    command = "\\sqrt" if found[1] == "√" else "\\sqrt[3]"
-    return f"{command}{{{found[2]}}}" if found[2] else command + " "  # the sign covers a whole number, LaTeX's a digit
 
 
 # Number words: English alone, and only at the front of an answer; anywhere else they are names (`the two of them`).

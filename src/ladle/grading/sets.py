@@ -52,13 +52,16 @@ class Span(NamedTuple):
     high_closed: bool
 
 
+class _NotASet(Exception):
+    """The tree describes no set of real numbers."""
+
+
 def are_same_real_sets(gold: Tree, answer: Tree) -> bool:
     """Whether both trees describe sets of real numbers, and the same."""
-    golds = _spans_of(gold)
-    answers = _spans_of(answer) if golds is not None else None
-    if golds is None or answers is None:
+    try:
+        golds, answers = _merge(_spans_of(gold)), _merge(_spans_of(answer))
+    except _NotASet:
         return False
-    golds, answers = _merge(golds), _merge(answers)
     return len(golds) == len(answers) and all(
         (one.low_closed, one.high_closed) == (other.low_closed, other.high_closed)
         and _is_same_end(one.low, other.low)
@@ -71,67 +74,66 @@ def _is_same_end(left: Value, right: Value) -> bool:
     return left == right if INFINITY in (abs(left), abs(right)) else is_close(left, right)
 
 
-def _spans_of(tree: Tree) -> list[Span] | None:
-    """Return the intervals that together are the set which the tree describes; None where it describes none."""
+def _spans_of(tree: Tree) -> list[Span]:
+    """Return the intervals that together are the set which the tree describes."""
     match tree:
-        case Interval():
-            return _span(tree.low, tree.low_closed, tree.high, tree.high_closed)
+        case Interval(low, high, low_closed, high_closed):
+            return [_span(low, low_closed, high, high_closed)]
         case Ordered([low, high]):
-            return _span(low, False, high, False)
+            return [_span(low, False, high, False)]
         case Union():
-            return _unite(_spans_of(part) for part in tree.parts)
+            return [span for part in tree.parts for span in _spans_of(part)]
         case Unordered():
-            return _unite(_span(item, True, item, True) for item in tree.items)
+            return [_span(item, True, item, True) for item in tree.items]
         case Relation(_, ["in"]):
             return _spans_of(tree.sides[1])
         case Relation():  # a chain such as `-2 <= x < 7`, whose comparisons are of one symbol with constants
-            names = {symbol.name for side in tree.sides if (symbol := _bounded_symbol(side)) is not None}
-            if len(names) != 1:
-                return None
+            if len({symbol.name for side in tree.sides if (symbol := _bounded_symbol(side)) is not None}) != 1:
+                raise _NotASet
             pairs = zip(pairwise(tree.sides), tree.operators, strict=False)
             return _intersect(_solve(left, operator, right) for (left, right), operator in pairs)
         case Listing() if all(isinstance(item, Relation) for item in tree.items):
-            sets = (_spans_of(item) for item in tree.items)
-            return _intersect(sets) if tree.joined_by == "and" else _unite(sets)
+            sets = [_spans_of(item) for item in tree.items]
+            return _intersect(sets) if tree.joined_by == "and" else sum(sets, [])
         case _:
-            return None
+            raise _NotASet
 
 
-def _span(low: Tree, low_closed: bool, high: Tree, high_closed: bool) -> list[Span] | None:
+def _span(low: Tree, low_closed: bool, high: Tree, high_closed: bool) -> Span:
     start, end = _end(low), _end(high)
-    if start is None or end is None or start > end:
-        return None
-    return [Span(start, low_closed and start != -INFINITY, end, high_closed and end != INFINITY)]
+    if start > end:
+        raise _NotASet
+    return Span(start, low_closed and start != -INFINITY, end, high_closed and end != INFINITY)
 
 
-def _end(tree: Tree) -> Value | None:
+def _end(tree: Tree) -> Value:
     value = tree.value if isinstance(tree, Quantity) else tree
     if not isinstance(value, Expression) or symbols_of(value):
-        return None
+        raise _NotASet
     if value == Constant("infinity"):
         return INFINITY
     if value == negative(Constant("infinity")):
         return -INFINITY
     found = evaluate_constant(value)
     real = None if found is None else real_part(found)
-    return None if real is None else as_float(real)
+    if real is None:
+        raise _NotASet
+    return as_float(real)
 
 
-def _solve(left: Tree, operator: str, right: Tree) -> list[Span] | None:
+def _solve(left: Tree, operator: str, right: Tree) -> list[Span]:
     """Return where a symbol, or its absolute value, compares so with a constant."""
     if operator not in FLIPPED:
-        return None
+        raise _NotASet
     if _bounded_symbol(right) is not None:
         left, operator, right = right, FLIPPED[operator], left
     end = _end(right)
-    if _bounded_symbol(left) is None or end is None:
-        return None
     if isinstance(left, Symbol):
-        return _half_line(operator, end)
-    if end < 0:
-        return None
-    sets = [_half_line(operator, end), _half_line(FLIPPED[operator], -end)]
-    return _intersect(sets) if operator in ("<", "<=") else _unite(sets)
+        return _half_lines(operator, end)
+    if _bounded_symbol(left) is None or end < 0:
+        raise _NotASet
+    sets = [_half_lines(operator, end), _half_lines(FLIPPED[operator], -end)]
+    return _intersect(sets) if operator in ("<", "<=") else sum(sets, [])
 
 
 def _bounded_symbol(side: Tree) -> Symbol | None:
@@ -141,27 +143,16 @@ def _bounded_symbol(side: Tree) -> Symbol | None:
     return side if isinstance(side, Symbol) else None
 
 
-def _half_line(operator: str, end: Value) -> list[Span]:
+def _half_lines(operator: str, end: Value) -> list[Span]:
     if operator == "=":
         return [Span(end, True, end, True)]
     below, above = Span(-INFINITY, False, end, operator == "<="), Span(end, operator == ">=", INFINITY, False)
     return [below] * (operator in ("<", "<=", "!=")) + [above] * (operator in (">", ">=", "!="))
 
 
-def _unite(sets: Iterable[list[Span] | None]) -> list[Span] | None:
-    spans: list[Span] = []
-    for one in sets:
-        if one is None:
-            return None
-        spans.extend(one)
-    return spans
-
-
-def _intersect(sets: Iterable[list[Span] | None]) -> list[Span] | None:
+def _intersect(sets: Iterable[list[Span]]) -> list[Span]:
     common = [Span(-INFINITY, False, INFINITY, False)]
     for one in sets:
-        if one is None:
-            return None
         common = [met for left in common for right in one if (met := _common_part(left, right)) is not None]
     return common
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ladle.grading.expressions import is_foreign_command, read_expression
-from ladle.grading.tokens import Token, depth_step, find_closing, read_literal, split_at, tokenize
+from ladle.grading.extract import plain_words
 from ladle.grading.tree import (
     BaseNumeral,
     ClockTime,
@@ -25,15 +25,20 @@ from ladle.grading.tree import (
     Relation,
     Sum,
     Text,
+    Token,
     TooLarge,
     Tree,
     Union,
     Unordered,
     Unreadable,
+    depth_step,
+    find_closing,
     negative,
+    read_literal,
+    split_at,
+    tokenize,
 )
-from ladle.grading.units import Unit, conversion, currency, is_unit_run, read_unit
-from ladle.grading.words import plain_words
+from ladle.grading.units import CURRENCIES, Unit, conversion, is_unit_run, read_unit
 
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _CLOCK = re.compile(
@@ -142,7 +147,10 @@ class _Structure:
             raise TooLarge(f"a {name} of more than {MAX_ITEMS} items")
         items: list[Tree] = []
         for piece in pieces:
-            if any(token.text in _BOTH_SIGNS[0] for token in piece) and not _encloses_list(piece):
+            has_both_signs = any(token.text in _BOTH_SIGNS[0] for token in piece)
+            if has_both_signs and _is_enclosed(piece):  # a tuple or set, whose items may each have both signs
+                has_both_signs = piece[0].text != "\\{" and not split_at(piece[1:-1], _is_comma)[1]
+            if has_both_signs:
                 for signs in _BOTH_SIGNS:
                     signed = [Token("sign", signs[token.text]) if token.text in signs else token for token in piece]
                     items.append(self.read_item(signed))
@@ -222,7 +230,11 @@ class _Structure:
             return _read_matrix(tokens[0].kind, inside)
         pieces, joints = split_at(inside, _is_comma)
         if (opening, closing) == ("\\{", "\\}") or (opening, closing) == ("{", "}") and joints:
-            return self._read_condition(inside) or Unordered(self._read_items(pieces if inside else [], "set"))
+            sides, marks = split_at(inside, lambda token: token.text in ("|", ":"))
+            condition = self.read_list(sides[1]) if len(marks) == 1 else None  # `x | x > 2`
+            if isinstance(condition, (Relation, Listing)):
+                return condition
+            return Unordered(self._read_items(pieces if inside else [], "set"))
         if opening in ("(", "[") and len(pieces) == 1:  # redundant, but those of a value are the expression's
             inner = self.read_item(inside) if inside else None
             return inner if isinstance(inner, (Ordered, Unordered, Interval, Union, Matrix, Relation, Text)) else None
@@ -234,14 +246,6 @@ class _Structure:
         if opening in ("(", "[", "\\langle") and len(pieces) > 1:
             return Ordered(self._read_items(pieces, "tuple"))
         return None
-
-    def _read_condition(self, inside: Sequence[Token]) -> Tree | None:
-        """Read the condition of a set given by one, `x | x > 2`; None for a set that lists its elements."""
-        sides, marks = split_at(inside, lambda token: token.text in ("|", ":"))
-        if len(marks) != 1:
-            return None
-        condition = self.read_list(sides[1])
-        return condition if isinstance(condition, (Relation, Listing)) else None
 
     def _read_end(self, tokens: Sequence[Token]) -> Expression:
         """Read the end of an interval; its unit, if it has one, says nothing more."""
@@ -258,7 +262,7 @@ class _Structure:
             Unreadable: a number is followed by words that are not its unit (`18 thousand`).
         """
         sign = 1 if tokens[0].text == "-" and len(tokens) > 1 else 0
-        money = currency(tokens[sign])
+        money = CURRENCIES.get(tokens[sign].text)
         if money is not None:  # and perhaps what it is paid for: `\$45 per year`
             tokens = [*tokens[:sign], *tokens[sign + 1 :]]
             start = self._find_unit(tokens)
@@ -302,7 +306,7 @@ class _Structure:
                 return self._reading.accepts_unit_letters
             is_after_number = index == 1 and before.kind == "number"
             return self._reading.accepts_nouns or is_after_number and is_unit_run(token.text)
-        return token.kind == "word" or token.text == "%" or currency(token) is not None
+        return token.kind == "word" or token.text == "%" or token.text in CURRENCIES
 
 
 def _is_comma(token: Token) -> bool:
@@ -317,11 +321,6 @@ def _is_enclosed(tokens: Sequence[Token], opening: str | None = None, closing: s
     """Whether the first token is a bracket that the last one closes, and they are these two."""
     is_bracket = depth_step(tokens[0]) == 1 and opening in (None, tokens[0].text) and closing in (None, tokens[-1].text)
     return is_bracket and find_closing(tokens, 0) == len(tokens) - 1
-
-
-def _encloses_list(tokens: Sequence[Token]) -> bool:
-    """Whether the tokens are a tuple or set, whose items may each have both signs."""
-    return _is_enclosed(tokens) and (tokens[0].text == "\\{" or len(split_at(tokens[1:-1], _is_comma)[0]) > 1)
 
 
 def _read_compound(tokens: Sequence[Token]) -> Quantity | None:

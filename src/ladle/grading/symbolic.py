@@ -21,8 +21,7 @@ from math_verify import verify
 from sympy.polys.monomials import MonomialOps
 
 from ladle.grading.judge import Algebra
-from ladle.grading.tokens import read_literal
-from ladle.grading.tree import Unreadable
+from ladle.grading.tree import Unreadable, read_literal
 from ladle.grading.verdict import Judgement, Verdict
 
 # It warns once that its own timeouts are off; the worker's limits are on.
@@ -72,7 +71,7 @@ class _WholeText(_Latex2Sympy):
         return sympy.Float(number.value.numerator, 30) / number.value.denominator
 
 
-@lru_cache(maxsize=64)  # a gold is held against many answers
+@lru_cache(maxsize=64)  # a gold is compared with many answers
 def _parse(text: str) -> Any:
     if _DROPPED.search(text):
         raise Unreadable("math-verify would drop a part of it")

@@ -1,4 +1,4 @@
-"""What a normalised answer can be read as: values, and the structures built of them.
+"""What an answer is read into: tokens, and trees of the values and structures that they spell.
 
 Values (`Expression`) are numbers and formulas; every other `Tree` says how values belong together. Nodes are plain
 data: `ladle.grading.equivalence` decides whether two of them are the same answer.
@@ -6,10 +6,13 @@ data: `ladle.grading.equivalence` decides whether two of them are the same answe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
+
+from ladle.grading.normalise import FUNCTION_NAMES, TEXT_COMMANDS
 
 
 class Unreadable(ValueError):
@@ -103,6 +106,12 @@ class BaseNumeral(Tree):
     digits: str
     base: int
 
+    def number(self) -> Number | None:
+        """Return the number; None where the base lacks a digit."""
+        if not 2 <= self.base <= 36 or any(int(digit) >= self.base for digit in self.digits):
+            return None
+        return Number(Fraction(int(self.digits, self.base)))
+
 
 @dataclass(slots=True)
 class ClockTime(Tree):
@@ -111,6 +120,10 @@ class ClockTime(Tree):
     hour: int
     minute: int
     half: str | None
+
+    def ratio(self) -> Number | None:
+        """Return the ratio that two numbers and a colon may also be; None where they cannot."""
+        return None if self.half or not self.minute else Number(Fraction(self.hour, self.minute))
 
 
 @dataclass(slots=True)
@@ -190,7 +203,8 @@ def walk(tree: Tree) -> Iterator[Tree]:
             pending.extend(node)
         elif isinstance(node, Tree):
             yield node
-            pending.extend(getattr(node, name) for name in node.__slots__)
+            for name in node.__slots__:
+                pending.append(getattr(node, name))  # noqa: PERF401 - this is half of a comparison's time
 
 
 def symbols_of(tree: Tree) -> set[str]:
@@ -208,3 +222,154 @@ def rename(node: Any, names: Mapping[str, str]) -> Any:
         make: Any = type(node)
         return make(*(rename(getattr(node, name), names) for name in node.__slots__))
     return node
+
+
+# Tokens.
+
+MAX_DEPTH = 40
+"""Brackets nested deeper than this are not an answer; it keeps the reader's recursion far from Python's limit."""
+MAX_POWER_OF_TEN = 4000
+"""A number with a larger exponent is not an answer; it bounds the size of exact fractions."""
+
+
+class Token(NamedTuple):
+    """A piece of the text: kind is number, word, run, face, command, sign, or the name of an environment."""
+
+    kind: str
+    text: str
+
+
+_TOKEN = re.compile(
+    r"\s*(?:"
+    r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)"
+    rf"|\\(?:{TEXT_COMMANDS})\s*\{{(?P<word>[^{{}}]*)\}}"
+    r"|\\(?P<environment>(?:begin|end)\s*\{[a-zA-Z*]+\})"
+    r"|\\math(?:bb|cal|frak|scr)\s*\{(?P<face>[A-Za-z])\}"
+    r"|\\(?P<command>[a-zA-Z]+|[{}|\\])"
+    r"|(?P<run>[A-Za-z]+)"
+    r"|(?P<sign>[-+*/^_(){}\[\]|=<>,;:!'%&\"])"
+    r")"
+)
+_DEPTH_STEPS = {text: 1 for text in ("(", "[", "{", "\\{", "\\langle", "\\lfloor", "\\lceil", "\\begin")} | {
+    text: -1 for text in (")", "]", "}", "\\}", "\\rangle", "\\rfloor", "\\rceil", "\\end")
+}
+
+
+def tokenize(text: str) -> list[Token]:
+    """Return the tokens of the text.
+
+    Raises:
+        Unreadable: a character is foreign to the language, or brackets do not match.
+        TooLarge: brackets nest too deep.
+    """
+    tokens: list[Token] = []
+    position = depth = 0
+    while position < len(text):
+        found = _TOKEN.match(text, position)
+        if found is None:
+            raise Unreadable(f"unexpected {text[position : position + 12].strip()!r}")
+        position = found.end()
+        token = _make_token(found, is_last=not text[position:].strip())
+        if token.text:  # an empty text group says nothing
+            tokens.append(token)
+    for token in tokens:
+        depth += depth_step(token)
+        if depth > MAX_DEPTH:
+            raise TooLarge(f"brackets nest deeper than {MAX_DEPTH}")
+        if depth < 0:
+            break
+    if depth != 0:
+        raise Unreadable("brackets do not match")
+    return tokens
+
+
+def _make_token(found: re.Match[str], is_last: bool) -> Token:
+    """Return the token found; a text group that names a function is that function, unless nothing follows (`5 min`)."""
+    kind = found.lastgroup or ""
+    text = found[kind]
+    if kind == "command":
+        return Token("command", "\\" + text)
+    if kind == "environment":
+        command, _, name = text.partition("{")
+        return Token(name.rstrip("}*"), "\\" + command.strip())
+    if kind == "word":
+        words = " ".join(text.replace("\\", " ").split())
+        is_function = words in FUNCTION_NAMES and not is_last
+        return Token("command", "\\" + words) if is_function else Token("word", words)
+    return Token(kind, text)
+
+
+def depth_step(token: Token) -> int:
+    """Return 1 for an opening bracket, -1 for a closing one, 0 for anything else."""
+    return 0 if token.kind == "word" else _DEPTH_STEPS.get(token.text, 0)
+
+
+def split_at(tokens: Sequence[Token], is_separator: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
+    """Cut at the separators that stand outside all brackets; return the pieces and the separators between them."""
+    pieces: list[list[Token]] = [[]]
+    separators: list[Token] = []
+    depth = 0
+    for token in tokens:
+        depth += depth_step(token)
+        if depth == 0 and is_separator(token):
+            pieces.append([])
+            separators.append(token)
+        else:
+            pieces[-1].append(token)
+    return pieces, separators
+
+
+def find_closing(tokens: Sequence[Token], start: int) -> int:
+    """Return the index of the bracket that closes the one at `start`; kinds may differ, as in `(3, 4]`.
+
+    Raises:
+        Unreadable: it is never closed.
+    """
+    depth = 0
+    for index in range(start, len(tokens)):
+        depth += depth_step(tokens[index])
+        if depth == 0:
+            return index
+    raise Unreadable(f"{tokens[start].text} is not closed")
+
+
+def read_literal(text: str) -> Number:
+    """Return the exact value of `12`, `.35`, `-1.` or `4.5e33`, and how many decimals it shows.
+
+    Raises:
+        Unreadable: it has no digits, as what is left of `\\frac.9` after its first character.
+        TooLarge: its power of ten is beyond `MAX_POWER_OF_TEN`.
+    """
+    if text.isdigit():
+        return Number(Fraction(int(text)))
+    mantissa, _, exponent = text.lower().partition("e")
+    whole, _, decimals = mantissa.partition(".")
+    if not whole + decimals:
+        raise Unreadable(f"{text!r} is not a number")
+    if len(exponent) > 6 or abs(int(exponent or 0)) > MAX_POWER_OF_TEN:
+        raise TooLarge(f"a power of ten beyond {MAX_POWER_OF_TEN}")
+    digits, shift = int(whole + decimals), int(exponent or 0) - len(decimals)
+    value = Fraction(digits * 10**shift) if shift >= 0 else Fraction(digits, 10**-shift)
+    return Number(value, None if exponent or not decimals else len(decimals))
+
+
+_MIXED = re.compile(r"(?:\\frac (?:\{ (\d+) \} \{ (\d+) \}|(\d) ?(\d))|(\d+) / (\d+))(?!\S)")
+_REPEATING = re.compile(r"\\(?:overline|bar) \{ (\d+) \}")
+
+
+def read_number(token: Token, following: Sequence[Token]) -> tuple[Number, int]:
+    """Return the number that begins with a token of that kind, and how many of the following tokens belong to it.
+
+    A fraction of digits after a whole number is added to it (`3\\frac{1}{2}`, `3 1/2`), also an improper one:
+    1\\frac{9}{5} is more often a misprint of a mixed number than a product. Digits under a bar repeat.
+    """
+    after = " ".join("?" if piece.kind == "word" else piece.text for piece in following[:7])
+    if token.text.isdigit() and (found := _MIXED.match(after)):
+        above, below = (int(digits) for digits in found.groups() if digits)
+        if below:
+            return Number(int(token.text) + Fraction(above, below)), found[0].count(" ") + 1
+    literal = read_literal(token.text)
+    if "." in token.text and (found := _REPEATING.match(after)):
+        places = len(token.text.partition(".")[2])
+        return Number(literal.value + Fraction(int(found[1]), 10**places * (10 ** len(found[1]) - 1))), 4
+    return literal, 0

@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from ladle.grading.tokens import Token
-from ladle.grading.tree import Unreadable
+from ladle.grading.tree import Token, Unreadable
 
 Unit = dict[str, int]
 
@@ -62,7 +61,7 @@ _OPERATIONS = """minus plus times over negative not no factorial root base mod p
 if unless except where either neither halves"""
 CHANGE_THE_NUMBER = frozenset(_OPERATIONS.split()) | {word + s for word in _COUNTS.split() for s in ("", "s")}
 """Words that make another number of the one beside them, and so are not its unit."""
-_CURRENCIES = {"\\dollar": "dollar", "\\euro": "euro", "\\pounds": "sterling", "\\cents": "cent"}
+CURRENCIES = {"\\dollar": "dollar", "\\euro": "euro", "\\pounds": "sterling", "\\cents": "cent"}
 _PIECE = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
 )
@@ -71,14 +70,9 @@ _SIGN = re.compile(
     r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu|dollar|cents|euro|pounds)\b|^(?:' '|[\"'])$"
 )
 _SIGNS = {"'": " foot", "' '": " inch", '"': " inch", "\\cdot": " ", "\\times": " ", "\\mu": " "} | {
-    sign: f" {name}" for sign, name in _CURRENCIES.items()
+    sign: f" {name}" for sign, name in CURRENCIES.items()
 }
 _DEGREES = {"C": " celsius", "F": " fahrenheit", None: " degree"}
-
-
-def currency(token: Token) -> str | None:
-    """Return the unit that a money sign names, None for any other token."""
-    return _CURRENCIES.get(token.text)
 
 
 def is_unit_run(letters: str) -> bool:

@@ -134,7 +134,7 @@ def as_float(value: Value) -> Value:
 
 
 def real_part(value: Value) -> Value | None:
-    """Return the value without an imaginary part that is no more than rounding; None if it has a larger one."""
+    """Return the value without an imaginary part that is only rounding; None if it has a larger one."""
     if isinstance(value, Fraction):
         return value
     return None if abs(value.imag) > abs(value) * _EQUAL else value.real
@@ -273,11 +273,22 @@ def _is_integer(value: Value) -> bool:
     return isinstance(value, Fraction) and value.denominator == 1
 
 
-def floor(value: Value) -> Fraction:
-    """Return the largest integer that is not above a real value."""
+def _real(value: Value) -> Value:
     real = real_part(value)
     if real is None:
-        raise Undefined("the floor of a complex number")
+        raise Undefined("a function of real numbers")
+    return real
+
+
+def _integer(value: Value) -> int:
+    if not _is_integer(value):
+        raise Undefined("a function of integers")
+    return value.numerator
+
+
+def floor(value: Value) -> Fraction:
+    """Return the largest integer that is not above a real value."""
+    real = _real(value)
     return Fraction(math.floor(real) if isinstance(real, Fraction) else int(CONTEXT.floor(real)))
 
 
@@ -305,25 +316,6 @@ def _permutation(total: Value, chosen: Value) -> Value:
     return bound(as_float(_factorial(total)) / as_float(_factorial(total - chosen)))
 
 
-def _of_integers(function: Callable[..., int]) -> Callable[..., Value]:
-    def apply(*arguments: Value) -> Value:
-        if not all(_is_integer(argument) for argument in arguments):
-            raise Undefined("a function of integers")
-        return Fraction(function(*(argument.numerator for argument in arguments)))
-
-    return apply
-
-
-def _of_reals(choose: Callable[..., Value]) -> Callable[..., Value]:
-    def apply(*arguments: Value) -> Value:
-        reals = [real_part(argument) for argument in arguments]
-        if not reals or None in reals:
-            raise Undefined("an order of complex numbers")
-        return choose(reals, key=as_float)
-
-    return apply
-
-
 _FUNCTIONS: dict[str, Callable[..., Value]] = {
     "root": _root,
     "abs": abs,
@@ -335,10 +327,10 @@ _FUNCTIONS: dict[str, Callable[..., Value]] = {
     "permutation": _permutation,
     "log": lambda value, base: bound(CONTEXT.ln(as_float(value)) / CONTEXT.ln(as_float(base))),
     "ln": lambda value: bound(CONTEXT.ln(as_float(value))),
-    "gcd": _of_integers(math.gcd),
-    "lcm": _of_integers(math.lcm),
-    "max": _of_reals(max),
-    "min": _of_reals(min),
+    "gcd": lambda *values: Fraction(math.gcd(*map(_integer, values))),
+    "lcm": lambda *values: Fraction(math.lcm(*map(_integer, values))),
+    "max": lambda *values: max(map(_real, values), key=as_float),
+    "min": lambda *values: min(map(_real, values), key=as_float),
 }
 _FLOAT_FUNCTIONS: dict[str, Callable[[Value], Value]] = {
     prefix + name: getattr(CONTEXT, "a" * bool(prefix) + name)

@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Any, BinaryIO
@@ -153,7 +153,7 @@ def cpu_limit(seconds: float) -> Iterator[None]:
 # Code.
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_REFUSED_EVENTS = frozenset(
+_REFUSED_EVENTS = [
     f"{module}.{event}"
     for module, events in {
         "os": "system exec fork forkpty posix_spawn spawn remove rename rmdir mkdir link symlink truncate chmod chown",
@@ -164,7 +164,13 @@ _REFUSED_EVENTS = frozenset(
         "pickle": "find_class",
     }.items()
     for event in events.split()
-)
+]
+_IS_REFUSED: Mapping[str, Callable[..., bool]] = {
+    "compile": lambda source, filename: not (isinstance(filename, str) and filename.endswith(".py")),
+    "exec": lambda code: not (isinstance(code, CodeType) and code.co_filename.endswith(".py")),
+    "open": lambda path, mode, flags: bool(set(mode or "") & set("wax+") or (flags or 0) & _WRITING),
+} | dict.fromkeys(_REFUSED_EVENTS, lambda *arguments: True)
+"""For each audit event that may be refused, whether it is with these arguments."""
 
 
 class CodeRefused(RuntimeError):
@@ -194,28 +200,9 @@ class CodeGuard:
             self._active = True
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._active and (event in _REFUSED_EVENTS or event in _CHECKS and _CHECKS[event](*arguments)):
+        if self._active and event in _IS_REFUSED and _IS_REFUSED[event](*arguments):
             self.refused = event
             raise CodeRefused(f"{event} is refused while grading")
-
-
-def _is_foreign_source(source: Any, filename: Any) -> bool:
-    return not (isinstance(filename, str) and filename.endswith(".py"))
-
-
-def _is_foreign_code(code: Any) -> bool:
-    return not (isinstance(code, CodeType) and code.co_filename.endswith(".py"))
-
-
-def _is_writing(path: Any, mode: Any, flags: Any) -> bool:
-    return bool(isinstance(mode, str) and set(mode) & set("wax+") or isinstance(flags, int) and flags & _WRITING)
-
-
-_CHECKS: dict[str, Callable[..., bool]] = {
-    "compile": _is_foreign_source,
-    "exec": _is_foreign_code,
-    "open": _is_writing,
-}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the parser makes of formulas, told by their values."""
+"""What the parser makes of formulas, seen by their values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from ladle.grading.expressions import read_expression
 from ladle.grading.normalise import normalise
-from ladle.grading.tokens import tokenize
-from ladle.grading.tree import Expression, Symbol, TooLarge, Unreadable, symbols_of
+from ladle.grading.tree import Expression, Symbol, TooLarge, Unreadable, symbols_of, tokenize
 from ladle.grading.values import Undefined, as_float, evaluate
 
 

@@ -1,3 +1,5 @@
+"""The grader as its users see it: verdicts in order, completions, the fast path, the cache."""
+
 from __future__ import annotations
 
 import itertools
@@ -6,10 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ladle.errors import UserError
 from ladle.grading import pool
-from ladle.grading.grade import READ_AHEAD, Grader, GraderConfig, Pair, Verdict
+from ladle.grading.grade import (
+    READ_AHEAD,
+    Grader,
+    GraderConfig,
+    Pair,
+    Verdict,
+    VerdictCache,
+    judge_exactly,
+    key_of,
+    salt_of,
+)
+from ladle.grading.judge import judge
+from ladle.grading.verdict import AnswerType, Judgement
 
 PAIRS = [
     (Pair("18", "18"), Verdict.CORRECT),
@@ -90,7 +106,7 @@ def test_long_answers_are_not_read_but_the_gold_itself_is_right(grader: Grader) 
     assert grader.grade(Pair(long, long)).verdict is Verdict.CORRECT
 
 
-def test_an_unknown_type_is_the_users_to_mend(grader: Grader) -> None:
+def test_an_unknown_type_is_the_users_to_fix(grader: Grader) -> None:
     with pytest.raises(UserError, match="'nubmer'"):
         list(grader.grade_many([Pair("1", "1", type="nubmer")]))
 
@@ -117,3 +133,103 @@ def test_what_is_imported(module: str, absent: list[str]) -> None:
     code = f"import sys, {module}; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# The fast path says nothing that the general way would not.
+
+
+spelled = st.one_of(
+    st.integers(-(10**7), 10**7).map(str),
+    st.integers(1000, 10**8).map("{:,}".format),
+    st.integers(1000, 10**8).map(lambda value: f"{value:,}".replace(",", "{,}")),
+    st.decimals(-1000, 1000, places=2).map(str),
+    st.tuples(st.integers(-50, 50), st.integers(1, 50)).map(lambda parts: f"{parts[0]}/{parts[1]}"),
+    st.tuples(st.integers(0, 50), st.integers(1, 50)).map(lambda parts: rf"\frac{{{parts[0]}}}{{{parts[1]}}}"),
+)
+dressed = st.tuples(spelled, st.sampled_from(["{}", "${}$", r"\boxed{{{}}}", " {} ", "{}."])).map(
+    lambda parts: parts[1].format(parts[0])
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(dressed, dressed)
+def test_it_agrees_with_the_reader(gold: str, answer: str) -> None:
+    fast = judge_exactly(Pair(gold, answer), None)
+    if fast is not None:
+        # A blank keeps the text from being the same; the tolerance keeps the general way off the fast path.
+        general = judge(Pair(gold, answer + " ", tolerance=0.0), rounding_digits=30)
+        assert isinstance(general, Judgement)
+        assert general.verdict == fast.verdict
+
+
+def test_it_decides_most_of_what_models_write() -> None:
+    for gold, answer in (
+        ("18", "18"),
+        ("73", "073"),
+        ("27.0", "27"),
+        ("1,450,000", "1450000"),
+        ("1/2", r"\frac{2}{4}"),
+    ):
+        judgement = judge_exactly(Pair(gold, answer), None)
+        assert judgement is not None
+        assert judgement.verdict is Verdict.CORRECT
+    judgement = judge_exactly(Pair("18", "$19$"), None)
+    assert judgement is not None
+    assert judgement.verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        Pair("1.25", "1.2500001"),  # a question of rounding
+        Pair("4.2", "4.3", tolerance=0.1),
+        Pair("100,200", "100200", multiple=True),
+        Pair("3", "x"),
+        Pair("", ""),
+        Pair("1/0", "1/0 "),
+        Pair("9" * 100, "9" * 99 + "8"),
+    ],
+)
+def test_it_leaves_the_rest(pair: Pair) -> None:
+    assert judge_exactly(pair, None) is None
+
+
+def test_words_are_not_numbers() -> None:
+    assert judge_exactly(Pair("12", "12.0"), AnswerType.TEXT) is None
+
+
+# Verdicts kept between runs.
+
+
+def test_verdicts_survive_the_process_that_found_them(tmp_path: Path) -> None:
+    kept = {bytes([n]) * 16: Judgement(Verdict.WRONG, f"reason {n}") for n in range(200)}
+    cache = VerdictCache(tmp_path / "deep" / "verdicts.sqlite")
+    cache.put_many(kept)
+    cache.close()
+    again = VerdictCache(tmp_path / "deep" / "verdicts.sqlite")
+    assert again.get_many([*kept, b"x" * 16]) == kept
+    again.close()
+
+
+def test_timeouts_are_not_kept(tmp_path: Path) -> None:
+    cache = VerdictCache(tmp_path / "verdicts.sqlite")
+    cache.put_many({b"1" * 16: Judgement(Verdict.TIMEOUT, "slow")})
+    assert cache.get_many([b"1" * 16]) == {}
+    cache.close()
+
+
+def test_every_field_and_setting_is_in_the_key() -> None:
+    pair = Pair("1", "2", "int", 0.1, "cm", True)
+    changed = {"gold": "3", "answer": "3", "type": "set", "tolerance": 0.2, "unit": "m", "multiple": False}
+    salt = salt_of(GraderConfig())
+    keys = {key_of(pair._replace(**{name: value}), salt) for name, value in changed.items()}
+    keys |= {key_of(pair, salt), key_of(pair, salt_of(GraderConfig(rounding_digits=6)))}
+    assert len(keys) == len(changed) + 2
+    assert salt == salt_of(GraderConfig(workers=4, cache="elsewhere"))
+
+
+def test_a_file_that_is_not_a_cache_is_the_users_to_fix(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database " * 100)
+    with pytest.raises(UserError, match="notes.txt"):
+        VerdictCache(path)

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ladle.grading.normalise import normalise
-from ladle.grading.tokens import tokenize
-from ladle.grading.tree import Unreadable
+from ladle.grading.tree import Unreadable, tokenize
 from ladle.grading.units import Unit, is_same_unit, is_unit_run, read_unit
 
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from ladle.grading.equality import are_identical, are_proportional
 from ladle.grading.expressions import read_expression
 from ladle.grading.normalise import normalise
-from ladle.grading.tokens import tokenize
-from ladle.grading.tree import Expression
+from ladle.grading.tree import Expression, tokenize
 
 
 def parse(text: str) -> Expression:
