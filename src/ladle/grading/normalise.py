@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 FUNCTION_NAMES = frozenset(
     prefix + name
@@ -272,12 +273,9 @@ def _inside_box(text: str) -> str | None:
     found = _BOX.match(text)
     if found is None or not text.endswith("}"):
         return None
-    depth = 0
-    for index in range(found.end() - 1, len(text)):
-        depth += (text[index] == "{") - (text[index] == "}")
-        if depth == 0:
-            return text[found.end() : index] if index == len(text) - 1 else None
-    return None
+    inside = text[found.end() : -1]
+    depths = list(accumulate((letter == "{") - (letter == "}") for letter in inside))
+    return inside if not depths or min(depths) >= 0 == depths[-1] else None
 
 
 def _spell_continued(found: re.Match[str]) -> str:
