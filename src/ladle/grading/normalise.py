@@ -275,7 +275,8 @@ def _inside_box(text: str) -> str | None:
         return None
     inside = text[found.end() : -1]
     depths = list(accumulate((letter == "{") - (letter == "}") for letter in inside))
-    return inside if not depths or min(depths) >= 0 == depths[-1] else None
+    is_balanced = not depths or (min(depths) >= 0 and depths[-1] == 0)
+    return inside if is_balanced else None
 
 
 def _spell_continued(found: re.Match[str]) -> str:
