@@ -32,7 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from ladle.soup.members import open_members
+from ladle.soups.members import open_members
 
 HERE = Path(__file__).parent
 CONTENDERS = ("ladle", "ladle_without_hash", "mergekit", "mergekit_one_thread", "load_all", "floor")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 def ladle_without_hash(out: Path, members: list[Path]) -> None:
     """Run the soup stage alone, with no hash of what it reads."""
-    from ladle.soup.config import SoupConfig
+    from ladle.soups.config import SoupConfig
     from ladle.stages.soup import run
 
     out.mkdir()

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ladle.soup.config import SoupConfig
-from ladle.soup.mean import FLOATS, decode
-from ladle.soup.members import make_header, read_header
+from ladle.soups.config import SoupConfig
+from ladle.soups.mean import FLOATS, decode
+from ladle.soups.members import make_header, read_header
 from ladle.stages.soup import run
 
 HERE = Path(__file__).parent

@@ -25,7 +25,7 @@ from ladle.artifacts.step import Step
 from ladle.data.config import MixConfig
 from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
-from ladle.soup.config import SoupConfig
+from ladle.soups.config import SoupConfig
 from ladle.stages import mix, soup
 from ladle.training.pretrain import validation_loss
 

@@ -27,7 +27,7 @@ from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import KtoSection, Recipe, make_recipe
 from ladle.reporting.page import PageConfig
-from ladle.soup.members import find_members
+from ladle.soups.members import find_members
 from ladle.stages import evaluate, fetch, gate, kto, kto_reference, mix, prefer, pretrain, report, rollout, soup
 from ladle.training.checkpoint import TRAINING_STATE
 from ladle.training.config import PretrainConfig

@@ -16,7 +16,7 @@ from ladle.evaluation.config import EvaluateConfig
 from ladle.kto.config import KtoConfig
 from ladle.models.config import InitConfig
 from ladle.rollouts.config import GateConfig, RolloutConfig
-from ladle.soup.config import SoupConfig
+from ladle.soups.config import SoupConfig
 from ladle.training.config import Dtype, PretrainConfig, TrainerArguments
 
 

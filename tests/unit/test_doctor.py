@@ -195,7 +195,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "model: no config.json": ("model", "error", "no config.json", "save_pretrained", remove("model/config.json")),
     "model: no weights": ("model", "error", "no weights", "safetensors", remove("model/model.safetensors")),
     "model: a missing shard": ("model", "error", "lacks 1 of 2 weight files", "fetch the missing", sharded_without_a_shard),
-    "model: weights cut short": ("model", "error", "has 5,000 bytes where its header describes", "copy it again", cut_short("model/model.safetensors", 5000)),
+    "model: weights cut short": ("model", "error", "is not a complete safetensors file", "copy it again", cut_short("model/model.safetensors", 5000)),
     "model: config.json cut short": ("model", "error", "config.json is not JSON", "fetch the file again", cut_short("model/config.json", 20)),
     "model: tokenizer.json of something else": ("model", "error", "tokenizer.json is not a tokenizer", "fetch the file again", text("model/tokenizer.json", "{}")),
     "model: a name misspelt": ("model", "error", "there is no model at pretraned", "did you mean 'pretrained'", setting("evaluate.models", ["base", "pretraned"])),

@@ -36,7 +36,7 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
     """Yield whether a folder on this machine is a whole model with a tokenizer that fits it."""
     from ladle.models.load import model_dir
     from ladle.models.tokenizer import load_fast_tokenizer
-    from ladle.soup.members import read_header
+    from ladle.soups.members import read_header
 
     place = model_dir(folder)
     config = read_config(place)

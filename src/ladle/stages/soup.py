@@ -9,15 +9,15 @@ from typing import Any
 from ladle.artifacts.step import StepOutput
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error
 from ladle.models.before import parameters_of
-from ladle.soup.config import SoupConfig
+from ladle.soups.config import SoupConfig
 from ladle.stage import Inputs, Stage, StageResult
 from ladle.training.before import STEPS, num_saved, save_every
 from ladle.training.config import TrainingConfig
 
 
 def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.soup.make.run`."""
-    from ladle.soup.make import run
+    """See `ladle.soups.make.run`."""
+    from ladle.soups.make import run
 
     return run(config, inputs, out)
 

@@ -19,7 +19,7 @@ from ladle.generation.transformers_backend import TransformersGenerator
 from ladle.models.config import FetchModelConfig
 from ladle.models.load import load_model
 from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.soup.config import SoupConfig
+from ladle.soups.config import SoupConfig
 from ladle.stages import fetch, pretrain, soup
 from tests.distributed.pretrain_job import make_job
 

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ladle.errors import UserError
-from ladle.soup.compare import open_soup
-from ladle.soup.config import SoupConfig
-from ladle.soup.members import open_members
+from ladle.soups.compare import open_soup
+from ladle.soups.config import SoupConfig
+from ladle.soups.members import open_members
 from ladle.stages import soup
 from tests.tiny_models import make_model, make_tokenizer
 

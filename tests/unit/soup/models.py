@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ladle.soup.members import make_header
+from ladle.soups.members import make_header
 
 from .formats import to_bits
 

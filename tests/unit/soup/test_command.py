@@ -23,10 +23,10 @@ from ladle.artifacts.record import RECORD_NAME, describe_files, digest_of, read_
 from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
 from ladle.pipeline import soup_step
-from ladle.soup import make
-from ladle.soup.config import SoupConfig
-from ladle.soup.members import open_members
-from ladle.soup.write import recompute
+from ladle.soups import make
+from ladle.soups.config import SoupConfig
+from ladle.soups.members import open_members
+from ladle.soups.write import recompute
 from ladle.stages import soup as stage
 from tests.unit.artifacts import toy
 

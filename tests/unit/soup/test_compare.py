@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ladle.errors import UserError
-from ladle.soup.compare import open_soup
-from ladle.soup.config import SoupConfig
-from ladle.soup.members import open_members
+from ladle.soups.compare import open_soup
+from ladle.soups.config import SoupConfig
+from ladle.soups.members import open_members
 from ladle.stages import soup as stage
 
 from .formats import to_bits

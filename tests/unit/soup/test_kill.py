@@ -23,8 +23,8 @@ import pytest
 from blake3 import blake3
 
 from ladle.artifacts.record import read_record, verify
-from ladle.soup import make, write
-from ladle.soup.config import SoupConfig
+from ladle.soups import make, write
+from ladle.soups.config import SoupConfig
 from ladle.stages import soup
 
 from .models import random_tensors, read_tree, write_member

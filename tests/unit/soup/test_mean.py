@@ -8,9 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ladle.soup.config import SoupConfig
-from ladle.soup.mean import decode, weighted_mean
-from ladle.soup.weights import Coefficients, make_coefficients, over
+from ladle.soups.config import SoupConfig
+from ladle.soups.mean import decode, weighted_mean
+from ladle.soups.weights import Coefficients, make_coefficients, over
 
 from .formats import FORMATS, KINDS, hard_rows
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save_file
 
 from ladle.errors import UserError
-from ladle.soup.members import make_header, open_members, read_header
+from ladle.soups.members import make_header, open_members, read_header
 
 from .models import pack, random_tensors, write_member
 

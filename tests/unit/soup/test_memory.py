@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ladle.soup.members import make_header
+from ladle.soups.members import make_header
 
 from .formats import to_bits
 from .models import write_member
@@ -19,7 +19,7 @@ LIMIT_MIB = 64
 SCRIPT = """
 import sys
 from pathlib import Path
-from ladle.soup.config import SoupConfig
+from ladle.soups.config import SoupConfig
 from ladle.stages.soup import run
 *members, out = map(Path, sys.argv[1:])
 run(SoupConfig(), {"members": members}, out)

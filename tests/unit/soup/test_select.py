@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ladle.errors import CheckFailed, UserError
-from ladle.soup.compare import open_soup
-from ladle.soup.config import SoupConfig
-from ladle.soup.make import Scorer
-from ladle.soup.members import read_header
-from ladle.soup.weights import Choice, select
+from ladle.soups.compare import open_soup
+from ladle.soups.config import SoupConfig
+from ladle.soups.make import Scorer
+from ladle.soups.members import read_header
+from ladle.soups.weights import Choice, select
 from ladle.stages import soup as stage
 from ladle.training import pretrain as validation
 

@@ -13,12 +13,12 @@ import pytest
 from blake3 import blake3
 
 from ladle.errors import UserError
-from ladle.soup import make, write
-from ladle.soup.config import SoupConfig
-from ladle.soup.mean import FLOATS, weighted_mean
-from ladle.soup.members import open_members, read_header
-from ladle.soup.weights import make_coefficients
-from ladle.soup.write import average_blocks, recompute
+from ladle.soups import make, write
+from ladle.soups.config import SoupConfig
+from ladle.soups.mean import FLOATS, weighted_mean
+from ladle.soups.members import open_members, read_header
+from ladle.soups.weights import make_coefficients
+from ladle.soups.write import average_blocks, recompute
 from ladle.stages import soup as stage
 
 from .formats import to_bits

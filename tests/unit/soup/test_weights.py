@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladle.soup.config import SoupConfig
-from ladle.soup.weights import GRID, RULES, make_coefficients, over, to_coefficients
+from ladle.soups.config import SoupConfig
+from ladle.soups.weights import GRID, RULES, make_coefficients, over, to_coefficients
 
 
 def shares(num_members: int, **changes: object) -> list[Fraction]:

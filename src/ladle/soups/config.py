@@ -23,7 +23,7 @@ class SoupConfig(Config):
     """True puts `base` first where it is not named, False leaves it out, unset takes `members` as they are."""
 
     method: Method = "uniform"
-    """How the coefficients follow from the order of the members; the formulas are in `ladle.soup.weights`."""
+    """How the coefficients follow from the order of the members; the formulas are in `ladle.soups.weights`."""
     last: int | None = Field(None, ge=1)
     """For last_n: how many of the newest members are averaged."""
     weights: list[float] | None = None

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from ladle.soup.weights import Coefficients
+from ladle.soups.weights import Coefficients
 
 FLOATS = {"BF16": np.dtype("u2"), "F16": np.dtype("f2"), "F32": np.dtype("f4"), "F64": np.dtype("f8")}
 """The formats that are averaged, by safetensors' name, and their numpy dtypes; numpy has only the bits of bf16."""

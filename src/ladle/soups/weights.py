@@ -3,7 +3,7 @@
 A method is a rule over members ordered from the oldest to the newest. Shares are fractions of integers. Rules whose
 fractions are irrational (cosine, square root) or need a denominator above `GRID` (long moving averages) are rounded to
 multiples of 1 / GRID that still sum to 1: an error of at most 1e-6 in a share, hundreds of times below what bf16
-resolves. To add a method: write its rule here, add it to RULES, and name it in `ladle.soup.config`.
+resolves. To add a method: write its rule here, add it to RULES, and name it in `ladle.soups.config`.
 
 Greedy selection (arXiv 2203.05482): order the members by their own loss, best first; take each in turn into a uniform
 average, and keep it only if the average's loss falls. The loss is that of a validation split, never of the benchmarks
@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from ladle.errors import UserError
-from ladle.soup.config import SoupConfig
+from ladle.soups.config import SoupConfig
 
 GRID = 2**20
 

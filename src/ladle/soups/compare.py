@@ -20,9 +20,9 @@ from typing import Any
 
 from ladle.errors import UserError
 from ladle.models.config import DEEPSEEK_V3_ROUTING
-from ladle.soup.config import SoupConfig
-from ladle.soup.mean import FLOATS, common_dtype
-from ladle.soup.members import Member, leave_out_aliases, open_members, read_json
+from ladle.soups.config import SoupConfig
+from ladle.soups.mean import FLOATS, common_dtype
+from ladle.soups.members import Member, leave_out_aliases, open_members, read_json
 
 MAX_MEMBERS = 1024
 NAMED = 3

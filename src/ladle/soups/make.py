@@ -20,11 +20,11 @@ from ladle.errors import CheckFailed, UserError
 from ladle.executors import SerialExecutor
 from ladle.log import get_logger
 from ladle.models.config import DEEPSEEK_V3_ROUTING
-from ladle.soup.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
-from ladle.soup.config import SoupConfig
-from ladle.soup.members import INDEX_FILE, SINGLE_FILE, read_json
-from ladle.soup.weights import GRID, Coefficients, make_coefficients, select
-from ladle.soup.write import INFO_FILE, WeightFile, write_weights
+from ladle.soups.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
+from ladle.soups.config import SoupConfig
+from ladle.soups.members import INDEX_FILE, SINGLE_FILE, read_json
+from ladle.soups.weights import GRID, Coefficients, make_coefficients, select
+from ladle.soups.write import INFO_FILE, WeightFile, write_weights
 from ladle.stage import Inputs, StageResult
 
 UNFINISHED = ".unfinished"

@@ -27,11 +27,11 @@ from ladle.artifacts.journal import HASH_SUFFIX, ShardJournal
 from ladle.errors import UserError
 from ladle.executors import make_executor
 from ladle.log import progress
-from ladle.soup.compare import Soup, open_soup
-from ladle.soup.config import SoupConfig
-from ladle.soup.mean import BLOCK, FLOATS, decode, weighted_mean
-from ladle.soup.members import Header, Member, make_header, read_json
-from ladle.soup.weights import Coefficients, to_coefficients
+from ladle.soups.compare import Soup, open_soup
+from ladle.soups.config import SoupConfig
+from ladle.soups.mean import BLOCK, FLOATS, decode, weighted_mean
+from ladle.soups.members import Header, Member, make_header, read_json
+from ladle.soups.weights import Coefficients, to_coefficients
 
 INFO_FILE = "merge_info.json"
 MIB = 2**20
