@@ -13,9 +13,9 @@ from typing import Any
 
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
+from ladle.data.encoders import Vocabulary
 from ladle.data.formats import find_code, load_function
 from ladle.data.rows import Row, Unreadable
-from ladle.data.vocabulary import Vocabulary
 from ladle.errors import UserError
 
 HARMLESS = ("empty", "left_out")

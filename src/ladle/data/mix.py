@@ -14,12 +14,12 @@ from filelock import FileLock
 from ladle.artifacts.files import pretty_json
 from ladle.data.config import MixConfig
 from ladle.data.contamination import Contamination, find_contamination, read_benchmark_texts
+from ladle.data.encoders import Vocabulary, read_vocabulary
 from ladle.data.mixing.choose import select
 from ladle.data.mixing.write import Drawn, count_tokens, describe_mixture, write_split
 from ladle.data.rows import Piece
 from ladle.data.store import MIXTURE_FILE
 from ladle.data.tokenize import choose_executor, find_pieces, tokenize_share, tokenize_sources
-from ladle.data.vocabulary import Vocabulary, read_vocabulary
 from ladle.executors import Shard
 from ladle.stage import Inputs, StageResult
 

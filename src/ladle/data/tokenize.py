@@ -20,11 +20,10 @@ from ladle.artifacts.files import canonical_json, hash_bytes, link_or_copy
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import MixConfig, SourceConfig
 from ladle.data.documents import HARMLESS, Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.encoders import Disagreement, Encoded, Engine, PieceEncoder
+from ladle.data.encoders import Disagreement, Encoded, Engine, PieceEncoder, Vocabulary
 from ladle.data.files import find_data_files
 from ladle.data.rows import Piece, Unreadable, cut_file, read_piece
 from ladle.data.store import ShardWriter, TokenShard, open_shard
-from ladle.data.vocabulary import Vocabulary
 from ladle.errors import UserError
 from ladle.executors import Executor, SerialExecutor, Shard, make_executor
 from ladle.log import get_logger

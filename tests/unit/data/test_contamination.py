@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.contamination import BenchmarkText, find_contamination
-from ladle.data.ngrams import NgramSet, ngram_hashes
+from ladle.data.contamination import BenchmarkText, NgramSet, find_contamination, ngram_hashes
+from ladle.data.encoders import read_vocabulary
 from ladle.data.tokenize import find_pieces
-from ladle.data.vocabulary import read_vocabulary
 from ladle.executors import SerialExecutor
 
 from .samples import make_config, make_texts, write_jsonl

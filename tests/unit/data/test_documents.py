@@ -9,8 +9,8 @@ import pytest
 
 from ladle.data.config import SourceConfig
 from ladle.data.documents import columns_of, format_identity, make_formatter, to_document
+from ladle.data.encoders import read_vocabulary
 from ladle.data.rows import Unreadable
-from ladle.data.vocabulary import read_vocabulary
 from ladle.errors import UserError
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from ladle.data.vocabulary import read_vocabulary
+from ladle.data.encoders import read_vocabulary
 from ladle.errors import UserError
 from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer
 

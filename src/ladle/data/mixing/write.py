@@ -16,12 +16,11 @@ import numpy as np
 
 from ladle.data.config import MixConfig
 from ladle.data.contamination import Contamination
-from ladle.data.mixing.choose import Drawing, Selection
+from ladle.data.encoders import Vocabulary
+from ladle.data.mixing.choose import Drawing, Selection, permutation_key, permute
 from ladle.data.mixing.pack import pack
-from ladle.data.mixing.permutation import permutation_key, permute
 from ladle.data.store import MIXTURE_FORMAT, ROW, ROWS_FILE, SEGMENT, SEGMENTS_FILE
 from ladle.data.tokenize import TokenizedSource
-from ladle.data.vocabulary import Vocabulary
 from ladle.errors import CheckFailed
 from ladle.log import progress
 
