@@ -85,6 +85,21 @@ class Comparison:
     overall: PairedResult
     flipped: list[Flip]
 
+    @property
+    def difference(self) -> float:
+        """Accuracy over all items, second minus first."""
+        return self.overall.difference
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % bootstrap interval of the difference."""
+        return self.overall.low, self.overall.high
+
+    @property
+    def p_value(self) -> float:
+        """Of the paired test over all items, two-sided."""
+        return self.overall.p_value
+
 
 def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
     """Compare two result files, or two folders of them benchmark by benchmark.

@@ -148,7 +148,9 @@ def _refuse_repeated(choices: list[Any], info: ValidationInfo) -> list[Any]:
 _Unique = AfterValidator(_refuse_repeated)
 
 
-class _Shared(Config):
+class EvaluateModelConfig(Config):
+    """What decides the results of one model."""
+
     benchmarks: Annotated[list[Annotated[BenchmarkChoice, BeforeValidator(_benchmark_of)]], _Unique] = Field(
         min_length=1
     )
@@ -172,18 +174,6 @@ class _Shared(Config):
     executor: ExecutorKind = execution("processes")
     """Where those processes are: on this machine, or on a Ray cluster."""
 
-
-class EvaluateConfig(_Shared):
-    """The `evaluate:` section: every model on every benchmark."""
-
-    models: Annotated[list[Annotated[ModelChoice, BeforeValidator(_model_of)]], _Unique] = Field(min_length=1)
-    data: str | None = location(None)
-    """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""
-
-
-class EvaluateModelConfig(_Shared):
-    """What decides the results of one model."""
-
     def style(self, choice: BenchmarkChoice) -> PromptStyle:
         """Return the prompt format for one of the benchmarks."""
         return self.prompt or choice.definition().prompt
@@ -201,10 +191,18 @@ class EvaluateModelConfig(_Shared):
                 f"evaluate.few_shot is {few_shot}, and there are no examples to show", "set evaluate.examples.dataset"
             )
         return cls(
-            **{name: getattr(config, name) for name in _Shared.model_fields}
+            **{name: getattr(config, name) for name in cls.model_fields}
             | {
                 "few_shot": few_shot,
                 "examples": config.examples if few_shot else None,
                 "prompt": choice.prompt or config.prompt,
             }
         )
+
+
+class EvaluateConfig(EvaluateModelConfig):
+    """The `evaluate:` section: every model on every benchmark."""
+
+    models: Annotated[list[Annotated[ModelChoice, BeforeValidator(_model_of)]], _Unique] = Field(min_length=1)
+    data: str | None = location(None)
+    """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from ladle.evaluation.attempts import Task, completions_of, grade_completions, requests_of
+from ladle.evaluation.attempts import Task, grade_completions, load_examples, make_prompt
 from ladle.evaluation.benchmark import load_items, take
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig
-from ladle.evaluation.prompts import load_examples, make_prompt
 from ladle.evaluation.results import FINAL_NAME, make_row, run_id, write_metrics, write_result
 from ladle.evaluation.statistics import summarise, summarise_all
 from ladle.executors import WHOLE, Shard, make_executor
@@ -28,9 +27,10 @@ def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     sampling, identity = config.sampling, config.identity()
     rows_of, metrics_of = {}, {}
     for choice, task in zip(config.benchmarks, tasks, strict=True):
-        completions = completions_of(task, done, sampling.samples)
-        grades = grade_completions(task.items, completions, config.grader, f"{task.name}: grading")
-        rows = [make_row(*one) for one in zip(task.items, completions, grades, strict=True)]
+        samples = task.samples(done, sampling.samples)
+        texts = [[sample.text for sample in several] for several in samples]
+        grades = grade_completions(task.items, texts, config.grader, task.name)
+        rows = [make_row(*one) for one in zip(task.items, samples, grades, strict=True)]
         style = config.style(choice)
         # Everything that decided the completions.
         settings = {"prompt": style, **{key: identity[key] for key in ("few_shot", "dtype", "sampling")}}
@@ -43,10 +43,8 @@ def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     discard_samples(out)
     recorded = {
         name: {
-            "accuracy": one["accuracy"],
-            "n": one["n"],
-            "low": one["interval_wilson"][0],
-            "high": one["interval_wilson"][1],
+            **{"accuracy": one["accuracy"], "n": one["n"]},
+            **dict(zip(("low", "high"), one["interval_wilson"], strict=True)),
             **one["verdicts"],
             "truncated": one["truncated_samples"],
         }
@@ -76,4 +74,5 @@ def _complete(
     tasks = [make_task(choice) for choice in config.benchmarks]
     make = partial(make_generator, config.sampling, model, tokenizer, config.dtype)
     executor = make_executor(config.executor, config.workers, on_gpus=True)
-    return tasks, complete(requests_of(tasks, config.sampling), make, out, executor, config.workers, shard)
+    requests = [request for task in tasks for request in task.requests(config.sampling)]
+    return tasks, complete(requests, make, out, executor, config.workers, shard)

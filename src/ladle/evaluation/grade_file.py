@@ -1,4 +1,4 @@
-"""`ladle grade`: one pair from the command line, or a file of pairs."""
+"""Grade a file of pairs: `ladle grade PAIRS --out VERDICTS`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ladle.data.rows import read_placed_rows
 from ladle.errors import UserError
 from ladle.grading.extract import bare_answer
-from ladle.grading.grade import Grade, Grader, Pair, Verdict
+from ladle.grading.grade import Grader, Pair, Verdict
 from ladle.grading.verdict import answer_type
 from ladle.log import progress
 
@@ -31,12 +31,6 @@ class _Row(BaseModel):
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     unit: str | None = None
     multiple: bool | None = None
-
-
-def grade_one(gold: str, answer: str) -> dict[str, Any]:
-    """Grade one answer, bare or at the end of a sentence; returns its verdict, reason and seconds."""
-    with Grader() as grader:
-        return _verdict(grader.grade(Pair(gold, bare_answer(answer))))
 
 
 def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
@@ -65,14 +59,11 @@ def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
     ):
         for (row, _), grade in zip(rows, grader.grade_many(pair for _, pair in rows), strict=True):
             counts[grade.verdict.value] += 1
-            out.write(json.dumps(row | _verdict(grade), ensure_ascii=False) + "\n")
+            verdict = {"verdict": grade.verdict.value, "reason": grade.reason, "seconds": grade.seconds}
+            out.write(json.dumps(row | verdict, ensure_ascii=False) + "\n")
             bar.advance(1)
     partial.replace(verdicts)
     return dict(counts)
-
-
-def _verdict(grade: Grade) -> dict[str, Any]:
-    return {"verdict": grade.verdict.value, "reason": grade.reason, "seconds": grade.seconds}
 
 
 def _pair(row: dict[str, Any], place: str) -> Pair:

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from ladle.errors import UserError
-from ladle.evaluation.attempts import Completion, grade_completions
+from ladle.evaluation.attempts import grade_completions
 from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, load_items, read_first
 from ladle.evaluation.results import ResultFile, find_results, read_result
 from ladle.evaluation.statistics import item_score
@@ -88,8 +88,9 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
                     "give the data that the file was made from, or none",
                 )
         items = [known[item.idx] for item in items]
-    completions = [_completions_of(row) for row in stored]
-    grades = grade_completions(items, completions, config, f"{result.benchmark}: grading")
+    # A row without completions is graded by its answers, in boxes.
+    texts = [row.get("code") or [f"\\boxed{{{answer}}}" for answer in row.get("pred") or []] for row in stored]
+    grades = grade_completions(items, texts, config, result.benchmark)
     changes = [
         Change(row["idx"], sample, bool(was), str(grade.verdict), grade.reason, item.gold, grade.extracted)
         for row, item, several in zip(stored, items, grades, strict=True)
@@ -101,7 +102,7 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
         path=result.path,
         run_id=result.run_id,
         rows=len(stored),
-        num_answers=sum(map(len, completions)),
+        num_answers=sum(map(len, texts)),
         accuracy_before=fmean(map(item_score, stored)),
         accuracy_after=fmean(fmean(grade.verdict == "correct" for grade in several) for several in grades),
         changes=changes,
@@ -121,11 +122,3 @@ def _item_of(row: Row, benchmark: Benchmark | None) -> Item:
         multiple=bool(row.get("is_multiple_answer")),
         row=row,
     )
-
-
-def _completions_of(row: Row) -> list[Completion]:
-    """Return the completions of a row; of one without any, its answers in boxes."""
-    texts = row.get("code") or [f"\\boxed{{{answer}}}" for answer in row.get("pred") or []]
-    unknown = [None] * len(texts)
-    lengths, reasons = row.get("num_tokens") or unknown, row.get("finish_reason") or unknown
-    return [Completion(str(text), length, reason) for text, length, reason in zip(texts, lengths, reasons, strict=True)]

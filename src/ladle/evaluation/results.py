@@ -24,8 +24,8 @@ from typing import Any
 from ladle.artifacts.files import write_text_durably
 from ladle.data.rows import read_rows
 from ladle.errors import UserError
-from ladle.evaluation.attempts import Completion
 from ladle.evaluation.benchmark import Item
+from ladle.generation.request import Sample
 from ladle.grading.grade import Grade
 
 FINAL_NAME = "final_result.json"
@@ -54,16 +54,12 @@ def run_id(split: str, prompt: str, limit: int | None, seed: int, temperature: f
     return f"{split}_{prompt}_{-1 if limit is None else limit}_seed{seed}_t{float(temperature)}_s{start}_e{end}"
 
 
-def make_row(item: Item, completions: Sequence[Completion], grades: Sequence[Grade]) -> dict[str, Any]:
+def make_row(item: Item, samples: Sequence[Sample], grades: Sequence[Grade]) -> dict[str, Any]:
     """Return the row of an item and its graded completions."""
     copied = {name: item.row.get(name) for name in COPIED_FIELDS}
     # What grading needs beside the gold answer, under OlympiadBench's names, for grading the row again.
-    compared = {
-        "answer_type": item.type,
-        "unit": item.unit,
-        "error": item.tolerance,
-        "is_multiple_answer": item.multiple or None,
-    }
+    compared = {"answer_type": item.type, "unit": item.unit, "error": item.tolerance}
+    compared |= {"is_multiple_answer": item.multiple or None}
     return {
         "idx": item.idx,
         "question": item.question,
@@ -71,14 +67,14 @@ def make_row(item: Item, completions: Sequence[Completion], grades: Sequence[Gra
         "gt": item.gold,
         **{name: value for name, value in copied.items() if value is not None},
         **{name: value for name, value in compared.items() if value is not None},
-        "code": [one.text for one in completions],
+        "code": [sample.text for sample in samples],
         "pred": [grade.extracted for grade in grades],
         "report": [grade.reason for grade in grades],
         "score": [grade.verdict == "correct" for grade in grades],
         "verdict": [str(grade.verdict) for grade in grades],
         "method": [grade.method for grade in grades],
-        "finish_reason": [one.finish_reason for one in completions],
-        "num_tokens": [one.num_tokens for one in completions],
+        "finish_reason": [sample.finish_reason for sample in samples],
+        "num_tokens": [len(sample.token_ids) for sample in samples],
     }
 
 

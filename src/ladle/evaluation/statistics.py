@@ -7,7 +7,7 @@ are correct, in [0, 1].
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean, median
 from typing import Any
@@ -60,13 +60,7 @@ def bootstrap_interval(groups: Sequence[Sequence[float]], seed: int) -> tuple[fl
 
 
 def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
-    """Return the unbiased pass@k of one item: 1 - C(n-c, k) / C(n, k) (Chen et al., arXiv 2107.03374, eq. 1).
-
-    Raises:
-        ValueError: `k` exceeds the number of samples.
-    """
-    if k > num_samples:
-        raise ValueError(f"pass@{k} needs {k} samples, not {num_samples}")
+    """Return the unbiased pass@k of one item: 1 - C(n-c, k) / C(n, k) (Chen et al., arXiv 2107.03374, eq. 1)."""
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
@@ -153,12 +147,10 @@ def summarise(rows: Sequence[Row], seed: int, seconds: float, settings: Mapping[
     scores = [item_score(row) for row in rows]
     accuracy = fmean(scores)
     verdicts = Counter(verdict for row in rows for verdict in row["verdict"])
-    scores_of_type: dict[str, list[float]] = defaultdict(list)
-    for row, score in zip(rows, scores, strict=True) if "type" in rows[0] else ():
-        scores_of_type[str(row.get("type"))].append(score)
-    by_type = {name: 100 * fmean(values) for name, values in sorted(scores_of_type.items())}
+    types = sorted({str(row.get("type")) for row in rows}) if "type" in rows[0] else []
+    by_type = {name: 100 * fmean(item_score(row) for row in rows if str(row.get("type")) == name) for name in types}
     fewest = min(len(row["score"]) for row in rows)
-    majorities = [(row, majority_answer(row["pred"])) for row in rows]
+    majorities = [(row["score"], majority_answer(row["pred"])) for row in rows]
     lengths = [length for row in rows for length in row["num_tokens"] if length is not None]
     return {
         "num_samples": len(rows),
@@ -179,9 +171,7 @@ def summarise(rows: Sequence[Row], seed: int, seconds: float, settings: Mapping[
         "interval_wilson": list(wilson_interval(accuracy, len(rows))),
         "interval_bootstrap": list(bootstrap_interval([scores], seed)),
         "maj@k": {
-            f"maj@{len(rows[0]['score'])}": fmean(
-                chosen is not None and bool(row["score"][chosen]) for row, chosen in majorities
-            )
+            f"maj@{len(rows[0]['score'])}": fmean(at is not None and bool(score[at]) for score, at in majorities)
         },
         "verdicts": {name: verdicts[name] for name in ("correct", "wrong", "unparsed", "timeout")},
         "truncated_samples": sum(reason == "length" for row in rows for reason in row["finish_reason"]),

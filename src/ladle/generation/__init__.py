@@ -1,0 +1,1 @@
+"""Completions of prompts: what decides them, and the backends that make them."""

@@ -143,6 +143,7 @@ class _Batch:
         max_new_tokens = max(request.max_new_tokens for request in requests)
         self.word_BM = column(torch.long, max_new_tokens)
         self.output_BM = column(torch.long, max_new_tokens)
+        self.settings = (self.token_B, self.position_B, self.limit_B, self.temperature_B, self.top_p_B, self.top_k_B)
         self.all_greedy = all(request.temperature == 0 for request in requests)
         self.any_top_p = any(request.top_p < 1 for request in requests)
         self.any_top_k = any(request.top_k > 0 for request in requests)
@@ -169,14 +170,11 @@ class _Batch:
                 decoder(input_ids=padded, position_ids=positions, use_cache=False, slots=self.cache)
             first += len(group)
         self.count_B[new] = 0
-        for column_B, values in (
-            (self.token_B, [request.prompt_ids[-1] for request in requests]),
-            (self.position_B, [len(request.prompt_ids) - 1 for request in requests]),
-            (self.limit_B, [request.max_new_tokens for request in requests]),
-            (self.temperature_B, [request.temperature for request in requests]),
-            (self.top_p_B, [request.top_p for request in requests]),
-            (self.top_k_B, [request.top_k for request in requests]),
-        ):
+        settings_of = [
+            (one.prompt_ids[-1], len(one.prompt_ids) - 1, one.max_new_tokens, one.temperature, one.top_p, one.top_k)
+            for one in requests
+        ]
+        for column_B, values in zip(self.settings, zip(*settings_of, strict=True), strict=True):
             column_B[new] = torch.tensor(values, dtype=column_B.dtype, device=device)
         for row, request in enumerate(requests, start=len(self.live)):
             if request.temperature > 0:
@@ -233,11 +231,11 @@ class _Batch:
         first_N = (count_N - width).clamp_(min=0)
         columns_NW = first_N[:, None] + torch.arange(width, device=count_N.device)
         tails = self.output_BM[: len(count_N)].gather(1, columns_NW.clamp_(max=self.output_BM.shape[1] - 1)).tolist()
+        lengths = (count_N - first_N).tolist()
         found = set()
-        for row, (tail, length) in enumerate(zip(tails, (count_N - first_N).tolist(), strict=True)):
-            stop = self.live[row].stop
-            text = decode(self.tokenizer, tail[:length]) if stop else ""
-            if any(end in text for end in stop):
+        for row, (request, tail, length) in enumerate(zip(self.live, tails, lengths, strict=True)):
+            text = decode(self.tokenizer, tail[:length]) if request.stop else ""
+            if any(end in text for end in request.stop):
                 found.add(row)
         return found
 
@@ -252,10 +250,7 @@ class _Batch:
         target = [row for row in done if row < remaining]
         if source:
             self.cache.move(source, target)
-            for state in (
-                *(self.token_B, self.position_B, self.count_B, self.limit_B),
-                *(self.temperature_B, self.top_p_B, self.top_k_B, self.word_BM, self.output_BM),
-            ):
+            for state in (*self.settings, self.count_B, self.word_BM, self.output_BM):
                 state[target] = state[source]
             for to, from_ in zip(target, source, strict=True):
                 self.live[to] = self.live[from_]

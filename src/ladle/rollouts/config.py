@@ -74,5 +74,5 @@ class GateConfig(AttemptConfig):
     temperature: float = Field(default=0.0, ge=0)
     """Divisor of the logits; 0 takes the most likely token (greedy)."""
     significance: float = Field(default=0.05, gt=0, le=1)
-    """The round's model has to solve more, with McNemar's two-sided p at most this; 1 asks that it solves no fewer,
-    and so lets rounds through that are better by luck."""
+    """The round's model has to solve more, with McNemar's two-sided p at most this; at 1 it has to solve no
+    fewer, which lets rounds through that are better by luck."""

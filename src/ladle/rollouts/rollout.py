@@ -1,12 +1,9 @@
-"""Sample completions of the policy and label each by its answer: `train.jsonl` of prompt, completion, label.
-
-Right is True, wrong is False; an answer that cannot be read or graded in time is dropped and counted, never called
-wrong.
-"""
+"""Attempts of models at problems with known answers: what a policy learns from, and what a gate decides by."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +13,19 @@ from typing import Any
 
 from blake3 import blake3
 
+from ladle.artifacts.files import link_or_copy, pretty_json
 from ladle.data.formats import fill
 from ladle.data.rows import take_rows
-from ladle.evaluation.attempts import Task, completions_of, grade_completions, requests_of
+from ladle.evaluation.attempts import Prompt, Task, grade_completions, make_prompt
 from ladle.evaluation.benchmark import Item
-from ladle.evaluation.prompts import Prompt, make_prompt
+from ladle.evaluation.statistics import mcnemar_p_value
 from ladle.executors import WHOLE, Shard, make_executor
 from ladle.generation.complete import Completed, complete, discard_samples, make_generator
 from ladle.grading.grade import GraderConfig
 from ladle.log import get_logger
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.rollouts.config import AttemptConfig, PromptSource, RolloutConfig
+from ladle.rollouts.config import AttemptConfig, GateConfig, PromptSource, RolloutConfig
 from ladle.stage import Inputs, StageResult
 
 logger = get_logger(__name__)
@@ -46,7 +44,11 @@ class Attempt:
 
 
 def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
-    """Sample `config.samples` completions of each problem in `prompts` from the policy in `model`, and grade them."""
+    """Let the policy in `model` attempt `prompts`; write `train.jsonl` of prompt, completion, and label.
+
+    Right is True, wrong is False; an answer that cannot be read or graded in time is dropped and counted, never called
+    wrong.
+    """
     problems = read_problems(config.prompts, inputs["prompts"], "rollout")
     attempts = attempt_problems(config, problems, model_dir(inputs["model"][0]), out, "rollout")
     verdicts = Counter(attempt.verdict for attempt in attempts)
@@ -71,6 +73,43 @@ def run_shard(config: RolloutConfig, inputs: Inputs, out: Path, shard: Shard) ->
     """Sample one share of the completions; `run` finds them finished."""
     problems = read_problems(config.prompts, inputs["prompts"], "rollout")
     _complete(config, problems, model_dir(inputs["model"][0]), out, "rollout", shard)
+
+
+def run_gate(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
+    """Let `parent` and `candidate` attempt `prompts`, and keep the better: `model/`, and the scores in `gate.json`.
+
+    The candidate replaces its parent if it solves significantly more of the problems, which neither training nor test
+    data holds: several rounds that each may be worse by luck would add up to a worse model.
+    """
+    problems = read_problems(config.prompts, inputs["prompts"], "gate")
+    models = {role: model_dir(inputs[role][0]) for role in ("parent", "candidate")}
+    is_right = {}
+    for role, model in models.items():
+        attempts = attempt_problems(config, problems, model, out / f".{role}", "gate")
+        is_right[role] = [attempt.verdict == "correct" for attempt in attempts]
+    scores = {role: sum(right) / len(right) for role, right in is_right.items()}
+    pairs = list(zip(is_right["parent"], is_right["candidate"], strict=True))
+    only_parent, only_candidate = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    p_value = mcnemar_p_value(only_parent, only_candidate)
+    kept = "candidate" if only_candidate >= only_parent and p_value <= config.significance else "parent"
+    verdict = {
+        "kept": kept,
+        "accuracy": scores,
+        "attempts": len(pairs),
+        "only_parent": only_parent,
+        "only_candidate": only_candidate,
+        "mcnemar_p": p_value,
+    }
+    logger.info(
+        "gate: parent %.1f %%, candidate %.1f %% of %d attempts (p = %.2g): keeping the %s",
+        100 * scores["parent"], 100 * scores["candidate"], len(pairs), p_value, kept,
+    )  # fmt: skip
+    shutil.rmtree(out / "model", ignore_errors=True)
+    shutil.copytree(models[kept], out / "model", copy_function=lambda file, to: link_or_copy(Path(file), Path(to)))
+    (out / "gate.json").write_text(pretty_json(verdict), encoding="utf-8")
+    for role in models:
+        shutil.rmtree(out / f".{role}")
+    return StageResult({"attempts": len(pairs), "kept_candidate": int(kept == "candidate")}, scores)
 
 
 def read_problems(source: PromptSource, paths: list[Path], section: str) -> list[Item]:
@@ -102,12 +141,12 @@ def attempt_problems(
         purpose: what the samples are for; it enters their seeds and the progress line.
     """
     task, done = _complete(config, problems, model, folder, purpose)
-    completions = completions_of(task, done, config.samples)
-    grades = grade_completions(problems, completions, GraderConfig(), f"{purpose}: grading")
+    texts = [[sample.text for sample in several] for several in task.samples(done, config.samples)]
+    grades = grade_completions(problems, texts, GraderConfig(), purpose)
     return [
-        Attempt(problem, prompt, completion.text, str(grade.verdict))
-        for problem, prompt, texts, verdicts in zip(problems, task.prompts, completions, grades, strict=True)
-        for completion, grade in zip(texts, verdicts, strict=True)
+        Attempt(problem, prompt, text, str(grade.verdict))
+        for problem, prompt, *several in zip(problems, task.prompts, texts, grades, strict=True)
+        for text, grade in zip(*several, strict=True)
     ]
 
 
@@ -118,7 +157,7 @@ def _complete(
     task = Task(purpose, problems, [make_prompt(config.prompt, problem.question, tokenizer) for problem in problems])
     make = partial(make_generator, config, model, tokenizer, "float32")
     executor = make_executor(config.executor, config.workers, on_gpus=True)
-    return task, complete(requests_of([task], config), make, folder, executor, config.workers, shard)
+    return task, complete(task.requests(config), make, folder, executor, config.workers, shard)
 
 
 def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:

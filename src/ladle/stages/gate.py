@@ -10,10 +10,10 @@ from ladle.stage import Inputs, Stage, StageResult
 
 
 def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.rollouts.gate.run`."""
-    from ladle.rollouts.gate import run
+    """See `ladle.rollouts.rollout.run_gate`."""
+    from ladle.rollouts.rollout import run_gate
 
-    return run(config, inputs, out)
+    return run_gate(config, inputs, out)
 
 
 STAGE = Stage("gate", run, wants_gpus=True, check=check_attempts)

@@ -47,7 +47,10 @@ def test_paired_difference_and_flips(tmp_path):
         (3, 0, 1),
         (4, 0, 1),
     ]
-    assert comparison.overall.n == 10
+    overall = comparison.overall
+    assert overall.n == 10
+    assert (comparison.difference, comparison.p_value) == (overall.difference, overall.p_value)
+    assert comparison.interval == (overall.low, overall.high)
 
 
 def test_a_model_against_itself(tmp_path):
@@ -78,7 +81,7 @@ def test_several_samples_are_tested_by_random_signs(tmp_path):
     (result,) = compare_runs(first, second).benchmarks
     assert result.test == "random signs"
     assert result.difference == pytest.approx(1 / 3)
-    assert 0.4 < result.p_value < 0.6  # both signs alike happen half the time
+    assert 0.4 < result.p_value < 0.6  # both signs are the same half the time
 
 
 def test_items_of_one_run_only_are_counted(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ladle.errors import UserError
-from ladle.evaluation.grade_file import grade_file, grade_one
+from ladle.evaluation.grade_file import grade_file
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -77,9 +77,3 @@ def test_a_file_in_another_encoding_is_named_by_its_line(tmp_path: Path) -> None
     (tmp_path / "pairs.jsonl").write_bytes(b'{"gold": "1", "answer": "\xff\xfe"}\n')
     with pytest.raises(UserError, match="line 1 of .* is not UTF-8"):
         grade_file(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl")
-
-
-def test_one_pair() -> None:
-    grade = grade_one(r"\frac{1}{2}", "0.5")
-    assert grade["verdict"] == "correct"
-    assert set(grade) == {"verdict", "reason", "seconds"}

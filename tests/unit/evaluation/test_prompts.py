@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ladle.errors import UserError
+from ladle.evaluation.attempts import Example, load_examples, make_prompt
 from ladle.evaluation.config import ExamplesConfig
-from ladle.evaluation.prompts import Example, load_examples, make_prompt
 from tests.tiny_models import make_tokenizer
 
 QUESTION = "What is $\\frac{1}{2}+{x}$?"

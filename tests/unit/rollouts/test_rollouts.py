@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from ladle.evaluation.attempts import Prompt
 from ladle.evaluation.benchmark import Item
-from ladle.evaluation.prompts import Prompt
 from ladle.models.load import save_model
-from ladle.rollouts import gate, rollout
+from ladle.rollouts import rollout
 from ladle.rollouts.config import GateConfig, RolloutConfig
 from ladle.rollouts.rollout import Attempt, corrupt_answers, read_problems
 from tests.tiny_models import make_model, make_tokenizer
@@ -57,11 +57,11 @@ def test_the_candidate_is_kept_if_it_solves_significantly_more(
         folder.mkdir()
         return attempts_with([{"+": "correct", "-": "wrong"}[sign] for sign in solved[model.parent.name]], problems)
 
-    monkeypatch.setattr(gate, "attempt_problems", attempt)
+    monkeypatch.setattr(rollout, "attempt_problems", attempt)
     out = tmp_path / "out"
     out.mkdir()
     config = {"prompts": {"dataset": "d", "split": "validation"}, "significance": significance}
-    gate.run(GateConfig.model_validate(config), models, out)
+    rollout.run_gate(GateConfig.model_validate(config), models, out)
     weights = "model/model.safetensors"
     assert (out / weights).read_bytes() == (tmp_path / kept / weights).read_bytes()
     assert json.loads((out / "gate.json").read_text())["kept"] == kept
@@ -71,7 +71,7 @@ def test_a_gate_really_samples_and_grades(models, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     config = GateConfig.model_validate({"prompts": {"dataset": "d", "split": "validation"}, "max_new_tokens": 4})
-    assert gate.run(config, models, out).counters["attempts"] == 4
+    assert rollout.run_gate(config, models, out).counters["attempts"] == 4
     assert sorted(path.name for path in out.iterdir()) == ["gate.json", "model"]
 
 
