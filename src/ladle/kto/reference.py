@@ -8,6 +8,7 @@ too, whatever was killed in between and whichever process works on it.
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +19,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import DatasetDict, load_from_disk
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ladle.artifacts.files import pretty_json
 from ladle.artifacts.journal import ShardJournal
 from ladle.errors import UserError
 from ladle.executors import SerialExecutor
-from ladle.kto.config import KtoReferenceConfig
+from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.kto.data import KtoExamples, make_bin, plan_bins, refuse_single_label, tokenize_examples
 from ladle.kto.loss import is_packing, use_kto_forward
 from ladle.kto.pairs import KtoPlan, make_plan
-from ladle.kto.policy import load_policy_base
-from ladle.models.load import model_dir
+from ladle.models.load import load_model, model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 
@@ -69,13 +69,27 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
     return StageResult(counters)
 
 
+def load_policy_base(path: Path, settings: KtoConfig | KtoReferenceConfig) -> PreTrainedModel:
+    """Load the policy's start, in 4 or 8 bits where the settings say so.
+
+    Raises:
+        UserError: quantization without bitsandbytes, or attention whose package is not installed.
+    """
+    if settings.quantization is None:
+        return load_model(path, settings.dtype, settings.attn_implementation)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        problem = "kto.quantization needs bitsandbytes, which is not installed"
+        raise UserError(problem, "pip install 'ladle[quantization]', or leave kto.quantization out")
+    options = settings.quantization.model_dump()
+    options["bnb_4bit_compute_dtype"] = getattr(torch, options["bnb_4bit_compute_dtype"])
+    return load_model(path, settings.dtype, settings.attn_implementation, BitsAndBytesConfig(**options))
+
+
 def _rows(data: Any, split: str) -> Any:
     if not isinstance(data, DatasetDict) or split not in data:
         there = ", ".join(map(str, data)) if isinstance(data, DatasetDict) else "no splits"
-        raise UserError(
-            f"the preference data has no split {split!r} (there is {there})",
-            f"add a source with `into: {split}` to kto.data, or set kto.eval_split",
-        )
+        problem = f"the preference data has no split {split!r} (there is {there})"
+        raise UserError(problem, f"add a source with `into: {split}` to kto.data, or set kto.eval_split")
     return data[split]
 
 

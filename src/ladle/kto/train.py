@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-from transformers import TrainingArguments
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ladle.errors import UserError
-from ladle.kto.config import KtoConfig, KtoReferenceConfig
+from ladle.kto.config import KtoConfig, KtoReferenceConfig, LoraConfig
 from ladle.kto.data import KtoExamples, refuse_single_label
 from ladle.kto.loss import KtoWeights, use_kto_forward
 from ladle.kto.pairs import make_plan
-from ladle.kto.policy import add_adapter, load_policy_base, save_policy
-from ladle.kto.reference import TRAIN, KtoReference
+from ladle.kto.reference import TRAIN, KtoReference, load_policy_base
 from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
 from ladle.log import get_logger
-from ladle.models.load import copy_out_of_file, model_dir
+from ladle.models.load import copy_out_of_file, load_model, model_dir, remove_half_written, save_model
 from ladle.models.tokenizer import ensure_chat_template, load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
@@ -123,3 +124,39 @@ def choose_weights(config: KtoConfig, is_desirable: np.ndarray) -> KtoWeights:
             ratio, low / per_unit, high / per_unit,
         )  # fmt: skip
     return KtoWeights(config.beta, desirable, config.undesirable_weight)
+
+
+def add_adapter(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
+    """Return the model under a fresh adapter, random by `seed` alone, its own weights frozen.
+
+    Raises:
+        UserError: peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("kto.peft needs peft, which is not installed", "pip install 'ladle[peft]', or leave it out")
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    torch.manual_seed(seed)
+    return get_peft_model(model, PeftLoraConfig(**config.model_dump(), task_type="CAUSAL_LM"))
+
+
+def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, start: Path, config: KtoConfig, out: Path) -> None:
+    """Save a trained policy to `out/model`; an adapter to `out/adapter` too, merged into the unquantized start."""
+    if not hasattr(model, "peft_config"):
+        save_model(model, tokenizer, out / "model")
+        return
+    from peft import PeftModel
+
+    model.save_pretrained(out / "adapter")
+    remove_half_written(out / "adapter")
+    config_file = out / "adapter" / "adapter_config.json"
+    fields = json.loads(config_file.read_text(encoding="utf-8"))
+    # the start's name alone: its folder would differ between equal runs
+    fields["base_model_name_or_path"] = Path(fields["base_model_name_or_path"]).parent.name
+    config_file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    base = load_model(start, config.dtype, config.attn_implementation)
+    merged = PeftModel.from_pretrained(base, str(out / "adapter")).merge_and_unload()  # type: ignore[operator]
+    save_model(merged, tokenizer, out / "model")

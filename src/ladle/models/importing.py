@@ -7,7 +7,6 @@ the checkpoint does not hold is corrected.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from typing import Any
 from safetensors import safe_open
 
 from ladle.artifacts.files import pretty_json
-from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.models.load import complete_config, load_model, model_dir, remove_half_written
-from ladle.models.tokenizer import END_OF_TURN, convert_tokenizer, load_fast_tokenizer
+from ladle.models.tokenizer import END_OF_TURN, convert_tokenizer, load_fast_tokenizer, read_json
 
 logger = get_logger(__name__)
 
@@ -39,7 +37,7 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         CheckFailed: a tensor is missing, left over or of another shape.
     """
     folder = model_dir(source)
-    before = _read(folder / "config.json")
+    before = read_json(folder / "config.json")
     mtp = _mtp_tensors(folder, before.get("num_hidden_layers"))
     model = load_model(folder, dtype or "auto", ignored=mtp)
     if getattr(model.config, MTP_LAYERS, None):
@@ -48,7 +46,7 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     complete_config(out)
     remove_half_written(out)
     tokenizer = convert_tokenizer(folder, out)
-    after = _read(out / "config.json")
+    after = read_json(out / "config.json")
     config = {
         "changed": {
             key: [before[key], after[key]] for key in sorted(before.keys() & after) if before[key] != after[key]
@@ -102,12 +100,5 @@ def _stop_at_turn_end(out: Path) -> list[int]:
     if turn_end is not None and turn_end not in stops and isinstance(template, str) and "im_end" in template:
         stops.append(turn_end)
         path = out / "generation_config.json"
-        path.write_text(pretty_json(_read(path) | {"eos_token_id": stops}), encoding="utf-8")
+        path.write_text(pretty_json(read_json(path) | {"eos_token_id": stops}), encoding="utf-8")
     return [stop for stop in stops if isinstance(stop, int)]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}", "fetch it again") from error

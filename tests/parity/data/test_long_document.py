@@ -15,7 +15,7 @@ import pytest
 import tiktoken
 
 from ladle.data.store import open_shard
-from ladle.models.vocabularies import FAMILIES
+from ladle.models.tokenizer import FAMILIES
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,7 @@ import tiktoken
 from tokenizers import normalizers
 
 from ladle.data.encoders import HARD_CASES, Encoder, Engine, FastokensEncoder, load_encoder
-from ladle.models.tokenizer import load_fast_tokenizer
-from ladle.models.vocabularies import FAMILIES
+from ladle.models.tokenizer import FAMILIES, load_fast_tokenizer
 
 pytestmark = pytest.mark.slow
 
