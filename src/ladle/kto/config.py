@@ -27,10 +27,8 @@ class LoraConfig(Config):
     def _spare_the_head(cls, modules: str | list[str]) -> str | list[str]:
         named = [modules] if isinstance(modules, str) else modules
         if head := [name for name in named if name.rpartition(".")[2] in HEADS]:
-            raise UserError(
-                f"peft.target_modules names {head[0]}, the output head, which KTO goes over in one pass with the loss",
-                "leave it out (all-linear does)",
-            )
+            problem = f"peft.target_modules names {head[0]}, the output head, which KTO computes together with the loss"
+            raise UserError(problem, "leave it out (all-linear does)")
         return modules
 
 
@@ -96,12 +94,12 @@ class KtoConfig(TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _explain_absent(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
         for name, (problem, fix) in ABSENT.items():
-            if isinstance(values, dict) and values.get(name):
+            if values.get(name):
                 raise UserError(f"kto.{name}: {problem}", fix)
-        return (
-            {key: value for key, value in values.items() if key not in ABSENT} if isinstance(values, dict) else values
-        )
+        return {key: value for key, value in values.items() if key not in ABSENT}
 
     @model_validator(mode="after")
     def _check(self) -> KtoConfig:
@@ -130,6 +128,13 @@ ABSENT = {
     "precompute_ref_log_probs": ("this is what Ladle always does", "leave it out"),
 }
 """TRL's options that Ladle has no counterpart of, and what to do instead; false or null is as good as leaving out."""
+
+
+COPIED = (
+    "max_length", "pairs", "max_tokens_per_microbatch", "attn_implementation", "quantization", "allow_single_label",
+    "processes",
+)  # fmt: skip
+"""What a reference pass takes of its training as it is."""
 
 
 class KtoReferenceConfig(Config):
@@ -165,24 +170,16 @@ class KtoReferenceConfig(Config):
         trainer = config.trainer
         is_deepspeed = config.distributed == "zero2"
         mixed = "bfloat16" if trainer.get("bf16") else "float16" if trainer.get("fp16") else None
-        order_seed = None
-        if config.max_steps is not None or config.kl_fraction < 1:
-            order_seed = trainer.values().get("data_seed", trainer.get("seed"))
+        needs_order = config.max_steps is not None or config.kl_fraction < 1
         return cls(
-            max_length=config.max_length,
-            pairs=config.pairs,
+            **{name: getattr(config, name) for name in COPIED},
             seed=seed,
             kl_fraction=config.kl_fraction if config.estimates_kl else 0.0,
             epochs=None if config.max_steps else math.ceil(config.num_epochs),
             max_steps=config.max_steps,
             rows_per_step=config.rows_per_step if config.max_steps else None,
-            order_seed=order_seed,
+            order_seed=trainer.values().get("data_seed", trainer.get("seed")) if needs_order else None,
             eval_split=config.eval_split if trainer.get("eval_strategy") != "no" else None,
-            max_tokens_per_microbatch=config.max_tokens_per_microbatch,
             dtype=mixed if mixed and is_deepspeed else config.dtype,
             autocast=None if is_deepspeed else mixed,
-            attn_implementation=config.attn_implementation,
-            quantization=config.quantization,
-            allow_single_label=config.allow_single_label,
-            processes=config.processes,
         )

@@ -109,11 +109,8 @@ def tokenize_examples(
             completions.append(completion)
             labels.append(row["label"])
     if len(labels) < 2:
-        raise UserError(
-            f"KTO needs at least two examples and has {len(labels)} ({num_long_prompts} prompts do not fit "
-            f"kto.max_length={max_length})",
-            "add data, or raise kto.max_length",
-        )
+        seen = f"has {len(labels)} ({num_long_prompts} prompts do not fit kto.max_length={max_length})"
+        raise UserError(f"KTO needs at least two examples and {seen}", "add data, or raise kto.max_length")
     numbers: dict[tuple[int, ...], int] = {}
     prompt_of = np.array([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts], dtype=np.int64)
     examples = KtoExamples(*_flat(prompts), *_flat(completions), np.array(labels), prompt_of, max_length)
@@ -130,8 +127,8 @@ def _encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[tuple[l
     """Return (prompt, completion) token ids of each row."""
     if not isinstance(rows[0]["prompt"], str):
         ensure_chat_template(tokenizer)
-        texts = [_conversation_texts(row, tokenizer) for row in rows]
-        ids = _ids([text for pair in texts for text in pair], tokenizer, special=False)
+        texts = [text for row in rows for text in _conversation_texts(row, tokenizer)]
+        ids = _ids(texts, tokenizer, special=False)
         return list(zip(ids[::2], ids[1::2], strict=True))
     eos = tokenizer.eos_token_id
     prompts = _ids([row["prompt"] for row in rows], tokenizer, special=True)
@@ -151,10 +148,8 @@ def _conversation_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[s
     prompt_text = cast(str, tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
     whole_text = cast(str, tokenizer.apply_chat_template(prompt + completion, tokenize=False))
     if not whole_text.startswith(prompt_text):
-        raise UserError(
-            "the chat template writes a prompt differently once the answer follows, so the two cannot be separated",
-            "use a chat template whose generation prompt is the start of the assistant's turn",
-        )
+        problem = "the chat template writes a prompt differently before an answer, so the two cannot be separated"
+        raise UserError(problem, "use a chat template whose generation prompt is the start of the assistant's turn")
     return prompt_text, whole_text[len(prompt_text) :]
 
 
@@ -165,11 +160,9 @@ def refuse_single_label(is_desirable: np.ndarray, allow: bool) -> None:
         UserError: they are.
     """
     if not allow and len(labels := np.unique(is_desirable)) == 1:
-        raise UserError(
-            f"every example is labelled {bool(labels[0])}: z0 would grow with the reward and the policy drift as "
-            "unbounded SFT",
-            "add examples of the other label (a `rollout:` section makes them), or set kto.allow_single_label=true",
-        )
+        why = "z0 would grow with the reward and the policy drift as unbounded SFT"
+        fix = "add examples of the other label (a `rollout:` section makes them), or set kto.allow_single_label=true"
+        raise UserError(f"every example is labelled {bool(labels[0])}: {why}", fix)
 
 
 @dataclass(frozen=True)
@@ -194,13 +187,8 @@ class Bin:
 
     def to(self, device: torch.device) -> Bin:
         """Return the bin with its tensors on a device."""
-        return replace(
-            self,
-            input_ids_BT=self.input_ids_BT.to(device),
-            position_ids_BT=None if self.position_ids_BT is None else self.position_ids_BT.to(device),
-            predicts_N=self.predicts_N.to(device),
-            target_N=self.target_N.to(device),
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def plan_bins(lengths: np.ndarray, budget: int, multiple_of: int = 1, packed: bool = False) -> list[list[int]]:
@@ -253,16 +241,14 @@ def make_bin(
     flat = input_ids.reshape(-1)
     predicts = []
     start = 0
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        start = start if packed else row * width
-        middle, end = start + len(prompt), start + len(prompt) + len(completion)
+    for prompt, completion, length in zip(prompts, completions, lengths, strict=True):
+        middle, end = start + len(prompt), start + length
         flat[start:middle], flat[middle:end] = prompt, completion
         predicts.append(np.arange(middle - 1, end - 1))
-        start = end
-    positions = np.concatenate([np.arange(length) for length in lengths])[None] if packed else None
+        start += length if packed else width
     return Bin(
         torch.from_numpy(input_ids),
-        None if positions is None else torch.from_numpy(positions),
+        torch.cat([torch.arange(length) for length in lengths])[None] if packed else None,
         torch.from_numpy(np.concatenate(predicts)),
         torch.from_numpy(np.concatenate(completions).astype(np.int64)),
         [len(completion) for completion in completions],

@@ -91,10 +91,8 @@ def use_kto_forward(model: PreTrainedModel) -> None:
         UserError: an architecture whose logits are not hidden states times a matrix.
     """
     if why := why_not_linear(model):
-        raise UserError(
-            f"KTO's one-pass head does not fit {type(model).__name__} ({why})",
-            "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)",
-        )
+        fix = "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)"
+        raise UserError(f"KTO's one-pass head does not fit {type(model).__name__} ({why})", fix)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -91,10 +91,8 @@ def _require_enough_kl_rows(config: KtoConfig, arguments: TrainingArguments) -> 
     rows = arguments.per_device_train_batch_size * arguments.world_size
     rows *= arguments.gradient_accumulation_steps if config.kl_scope == "step" else 1
     if config.estimates_kl and config.kl_fraction * rows < 1:
-        raise UserError(
-            f"kto.kl_fraction={config.kl_fraction:g} of the {rows} examples that share a z0 is less than one",
-            f"raise it to at least {1 / rows:.3g}, or set kto.kl_scope=none",
-        )
+        problem = f"kto.kl_fraction={config.kl_fraction:g} of the {rows} examples that share a z0 is less than one"
+        raise UserError(problem, f"raise it to at least {1 / rows:.3g}, or set kto.kl_scope=none")
 
 
 def choose_weights(config: KtoConfig, is_desirable: np.ndarray) -> KtoWeights:

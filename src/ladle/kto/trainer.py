@@ -11,13 +11,11 @@ The loss of a step is the mean over its rows, also of a last step that is not fu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -92,9 +90,8 @@ class KtoMetrics:
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the means over all processes since the last call, and start again."""
-        values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
-        if accelerator.num_processes > 1:
-            values = reduce_tensor(accelerator, values.to(accelerator.device), "sum")
+        values = torch.tensor(list(self.sums.values()), dtype=torch.float64, device=accelerator.device)
+        values = reduce_tensor(accelerator, values, "sum")
         total = dict(zip(self.sums, values.tolist(), strict=True))
         self.sums = dict.fromkeys(self.sums, 0.0)
         total["count"] = total["count/chosen"] + total["count/rejected"]
@@ -234,14 +231,8 @@ class KtoTrainer(LadleTrainer):
 
         loss, logp_B, entropy_B = model(bin=one_bin, objective=objective)
         if weight:
-            self.metrics.add(
-                self.options.weights.beta,
-                is_desirable_B,
-                logp_B,
-                logp_B - reference_B,
-                entropy_B,
-                torch.tensor(one_bin.sizes),
-            )
+            beta, size_B = self.options.weights.beta, torch.tensor(one_bin.sizes)
+            self.metrics.add(beta, is_desirable_B, logp_B, logp_B - reference_B, entropy_B, size_B)
         return loss
 
     @torch.no_grad()
@@ -325,19 +316,14 @@ class KtoTrainer(LadleTrainer):
         super().skip_step()
         self.metrics.sums = self._sums_before_step
 
-    def _save_progress(self, staged: Path) -> None:
-        super()._save_progress(staged)
-        path = self._progress_file(staged)
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"kto": self.metrics.sums}))
+    def progress(self) -> dict[str, Any]:
+        """Return the Trainer's, and the metrics summed since the last log line."""
+        return super().progress() | {"kto": self.metrics.sums}
 
-    def restore_progress(self) -> None:
-        """Restore the loss and the metrics summed since the last log line, of this process."""
-        super().restore_progress()
-        if self.resumed_from is not None:
-            self.metrics.sums = json.loads(self._progress_file(self.resumed_from).read_text())["kto"]
-
-    def _progress_file(self, checkpoint: Path) -> Path:
-        return checkpoint / f"progress_{self.args.process_index}.json"
+    def restore_progress(self, saved: dict[str, Any]) -> None:
+        """Restore the metrics too."""
+        super().restore_progress(saved)
+        self.metrics.sums = saved["kto"]
 
 
 class _WholeRows(RowOrder):

@@ -34,9 +34,8 @@ def model_dir(path: Path) -> Path:
     for candidate in (path / "model", path):
         if (candidate / "config.json").is_file():
             return candidate
-    raise UserError(
-        f"there is no model at {path} (no config.json)", "name a folder that save_pretrained or a ladle stage wrote"
-    )
+    fix = "name a folder that save_pretrained or a ladle stage wrote"
+    raise UserError(f"there is no model at {path} (no config.json)", fix)
 
 
 def load_model(
@@ -71,19 +70,16 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the model in {folder}: {str(error).splitlines()[0]}", "check config.json and the weights"
-        ) from error
+        problem = f"cannot load the model in {folder}: {str(error).splitlines()[0]}"
+        raise UserError(problem, "check config.json and the weights") from error
     # the stub knows only the model; output_loading_info=True adds the report
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    faults = {
-        name: sorted(str(key) for key in report[name] if key not in ignored)
-        for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    faults = {name: keys for name, keys in faults.items() if keys}
+    faults = []
+    for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in report[name] if key not in ignored):
+            faults.append(f"{name}: {len(keys)}, such as {keys[0]}")
     if faults:
-        details = "; ".join(f"{name}: {len(keys)}, such as {keys[0]}" for name, keys in faults.items())
-        raise CheckFailed(f"the weights in {folder} do not fit the model ({details})")
+        raise CheckFailed(f"the weights in {folder} do not fit the model ({'; '.join(faults)})")
     return model
 
 
@@ -94,9 +90,7 @@ def usable_attention(requested: str) -> str:
     installed = is_flash_attn_3_available() if requested == "flash_attention_3" else is_flash_attn_2_available()
     if torch.cuda.is_available() and installed:
         return requested
-    why = "the package flash-attn is not installed, or not for this GPU"
-    if not torch.cuda.is_available():
-        why = "it needs a GPU"
+    why = "its package is not installed, or not for this GPU" if torch.cuda.is_available() else "it needs a GPU"
     logger.warning("attn_implementation: %s cannot run here (%s): using sdpa", requested, why)
     return "sdpa"
 
@@ -149,22 +143,17 @@ def init_model(
         UserError: an unknown model type, or a vocabulary smaller than the tokenizer's.
     """
     fields = dict(architecture)
-    model_type = fields.pop("model_type", None)
-    if model_type is None:
-        raise UserError("init.architecture has no model_type", "add one, such as model_type: deepseek_v3")
+    model_type = fields.pop("model_type", "")
     fields.setdefault("vocab_size", len(tokenizer))
     if fields["vocab_size"] < len(tokenizer):
-        raise UserError(
-            f"vocab_size is {fields['vocab_size']} and the tokenizer has {len(tokenizer)} tokens",
-            "leave vocab_size out, or raise it",
-        )
+        problem = f"vocab_size is {fields['vocab_size']} and the tokenizer has {len(tokenizer)} tokens"
+        raise UserError(problem, "leave vocab_size out, or raise it")
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     try:
         config = AutoConfig.for_model(model_type, **special, **fields)
     except ValueError as error:
-        raise UserError(
-            f"init.architecture is not a model: {str(error).splitlines()[0]}", "check model_type and the sizes"
-        ) from error
+        problem = f"init.architecture is not a model: {str(error).splitlines()[0]}"
+        raise UserError(problem, "check model_type and the sizes") from error
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     # as `from_pretrained` keeps them in a loaded model: DeepSeek-V3's router biases

@@ -62,9 +62,8 @@ def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{vocabulary} is not a tokenizer ({type(error).__name__}: {error})", "fetch the file again"
-            ) from error
+            problem = f"{vocabulary} is not a tokenizer ({type(error).__name__}: {error})"
+            raise UserError(problem, "fetch the file again") from error
     else:
         tokenizer = _convert(folder, vocabulary)
     if tokenizer.pad_token is None:
@@ -78,23 +77,19 @@ def _find_vocabulary(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     found = ", ".join(sorted(path.name for path in folder.glob("*"))[:12]) or "nothing"
-    raise UserError(
-        f"there is no tokenizer in {folder} (it holds {found})",
-        f"name a folder with {TOKENIZER_FILE}, a *.tiktoken file or a sentencepiece tokenizer.model",
-    )
+    fix = f"name a folder with {TOKENIZER_FILE}, a *.tiktoken file or a sentencepiece tokenizer.model"
+    raise UserError(f"there is no tokenizer in {folder} (it holds {found})", fix)
 
 
 def _convert(folder: Path, vocabulary: Path) -> PreTrainedTokenizerFast:
     config = read_json(folder / "tokenizer_config.json")
     known: dict[str, Any] = {}
     if vocabulary.suffix == ".tiktoken":
-        family = FAMILIES.get(config.get("tokenizer_class", ""))
+        name = config.get("tokenizer_class", "")
+        family = FAMILIES.get(name)
         if family is None:
-            raise UserError(
-                f"{vocabulary} belongs to tokenizer class {config.get('tokenizer_class')!r}, whose pattern is in code "
-                "only",
-                f"Ladle knows {', '.join(FAMILIES)}; convert it with transformers and save {TOKENIZER_FILE} beside it",
-            )
+            fix = f"Ladle knows {', '.join(FAMILIES)}; convert it with transformers and save {TOKENIZER_FILE} beside it"
+            raise UserError(f"{vocabulary} belongs to tokenizer class {name!r}, whose pattern is in code only", fix)
         tokenizer = tokenizer_from_tiktoken(read_tiktoken(vocabulary), family)
     else:
         tokenizer = tokenizer_from_sentencepiece(vocabulary)
@@ -229,9 +224,8 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
-            raise UserError(
-                f"{path}:{number} is not `<base64> <rank>`: {line[:60]!r}", "fetch the vocabulary file again"
-            ) from error
+            problem = f"{path}:{number} is not `<base64> <rank>`: {line[:60]!r}"
+            raise UserError(problem, "fetch the vocabulary file again") from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise UserError(f"the ranks in {path} are not 0 to {len(ranks) - 1}", "fetch the vocabulary file again")
     return ranks
@@ -320,9 +314,8 @@ def _sentencepiece_model(proto: Any, path: Path) -> models.Model:
     if trainer.model_type == UNIGRAM:
         return models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
     if trainer.model_type != BPE:
-        raise UserError(
-            f"{path} is a sentencepiece model of type {trainer.model_type}", "only unigram (1) and BPE (2) are read"
-        )
+        problem = f"{path} is a sentencepiece model of type {trainer.model_type}"
+        raise UserError(problem, "only unigram (1) and BPE (2) are read")
     scores = dict(pieces)
     # the pairs of pieces that make a piece, best score first; among equals, in the order of the file
     merges = []

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from ladle.errors import UserError
 from ladle.log import get_logger
@@ -87,12 +88,8 @@ def _explain(error: Exception) -> UserError:
     return UserError(f"trainer arguments are not valid: {text}", "correct the value in `trainer:`")
 
 
-TRACKERS = frozenset(
-    ["azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune"]
-    + ["swanlab", "tensorboard", "trackio", "wandb"]
-)
-"""transformers' names; a tracker's package has the name, or that of `PACKAGES`."""
 PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}
+"""The packages of trackers that are named otherwise."""
 REFUSED: dict[str, tuple[str, str]] = {
     "load_best_model_at_end": (
         "would load weights with routed experts left out",
@@ -106,6 +103,10 @@ REFUSED: dict[str, tuple[str, str]] = {
         "leave it out; `ladle doctor` says how much memory a batch size takes",
     ),
     "ignore_data_skip": ("would train on other rows after a restart", "leave it out"),
+    "train_sampling_strategy": (
+        "would be ignored: rows are taken in an order that a restart finds by arithmetic",
+        "leave it out",
+    ),
     "enable_jit_checkpoint": ("is not needed: SIGTERM and SIGUSR1 save at the next step", "leave it out"),
     "push_to_hub": ("would push checkpoints before they are verified", "leave it out, and use `ladle push` at the end"),
 }
@@ -113,58 +114,40 @@ REFUSED: dict[str, tuple[str, str]] = {
 
 
 def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> None:
-    _refuse_absent_trackers(values["report_to"])
-    for name, (why, fix) in REFUSED.items():
-        if config.trainer.values().get(name):
-            raise UserError(f"trainer.{name} {why}", fix)
-    if (sampling := values.get("train_sampling_strategy", "random")) != "random":
-        raise UserError(
-            f"trainer.train_sampling_strategy={sampling} would be ignored: rows are taken in an order that "
-            "a restart finds by arithmetic",
-            "leave it out",
-        )
-    if values.get("fp16") and values.get("use_cpu"):
-        raise UserError(
-            "trainer.fp16 needs a GPU: a CPU has no mixed precision in float16", "set bf16: true, or leave both out"
-        )
-    if config.nan_policy == "skip" and config.distributed == "zero2":
-        raise UserError(
-            "nan_policy: skip does not work with distributed: zero2, whose engine takes its own steps",
-            "set nan_policy: stop, or distributed: ddp",
-        )
-    if config.dtype == "float16" and config.distributed == "ddp" and getattr(config, "peft", None) is None:
-        raise UserError(
-            "dtype: float16 cannot be trained: AdamW's epsilon and most updates round to nothing in it",
-            "set dtype: float32 with trainer.fp16=true (mixed precision), or dtype: bfloat16",
-        )
-
-
-def _refuse_absent_trackers(report_to: str | list[str] | None) -> None:
-    for tracker in [report_to] if isinstance(report_to, str) else report_to or []:
+    report_to = values["report_to"] or []
+    for tracker in [report_to] if isinstance(report_to, str) else report_to:
         if tracker in ("all", "none"):
             continue
-        if tracker not in TRACKERS:
-            raise UserError(
-                f"report_to: {tracker} is not a tracker", f"name one of {', '.join(sorted(TRACKERS))}, or none"
-            )
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise UserError(f"report_to: {tracker} is not a tracker", f"name one of {known}, or none")
         package = PACKAGES.get(tracker, tracker)
         if importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"report_to: {tracker} needs the package {package}, which is not installed", f"pip install {package}"
-            )
+            problem = f"report_to: {tracker} needs the package {package}, which is not installed"
+            raise UserError(problem, f"pip install {package}")
+    for name, (why, fix) in REFUSED.items():
+        if (value := config.trainer.get(name)) and value != "random":  # the default of train_sampling_strategy
+            raise UserError(f"trainer.{name} {why}", fix)
+    if values.get("fp16") and values.get("use_cpu"):
+        problem = "trainer.fp16 needs a GPU: a CPU has no mixed precision in float16"
+        raise UserError(problem, "set bf16: true, or leave both out")
+    if config.nan_policy == "skip" and config.distributed == "zero2":
+        problem = "nan_policy: skip does not work with distributed: zero2, whose engine takes its own steps"
+        raise UserError(problem, "set nan_policy: stop, or distributed: ddp")
+    if config.dtype == "float16" and config.distributed == "ddp" and getattr(config, "peft", None) is None:
+        problem = "dtype: float16 cannot be trained: AdamW's epsilon and most updates round to nothing in it"
+        raise UserError(problem, "set dtype: float32 with trainer.fp16=true (mixed precision), or dtype: bfloat16")
 
 
 def drop_liger_where_it_cannot_run(arguments: TrainingArguments, model: PreTrainedModel) -> None:
     """Switch `use_liger_kernel` off, with a warning, where Liger is not installed or does not know the model."""
     if not arguments.use_liger_kernel:
         return
-    kind = model.config.model_type
-    if importlib.util.find_spec("liger_kernel") is None:
-        why = "liger-kernel is not installed"
-    else:
+    known, why = {}, "liger-kernel is not installed"
+    if importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN  # type: ignore[import-not-found]
 
-        why = None if kind in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger has no kernels for {kind}"
-    if why is not None:
+        known, why = MODEL_TYPE_TO_APPLY_LIGER_FN, f"Liger has no kernels for {model.config.model_type}"
+    if model.config.model_type not in known:
         logger.warning("use_liger_kernel is left out: %s", why)
         arguments.use_liger_kernel = False

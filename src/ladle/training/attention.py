@@ -56,10 +56,9 @@ def refuse_joined_documents(batch: Mapping[str, Any]) -> None:
     if batch.get("attention_mask") is None or positions is None:
         return
     if restarts := int((positions[:, 1:] == 0).sum()):
-        raise UserError(
-            f"a packed batch ({restarts} documents begin inside its rows) has an attention_mask, which joins them",
-            "leave the mask out of the batch: ladle.training.attention.collate_packed makes it without one",
-        )
+        problem = f"a packed batch ({restarts} documents begin inside its rows) has an attention_mask, which joins them"
+        fix = "leave the mask out of the batch: ladle.training.attention.collate_packed makes it without one"
+        raise UserError(problem, fix)
 
 
 def packed_sdpa(
@@ -152,10 +151,8 @@ def document_sdpa(
     if attention_mask is not None or query.device.type != "cpu":
         return packed_sdpa(module, query, key, value, attention_mask, **kwargs)
     if position_ids is None:
-        raise UserError(
-            f"{type(module).__name__} is not given position_ids, so documents packed into one row would be joined",
-            "set attn_implementation: eager for this model",
-        )
+        problem = f"{type(module).__name__} is not given position_ids, so documents packed into a row would be joined"
+        raise UserError(problem, "set attn_implementation: eager for this model")
     rows = []
     for row, positions in enumerate(position_ids.expand(len(query), -1)):
         sizes = document_sizes(positions)

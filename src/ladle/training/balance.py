@@ -61,9 +61,8 @@ class BalanceExperts(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the biases by the loads of the step that just ended, over all processes."""
-        counts, self.counts = self.counts, {}
-        if self.accelerator.num_processes > 1:
-            counts = {name: reduce_tensor(self.accelerator, count, "sum") for name, count in sorted(counts.items())}
+        counts = {name: reduce_tensor(self.accelerator, count, "sum") for name, count in sorted(self.counts.items())}
+        self.counts = {}
         for name, count in counts.items():
             bias = getattr(self.routers[name], BIAS)
             load = count.to(bias.device, torch.float32)

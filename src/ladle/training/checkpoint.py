@@ -60,7 +60,7 @@ def seal(staged: Path, folder: Path) -> Path:
     Raises:
         CheckFailed: what the disk gave back is not what was written.
     """
-    manifest = {path.relative_to(staged).as_posix(): _describe(path) for path in list_files(staged)}
+    manifest = {_name(path, staged): _describe(path) for path in list_files(staged)}
     (staged / MANIFEST).write_text(pretty_json(manifest), encoding="utf-8")
     fsync_tree(staged)
     final = folder / staged.name
@@ -69,10 +69,13 @@ def seal(staged: Path, folder: Path) -> Path:
     staged.rename(final)
     fsync_path(folder)
     if fault := find_fault(final):
-        raise CheckFailed(
-            f"{final} was written and does not verify ({fault}): check the disk; older checkpoints were kept"
-        )
+        problem = f"{final} was written and does not verify ({fault})"
+        raise CheckFailed(f"{problem}: check the disk; older checkpoints were kept")
     return final
+
+
+def _name(path: Path, checkpoint: Path) -> str:
+    return path.relative_to(checkpoint).as_posix()
 
 
 def _describe(path: Path) -> dict[str, int | str]:
@@ -81,17 +84,15 @@ def _describe(path: Path) -> dict[str, int | str]:
 
 def find_fault(checkpoint: Path) -> str | None:
     """Return why a checkpoint cannot be trusted, or None if every file is as its manifest says."""
-    manifest = checkpoint / MANIFEST
-    if not manifest.is_file():
+    if not (checkpoint / MANIFEST).is_file():
         return f"it has no {MANIFEST}, so it was never finished"
     entries = _read_manifest(checkpoint)
     if not entries:
         return f"its {MANIFEST} is damaged"
     for name, entry in entries.items():
-        path = checkpoint / name
-        if not path.is_file():
+        if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if path.stat().st_size != entry["size_bytes"] or hash_file(path) != entry["blake3"]:
+        if _describe(checkpoint / name) != entry:
             return f"{name} is damaged"
     return None
 
@@ -127,22 +128,19 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict]:
 
 
 def remove_unfinished(folder: Path, after_step: int) -> None:
-    """Remove what a killed run left half-written, and every checkpoint later than the step to resume from."""
+    """Remove what a killed run left half-written, and every checkpoint later than the step to resume from.
+
+    Files that a manifest does not list go too: training state whose removal a crash cut short.
+    """
     shutil.rmtree(folder / STAGING, ignore_errors=True)
     for checkpoint in list_checkpoints(folder):
         if step_of(checkpoint) > after_step or find_fault(checkpoint):
             shutil.rmtree(checkpoint)
-        else:
-            _remove_unlisted(checkpoint)
-
-
-def _remove_unlisted(checkpoint: Path) -> None:
-    """Remove files that the manifest does not list: training state whose removal a crash cut short."""
-    listed = _read_manifest(checkpoint)
-    for path in list_files(checkpoint):
-        name = path.relative_to(checkpoint).as_posix()
-        if name not in listed and name != MANIFEST:
-            path.unlink()
+            continue
+        listed = {MANIFEST, *_read_manifest(checkpoint)}
+        for path in list_files(checkpoint):
+            if _name(path, checkpoint) not in listed:
+                path.unlink()
 
 
 def rotate(folder: Path, keep: Rotation) -> None:
@@ -169,10 +167,9 @@ def strip_training_state(checkpoint: Path) -> None:
 
     Its manifest goes first, so that a crash leaves it valid or recognisably unfinished.
     """
-    manifest = _read_manifest(checkpoint)
     state = [path for pattern in TRAINING_STATE for path in checkpoint.glob(pattern)]
     removed = {path.name for path in state}
-    kept = {name: entry for name, entry in manifest.items() if name.split("/")[0] not in removed}
+    kept = {name: entry for name, entry in _read_manifest(checkpoint).items() if name.split("/")[0] not in removed}
     temporary = checkpoint / (MANIFEST + ".tmp")
     temporary.write_text(pretty_json(kept), encoding="utf-8")
     fsync_path(temporary)
@@ -207,8 +204,6 @@ def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise UserError(
-            f"{what} needs {needed_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free",
-            "free some space (an older run's checkpoints?), or lower trainer.save_total_limit, "
-            "and run the same command again",
-        )
+        problem = f"{what} needs {needed_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free"
+        fix = "free some space (an older run's checkpoints?), or lower trainer.save_total_limit, and run it again"
+        raise UserError(problem, fix)

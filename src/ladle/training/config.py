@@ -23,21 +23,20 @@ from ladle.models.config import Dtype
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 Distributed = Literal["ddp", "zero2"]
 
-RENAMED = {
-    "warmup_ratio": "warmup_steps (a value below 1 is a share of all steps: warmup_steps: 0.1)",
-    "evaluation_strategy": "eval_strategy",
-    "no_cuda": "use_cpu",
-    "per_gpu_train_batch_size": "per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
-    "torch_dtype": "dtype, beside `trainer:` and not in it",
-    "adam_eps": "adam_epsilon",
-    "lr": "learning_rate",
-}
-REMOVED = {
+INSTEAD = {
+    "warmup_ratio": "use warmup_steps (a value below 1 is a share of all steps: warmup_steps: 0.1)",
+    "evaluation_strategy": "use eval_strategy",
+    "no_cuda": "use use_cpu",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
+    "torch_dtype": "use dtype, beside `trainer:` and not in it",
+    "adam_eps": "use adam_epsilon",
+    "lr": "use learning_rate",
     "overwrite_output_dir": "leave it out: a step resumes or starts in a folder of its own",
     "output_dir": "leave it out: the step's folder is the output; --out or --root place it",
     "resume_from_checkpoint": "leave it out: a stopped step resumes by itself",
 }
+"""What to do instead of setting arguments of older transformers versions, and those that are Ladle's own to set."""
 EXECUTION_ARGUMENTS = frozenset((
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_model_id", "hub_private_repo",
@@ -70,8 +69,13 @@ class TrainerArguments(Config):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, values: Any) -> Any:
-        for name in values if isinstance(values, dict) else ():
-            _check_name(str(name))
+        for name in map(str, values if isinstance(values, dict) else ()):
+            if name in INSTEAD:
+                raise UserError(f"trainer.{name} is not an argument that Ladle takes", INSTEAD[name])
+            if name not in (known := training_argument_names()):
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                fix = f"did you mean {close[0]!r}?" if close else "see TrainingArguments"
+                raise UserError(f"unknown argument trainer.{name}", fix)
         return values
 
     def values(self) -> dict[str, Any]:
@@ -85,20 +89,6 @@ class TrainerArguments(Config):
     def identity(self) -> dict[str, Any]:
         """Return the arguments that decide the weights."""
         return {name: value for name, value in sorted(self.values().items()) if name not in EXECUTION_ARGUMENTS}
-
-
-def _check_name(name: str) -> None:
-    if name in REMOVED:
-        raise UserError(f"trainer.{name} is not an argument that Ladle takes", REMOVED[name])
-    known = training_argument_names()
-    if name in known:
-        return
-    if name in RENAMED:
-        raise UserError(f"trainer.{name} is not an argument of this transformers version", f"use {RENAMED[name]}")
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    raise UserError(
-        f"unknown argument trainer.{name}", f"did you mean {close[0]!r}?" if close else "see TrainingArguments"
-    )
 
 
 @functools.cache

@@ -67,11 +67,6 @@ class StepGuard:
         """Return whether fp16's loss scaling is on: an overflow is then expected, and its scaler skips the step."""
         return getattr(self.accelerator, "scaler", None) is not None
 
-    def skip(self) -> None:
-        """Count a step as skipped."""
-        self.num_skipped += 1
-        self.skipped_since_log += 1
-
     def end_step(self) -> str | None:
         """Begin a new step; return what is odd about the loss of the one that ended, None if nothing is."""
         report = self.spikes.note(self.step_loss) if math.isfinite(self.step_loss) else None
@@ -97,7 +92,7 @@ class StepGuard:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
-        self.spikes.restore(state["losses"])
+        self.spikes = SpikeWatch(state["losses"])
         self.num_skipped, self.skipped_since_log = state["num_skipped"], state["skipped_since_log"]
 
 
@@ -107,14 +102,10 @@ def shorten(rows: Sequence[int]) -> str:
 
 
 class SpikeWatch:
-    """Separates a loss that jumps from one that wanders; the last `losses` can be saved and restored."""
+    """Separates a loss that jumps from one that wanders; the last `losses` can be saved, and given to another one."""
 
-    def __init__(self) -> None:
-        self.losses: deque[float] = deque(maxlen=WINDOW)
-
-    def restore(self, losses: list[float]) -> None:
-        """Continue with saved losses."""
-        self.losses = deque(losses, maxlen=WINDOW)
+    def __init__(self, losses: Sequence[float] = ()) -> None:
+        self.losses: deque[float] = deque(losses, maxlen=WINDOW)
 
     def note(self, loss: float) -> str | None:
         """Take a step's loss; return what is odd about it, None if nothing is."""

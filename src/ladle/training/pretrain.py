@@ -41,10 +41,9 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, keep: Rotation) 
     use_linear_cross_entropy(model, aux_loss)
     use_fused_attention(model)
     if dataset.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the mixture's vocabulary has {dataset.vocab_size} tokens and the model's {model.config.vocab_size}",
-            "mix again with this model's tokenizer, or train the model that the mixture was made for",
-        )
+        problem = f"the mixture's vocabulary has {dataset.vocab_size} tokens and the model's {model.config.vocab_size}"
+        fix = "mix again with this model's tokenizer, or train the model that the mixture was made for"
+        raise UserError(problem, fix)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
     arguments = make_arguments(config, out)
     drop_liger_where_it_cannot_run(arguments, model)
@@ -98,9 +97,8 @@ class PretrainTrainer(LadleTrainer):
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
             )
-        total, count = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
-        if self.accelerator.num_processes > 1:
-            total, count = reduce_tensor(self.accelerator, torch.stack([total, count]), "sum")
+        sums = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
+        total, count = reduce_tensor(self.accelerator, sums, "sum")
         metrics = {f"{metric_key_prefix}_loss": (total / count).item(), f"{metric_key_prefix}_tokens": count.item()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

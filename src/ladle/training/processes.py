@@ -16,7 +16,6 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
-from torch import distributed
 
 from ladle.errors import UserError
 
@@ -41,22 +40,12 @@ def require_processes(wanted: int) -> None:
     """
     started = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     if started != wanted:
-        raise UserError(
-            f"the recipe sets {wanted} processes per machine and {started} were started",
-            f"set processes={started}, or start it with `ladle run`, which starts as many as the recipe sets",
-        )
+        problem = f"the recipe sets {wanted} processes per machine and {started} were started"
+        fix = f"set processes={started}, or start it with `ladle run`, which starts as many as the recipe sets"
+        raise UserError(problem, fix)
     gpus = torch.cuda.device_count()
     if gpus and wanted > gpus:
         raise UserError(f"the recipe sets {wanted} processes and this machine has {gpus} GPUs", f"processes={gpus}")
-
-
-def gather_objects(accelerator: Accelerator, value: Any) -> list[Any]:
-    """Return every process's `value`, in rank order, on every process."""
-    if accelerator.num_processes == 1:
-        return [value]
-    values: list[Any] = [None] * accelerator.num_processes
-    distributed.all_gather_object(values, value)
-    return values
 
 
 def reduce_tensor(accelerator: Accelerator, tensor: torch.Tensor, reduction: Literal["sum", "mean"]) -> torch.Tensor:
@@ -66,8 +55,6 @@ def reduce_tensor(accelerator: Accelerator, tensor: torch.Tensor, reduction: Lit
 
 def is_any(accelerator: Accelerator, flag: bool) -> bool:
     """Return on every process whether `flag` is true on at least one."""
-    if accelerator.num_processes == 1:
-        return flag
     return bool(reduce_tensor(accelerator, torch.tensor(int(flag), device=accelerator.device), "sum").item())
 
 
@@ -78,15 +65,11 @@ def zero2_arguments(dtype: str) -> dict[str, Any]:
         UserError: there is one process only, or DeepSpeed is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        raise UserError(
-            "distributed: zero2 splits the optimizer among processes, and there is one",
-            "set processes to the number of GPUs, or distributed: ddp",
-        )
+        problem = "distributed: zero2 splits the optimizer among processes, and there is one"
+        raise UserError(problem, "set processes to the number of GPUs, or distributed: ddp")
     if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            "distributed: zero2 needs DeepSpeed, which is not installed",
-            "pip install --no-build-isolation 'ladle[deepspeed]', or set distributed: ddp",
-        )
+        fix = "pip install --no-build-isolation 'ladle[deepspeed]', or set distributed: ddp"
+        raise UserError("distributed: zero2 needs DeepSpeed, which is not installed", fix)
     if not torch.cuda.is_available():
         # Keeps DeepSpeed from compiling its shared-memory operator, which only inference uses: that takes 40 s and a
         # compiler, and a process killed meanwhile leaves a lock that hangs the next ones.

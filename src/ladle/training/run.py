@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from ladle.artifacts.files import fsync_tree, hash_bytes, pretty_json, write_text_durably
@@ -21,7 +22,6 @@ from ladle.stage import StageResult
 from ladle.training.arguments import CHECKPOINTS
 from ladle.training.checkpoint import Rotation, leave_models_only
 from ladle.training.config import TrainingConfig
-from ladle.training.processes import gather_objects
 from ladle.training.progress import SPEED_FIGURES
 from ladle.training.trainer import LadleTrainer
 
@@ -72,11 +72,10 @@ def run_training(config: TrainingConfig, out: Path, prepare: Callable[[Rotation]
     if trainer.args.should_save:
         prepared.model.config.use_cache = True
         prepared.save()
-        rows = (
-            {key: value for key, value in entry.items() if key not in TIMINGS} for entry in trainer.state.log_history
-        )
-        lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
-        (out / LOG_NAME).write_text("".join(lines), encoding="utf-8")
+        with (out / LOG_NAME).open("w", encoding="utf-8") as log:
+            for entry in trainer.state.log_history:
+                row = {key: value for key, value in entry.items() if key not in TIMINGS}
+                log.write(json.dumps(row, sort_keys=True) + "\n")
     summary = prepared.summarise()
     counters = summary.counters | {"steps": trainer.state.global_step, "processes": trainer.accelerator.num_processes}
     metrics = summary.metrics | {"wrapper": trainer.wrapper, "optimizer_digest": optimizer_digest(trainer)}
@@ -93,29 +92,17 @@ def optimizer_digest(trainer: LadleTrainer) -> str:
 
     Under ZeRO-2 over every process's share, float32 weights included; every process must call this.
     """
-    if not trainer.is_deepspeed_enabled:
-        return _digest(_state_tensors(trainer.optimizer))
-    zero = trainer.deepspeed.optimizer
-    weights = {f"weights.{index}": share for index, share in enumerate(zero.single_partition_of_fp32_groups)}
-    share = _digest(weights | _state_tensors(zero.optimizer))
-    return hash_bytes(json.dumps(gather_objects(trainer.accelerator, share)).encode())
-
-
-def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the optimizer's tensors by parameter number and name."""
+    optimizer, tensors = trainer.optimizer, {}
+    if trainer.is_deepspeed_enabled:
+        zero = trainer.deepspeed.optimizer
+        optimizer = zero.optimizer
+        tensors = {f"weights.{index}": share for index, share in enumerate(zero.single_partition_of_fp32_groups)}
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": value
-        for index, entry in sorted(state.items())
-        for name, value in sorted(entry.items())
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Return the blake3 over tensors and their names, in their order."""
+    for index, entry in sorted(state.items()):
+        tensors |= {f"{index}.{name}": value for name, value in sorted(entry.items()) if torch.is_tensor(value)}
     parts = []
     for name, tensor in tensors.items():
         data = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         parts.append([name, hash_bytes(data)])
-    return hash_bytes(json.dumps(parts).encode())
+    digest = hash_bytes(json.dumps(parts).encode())
+    return hash_bytes(json.dumps(gather_object([digest])).encode()) if trainer.is_deepspeed_enabled else digest

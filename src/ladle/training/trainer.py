@@ -118,11 +118,10 @@ class LadleTrainer(Trainer):
             logger.info("resuming from %s", self.resumed_from.name)
             then, now = len(list(self.resumed_from.glob("progress_*.json"))), self.accelerator.num_processes
             if then != now:
-                raise UserError(
-                    f"{self.resumed_from} was saved by {then} processes and {now} are running: they cannot resume "
-                    "exactly",
-                    f"set processes={then} as before, or start afresh in another folder",
+                problem = (
+                    f"{self.resumed_from} was saved by {then} processes and {now} are running: they cannot resume it"
                 )
+                raise UserError(problem, f"set processes={then} as before, or start afresh in another folder")
         elif self.args.save_strategy != SaveStrategy.NO and self.args.should_save:
             require_free_space(self.folder, self._checkpoint_bytes(), "a checkpoint")
         with self.stop_on_signal.listening():
@@ -169,7 +168,7 @@ class LadleTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.staging = None
-        self._save_progress(staged)
+        (staged / f"progress_{self.args.process_index}.json").write_text(json.dumps(self.progress()))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if (staged / "config.json").is_file():
@@ -216,10 +215,9 @@ class LadleTrainer(Trainer):
         try:
             return super().create_optimizer(*args, **kwargs)
         except ImportError as error:
-            raise UserError(
-                f"trainer.optim={OptimizerNames(self.args.optim).value} cannot run here: {str(error).splitlines()[0]}",
-                "install its package, or set optim: adamw_torch_fused",
-            ) from error
+            name, why = OptimizerNames(self.args.optim).value, str(error).splitlines()[0]
+            fix = "install its package, or set optim: adamw_torch_fused"
+            raise UserError(f"trainer.optim={name} cannot run here: {why}", fix) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and not self.is_deepspeed_enabled:
@@ -228,24 +226,27 @@ class LadleTrainer(Trainer):
 
     # The running loss, which transformers forgets.
 
-    def _save_progress(self, staged: Path) -> None:
-        progress = {
+    def progress(self) -> dict[str, Any]:
+        """Return what this process needs to resume its log: the loss summed since the last line, and its guard's."""
+        return {
             "running_loss": self._tr_loss.item(),
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "guard": self.guard.state(),
             "threads": torch.get_num_threads(),
         }
-        (staged / f"progress_{self.args.process_index}.json").write_text(json.dumps(progress))
 
-    def restore_progress(self) -> None:
-        """Restore the loss summed since the last log line, of this process, and what its guard remembers."""
+    def begin(self) -> None:
+        """Begin a try, from the progress that the checkpoint holds where there is one."""
         self.balance.counts.clear()
         self.speed.start()
         self.speed.note_time()
-        if self.resumed_from is None:
-            return
-        saved = json.loads((self.resumed_from / f"progress_{self.args.process_index}.json").read_text())
+        if self.resumed_from is not None:
+            path = self.resumed_from / f"progress_{self.args.process_index}.json"
+            self.restore_progress(json.loads(path.read_text()))
+
+    def restore_progress(self, saved: dict[str, Any]) -> None:
+        """Restore what `progress` returned."""
         self._tr_loss.fill_(saved["running_loss"])
         self._total_loss_scalar, self._globalstep_last_logged = saved["total_loss"], saved["last_logged"]
         self._last_log_step, self._initial_global_step = saved["last_logged"], 0
@@ -358,7 +359,8 @@ class LadleTrainer(Trainer):
 
     def skip_step(self) -> None:
         """Arrange that the current step changes neither weights nor figures."""
-        self.guard.skip()
+        self.guard.num_skipped += 1
+        self.guard.skipped_since_log += 1
         self.balance.counts.clear()
         if self._loss_before_step is not None:
             self._tr_loss.copy_(self._loss_before_step)
@@ -404,7 +406,7 @@ class _AroundSteps(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.restore_progress()
+        self.trainer.begin()
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.begin_step()

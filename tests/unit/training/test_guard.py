@@ -31,9 +31,8 @@ def test_the_first_steps_are_never_spikes():
     assert [watch.note(loss) for loss in (1.0, 50.0, 1.0, 80.0)] == [None] * 4
 
 
-def test_it_goes_on_from_saved_losses():
+def test_it_resumes_from_saved_losses():
     watch = watch_of([2.0 + 0.001 * (step % 7) for step in range(100)])
-    again = SpikeWatch()
-    again.restore(list(watch.losses))
+    again = SpikeWatch(list(watch.losses))
     assert len(again.losses) == WINDOW
     assert again.note(2.9) == watch.note(2.9) is not None
