@@ -189,13 +189,11 @@ def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any], where: str
     question = read_first(row, [FieldRule(field=name) for name in benchmark.question])
     gold = read_first(row, benchmark.gold)
     if not question or not gold:
-        what, fields = (
-            ("answer", [rule.field for rule in benchmark.gold]) if question else ("question", benchmark.question)
-        )
-        raise UserError(
-            f"{where} has no {what} (looked for {', '.join(dict.fromkeys(fields))}; it has {', '.join(row)})",
-            f"name the field: benchmarks: [{{name: {benchmark.name}, {what}: FIELD}}]",
-        )
+        what = "answer" if question else "question"
+        fields = [rule.field for rule in benchmark.gold] if question else benchmark.question
+        looked_for = ", ".join(dict.fromkeys(fields))
+        problem = f"{where} has no {what} (looked for {looked_for}; it has {', '.join(row)})"
+        raise UserError(problem, f"name the field: benchmarks: [{{name: {benchmark.name}, {what}: FIELD}}]")
 
     def optional(name: str | None) -> str | None:
         value = row.get(name) if name else None

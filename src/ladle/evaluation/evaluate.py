@@ -41,15 +41,11 @@ def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     final = summarise_all(rows_of, metrics_of, sampling.seed)
     write_metrics(out / FINAL_NAME, final)
     discard_samples(out)
-    recorded = {
-        name: {
-            **{"accuracy": one["accuracy"], "n": one["n"]},
-            **dict(zip(("low", "high"), one["interval_wilson"], strict=True)),
-            **one["verdicts"],
-            "truncated": one["truncated_samples"],
-        }
-        for name, one in final["benchmarks"].items()
-    }
+    recorded = {}
+    for name, one in final["benchmarks"].items():
+        low, high = one["interval_wilson"]
+        counts = {**one["verdicts"], "truncated": one["truncated_samples"]}
+        recorded[name] = {"accuracy": one["accuracy"], "n": one["n"], "low": low, "high": high, **counts}
     return StageResult({"items": final["num_samples"]}, recorded)
 
 
