@@ -38,9 +38,6 @@ Inputs = dict[str, tuple[StepInput, ...]]
 CHECKPOINTS = "checkpoints/checkpoint-*"
 STEP_NAMES = ("datasets", "models", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate", "report")
 """What the names of steps begin with, up to a slash."""
-STAGES = tuple(
-    module.STAGE for module in (fetch, mix, pretrain, soup, rollout, prefer, kto_reference, kto, gate, evaluate, report)
-)
 
 
 class Pipeline:

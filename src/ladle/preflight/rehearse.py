@@ -25,7 +25,7 @@ from ladle.checkup import Checkup, Estimate, Measured, Shrinking
 from ladle.config import Config
 from ladle.errors import CheckFailed
 from ladle.log import get_logger
-from ladle.pipeline import STAGES, Pipeline
+from ladle.pipeline import Pipeline
 from ladle.preflight.diagnose import CheckedInputs
 from ladle.preflight.machine import available_memory, look_at_machine
 from ladle.preflight.measure import Watched, watch
@@ -120,6 +120,7 @@ def make_small(recipe: Recipe, true_steps: list[Checkup], gpus: int, samples: Pa
     changes: list[str] = []
     true_of = {one.key: one for one in true_steps if one.step.stage.section is not None}
     true_of |= {f"{one.key}:{one.step.stage.name}": one for one in true_steps}
+    stages = {one.step.stage.name: one.step.stage for one in true_steps}
     free_bytes = available_memory()
 
     def shrink(value: Any, key: str) -> Any:
@@ -127,7 +128,7 @@ def make_small(recipe: Recipe, true_steps: list[Checkup], gpus: int, samples: Pa
             return type(value)(shrink(item, f"{key}.{index}") for index, item in enumerate(value))
         if not isinstance(value, Config):
             return value
-        for stage in STAGES:
+        for stage in stages.values():
             if stage.shrink is not None and stage.section is not None and isinstance(value, stage.section):
                 true = true_of.get(f"{key}:{stage.name}", true_of.get(key))
                 value = stage.shrink(value, Shrinking(key, true, gpus, free_bytes, samples, changes))
