@@ -191,10 +191,10 @@ class Pipeline:
     def _soup_member(self, member: str) -> list[StepInput]:
         if member in self.models:
             return [self._model(member, "soup.members")]
-        if member != "checkpoints":
+        training = self.recipe.pretrain
+        if member != "checkpoints" or (training is None and find_local(member)):
             found = [self.member_files((folder,), TRAINING_STATE) for folder in find_members(member)]
             return [*found] or [self._model_or_hub(member, None, "soup.members")]
-        training = self.recipe.pretrain
         if training is None:
             raise UserError(
                 "soup.members names checkpoints, and the recipe has no `pretrain:`", "add it, or name model folders"
