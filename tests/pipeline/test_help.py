@@ -1,8 +1,9 @@
-"""The examples in `--help` of every command, run in a folder that has what they name; and how commands are called."""
+"""The examples in `--help` and on the pages, run in a folder that has what they name; and how commands are called."""
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ STAND_INS = {
     "recipes/openseek/init.yaml": "init.yaml",
     "gsm8k,math500": "gsm8k",
 }
-SLOW = ("--rehearse",)  # has a test of its own
+ELSEWHERE = ("--rehearse", "recipes/openseek/pretrain.yaml")  # tests/pipeline/test_rehearse.py, tests/launch
+PAGES = ("mixing", "kto", "soup", "pretraining")  # the README and cluster.md have tests of their own
 
 
 def commands() -> list[str]:
@@ -32,12 +34,14 @@ def commands() -> list[str]:
     return [one.name or one.callback.__name__ for one in app.registered_commands if one.callback]
 
 
-def examples() -> list[str]:
+def examples(repository: Path) -> list[str]:
     from ladle.cli import app
 
-    docs = [one.callback.__doc__ or "" for one in app.registered_commands if one.callback]
-    lines = [line.strip() for doc in docs for line in doc.splitlines() if line.startswith(("  ladle ", "      ladle "))]
-    return [line for line in lines if not any(word in line for word in SLOW)]
+    texts = [one.callback.__doc__ or "" for one in app.registered_commands if one.callback]
+    pages = [(repository / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in PAGES]
+    texts += [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.lstrip().startswith("ladle ")]
+    return [line for line in lines if not any(word in line for word in ELSEWHERE)]
 
 
 @pytest.fixture
@@ -63,16 +67,16 @@ def folder(repository: Path, tiny_run: Run, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_example_runs(hub, client, folder, tmp_path):
+def test_every_example_runs(repository, hub, client, folder, tmp_path):
     make_model("qwen3").save_pretrained(tmp_path / "hub-model")
     make_tokenizer().save_pretrained(tmp_path / "hub-model")
     files = {path.name: path.read_bytes() for path in (tmp_path / "hub-model").iterdir()}
     hub.add("model", "BAAI/OpenSeek-Small-v1", files)
     hub.add("dataset", "AI-MO/NuminaMath-CoT", {"train.jsonl": b'{"text": "a"}\n' * 5})
-    found = examples()
-    assert len(found) >= 30
+    found = examples(repository)
+    assert len(found) >= 38
     for example in found:
-        words = shlex.split(example.replace("\\\\n", "\\n"))
+        words = shlex.split(example, comments=True)
         for named, there in STAND_INS.items():
             words = [word.replace(named, there) for word in words]
         if "--out" in words:

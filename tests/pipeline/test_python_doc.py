@@ -26,6 +26,15 @@ def test_the_code_of_the_page_runs(repository, tmp_path):
     assert eval(next(line for line in lines if line.startswith("['done'"))) == ["done"] * 17
 
 
+@pytest.mark.slow
+def test_the_code_of_the_readme_runs(repository, tmp_path):
+    (block,) = BLOCK.findall((repository / "README.md").read_text(encoding="utf-8"))
+    (tmp_path / "recipes").symlink_to(repository / "recipes")
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "tiny" / "kto").is_dir()
+
+
 def test_the_front_door_is_light_and_whole(repository):
     script = (
         "import sys, ladle\n"
