@@ -195,8 +195,6 @@ class Family:
     """Regular expression of the pieces that BPE never merges across."""
     special_tokens: tuple[str, ...]
     """In id order, from the first id after the vocabulary."""
-    nfc: bool
-    """Whether text is brought to Unicode's composed form first."""
 
 
 FAMILIES = {
@@ -207,7 +205,6 @@ FAMILIES = {
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ),
         special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))),
-        nfc=True,
     )
 }
 
@@ -232,8 +229,8 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
 
 
 def tokenizer_from_tiktoken(ranks: dict[bytes, int], family: Family) -> Tokenizer:
-    """Return a tokenizer whose ids are tiktoken's for the same ranks, pattern and special tokens (after NFC where the
-    family says so)."""
+    """Return a tokenizer whose ids are tiktoken's for the same ranks, pattern and special tokens after
+    Unicode's NFC."""
     # the printable character that byte-level BPE writes for each byte (GPT-2's table)
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
@@ -246,8 +243,7 @@ def tokenizer_from_tiktoken(ranks: dict[bytes, int], family: Family) -> Tokenize
     merges = [(name(pair[0]), name(pair[1])) for pair in pairs if len(pair) == 2]
     vocabulary = {name(token): rank for token, rank in ranks.items()}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False, ignore_merges=True))
-    if family.nfc:
-        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.normalizer = normalizers.NFC()  # the known family's
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(family.pattern), behavior="isolated"),

@@ -104,7 +104,7 @@ def estimate_training(shape: TrainingShape) -> MemoryEstimate:
         weights, gradients = bytes_of((*model.parameters(), *model.buffers())), bytes_of(trained)
         peak, traced_state = _trace(model, trained, shape)
     share = shape.processes if shape.distributed == "zero2" else 1
-    kept, state = int(gradients / share), traced_state
+    kept, state = gradients // share, traced_state
     if not _is_traced(shape):
         state = int(_state_bytes(trained, shape) / share)
         peak += state
@@ -121,11 +121,10 @@ def estimate_training(shape: TrainingShape) -> MemoryEstimate:
 
 def _build(shape: TrainingShape) -> Any:
     """Return the model as the stage prepares it, on the meta device."""
-    fields = dict(shape.config)
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    dtype = getattr(torch, shape.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, shape.dtype), attn_implementation=shape.attention
+            _config_of(shape.config), dtype=dtype, attn_implementation=shape.attention
         )
     model.config.use_cache = False
     model.train()
@@ -221,10 +220,13 @@ def _state_bytes(trained: list[torch.nn.Parameter], shape: TrainingShape) -> flo
 
 def count_parameters(config: dict[str, Any]) -> int:
     """Return the number of weights of the model that config.json's fields describe."""
-    fields = dict(config)
     with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
-    return model.num_parameters()
+        return AutoModelForCausalLM.from_config(_config_of(config)).num_parameters()
+
+
+def _config_of(fields: dict[str, Any]) -> Any:
+    fields = dict(fields)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -293,13 +295,14 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
 def _without_data(func: Any, args: Any) -> Any:
     """Return what an operator gives whose result's shape depends on data; None for every other operator."""
     name = func.overloadpacket
-    if name is torch.ops.aten.index and _masks(args[1]):
-        mask = _masks(args[1])[0]
-        return args[0].new_empty((mask.numel(), *args[0].shape[mask.dim() :]))
-    if name in (torch.ops.aten.index_put, torch.ops.aten._index_put_impl_) and _masks(args[1]):
+    puts = (torch.ops.aten.index_put, torch.ops.aten.index_put_, torch.ops.aten._index_put_impl_)
+    if name is torch.ops.aten.index or name in puts:
+        masks = [index for index in args[1] if index is not None and index.dtype in (torch.bool, torch.uint8)]
+        if not masks:
+            return None
+        if name is torch.ops.aten.index:
+            return args[0].new_empty((masks[0].numel(), *args[0].shape[masks[0].dim() :]))
         return args[0].clone() if name is torch.ops.aten.index_put else args[0]
-    if name is torch.ops.aten.index_put_ and _masks(args[1]):
-        return args[0]
     if name is torch.ops.aten.nonzero:  # where packed documents begin: a row is taken to be one
         return args[0].new_empty((0, args[0].dim()), dtype=torch.long)
     if name is torch.ops.aten._local_scalar_dense:
@@ -316,7 +319,3 @@ def _grouped_shape(left: torch.Tensor, right: torch.Tensor, offsets: torch.Tenso
         return [offsets.numel(), left.shape[0], right.shape[1]]
     batch = [left.shape[0]] if left.dim() == 3 and right.dim() == 3 else []
     return [*batch, left.shape[-2], right.shape[-1]]
-
-
-def _masks(indices: Any) -> list[torch.Tensor]:
-    return [index for index in indices if index is not None and index.dtype in (torch.bool, torch.uint8)]

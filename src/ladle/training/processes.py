@@ -29,7 +29,6 @@ ZERO2_CONFIG: dict[str, Any] = {
     "steps_per_print": math.inf,
 }
 """DeepSpeed's; `auto` takes the value of the TrainingArguments."""
-DEEPSPEED_ENGINE = "DeepSpeedEngine"
 
 
 def require_processes(wanted: int) -> None:

@@ -36,6 +36,8 @@ PEAK_BF16_FLOPS = {
     "RTX 4090": 165e12,
 }
 """Dense bfloat16 and float16 peaks from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
+SHOWN = {"loss": "loss {:.3f}", "tokens_per_second": "{:,.0f} tokens/s", "mfu": "{:.1%} MFU", "memory_gb": "{:.1f} GB"}
+"""What the bar says of a log line."""
 SPEED_FIGURES = frozenset(["tokens_per_second", "mfu", "memory_gb"])
 """Names of the figures, which no two runs share."""
 
@@ -158,12 +160,7 @@ class ShowProgress(TrainerCallback):
             shown = ", ".join(f"{key} {float(value):.4g}" for key, value in logs.items() if key != "epoch")
             logger.info("step %d/%d: %s", state.global_step, state.max_steps, shown)
             if self.bar is not None:
-                figures = [f"loss {logs['loss']:.3f}"]
-                if "tokens_per_second" in logs:
-                    figures.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
-                if "mfu" in logs:
-                    figures.append(f"{logs['mfu']:.1%} MFU")
-                self.bar.say(", ".join([*figures, f"{logs['memory_gb']:.1f} GB"]))
+                self.bar.say(", ".join(text.format(logs[name]) for name, text in SHOWN.items() if name in logs))
         elif state.is_world_process_zero and logs and "eval_loss" in logs:
             logger.info("step %d/%d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
 

@@ -45,7 +45,7 @@ from ladle.training.checkpoint import (
 )
 from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import RowOrder, places_of_step, rows_of_epoch
-from ladle.training.processes import DEEPSPEED_ENGINE, guard_engine
+from ladle.training.processes import guard_engine
 from ladle.training.progress import ShowProgress, Speedometer
 
 logger = get_logger(__name__)
@@ -316,7 +316,7 @@ class LadleTrainer(Trainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         # accelerate silently falls back to one process or plain DDP
         expected = "DistributedDataParallel" if self.accelerator.num_processes > 1 else type(self.model).__name__
-        expected = DEEPSPEED_ENGINE if self.args.deepspeed else expected
+        expected = "DeepSpeedEngine" if self.args.deepspeed else expected
         if self.wrapper != expected and not self.args.torch_compile:
             raise CheckFailed(f"the model is held by {self.wrapper}, not by {expected} as the recipe requires")
         if self.is_deepspeed_enabled:
