@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import string
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ladle.config import Config, execution, location
+from ladle.data.formats import columns_of_template
 from ladle.errors import UserError
 from ladle.executors import ExecutorKind
 
@@ -61,55 +61,47 @@ class SourceConfig(Config):
             )
         if self.function is not None and self.function.count(":") != 1:
             raise UserError(f"source {self.name} has function={self.function!r}", "write it as `module:function`")
-        if self.format == "template" and not self.template_columns():
-            raise UserError(
-                f"the template of source {self.name} names no column: {self.template!r}", "write one as {question}"
-            )
+        if self.format == "template":
+            self.template_columns()  # refuses what is not one
         return self
 
     def template_columns(self) -> list[str]:
         """Return the columns that the template names, in order of first use."""
-        fields = (field for _, field, _, _ in string.Formatter().parse(self.template) if field)
-        return list(dict.fromkeys(field.partition(".")[0].partition("[")[0] for field in fields))
+        return columns_of_template(self.template, f"the template of source {self.name}")
 
     def hub_subset(self) -> str | None:
         """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
         return self.subset or self.dataset.partition(":")[2] or None
 
 
-class BudgetConfig(Config):
+class _OneUnit(Config):
+    """A size, by one of several keys."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if sum(value is not None for _, value in self) != 1:
+            raise UserError(
+                f"it has {' and '.join(f'{name}={value}' for name, value in self)}",
+                f"set one of {' and '.join(f'`{name}: N`' for name, _ in self)}",
+            )
+        return self
+
+
+class BudgetConfig(_OneUnit):
     """How much to mix: one of the two."""
 
     sequences: int | None = Field(None, gt=0)
     """Rows of `sequence_length` tokens; with `packing: none`, rows of one document each."""
     tokens: int | None = Field(None, gt=0)
 
-    @model_validator(mode="after")
-    def _one_unit(self) -> BudgetConfig:
-        if (self.sequences is None) == (self.tokens is None):
-            raise UserError(
-                f"budget has sequences={self.sequences} and tokens={self.tokens}",
-                "set one of `sequences: N` and `tokens: N`",
-            )
-        return self
 
-
-class ValidationConfig(Config):
+class ValidationConfig(_OneUnit):
     """How much of each source is held out and never trained on: one of the two."""
 
     fraction: float | None = Field(None, gt=0, lt=1)
     """Share of each source's documents (at least one)."""
     sequences: int | None = Field(None, gt=0)
     """Rows in all, divided among the sources by ratio."""
-
-    @model_validator(mode="after")
-    def _one_unit(self) -> ValidationConfig:
-        if (self.fraction is None) == (self.sequences is None):
-            raise UserError(
-                f"validation has fraction={self.fraction} and sequences={self.sequences}",
-                "set one of `fraction: 0.001` and `sequences: N`",
-            )
-        return self
 
 
 class ContaminationConfig(Config):

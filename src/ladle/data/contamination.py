@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 from numba import njit, uint64
-from tokenizers import Tokenizer
 
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import SourceConfig
 from ladle.data.documents import Document, columns_of, format_identity, make_formatter, to_document
-from ladle.data.encoders import TOKENIZER_FILE, Vocabulary
+from ladle.data.encoders import Vocabulary, load_oracle
 from ladle.data.rows import Piece, read_piece
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import builtin_benchmarks, load_items
@@ -176,17 +175,12 @@ def _search_piece(task: _SearchTask, out: Path) -> None:
 def _text_of(document: Document, tokenizer_folder: Path) -> str:
     if isinstance(document, str):
         return document
-    return _load_tokenizer(tokenizer_folder).decode(document) if isinstance(document, list) else ""
+    return load_oracle(tokenizer_folder).tokenizer.decode(document) if isinstance(document, list) else ""
 
 
 @functools.cache
 def _load_ngrams(path: Path, num_words: int) -> NgramSet:
     return NgramSet(np.load(path), num_words)
-
-
-@functools.cache
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
 
 
 def _read_finds(paths: Sequence[Path]) -> list[tuple[int, int, int]]:

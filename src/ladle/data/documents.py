@@ -60,14 +60,30 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
     render = functools.cache(lambda: _chat_renderer(tokenizer_folder))
     if source.function is not None:
         function = load_function(source.function)
-        return lambda row: _document_of(function(row), render)
+
+        def of_function(row: dict[str, Any]) -> Document:
+            result = function(row)
+            if result is None:
+                return Unreadable("left_out")
+            return _rendered(result, render) if isinstance(result, list) else _checked_text(result)
+
+        return of_function
     if source.format == "template":
         return functools.partial(_fill, source.template, source.template_columns())
     column = getattr(source, source.format)
-    if source.format == "messages":
-        return lambda row: _rendered(row.get(column, _MISSING), render)
-    check = _checked_ids if source.format == "input_ids" else _checked_text
-    return lambda row: check(row.get(column, _MISSING))
+    checks: dict[str, Callable[[Any], Document]] = {
+        "text": _checked_text,
+        "input_ids": _checked_ids,
+        "messages": lambda value: _rendered(value, render),
+    }
+    check = checks[source.format]
+
+    def of_column(row: dict[str, Any]) -> Document:
+        if (value := row.get(column)) is None:
+            return Unreadable("null") if column in row else _MISSING
+        return check(value)
+
+    return of_column
 
 
 def to_document(row: Row, formatter: Formatter) -> Document:
@@ -77,10 +93,8 @@ def to_document(row: Row, formatter: Formatter) -> Document:
 
 
 def _checked_text(value: Any) -> Document:
-    if isinstance(value, Unreadable):
-        return value
     if not isinstance(value, str):
-        return Unreadable("null" if value is None else "not_text")
+        return Unreadable("not_text")
     if value.isascii():
         return value
     try:  # part by part, for the memory; JSON's escapes can write lone surrogates, which UTF-8 cannot hold
@@ -92,11 +106,8 @@ def _checked_text(value: Any) -> Document:
 
 
 def _checked_ids(value: Any) -> Document:
-    if isinstance(value, Unreadable):
-        return value
-    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**32 for item in value):
-        return Unreadable("null" if value is None else "not_token_ids")
-    return value
+    is_ids = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**32 for item in value)
+    return value if is_ids else Unreadable("not_token_ids")
 
 
 def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
@@ -112,23 +123,13 @@ def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
 Render = Callable[[list[dict[str, Any]]], str]
 
 
-def _document_of(result: Any, render: Callable[[], Render]) -> Document:
-    """Return the document that a formatting function's result means."""
-    if result is None:
-        return Unreadable("left_out")
-    return _rendered(result, render) if isinstance(result, list) else _checked_text(result)
-
-
 def _rendered(messages: Any, render: Callable[[], Render]) -> Document:
-    if isinstance(messages, Unreadable):
-        return messages
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        return Unreadable("null" if messages is None else "not_messages")
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
+        for message in messages
+    ):
+        return Unreadable("not_messages")
     return _checked_text(render()(messages) if messages else "")
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
 
 
 def _chat_renderer(tokenizer_folder: Path) -> Render:

@@ -15,7 +15,7 @@ from ladle.errors import UserError
 
 
 def columns_of_template(template: str, key: str) -> list[str]:
-    """Return the columns a template names, in order of first use.
+    """Return the columns that a template names, in order of first use; `{a.b}` and `{a[0]}` name `a`.
 
     Args:
         template: `"{question}\\n{answer}"`, as in str.format; braces that are text are doubled.
@@ -30,12 +30,13 @@ def columns_of_template(template: str, key: str) -> list[str]:
         raise UserError(
             f"{key} is not a template: {template!r} ({error})", "double braces that are text: {{ }}"
         ) from error
-    if not fields or not all(field.isidentifier() for field in fields):
+    columns = [field.partition(".")[0].partition("[")[0] for field in fields]
+    if not columns or any(column == "" or column.isdigit() for column in columns):
         raise UserError(
             f"{key} is {template!r}, whose braces do not all hold a column",
             "write {column}, and braces that are text as {{ }}",
         )
-    return list(dict.fromkeys(fields))
+    return list(dict.fromkeys(columns))
 
 
 def fill(template: str, row: dict[str, Any], key: str) -> str:

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from ladle.artifacts.files import pretty_json
 from ladle.data.config import MixConfig
-from ladle.data.contamination import Contamination, find_contamination, read_benchmark_texts
+from ladle.data.contamination import find_contamination, read_benchmark_texts
 from ladle.data.encoders import Vocabulary, read_vocabulary
 from ladle.data.mixing.choose import select
 from ladle.data.mixing.write import Drawn, count_tokens, describe_mixture, write_split
@@ -46,12 +46,21 @@ def run(config: MixConfig, inputs: Inputs, out: Path) -> StageResult:
     kept, vocabulary, pieces = _prepare(config, inputs, journal, "tokenizer")
     with FileLock(kept / ".lock"):  # two mixtures must not write one shard at once
         sources = tokenize_sources(config, vocabulary, pieces, kept, out / "tokens")
-        contamination = _search(config, inputs, vocabulary, pieces, kept / "finds")
+        contamination = None
+        if config.contamination is not None:
+            texts = read_benchmark_texts(config.contamination.benchmarks, inputs["benchmarks"])
+            contamination = find_contamination(
+                list(zip(config.sources, pieces, strict=True)),
+                texts,
+                config.contamination.ngram_words,
+                vocabulary,
+                kept / "finds",
+                choose_executor(config, pieces),
+            )
+            contamination.write(out)
     dropped = [np.empty(0, np.int64) for _ in sources]
-    if contamination is not None:
-        contamination.write(out)
-        if config.contamination is not None and config.contamination.drop:
-            dropped = contamination.documents
+    if contamination is not None and config.contamination is not None and config.contamination.drop:
+        dropped = contamination.documents
     selections = select(sources, dropped, config)
     drawn = {"train": [Drawn(one.source, one.usable, one.train) for one in selections]}
     if config.validation is not None:
@@ -80,14 +89,3 @@ def _prepare(
         find_pieces(source, inputs[f"source:{source.name}"], config.shard_size_bytes) for source in config.sources
     ]
     return kept, vocabulary, pieces
-
-
-def _search(
-    config: MixConfig, inputs: Inputs, vocabulary: Vocabulary, pieces: list[list[Piece]], kept: Path
-) -> Contamination | None:
-    if config.contamination is None:
-        return None
-    texts = read_benchmark_texts(config.contamination.benchmarks, inputs["benchmarks"])
-    sources = list(zip(config.sources, pieces, strict=True))
-    executor = choose_executor(config, pieces)
-    return find_contamination(sources, texts, config.contamination.ngram_words, vocabulary, kept, executor)

@@ -53,7 +53,7 @@ def test_sources_have_names_of_their_own():
         ({"format": "function"}, "set both"),
         ({"function": "m:f"}, "set both"),
         ({"format": "function", "function": "m.f"}, "write it as `module:function`"),
-        ({"format": "template", "template": "nothing"}, "names no column"),
+        ({"format": "template", "template": "nothing"}, "do not all hold a column"),
         ({"ratio": 0}, "greater than 0"),
     ],
 )

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, uint64
+from numba import njit
 
 from ladle.data.store import SEGMENT
 
@@ -107,13 +107,18 @@ def best_fit(sizes: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:
         (fragments,) row of each, and the number of rows.
     """
     rows = np.full(len(sizes), -1, np.int64)
-    top, below, words = _stacks_by_size(sizes, row_length)
+    top = np.full(row_length + 1, -1, np.int64)  # of each size: the first fragment that has it
+    below = np.empty(len(sizes), np.int64)  # of each fragment: the next of its size
+    for index in range(len(sizes) - 1, -1, -1):
+        below[index] = top[sizes[index]]
+        top[sizes[index]] = index
+    smaller = np.arange(row_length + 1)  # of each size: itself, or a smaller one where none of it is left
     reserve = np.sort(sizes)[len(sizes) // 2] // 2 if len(sizes) else 0
     placed, next_in_order, row = 0, 0, -1
     while placed < len(sizes):
         row += 1
         room = row_length
-        fragment = _largest_fitting(room, top, below, words, rows)
+        fragment = _largest_fitting(room, top, below, smaller, rows)
         while fragment >= 0:
             rows[fragment] = row
             placed += 1
@@ -123,55 +128,25 @@ def best_fit(sizes: np.ndarray, row_length: int) -> tuple[np.ndarray, int]:
             if next_in_order < len(sizes) and sizes[next_in_order] + reserve <= room:
                 fragment = next_in_order
             else:
-                fragment = _largest_fitting(room, top, below, words, rows)
+                fragment = _largest_fitting(room, top, below, smaller, rows)
     return rows, row + 1
 
 
 @njit(cache=True)
-def _stacks_by_size(sizes: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, per size, the first fragment that has it; per fragment, the next of its size; and a bit per size that
-    occurs."""
-    top = np.full(row_length + 1, -1, np.int64)
-    below = np.empty(len(sizes), np.int64)
-    words = np.zeros(row_length // 64 + 1, np.uint64)
-    for fragment in range(len(sizes) - 1, -1, -1):
-        size = sizes[fragment]
-        below[fragment] = top[size]
-        top[size] = fragment
-        words[size >> 6] |= uint64(1) << uint64(size & 63)
-    return top, below, words
-
-
-@njit(cache=True)
-def _largest_fitting(room: int, top: np.ndarray, below: np.ndarray, words: np.ndarray, rows: np.ndarray) -> int:
-    """Return the first of the largest unplaced fragments of at most `room` tokens, or -1; forgets placed ones on the
-    way."""
-    size = _last_set(words, room)
+def _largest_fitting(room: int, top: np.ndarray, below: np.ndarray, smaller: np.ndarray, rows: np.ndarray) -> int:
+    """Return the first of the largest unplaced fragments of at most `room` tokens, or -1; forgets placed ones and
+    shortens the way past sizes that ran out."""
+    size = room
     while size > 0:
+        if smaller[size] != size:
+            smaller[size] = smaller[smaller[size]]
+            size = smaller[size]
+            continue
         fragment = top[size]
         while fragment >= 0 and rows[fragment] >= 0:
             fragment = below[fragment]
         top[size] = fragment
         if fragment >= 0:
             return int(fragment)
-        words[size >> 6] &= ~(uint64(1) << uint64(size & 63))
-        size = _last_set(words, room)
+        smaller[size] = size - 1
     return -1
-
-
-@njit(cache=True)
-def _last_set(words: np.ndarray, start: int) -> int:
-    """Return the index of the last set bit at or before `start`, or -1."""
-    index = start >> 6
-    word = words[index] & (~uint64(0) >> uint64(63 - (start & 63)))
-    while word == 0:
-        index -= 1
-        if index < 0:
-            return -1
-        word = words[index]
-    bit = 0
-    for step in (32, 16, 8, 4, 2, 1):
-        if word >> uint64(step):
-            word >>= uint64(step)
-            bit += step
-    return (index << 6) + bit
