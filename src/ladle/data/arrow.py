@@ -80,31 +80,7 @@ def _export_split(dataset: MixedDataset, out: Path) -> None:
                     bar.advance(table.num_rows)
                 writer.finalize()
     DatasetInfo(features=FEATURES).write_to_directory(str(out))
-    (out / "state.json").write_text(pretty_json(_state(dataset, names)), encoding="utf-8")
-
-
-def _tables(dataset: MixedDataset, start: int, stop: int) -> Iterator[pa.Table]:
-    for first in range(start, stop, ROWS_IN_BATCH):
-        rows = range(first, min(first + ROWS_IN_BATCH, stop))
-        tokens = np.concatenate([dataset[row]["input_ids"] for row in rows]).astype(np.int32)
-        lengths = [_covering(dataset.lengths_of_row(row), dataset.sequence_length) for row in rows]
-        length_stops = np.cumsum([0, *(len(of_row) for of_row in lengths)])
-        token_stops = np.arange(len(rows) + 1) * dataset.sequence_length
-        columns = [_lists(token_stops, tokens), _lists(length_stops, np.concatenate(lengths))]
-        yield pa.Table.from_arrays(columns, schema=FEATURES.arrow_schema)
-
-
-def _covering(lengths: list[int], row_length: int) -> np.ndarray:
-    padding = row_length - sum(lengths)
-    return np.array([*lengths, *([padding] if padding else [])], np.int32)
-
-
-def _lists(stops: np.ndarray, values: np.ndarray) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(stops, pa.int32()), pa.array(values, pa.int32()))
-
-
-def _state(dataset: MixedDataset, names: list[str]) -> dict[str, object]:
-    return {
+    state = {
         "_data_files": [{"filename": name} for name in names],
         "_fingerprint": _fingerprint(dataset),
         "_format_columns": None,
@@ -113,3 +89,21 @@ def _state(dataset: MixedDataset, names: list[str]) -> dict[str, object]:
         "_output_all_columns": False,
         "_split": dataset.split,
     }
+    (out / "state.json").write_text(pretty_json(state), encoding="utf-8")
+
+
+def _tables(dataset: MixedDataset, start: int, stop: int) -> Iterator[pa.Table]:
+    for first in range(start, stop, ROWS_IN_BATCH):
+        rows = range(first, min(first + ROWS_IN_BATCH, stop))
+        lengths = []
+        for row in rows:
+            of_row = dataset.lengths_of_row(row)
+            padding = dataset.sequence_length - sum(of_row)
+            lengths.append(np.array([*of_row, padding] if padding else of_row, np.int32))
+        columns = [
+            pa.ListArray.from_arrays(
+                pa.array(np.cumsum([0, *map(len, lists)]), pa.int32()), pa.array(np.concatenate(lists), pa.int32())
+            )
+            for lists in ([dataset[row]["input_ids"].astype(np.int32) for row in rows], lengths)
+        ]
+        yield pa.Table.from_arrays(columns, schema=FEATURES.arrow_schema)

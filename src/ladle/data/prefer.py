@@ -47,10 +47,16 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
     bad: dict[str, Counter[str]] = defaultdict(Counter)
     for index, source in enumerate(config.data):
         paths = inputs[f"source:{index}"]
-        for split, into in _splits(source, paths):
+        if source.dataset == ROLLOUTS:
+            splits = {TRAIN: source.into}
+        elif source.split == EVERY_SPLIT:
+            splits = {split: split for split in splits_of(paths)}
+        else:
+            splits = {source.split: source.into}
+        for split, into in splits.items():
             rows[into] += unpaired_rows(islice(read_rows(paths, split), source.limit), source, bad[into])
     counters: dict[str, int] = {}
-    splits = {}
+    datasets: dict[str, Dataset] = {}
     forms = set()
     as_they_are = config.model_copy(update={"balance": False})  # what is evaluated on is not picked over
     disable_progress_bars()
@@ -66,21 +72,12 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
             )
         counters |= counts if split == TRAIN else {f"{split}: {name}": count for name, count in counts.items()}
         forms |= {type(row["prompt"]) for row in kept}
-        splits[split] = Dataset.from_list([{name: row[name] for name in _COLUMNS} for row in kept])
+        datasets[split] = Dataset.from_list([{name: row[name] for name in _COLUMNS} for row in kept])
     if len(forms) > 1:
         raise UserError("some preference sources hold text and others messages", "bring them to one form")
     shutil.rmtree(out / DATASET, ignore_errors=True)
-    DatasetDict(splits).save_to_disk(out / DATASET)
+    DatasetDict(datasets).save_to_disk(out / DATASET)
     return StageResult(counters)
-
-
-def _splits(source: PreferenceSource, paths: list[Path]) -> list[tuple[str, str]]:
-    """Return the splits of a source to read, each with the one its rows go to."""
-    if source.dataset == ROLLOUTS:
-        return [(TRAIN, source.into)]
-    if source.split == EVERY_SPLIT:
-        return [(split, split) for split in splits_of(paths)]
-    return [(source.split, source.into)]
 
 
 # From rows to examples.
@@ -121,10 +118,14 @@ def _examples_of(row: Row, source: PreferenceSource) -> Iterator[Row]:
             yield from _from_pair(row)
         case "messages":
             yield _from_messages(row["messages"], source.label)
-        case "template":
-            yield _from_template(row, source, source.label)
-        case "thumbs":
-            yield _from_template(row, source, _label_of_rating(row[source.rating], source))
+        case "template" | "thumbs":
+            label = source.label if source.format == "template" else _label_of_rating(row[source.rating], source)
+            keys = ("kto.data.prompt", "kto.data.completion")
+            prompt, completion = (fill(text, row, key) for text, key in zip(source.templates, keys, strict=True))
+            if source.conversational:
+                prompt = [{"role": "user", "content": prompt}]
+                completion = [{"role": "assistant", "content": completion}]
+            yield _example(prompt, completion, label)
         case _:  # one label is all alternatives', a list holds one for each
             alternatives, label = _alternatives(row["completion"]), row.get("label", source.label)
             labels = label if isinstance(label, list) else [label] * len(alternatives)
@@ -158,19 +159,11 @@ def _from_pair(row: Row) -> list[Row]:
 
 def _label_of_rating(rating: Any, source: PreferenceSource) -> bool:
     value = str(rating).strip().lower()
-    for label, words in ((True, source.up), (False, source.down)):
-        if value in (word.lower() for word in words):
-            return label
+    if value in map(str.lower, source.up):
+        return True
+    if value in map(str.lower, source.down):
+        return False
     raise BadRow("rating that is neither up nor down")
-
-
-def _from_template(row: Row, source: PreferenceSource, label: bool | None) -> Row:
-    prompt, completion = source.templates
-    prompt = fill(prompt, row, "kto.data.prompt")
-    completion = fill(completion, row, "kto.data.completion")
-    if not source.conversational:
-        return _example(prompt, completion, label)
-    return _example([{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}], label)
 
 
 def _from_messages(messages: Any, label: bool | None) -> Row:

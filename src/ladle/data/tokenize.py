@@ -285,10 +285,11 @@ def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size
         )
     bad = sum(count for reason, count in source.dropped.items() if reason not in HARMLESS)
     if bad > max_bad_fraction * rows:
-        allowing = _rounded_up(bad / rows)
+        step = 10.0 ** (math.floor(math.log10(bad / rows)) - 1)
+        allowing = min(1.0, math.ceil(round(bad / rows / step, 6)) * step)  # in two digits, never below the share
         raise UserError(
             f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({seen}), such as {_example(source)}",
-            f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing}",
+            f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}",
         )
     largest = max(shard.max_token for shard in source.shards)
     if largest >= vocab_size:
@@ -307,9 +308,3 @@ def _example(source: TokenizedSource) -> str:
                 return f"row {rows_before[origin] + row + 1} of {origin} ({reason})"
         rows_before[origin] += shard.num_rows
     return "rows further on"
-
-
-def _rounded_up(fraction: float) -> str:
-    """Write a fraction in two digits, never below its value."""
-    step = 10.0 ** (math.floor(math.log10(fraction)) - 1)
-    return f"{min(1.0, math.ceil(round(fraction / step, 6)) * step):.2g}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]
         UserError: the operands are too few for the held-out problems requested.
     """
     pools = {pool: _ProblemPool(config, pool) for pool in ("train", "validation", "test")}
-    worked = pools["train"].draw(config.train)
+    worked = pools["train"].draw(config.train)  # before the worksheets: the order of drawing decides the problems
     splits: dict[str, list[dict[str, Any]]] = {
         "facts": [{"text": fact} for fact in _facts(config.largest_operand)],
         "worksheets": list(_worksheets(pools["train"].draw(config.worksheets * PROBLEMS_IN_WORKSHEET))),
@@ -120,7 +120,9 @@ def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]
     assert_held_out(splits)
     out.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
-        _write_jsonl(out / f"{split}.jsonl", rows)
+        path = out / f"{split}.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        fsync_path(path)
     return {f"{split}_rows": len(rows) for split, rows in splits.items()}
 
 
@@ -130,18 +132,16 @@ def assert_held_out(splits: dict[str, list[dict[str, Any]]]) -> None:
     Raises:
         CheckFailed: one does.
     """
-    training_text = "\n".join(
-        row["text"] for split in ("worksheets", "worked", "prompts", "examples") for row in splits[split]
-    )
-    training = {tuple(row["operands"]) for split in ("worked", "prompts", "examples") for row in splits[split]}
+    rows = [row for split in ("worked", "prompts", "examples") for row in splits[split]]
+    training = {tuple(row["operands"]) for row in rows}
     training |= {tuple(operands) for row in splits["worksheets"] for operands in row["operands"]}
+    lines = {line for row in [*rows, *splits["worksheets"]] for line in row["text"].splitlines()}
     held_out = {split: {tuple(row["operands"]) for row in splits[split]} for split in HELD_OUT_PERCENT}
     if shared := (held_out["validation"] & held_out["test"]) | (training & (held_out["validation"] | held_out["test"])):
         raise CheckFailed(f"{len(shared)} held-out operand tuples occur in another split, such as {min(shared)}")
-    known_questions = {line for line in training_text.splitlines() if line.startswith("Question: ")}
     for split in HELD_OUT_PERCENT:
         for row in splits[split]:
-            if f"Question: {row['question']}" in known_questions:
+            if f"Question: {row['question']}" in lines:
                 raise CheckFailed(f"a {split} question occurs in training data: {row['question']}")
 
 
@@ -217,8 +217,3 @@ def _worksheets(problems: list[Problem]) -> Iterator[dict[str, Any]]:
         sheet = problems[start : start + PROBLEMS_IN_WORKSHEET]
         text = "\n\n\n".join(f"Question: {problem.question}\nAnswer: {problem.answer}" for problem in sheet)
         yield {"text": text, "operands": [list(problem.operands) for problem in sheet]}
-
-
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    fsync_path(path)

@@ -7,7 +7,6 @@ For each source: tokens in + repeated = train + validation + contaminated + unus
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,13 +35,23 @@ class Drawn(NamedTuple):
     drawing: Drawing
 
 
-@dataclass(frozen=True)
-class SplitCounts:
+class SplitCounts(NamedTuple):
     """What was written of a split."""
 
     num_rows: int
     num_segments: int
     num_tokens: int
+
+    def describe(self, row_length: int) -> dict[str, Any]:
+        """Return the split's entry in mixture.json."""
+        padding = self.num_rows * row_length - self.num_tokens
+        return {
+            "rows": self.num_rows,
+            "tokens": self.num_tokens,
+            "fragments": self.num_segments,
+            "padding_tokens": padding,
+            "padding_share": round(padding / (self.num_rows * row_length), 8) if self.num_rows else 0.0,
+        }
 
 
 def write_split(drawn: Sequence[Drawn], config: MixConfig, purpose: str, folder: Path) -> SplitCounts:
@@ -127,7 +136,6 @@ def describe_mixture(
         chosen = sum(source[f"{purpose}_tokens"] for source in sources)
         if chosen != counts.num_tokens:
             raise CheckFailed(f"{purpose} should have {chosen:,} tokens and the index holds {counts.num_tokens:,}")
-    shards = [(one.source.name, shard) for one in selections for shard in one.source.shards]
     mixture: dict[str, Any] = {
         "format": MIXTURE_FORMAT,
         "sequence_length": config.sequence_length,
@@ -138,10 +146,10 @@ def describe_mixture(
         "pad_id": vocabulary.pad_id,
         "tokenizer_blake3": vocabulary.digest,
         "sources": sources,
-        "splits": {purpose: _describe_split(counts, config.sequence_length) for purpose, counts in splits.items()},
+        "splits": {purpose: counts.describe(config.sequence_length) for purpose, counts in splits.items()},
         "shards": [
             {"file": f"tokens/{shard.path.name}", "source": name, "tokens": shard.num_tokens, "rows": shard.num_rows}
-            for name, shard in shards
+            for name, shard in ((one.source.name, shard) for one in selections for shard in one.source.shards)
         ],
     }
     if config.contamination is not None and contamination is not None:
@@ -199,15 +207,4 @@ def _describe_source(selection: Selection, share: Fraction) -> dict[str, Any]:
         "length_histogram": {  # documents by length in tokens, in ranges that double
             f"{low}-{2 * low - 1}": int(count) for low, count in zip(edges, histogram, strict=False) if count
         },
-    }
-
-
-def _describe_split(counts: SplitCounts, row_length: int) -> dict[str, Any]:
-    padding = counts.num_rows * row_length - counts.num_tokens
-    return {
-        "rows": counts.num_rows,
-        "tokens": counts.num_tokens,
-        "fragments": counts.num_segments,
-        "padding_tokens": padding,
-        "padding_share": round(padding / (counts.num_rows * row_length), 8) if counts.num_rows else 0.0,
     }
