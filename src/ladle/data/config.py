@@ -187,6 +187,9 @@ def _exact(ratio: float) -> Fraction:
 # Preference data.
 
 
+_DOWN = ["down", "thumbs down", "thumbs_down", "thumbs-down", "👎", "-1", "0", "false", "no", "bad", "dislike"]
+
+
 class PreferenceSource(Config):
     """One source of preference data."""
 
@@ -210,19 +213,7 @@ class PreferenceSource(Config):
     """Column of `format: thumbs` with the rating."""
     up: list[str] = ["up", "thumbs up", "thumbs_up", "thumbs-up", "👍", "+1", "1", "true"]
     """Ratings that mean desirable, in any case."""
-    down: list[str] = [
-        "down",
-        "thumbs down",
-        "thumbs_down",
-        "thumbs-down",
-        "👎",
-        "-1",
-        "0",
-        "false",
-        "no",
-        "bad",
-        "dislike",
-    ]
+    down: list[str] = _DOWN
     """Ratings that mean undesirable, in any case."""
     conversational: bool = False
     """Make the template's prompt a user turn and its completion an assistant turn, for a model that chats."""

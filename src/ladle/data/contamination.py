@@ -26,7 +26,7 @@ from numba import njit, uint64
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import SourceConfig
-from ladle.data.documents import Document, columns_of, format_identity, make_formatter, to_document
+from ladle.data.documents import columns_of, format_identity, make_formatter, to_document
 from ladle.data.encoders import Vocabulary, load_oracle
 from ladle.data.rows import Piece, read_piece
 from ladle.errors import UserError
@@ -165,17 +165,13 @@ def _search_piece(task: _SearchTask, out: Path) -> None:
     with out.open("w", encoding="utf-8") as stream:
         for rows in read_piece(task.piece, columns_of(task.source)):
             for document in (to_document(one, formatter) for one in rows):
-                count, first = ngrams.find(_text_of(document, task.vocabulary.folder))
+                if isinstance(document, list):
+                    document = load_oracle(task.vocabulary.folder).tokenizer.decode(document)
+                count, first = ngrams.find(document) if isinstance(document, str) else (0, -1)
                 if count:
                     stream.write(canonical_json([row, count, first]) + "\n")
                 row += 1
         stream.write(canonical_json({"rows": row}) + "\n")
-
-
-def _text_of(document: Document, tokenizer_folder: Path) -> str:
-    if isinstance(document, str):
-        return document
-    return load_oracle(tokenizer_folder).tokenizer.decode(document) if isinstance(document, list) else ""
 
 
 @functools.cache

@@ -109,8 +109,8 @@ def read_vocabulary(folder: Path, scratch: Path) -> Vocabulary:
         folder = scratch
     ids = _token_ids(folder / TOKENIZER_FILE)
     named = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-    special = {key: _content(value) for key, value in named.items() if key.endswith("_token")}
-    eos_id, pad_id, bos_id = (ids.get(special.get(f"{name}_token", "")) for name in ("eos", "pad", "bos"))
+    special = [named.get(key) for key in ("eos_token", "pad_token", "bos_token")]
+    eos_id, pad_id, bos_id = (ids.get(one["content"] if isinstance(one, dict) else one or "") for one in special)
     if eos_id is None:
         raise UserError(f"the tokenizer in {folder} names no eos_token", "add `eos_token` to its tokenizer_config.json")
     chat = {key: value for key, value in named.items() if key == "chat_template" or key.endswith("_token")}
@@ -133,10 +133,6 @@ def _token_ids(tokenizer_file: Path) -> dict[str, int]:
     if isinstance(vocabulary, list):  # unigram: [[token, score], …] in id order
         vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
     return vocabulary | {added["content"]: added["id"] for added in tokenizer["added_tokens"]}
-
-
-def _content(token: str | dict[str, Any] | None) -> str:
-    return token["content"] if isinstance(token, dict) else token or ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ladle.data.config import MixConfig
 from ladle.data.contamination import find_contamination, read_benchmark_texts
 from ladle.data.encoders import Vocabulary, read_vocabulary
 from ladle.data.mixing.choose import select
-from ladle.data.mixing.write import Drawn, count_tokens, describe_mixture, write_split
+from ladle.data.mixing.write import count_tokens, describe_mixture, write_split
 from ladle.data.rows import Piece
 from ladle.data.store import MIXTURE_FILE
 from ladle.data.tokenize import choose_executor, find_pieces, tokenize_share, tokenize_sources
@@ -62,10 +62,8 @@ def run(config: MixConfig, inputs: Inputs, out: Path) -> StageResult:
     if contamination is not None and config.contamination is not None and config.contamination.drop:
         dropped = contamination.documents
     selections = select(sources, dropped, config)
-    drawn = {"train": [Drawn(one.source, one.usable, one.train) for one in selections]}
-    if config.validation is not None:
-        drawn["validation"] = [Drawn(one.source, one.usable, one.validation) for one in selections]
-    splits = {purpose: write_split(of_split, config, purpose, out / purpose) for purpose, of_split in drawn.items()}
+    purposes = ["train"] if config.validation is None else ["train", "validation"]
+    splits = {purpose: write_split(selections, config, purpose, out / purpose) for purpose in purposes}
     mixture = describe_mixture(config, vocabulary, selections, splits, contamination)
     (out / MIXTURE_FILE).write_text(pretty_json(mixture), encoding="utf-8")
     shutil.rmtree(journal, ignore_errors=True)

@@ -56,7 +56,7 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
         for split, into in splits.items():
             rows[into] += unpaired_rows(islice(read_rows(paths, split), source.limit), source, bad[into])
     counters: dict[str, int] = {}
-    datasets: dict[str, Dataset] = {}
+    datasets = DatasetDict()
     forms = set()
     as_they_are = config.model_copy(update={"balance": False})  # what is evaluated on is not picked over
     disable_progress_bars()
@@ -76,7 +76,7 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
     if len(forms) > 1:
         raise UserError("some preference sources hold text and others messages", "bring them to one form")
     shutil.rmtree(out / DATASET, ignore_errors=True)
-    DatasetDict(datasets).save_to_disk(out / DATASET)
+    datasets.save_to_disk(out / DATASET)
     return StageResult(counters)
 
 

@@ -16,7 +16,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -228,23 +228,23 @@ def _lines(piece: Piece) -> Iterator[bytes]:
             yield line.pop()
 
 
+_DECOMPRESS: dict[str, Callable[[Any], Any]] = {
+    "": lambda raw: raw,
+    "gz": gzip.open,
+    "bz2": bz2.open,
+    "xz": lzma.open,
+    "zst": lambda raw: io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), BUFFER_BYTES),
+}
+
+
 @contextlib.contextmanager
 def _open(piece: Piece) -> Iterator[io.BufferedIOBase]:
-    """Open a file for reading what it holds once it is decompressed; damage is a UserError."""
+    """Open a file for reading what it holds once it is decompressed; damage (a last frame cut short, say) is a
+    UserError."""
     with contextlib.ExitStack() as stack:
         raw = stack.enter_context(io.BufferedReader(piece.path.open("rb", buffering=0), BUFFER_BYTES))
         try:
-            match piece.kind.partition(".")[2]:
-                case "gz":
-                    yield stack.enter_context(gzip.open(raw))
-                case "bz2":
-                    yield stack.enter_context(bz2.open(raw))
-                case "xz":
-                    yield stack.enter_context(lzma.open(raw))
-                case "zst":  # ends with an error where the last frame is cut short
-                    yield io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), BUFFER_BYTES)  # type: ignore[arg-type]
-                case _:
-                    yield raw
+            yield stack.enter_context(_DECOMPRESS[piece.kind.partition(".")[2]](raw))
         except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
             raise _unreadable(piece.path, error) from error
 

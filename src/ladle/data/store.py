@@ -222,11 +222,9 @@ class MixedDataset:
         return segments[first : first + count]
 
     def _tokens(self, shard: int) -> np.ndarray:
-        tokens = self._open_shards.get(shard)
-        if tokens is None:
-            tokens = open_shard(self.path / self.mixture["shards"][shard]["file"]).tokens()
-            self._open_shards[shard] = tokens
-        return tokens
+        if shard not in self._open_shards:
+            self._open_shards[shard] = open_shard(self.path / self.mixture["shards"][shard]["file"]).tokens()
+        return self._open_shards[shard]
 
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray]:

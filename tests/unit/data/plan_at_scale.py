@@ -18,7 +18,7 @@ import numpy as np
 
 from ladle.data.config import MixConfig
 from ladle.data.mixing.choose import select
-from ladle.data.mixing.write import Drawn, write_split
+from ladle.data.mixing.write import write_split
 from ladle.data.store import TokenShard
 from ladle.data.tokenize import TokenizedSource
 
@@ -67,8 +67,7 @@ def main(num_tokens: int, folder: Path) -> None:
         sources.append(make_source(config, index, share * num_tokens * ONE_MORE, first_shard))
     started = time.monotonic()
     selections = select(sources, [np.empty(0, np.int64)] * NUM_SOURCES, config)
-    drawn = [Drawn(one.source, one.usable, one.train) for one in selections]
-    counts = write_split(drawn, config, "train", folder)
+    counts = write_split(selections, config, "train", folder)
     result = {
         "seconds": time.monotonic() - started,
         "peak_bytes": peak_bytes(),

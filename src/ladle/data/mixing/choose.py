@@ -39,7 +39,9 @@ def permute(positions: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
 @njit(cache=True)
 def permute_one(position: np.uint64, size: np.uint64, key: np.uint64) -> np.uint64:
     """Return what stands at one position (u8) of the shuffled sequence 0 … size-1."""
-    half = half_bits(size)
+    half = uint64(4)  # halves of one or two bits leave some orders of a few items up to 10 % likelier than others
+    while half < uint64(32) and (uint64(1) << (uint64(2) * half)) < size:
+        half += uint64(1)
     mask = (uint64(1) << half) - uint64(1)
     value = position
     while True:
@@ -49,18 +51,6 @@ def permute_one(position: np.uint64, size: np.uint64, key: np.uint64) -> np.uint
         value = (left << half) | right
         if value < size:
             return value
-
-
-@njit(cache=True)
-def half_bits(size: np.uint64) -> np.uint64:
-    """Return half the number of bits of the smallest even-bit range that holds `size` values, and at least 4.
-
-    Halves of one or two bits leave some orders of a few items up to 10 % likelier than others.
-    """
-    half = uint64(4)
-    while half < uint64(32) and (uint64(1) << (uint64(2) * half)) < size:
-        half += uint64(1)
-    return half
 
 
 @njit(cache=True)
@@ -134,7 +124,7 @@ class Drawing:
         """
         if tokens == 0:
             return self
-        an_epoch = _total(lengths, self.candidates)
+        an_epoch = total_tokens(lengths, self.candidates)
         epochs = (tokens - 1) // an_epoch  # whole epochs: the last of them ends with its own last document
         rest = tokens - epochs * an_epoch
         count, last_length = _count_until(lengths, self.candidates, self.key(epochs), rest)
@@ -151,7 +141,7 @@ class Drawing:
             return self
         epochs, rest = divmod(count - 1, len(self.candidates))
         chosen = lengths[self.documents(np.arange(count - 1 - rest, count, dtype=np.uint64))]
-        tokens = epochs * _total(lengths, self.candidates) + int(chosen.sum(dtype=np.int64))
+        tokens = epochs * total_tokens(lengths, self.candidates) + int(chosen.sum(dtype=np.int64))
         return replace(self, num_documents=count, num_tokens=tokens, last_length=int(chosen[-1]))
 
 
@@ -182,32 +172,9 @@ class Selection:
     held_out: np.ndarray
     """Numbers of the documents drawn for validation."""
 
-    @property
-    def epoch_tokens(self) -> int:
-        """Tokens of one epoch of training."""
-        return _total(self.usable, self.train.candidates)
-
-    @property
-    def repeated_tokens(self) -> int:
-        """Training tokens beyond the first epoch."""
-        return max(0, self.train.num_tokens - self.epoch_tokens)
-
-    @property
-    def unused_tokens(self) -> int:
-        """Tokens that the budget left over, and those cut off the last document held out."""
-        left_over = max(0, self.epoch_tokens - self.train.num_tokens)
-        return left_over + _total(self.usable, self.held_out) - self.validation.num_tokens
-
-    @property
-    def truncated_tokens(self) -> int:
-        """Tokens past the end of a row, with `packing: none`, in documents for training and validation."""
-        kept = np.concatenate([self.train.candidates, self.held_out])
-        return _total(self.source.lengths, kept) - _total(self.usable, kept)
-
-    @property
-    def contaminated_tokens(self) -> int:
-        """Tokens of the contaminated documents."""
-        return _total(self.source.lengths, self.contaminated)
+    def drawing(self, purpose: str) -> Drawing:
+        """Return what is drawn for a split."""
+        return self.train if purpose == "train" else self.validation
 
 
 def select(
@@ -272,7 +239,7 @@ def _draw(
     """
     by_documents = counts_documents(config)
     unit = "documents" if by_documents else "tokens"
-    held = len(drawing.candidates) if by_documents else _total(usable, drawing.candidates)
+    held = len(drawing.candidates) if by_documents else total_tokens(usable, drawing.candidates)
     if max_epochs is None and budget and budget >= held:
         raise UserError(
             f"validation would take {budget:,} {unit} of source {drawing.source}, which holds {held:,}",
@@ -298,5 +265,6 @@ def refuse_too_many_epochs(source: str, held: int, budget: int, max_epochs: floa
         )
 
 
-def _total(lengths: np.ndarray, documents: np.ndarray) -> int:
+def total_tokens(lengths: np.ndarray, documents: np.ndarray) -> int:
+    """Return the tokens of the documents with these numbers, given those of each."""
     return int(lengths[documents].sum(dtype=np.int64))

@@ -16,23 +16,13 @@ import numpy as np
 from ladle.data.config import MixConfig
 from ladle.data.contamination import Contamination
 from ladle.data.encoders import Vocabulary
-from ladle.data.mixing.choose import Drawing, Selection, permutation_key, permute
+from ladle.data.mixing.choose import Selection, permutation_key, permute, total_tokens
 from ladle.data.mixing.pack import pack
 from ladle.data.store import MIXTURE_FORMAT, ROW, ROWS_FILE, SEGMENT, SEGMENTS_FILE
-from ladle.data.tokenize import TokenizedSource
 from ladle.errors import CheckFailed
 from ladle.log import progress
 
 ROWS_AT_A_TIME = 2**20
-
-
-class Drawn(NamedTuple):
-    """A source, and the documents of it that go into the split."""
-
-    source: TokenizedSource
-    usable: np.ndarray
-    """(documents,) tokens that can be used of each."""
-    drawing: Drawing
 
 
 class SplitCounts(NamedTuple):
@@ -54,11 +44,11 @@ class SplitCounts(NamedTuple):
         }
 
 
-def write_split(drawn: Sequence[Drawn], config: MixConfig, purpose: str, folder: Path) -> SplitCounts:
+def write_split(selections: Sequence[Selection], config: MixConfig, purpose: str, folder: Path) -> SplitCounts:
     """Pack the drawn documents of all sources and write the split's index.
 
     Args:
-        drawn: the documents of each source.
+        selections: the documents of each source.
         config: the mixture.
         purpose: name of the split; keys its order.
         folder: where the index goes; must not exist.
@@ -67,7 +57,7 @@ def write_split(drawn: Sequence[Drawn], config: MixConfig, purpose: str, folder:
     counts_of_windows: list[np.ndarray] = []
     num_segments = num_tokens = 0
     with (folder / SEGMENTS_FILE).open("wb", buffering=2**20) as stream:
-        for segments, counts in pack(_windows(drawn, config, purpose), config.packing, config.sequence_length):
+        for segments, counts in pack(_windows(selections, config, purpose), config.packing, config.sequence_length):
             stream.write(segments.tobytes())
             counts_of_windows.append(counts.astype("<u4"))
             num_segments += len(segments)
@@ -90,9 +80,9 @@ def _write_rows(counts: np.ndarray, seed: int, path: Path) -> None:
             stream.write(rows.tobytes())
 
 
-def _windows(drawn: Sequence[Drawn], config: MixConfig, purpose: str) -> Iterator[np.ndarray]:
+def _windows(selections: Sequence[Selection], config: MixConfig, purpose: str) -> Iterator[np.ndarray]:
     """Yield whole documents, as segments, in the keyed order over all sources."""
-    bounds = np.cumsum([0, *(one.drawing.num_documents for one in drawn)], dtype=np.uint64)
+    bounds = np.cumsum([0, *(one.drawing(purpose).num_documents for one in selections)], dtype=np.uint64)
     total, key = int(bounds[-1]), permutation_key("order", config.seed, purpose)
     with progress(total=total, description=f"packing {purpose}", unit="documents") as bar:
         for start in range(0, total, config.packing_window):
@@ -102,19 +92,20 @@ def _windows(drawn: Sequence[Drawn], config: MixConfig, purpose: str) -> Iterato
             segments = np.empty(len(numbers), SEGMENT)
             for owner in np.unique(owners):
                 here = owners == owner
-                segments[here] = _locate(drawn[owner], numbers[here] - bounds[owner])
+                segments[here] = _locate(selections[owner], purpose, numbers[here] - bounds[owner])
             yield segments
             bar.advance(len(numbers))
 
 
-def _locate(drawn: Drawn, numbers: np.ndarray) -> np.ndarray:
+def _locate(selection: Selection, purpose: str, numbers: np.ndarray) -> np.ndarray:
     """Return where the drawn documents with these numbers are in the token shards."""
-    documents = drawn.drawing.documents(numbers)
+    source, drawing = selection.source, selection.drawing(purpose)
+    documents = drawing.documents(numbers)
     segments = np.empty(len(numbers), SEGMENT)
-    segments["shard"] = drawn.source.shards_of(documents)
-    segments["offset"] = drawn.source.starts[documents]
-    segments["length"] = drawn.usable[documents]
-    segments["length"][numbers == drawn.drawing.num_documents - 1] = drawn.drawing.last_length
+    segments["shard"] = source.shards_of(documents)
+    segments["offset"] = source.starts[documents]
+    segments["length"] = selection.usable[documents]
+    segments["length"][numbers == drawing.num_documents - 1] = drawing.last_length
     return segments
 
 
@@ -176,13 +167,18 @@ def count_tokens(mixture: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _describe_source(selection: Selection, share: Fraction) -> dict[str, Any]:
-    source, train, validation = selection.source, selection.train, selection.validation
+    source, train, validation, usable = selection.source, selection.train, selection.validation, selection.usable
+    epoch_tokens = total_tokens(usable, train.candidates)
+    repeated = max(0, train.num_tokens - epoch_tokens)
+    kept = np.concatenate([train.candidates, selection.held_out])
+    left_over = max(0, epoch_tokens - train.num_tokens)
+    cut_off = total_tokens(usable, selection.held_out) - validation.num_tokens
     dropped = {
-        "contaminated": selection.contaminated_tokens,
-        "truncated": selection.truncated_tokens,
-        "unused": selection.unused_tokens,
+        "contaminated": total_tokens(source.lengths, selection.contaminated),
+        "truncated": total_tokens(source.lengths, kept) - total_tokens(usable, kept),  # past a row's end
+        "unused": left_over + cut_off,
     }
-    coming = source.num_tokens + selection.repeated_tokens
+    coming = source.num_tokens + repeated
     going = train.num_tokens + validation.num_tokens + sum(dropped.values())
     if coming != going:
         raise CheckFailed(f"source {source.name}: {coming:,} tokens came in and {going:,} are accounted for")
@@ -195,9 +191,9 @@ def _describe_source(selection: Selection, share: Fraction) -> dict[str, Any]:
         "tokens_in": source.num_tokens,
         "train_tokens": train.num_tokens,
         "train_documents": min(train.num_documents, len(train.candidates)),
-        "epochs": round(train.num_tokens / selection.epoch_tokens, 6) if train.num_tokens else 0.0,
-        "repeated_tokens": selection.repeated_tokens,
-        "repeated_share": round(selection.repeated_tokens / train.num_tokens, 6) if train.num_tokens else 0.0,
+        "epochs": round(train.num_tokens / epoch_tokens, 6) if train.num_tokens else 0.0,
+        "repeated_tokens": repeated,
+        "repeated_share": round(repeated / train.num_tokens, 6) if train.num_tokens else 0.0,
         "validation_tokens": validation.num_tokens,
         "validation_documents": validation.num_documents,
         "contaminated_documents": len(selection.contaminated),
