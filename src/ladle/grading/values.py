@@ -40,7 +40,7 @@ _EQUAL = CONTEXT.mpf("1e-30")  # ten digits less than are carried, for what roun
 
 
 class Undefined(ArithmeticError):
-    """There is not a finite value: a pole, 0/0, or a function outside its domain."""
+    """No finite value: a pole, 0/0, or a function outside its domain."""
 
 
 def evaluate(expression: Expression, point: Point) -> Value:

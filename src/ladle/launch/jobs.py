@@ -81,7 +81,7 @@ class SlurmProfile(Resources):
     environment: dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]] = {}
     """Variables of the jobs: HF_ENDPOINT, XDG_CACHE_HOME, NCCL_DEBUG, …"""
     signal_seconds: int = Field(300, ge=0, le=65_535)
-    """Seconds before the time limit at which a job gets a signal to save and make room; it is then requeued. 0: never."""
+    """Seconds before the time limit at which a job gets a signal to save and stop; it is then requeued. 0: never."""
     requeue: bool = True
     """Put a job that was preempted, or stopped to save, back into the queue."""
     steps: dict[str, Resources] = {}
