@@ -60,7 +60,8 @@ def folder(repository: Path, tiny_run: Run, tmp_path: Path) -> Path:
     (work / "pairs.jsonl").write_text('{"gold": "1/2", "answer": "0.5"}\n')
     (work / "benchmarks" / "gsm8k").mkdir(parents=True)
     (work / "benchmarks" / "gsm8k" / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
-    architecture = make_model("qwen3").config.to_diff_dict() | {"model_type": "qwen3"}
+    architecture = {"model_type": "qwen3", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    architecture |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     (work / "init.yaml").write_text(f"tokenizer: my-model\narchitecture: {json.dumps(architecture)}\n")
     return work
 
@@ -75,10 +76,13 @@ def test_every_example_runs(repository, hub, client, folder, tmp_path):
     hub.add("dataset", "AI-MO/NuminaMath-CoT", {"train.jsonl": b'{"text": "a"}\n' * 5})
     found = examples(repository)
     assert len(found) >= 38
+    wrong = []
     for example in found:
         words = shlex.split(example, comments=True)
         for named, there in STAND_INS.items():
             words = [word.replace(named, there) for word in words]
+        if words[1] == "fetch":  # `base` stays the model that the soups average
+            words = ["fetched" if word == "base" else word for word in words]
         if "--out" in words:
             out = folder / words[words.index("--out") + 1]
             if out.is_dir() and words[1] != "verify":
@@ -87,8 +91,9 @@ def test_every_example_runs(repository, hub, client, folder, tmp_path):
         command = [sys.executable, "-m", "ladle", *words[1:]]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
         expected = (0, 1) if words[1] == "doctor" else (0,)  # the doctor's second example plants a fault
-        assert done.returncode in expected, f"{example}\n{done.stdout}{done.stderr}"
-        assert "Traceback" not in done.stderr, example
+        if done.returncode not in expected or "Traceback" in done.stderr:
+            wrong.append(f"{example}\n{done.stdout}{done.stderr}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_help_and_version_have_their_short_forms():

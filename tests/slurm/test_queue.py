@@ -56,7 +56,7 @@ def test_a_partition_that_is_not_there(cluster, folder):
     done = ladle(cluster, folder, "launch", "my recipe.yaml", "--slurm", "--profile", "profile.yaml")
     assert done.returncode == 2
     assert "mix.sbatch: invalid partition specified: gpuu" in done.stderr
-    assert "mend the profile" in done.stderr
+    assert "fix the profile" in done.stderr
     assert "Traceback" not in done.stderr
     left = subprocess.run(["squeue", "-h"], env=cluster, capture_output=True, text=True)
     assert not left.stdout.strip(), "base was submitted before mix, and is cancelled"
