@@ -22,9 +22,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from blake3 import blake3
 
 from ladle.artifacts.files import hash_bytes, hash_file
@@ -228,12 +225,18 @@ def _lines(piece: Piece) -> Iterator[bytes]:
             yield line.pop()
 
 
+def _open_zstd(raw: Any) -> io.BufferedReader:
+    from pyarrow import CompressedInputStream
+
+    return io.BufferedReader(CompressedInputStream(raw, "zstd"), BUFFER_BYTES)
+
+
 _DECOMPRESS: dict[str, Callable[[Any], Any]] = {
     "": lambda raw: raw,
     "gz": gzip.open,
     "bz2": bz2.open,
     "xz": lzma.open,
-    "zst": lambda raw: io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), BUFFER_BYTES),
+    "zst": _open_zstd,
 }
 
 
@@ -245,7 +248,7 @@ def _open(piece: Piece) -> Iterator[io.BufferedIOBase]:
         raw = stack.enter_context(io.BufferedReader(piece.path.open("rb", buffering=0), BUFFER_BYTES))
         try:
             yield stack.enter_context(_DECOMPRESS[piece.kind.partition(".")[2]](raw))
-        except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, OSError) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
             raise _unreadable(piece.path, error) from error
 
 
@@ -303,6 +306,8 @@ def _read_json(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row
 
 
 def _read_csv(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+    from pyarrow import csv as pa_csv
+
     options = pa_csv.ParseOptions(delimiter="\t" if piece.kind.startswith("tsv") else ",", newlines_in_values=True)
     blocks = pa_csv.ReadOptions(block_size=LONG_LINE_BYTES, use_threads=False)
     with _open(piece) as stream:
@@ -316,9 +321,11 @@ def _read_csv(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]
 
 
 def _cut_parquet(path: Path, size_bytes: int) -> list[Piece]:
+    import pyarrow.parquet as pq  # imported where needed: it takes longer than grading a small file
+
     try:
         metadata = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, OSError) as error:
         raise _unreadable(path, error) from error
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     whole = hash_file(path)
@@ -333,13 +340,15 @@ def _cut_parquet(path: Path, size_bytes: int) -> list[Piece]:
 
 
 def _read_parquet(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(piece.path, memory_map=True, page_checksum_verification=True) as file:
             wanted = _require(piece.path, columns, file.schema_arrow.names)
             groups = list(range(file.num_row_groups))[piece.start : piece.stop]
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
                 yield batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, OSError) as error:
         raise _unreadable(piece.path, error) from error
 
 
@@ -348,7 +357,7 @@ def _cut_arrow(folder: Path, size_bytes: int) -> list[Piece]:
 
     try:
         dataset = Dataset.load_from_disk(str(folder))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (ValueError, OSError) as error:
         raise _unreadable(folder, error) from error
     rows = len(dataset)
     if rows == 0:
@@ -373,5 +382,5 @@ def _read_arrow(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Ro
         for start in range(len(dataset))[piece.start : piece.stop : BATCH_ROWS]:
             batch: Any = dataset[start : min(start + BATCH_ROWS, piece.stop or len(dataset))]
             yield [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-    except (pa.ArrowException, OSError) as error:
+    except (ValueError, OSError) as error:
         raise _unreadable(piece.path, error) from error
