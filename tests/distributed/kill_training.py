@@ -36,8 +36,8 @@ import numpy as np
 from ladle import log
 from ladle.artifacts.record import describe_files, digest_of
 from ladle.training.checkpoint import STAGING, newest_resumable, step_of
+from ladle.training.loop import Training
 from ladle.training.run import FINISHED
-from ladle.training.trainer import LadleTrainer
 from tests.distributed.kto_job import make_kto_job
 from tests.distributed.pretrain_job import SAVE_EVERY, STEPS, Job, make_job
 
@@ -54,17 +54,15 @@ class Clock:
 
     def watch(self) -> None:
         """Note the steps that trainers of this process end, and the one that they begin at."""
-        begin_step, end_step = LadleTrainer.begin_step, LadleTrainer.end_step
+        take_step = Training._take_step
 
-        def begin(trainer: LadleTrainer) -> None:
-            self._note(trainer.state.global_step)
-            begin_step(trainer)
+        def take(training: Training, number: int, rows: Any) -> bool:
+            self._note(number - 1)
+            stops = take_step(training, number, rows)
+            self._note(number)
+            return stops
 
-        def end(trainer: LadleTrainer) -> None:
-            end_step(trainer)
-            self._note(trainer.state.global_step)
-
-        LadleTrainer.begin_step, LadleTrainer.end_step = begin, end
+        Training._take_step = take
 
     def _note(self, step: int) -> None:
         if self.reached[step] == 0:

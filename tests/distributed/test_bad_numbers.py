@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from ladle.errors import CheckFailed
-from ladle.kto.trainer import KtoTrainer
+from ladle.kto.task import KtoTask
 from ladle.stage import StageResult
 from ladle.training.checkpoint import list_checkpoints, step_of
-from ladle.training.trainer import LadleTrainer
+from ladle.training.loop import Training
 from tests.distributed.kto_job import make_kto_job
 from tests.distributed.pretrain_job import Job, make_job
 from tests.distributed.test_training import poison_loss, with_policy, with_trainer
@@ -34,29 +34,33 @@ def run(job: Job, out: Path) -> StageResult:
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, where: str, bad_steps: set[int]) -> None:
     """Make the loss (and what is logged of it), or the gradient alone, of some steps (from 1) not finite."""
     if where == "gradient":
-        trainer = {"pretrain": LadleTrainer, "kto": KtoTrainer}[stage]
-        plain_step = trainer.training_step
+        take_step = Training._take_step
 
-        def training_step(self, *args, **kwargs):
-            loss = plain_step(self, *args, **kwargs)
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            if self.state.global_step + 1 in bad_steps and gradients:
-                gradients[0].view(-1)[0] = float("inf")
-            return loss
+        def take(self, number, rows):
+            clip = self.parallel.clip
 
-        monkeypatch.setattr(trainer, "training_step", training_step)
+            def spoil_and_clip():
+                if number in bad_steps:
+                    next(p.grad for p in self.model.parameters() if p.grad is not None).view(-1)[0] = float("inf")
+                return clip()
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(self.parallel, "clip", spoil_and_clip)
+                return take_step(self, number, rows)
+
+        monkeypatch.setattr(Training, "_take_step", take)
     elif stage == "pretrain":
         poison_loss(monkeypatch, bad_steps)
     else:
-        plain_loss = KtoTrainer._loss
+        plain_loss = KtoTask._loss
 
-        def loss(self, model, data, *args, **kwargs):
-            if self.state.global_step + 1 in bad_steps:
+        def loss(self, training, model, data, *args, **kwargs):
+            if training.state.global_step + 1 in bad_steps:
                 spoilt = dataclasses.replace(data.reference, logp_N=data.reference.logp_N * float("nan"))
                 data = dataclasses.replace(data, reference=spoilt)
-            return plain_loss(self, model, data, *args, **kwargs)
+            return plain_loss(self, training, model, data, *args, **kwargs)
 
-        monkeypatch.setattr(KtoTrainer, "_loss", loss)
+        monkeypatch.setattr(KtoTask, "_loss", loss)
 
 
 def require_finite_files(out: Path) -> None:
@@ -64,7 +68,7 @@ def require_finite_files(out: Path) -> None:
     for path in out.rglob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(path).values()), path
     for path in out.rglob("optimizer.pt"):
-        state = torch.load(path, weights_only=True)["state"]
+        state = torch.load(path, weights_only=True)["optimizer"]["state"]
         assert all(value.isfinite().all() for entry in state.values() for value in entry.values()), path
     for path in [*out.rglob("*.json"), *out.rglob("*.jsonl")]:
         for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:

@@ -18,13 +18,13 @@ from tests.distributed.test_training import describe_weights, poison_loss, run_h
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# in the order in which the Trainer writes; a save that is cut short leaves those before
-WRITTEN = ("config.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+# in the order in which they are written; a save that is cut short leaves those before
+WRITTEN = ("config.json", "model.safetensors", "optimizer.pt", "rng_state_0.pth", "scheduler.pt", "trainer_state.json")
 CUTS = {
     "before the weights": ("model.safetensors", False),
     "inside the weights": ("model.safetensors", True),
     "after the weights": ("optimizer.pt", False),
-    "before the RNG state": ("rng_state.pth", False),
+    "before the RNG state": ("rng_state_0.pth", False),
     "before the trainer state": ("trainer_state.json", False),
 }
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from ladle.training.processes import ZERO2_CONFIG
 
 from ladle.recipe import load_recipe
-from ladle.training.processes import ZERO2_CONFIG
 
 
 def test_pretraining_has_the_reports_values(repository):

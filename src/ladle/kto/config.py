@@ -156,7 +156,7 @@ class KtoReferenceConfig(Config):
     eval_split: str | None
     max_tokens_per_microbatch: int
     dtype: Dtype
-    autocast: Literal["bfloat16", "float16"] | None
+    autocast: Literal["float16"] | None
     """Mixed precision of the forward passes, as in training."""
     attn_implementation: Attention
     quantization: QuantizationConfig | None
@@ -168,8 +168,7 @@ class KtoReferenceConfig(Config):
     def of(cls, config: KtoConfig, seed: int) -> KtoReferenceConfig:
         """Return the reference pass that a training needs."""
         trainer = config.trainer
-        is_deepspeed = config.distributed == "zero2"
-        mixed = "bfloat16" if trainer.get("bf16") else "float16" if trainer.get("fp16") else None
+        halves = bool(trainer.get("fp16"))
         needs_order = config.max_steps is not None or config.kl_fraction < 1
         return cls(
             **{name: getattr(config, name) for name in COPIED},
@@ -180,6 +179,6 @@ class KtoReferenceConfig(Config):
             rows_per_step=config.rows_per_step if config.max_steps else None,
             order_seed=trainer.values().get("data_seed", trainer.get("seed")) if needs_order else None,
             eval_split=config.eval_split if trainer.get("eval_strategy") != "no" else None,
-            dtype=mixed if mixed and is_deepspeed else config.dtype,
-            autocast=None if is_deepspeed else mixed,
+            dtype="bfloat16" if config.keeps_masters else config.weights_dtype,
+            autocast="float16" if halves and config.distributed != "zero2" else None,
         )

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import DatasetDict, load_from_disk
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -32,6 +31,7 @@ from ladle.kto.pairs import KtoPlan, make_plan
 from ladle.models.load import load_model, model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
+from ladle.training.parallel import World, join_world, leave_world
 
 TRAIN = "train"
 TOKENS_PER_ITEM = 2**16
@@ -42,11 +42,11 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
     """Tokenize `preference` and compute log π_ref of the completions that training on it from `model` needs."""
     data = load_from_disk(inputs["preference"][0] / "preference")
     refuse_single_label(np.array(_rows(data, TRAIN)["label"]), config.allow_single_label)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    world = join_world()
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
-    model = load_policy_base(inputs["model"][0], config).eval()
+    model = load_policy_base(inputs["model"][0], config, config.dtype).eval()
     if config.quantization is None:  # quantized weights stay where they were loaded
-        model.to(device=state.device)  # type: ignore[reportCallIssue]
+        model.to(device=world.device)  # type: ignore[reportCallIssue]
     use_kto_forward(model)
     autocast = getattr(torch, config.autocast) if config.autocast else None
     reference = ReferencePass(model, cast(int, tokenizer.pad_token_id), config.max_tokens_per_microbatch, autocast)
@@ -56,33 +56,35 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
         counters |= counts if split == TRAIN else {f"{split}_{name}": count for name, count in counts.items()}
         plan = make_plan(config, examples.prompt_of, split == TRAIN)
         journal = out / split / ".items"
-        result = reference.run(examples, plan, journal)
-        state.wait_for_everyone()  # each process reads the whole journal
-        if state.is_main_process:
+        result = reference.run(examples, plan, journal, world)
+        world.wait()  # each process reads the whole journal
+        if world.is_main:
             examples.save(out / split)
             result.save(out / split)
             shutil.rmtree(journal)
-        state.wait_for_everyone()
-    if state.is_main_process:
+        world.wait()
+    if world.is_main:
         is_conversational = tokenizer.chat_template is not None and not isinstance(data[TRAIN][0]["prompt"], str)
         (out / "data.json").write_text(pretty_json({"conversational": is_conversational}), encoding="utf-8")
+    world.wait()
+    leave_world()
     return StageResult(counters)
 
 
-def load_policy_base(path: Path, settings: KtoConfig | KtoReferenceConfig) -> PreTrainedModel:
+def load_policy_base(path: Path, settings: KtoConfig | KtoReferenceConfig, dtype: str) -> PreTrainedModel:
     """Load the policy's start, in 4 or 8 bits where the settings say so.
 
     Raises:
         UserError: quantization without bitsandbytes, or attention whose package is not installed.
     """
     if settings.quantization is None:
-        return load_model(path, settings.dtype, settings.attn_implementation)
+        return load_model(path, dtype, settings.attn_implementation)
     if importlib.util.find_spec("bitsandbytes") is None:
         problem = "kto.quantization needs bitsandbytes, which is not installed"
         raise UserError(problem, "pip install 'ladle[quantization]', or leave kto.quantization out")
     options = settings.quantization.model_dump()
     options["bnb_4bit_compute_dtype"] = getattr(torch, options["bnb_4bit_compute_dtype"])
-    return load_model(path, settings.dtype, settings.attn_implementation, BitsAndBytesConfig(**options))
+    return load_model(path, dtype, settings.attn_implementation, BitsAndBytesConfig(**options))
 
 
 def _rows(data: Any, split: str) -> Any:
@@ -132,14 +134,14 @@ class ReferencePass:
     budget: int
     autocast: torch.dtype | None = None
 
-    def run(self, examples: KtoExamples, plan: KtoPlan, folder: Path) -> KtoReference:
+    def run(self, examples: KtoExamples, plan: KtoPlan, folder: Path, world: World) -> KtoReference:
         """Compute all log-probabilities that `plan` needs, journalled in `folder`, shared out over the processes."""
         rows = [np.unique(np.concatenate([plan.used_rows(epoch) for epoch in range(plan.num_epochs)]))]
         completions = [rows[0]]
         for pairing in range(plan.num_pairings):
             rows.append(plan.rows_of_pairing(pairing))
             completions.append(plan.partners(pairing)[rows[-1]])
-        logps = self._logps(examples, np.concatenate(rows), np.concatenate(completions), folder)
+        logps = self._logps(examples, np.concatenate(rows), np.concatenate(completions), folder, world)
         parts = np.split(logps, np.cumsum([len(part) for part in rows])[:-1])
         spread = np.full((1 + plan.num_pairings, plan.num_rows), np.nan, dtype=np.float32)
         for line, part, indices in zip(spread, parts, rows, strict=True):
@@ -147,7 +149,9 @@ class ReferencePass:
         return KtoReference(spread[0], spread[1:])
 
     @torch.no_grad()
-    def _logps(self, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, folder: Path) -> np.ndarray:
+    def _logps(
+        self, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, folder: Path, world: World
+    ) -> np.ndarray:
         """Return log π of each (prompt, completion), float32, in the order given."""
         device, packed = self.model.device, is_packing(self.model)
         lengths = examples.lengths(prompts, completions)
@@ -166,10 +170,10 @@ class ReferencePass:
             with path.open("wb") as file:
                 np.save(file, logps)
 
-        state, journal = PartialState(), ShardJournal(folder)
-        mine = dict(list(items.items())[state.process_index :: state.num_processes])
+        journal = ShardJournal(folder)
+        mine = dict(list(items.items())[world.rank :: world.size])
         journal.run(mine, work, SerialExecutor(), "reference log-probs", "batches")
-        state.wait_for_everyone()
+        world.wait()
         result = np.empty(len(prompts), dtype=np.float32)
         for name, indices in items.items():
             result[indices] = np.load(folder / name)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ladle.errors import UserError
 from ladle.kto.config import KtoConfig, KtoReferenceConfig, LoraConfig
@@ -17,13 +18,14 @@ from ladle.kto.data import KtoExamples, refuse_single_label
 from ladle.kto.loss import KtoWeights, use_kto_forward
 from ladle.kto.pairs import make_plan
 from ladle.kto.reference import TRAIN, KtoReference, load_policy_base
-from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.log import get_logger
-from ladle.models.load import copy_out_of_file, load_model, model_dir, remove_half_written, save_model
+from ladle.models.load import copy_out_of_file, load_model, model_dir, save_model
 from ladle.models.tokenizer import ensure_chat_template, load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
-from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
-from ladle.training.checkpoint import Rotation
+from ladle.training.arguments import use_liger_where_it_can_run
+from ladle.training.loop import Training
+from ladle.training.parallel import World
 from ladle.training.run import Prepared, run_training
 
 logger = get_logger(__name__)
@@ -35,23 +37,22 @@ PAPER_RANGE = (1.0, 4 / 3)
 
 def run(config: KtoConfig, inputs: Inputs, out: Path) -> StageResult:
     """Train `model` on the examples and reference log-probabilities in `reference`."""
-    return run_training(config, out, lambda keep: _prepare(config, inputs, out, keep))
+    return run_training(config, out, partial(_prepare, config, inputs, out))
 
 
-def _prepare(config: KtoConfig, inputs: Inputs, out: Path, keep: Rotation) -> Prepared:
+def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingArguments, world: World) -> Prepared:
     start, reference = inputs["model"][0], inputs["reference"][0]
     tokenizer = load_fast_tokenizer(model_dir(start))
     if json.loads((reference / "data.json").read_text(encoding="utf-8"))["conversational"]:
         ensure_chat_template(tokenizer)
-    arguments = make_arguments(config, out)
-    model = load_policy_base(start, config)
+    model = load_policy_base(start, config, config.weights_dtype)
     if config.quantization is None:
         copy_out_of_file(model)
-    drop_liger_where_it_cannot_run(arguments, model)
+    use_liger_where_it_can_run(arguments, model)
     use_kto_forward(model)
     model.config.use_cache = False
     policy = model if config.peft is None else add_adapter(model, config.peft, arguments.seed)
-    _require_enough_kl_rows(config, arguments)
+    _require_enough_kl_rows(config, world.size)
     passes = KtoReferenceConfig.of(config, config.seed)
 
     def read(split: str, is_training: bool) -> KtoData:
@@ -61,35 +62,30 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, keep: Rotation) -> Pr
 
     data = read(TRAIN, is_training=True)
     labels = data.examples.is_desirable
-    trainer = KtoTrainer(
-        model=policy,
-        args=arguments,
-        processing_class=tokenizer,
-        data=data,
-        eval_data=read(config.eval_split, is_training=False) if passes.eval_split else None,
-        options=KtoOptions(
-            choose_weights(config, labels),
-            config.kl_scope if config.estimates_kl else "none",
-            config.max_tokens_per_microbatch,
-        ),
-        pad_id=cast(int, tokenizer.pad_token_id),
-        keep=keep,
-        router_bias_update_rate=0.0,
-        max_skipped_steps=config.max_skipped_steps,
+    options = KtoOptions(
+        choose_weights(config, labels),
+        config.kl_scope if config.estimates_kl else "none",
+        config.max_tokens_per_microbatch,
     )
+    eval_data = read(config.eval_split, is_training=False) if passes.eval_split else None
+    task = KtoTask(data, eval_data, options, cast(int, tokenizer.pad_token_id))
 
-    def summarise() -> StageResult:
-        last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
+    def save(training: Training) -> None:
+        model.config.use_cache = True
+        save_policy(training, start, config, out)
+
+    def summarise(training: Training) -> StageResult:
+        last = next((entry for entry in reversed(training.state.log_history) if "loss" in entry), {})
         counters = {"desirable": int(labels.sum()), "undesirable": int((~labels).sum())}
         return StageResult(counters, {name: last[name] for name in SHOWN_METRICS if name in last})
 
-    return Prepared(trainer, model, lambda: save_policy(policy, tokenizer, start, config, out), summarise)
+    return Prepared(task, policy, tokenizer, save, summarise)
 
 
-def _require_enough_kl_rows(config: KtoConfig, arguments: TrainingArguments) -> None:
+def _require_enough_kl_rows(config: KtoConfig, num_processes: int) -> None:
     """Refuse a share of examples so small that some z0 would rest on none."""
-    rows = arguments.per_device_train_batch_size * arguments.world_size
-    rows *= arguments.gradient_accumulation_steps if config.kl_scope == "step" else 1
+    rows = config.batch_size * num_processes
+    rows *= int(config.trainer.get("gradient_accumulation_steps")) if config.kl_scope == "step" else 1
     if config.estimates_kl and config.kl_fraction * rows < 1:
         problem = f"kto.kl_fraction={config.kl_fraction:g} of the {rows} examples that share a z0 is less than one"
         raise UserError(problem, f"raise it to at least {1 / rows:.3g}, or set kto.kl_scope=none")
@@ -141,15 +137,16 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
     return get_peft_model(model, PeftLoraConfig(**config.model_dump(), task_type="CAUSAL_LM"))
 
 
-def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, start: Path, config: KtoConfig, out: Path) -> None:
-    """Save a trained policy to `out/model`; an adapter to `out/adapter` too, merged into the unquantized start."""
-    if not hasattr(model, "peft_config"):
-        save_model(model, tokenizer, out / "model")
+def save_policy(training: Training, start: Path, config: KtoConfig, out: Path) -> None:
+    """Save a trained policy to `out/model`; an adapter to `out/adapter`, and merged into its unquantized start."""
+    if config.peft is None:
+        training.save_weights(out / "model")
         return
     from peft import PeftModel
 
-    model.save_pretrained(out / "adapter")
-    remove_half_written(out / "adapter")
+    training.save_weights(out / "adapter")
+    if not training.world.is_main:
+        return
     config_file = out / "adapter" / "adapter_config.json"
     fields = json.loads(config_file.read_text(encoding="utf-8"))
     # the start's name alone: its folder would differ between equal runs
@@ -157,4 +154,4 @@ def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, start: Path, con
     config_file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     base = load_model(start, config.dtype, config.attn_implementation)
     merged = PeftModel.from_pretrained(base, str(out / "adapter")).merge_and_unload()  # type: ignore[operator]
-    save_model(merged, tokenizer, out / "model")
+    save_model(merged, training.tokenizer, out / "model")

@@ -111,11 +111,32 @@ def copy_out_of_file(model: PreTrainedModel) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Save weights, config and tokenizer so that transformers and vLLM load them again with nothing missing."""
-    model.save_pretrained(out)
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    dtype: str | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Save weights, config and tokenizer so that transformers and vLLM load them again with nothing missing.
+
+    Args:
+        model: a model, or an adapter, which is saved as it is.
+        tokenizer: its tokenizer.
+        out: the folder.
+        dtype: of the weights as saved, but for those that the architecture keeps in float32; None is their own.
+        weights: all of them, where the model holds a share.
+    """
+    if not hasattr(model, "peft_config") and dtype is not None:
+        wanted, kept = getattr(torch, dtype), model._keep_in_fp32_modules_strict or ()
+        names = {name for name, _ in model.named_parameters() if not any(part in name for part in kept)}
+        if weights is not None or model.dtype != wanted:
+            weights = model.state_dict() if weights is None else weights
+            weights = {name: tensor.to(wanted) if name in names else tensor for name, tensor in weights.items()}
+    model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
-    complete_config(out)
+    if (out / "config.json").is_file():
+        complete_config(out, dtype)
     remove_half_written(out)
 
 
@@ -125,11 +146,13 @@ def remove_half_written(folder: Path) -> None:
         path.unlink()
 
 
-def complete_config(folder: Path) -> None:
-    """Strip remote-code references from config.json and add the keys that vLLM needs."""
+def complete_config(folder: Path, dtype: str | None = None) -> None:
+    """Strip remote-code references from config.json, add the keys that vLLM needs, and say the weights' dtype."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     config.pop("auto_map", None)
+    if dtype is not None:
+        config["dtype"] = dtype
     routing = DEEPSEEK_V3_ROUTING if config.get("model_type") == "deepseek_v3" else {}
     path.write_text(pretty_json(routing | config), encoding="utf-8")
 

@@ -24,31 +24,29 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from ladle.training.processes import reduce_tensor
+from ladle.training.parallel import World
 
 BIAS = "e_score_correction_bias"
 
 
-class BalanceExperts(TrainerCallback):
+class BalanceExperts:
     """Counts the tokens that each router with a bias gives each expert, and moves the biases after each step.
 
     Args:
         model: the model in training.
         rate: how far a bias moves in one step; 0 only measures.
-        accelerator: sums the counts over processes.
+        world: sums the counts over processes.
 
     Attributes:
         counts: tokens by router and expert, of this process, since the last optimizer step.
         figures: the load at the last optimizer step, for the log.
     """
 
-    def __init__(self, model: nn.Module, rate: float, accelerator: Accelerator) -> None:
+    def __init__(self, model: nn.Module, rate: float, world: World) -> None:
         self.routers = {name: module for name, module in model.named_modules() if hasattr(module, BIAS)}
-        self.rate, self.accelerator = rate, accelerator
+        self.rate, self.world = rate, world
         self.counts: dict[str, torch.Tensor] = {}
         self.figures: dict[str, float] = {}
         for name, router in self.routers.items():
@@ -59,9 +57,9 @@ class BalanceExperts(TrainerCallback):
             num_experts = getattr(router, BIAS).numel()
             self.counts[name] = self.counts.get(name, 0) + torch.bincount(outputs[2].flatten(), minlength=num_experts)
 
-    def on_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def after_step(self) -> None:
         """Move the biases by the loads of the step that just ended, over all processes."""
-        counts = {name: reduce_tensor(self.accelerator, count, "sum") for name, count in sorted(self.counts.items())}
+        counts = {name: self.world.sum(count) for name, count in sorted(self.counts.items())}
         self.counts = {}
         for name, count in counts.items():
             bias = getattr(self.routers[name], BIAS)

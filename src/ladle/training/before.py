@@ -107,6 +107,9 @@ def _check_devices(check: Checkup) -> Iterator[Finding]:
             message = "zero2 splits the optimizer among processes, and there is one"
             fix = f"set {key}.processes to the number of GPUs, or distributed: ddp"
             yield error("devices", f"{key}.distributed", message, fix)
+    if config.pure_bf16:
+        message = "pure bfloat16 weights: most updates of a usual learning rate round to nothing"
+        yield warning("devices", f"{key}.pure_bf16", message, "leave it out to train float32 weights beside them")
     if trainer.get("use_liger_kernel"):
         yield from check.needs("liger_kernel", "pip install liger-kernel, or leave use_liger_kernel out")
     name = str(trainer.get("optim"))
@@ -121,7 +124,7 @@ def _check_devices(check: Checkup) -> Iterator[Finding]:
 
 def _check_precision(check: Checkup) -> Iterator[Finding]:
     config, machine, key = check.config, check.machine, check.key
-    wants_bf16 = config.dtype == "bfloat16" or bool(config.trainer.get("bf16"))
+    wants_bf16 = config.runs_in_bf16
     old = [gpu for gpu in machine.gpus if gpu.capability < BF16_FROM]
     if wants_bf16 and old:
         capability = ".".join(map(str, old[0].capability))
@@ -247,17 +250,15 @@ def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, 
     from ladle.training.memory import TrainingShape, estimate_training
 
     trainer = config.trainer
-    low = "bfloat16" if trainer.get("bf16") else "float16" if trainer.get("fp16") else None
-    whole = config.distributed == "zero2" and low is not None
     adapter = getattr(config, "peft", None)
     shape = TrainingShape(
         config=model,
-        dtype=low if whole and low else config.dtype,
+        dtype="bfloat16" if config.keeps_masters else config.weights_dtype,
         batch_size=rows,
         sequence_length=length,
         loss=config.objective,
         optimizer=str(trainer.get("optim")),
-        autocast=None if whole or low == config.dtype else low,
+        keeps_masters=config.keeps_masters,
         accumulates=config.rows_per_step > rows * config.processes,
         gradient_checkpointing=bool(trainer.get("gradient_checkpointing")),
         attention="sdpa" if config.attn_implementation.startswith("flash") else config.attn_implementation,
@@ -274,8 +275,7 @@ def _less_memory(check: Checkup, estimate: Any) -> str:
         if not config.trainer.get("gradient_checkpointing"):
             return f"set {key}.gradient_checkpointing=true, or a smaller {key}.per_device_train_batch_size"
         return f"set a smaller {key}.per_device_train_batch_size with more {key}.gradient_accumulation_steps"
-    fixes = [f"{check.key}.distributed=zero2"] if config.distributed == "ddp" and config.processes > 1 else []
-    fixes += [f"{check.key}.dtype=bfloat16"] if config.dtype == "float32" else []
+    fixes = [f"{check.key}.distributed=fsdp"] if config.distributed == "ddp" and config.processes > 1 else []
     fixes += [f"{key}.optim=adafactor"] if config.trainer.get("optim") != "adafactor" else []
     return f"set {' or '.join(fixes)}" if fixes else "use more memory, or a smaller model"
 

@@ -24,7 +24,7 @@ PREFIX = "checkpoint-"
 PREEMPTED = "preempted.json"
 TRAINING_STATE = (
     "optimizer*", "scheduler.*", "scaler.*", "rng_state*", "progress_*.json", "trainer_state.json", "training_args.bin",
-    "latest", "zero_to_*.py", "global_step*",
+    "shards", "latest", "zero_to_*.py", "global_step*",
 )  # fmt: skip
 """What only resuming needs (the last three are DeepSpeed's), often twice the model's size; without it a checkpoint is a
 model-only copy."""

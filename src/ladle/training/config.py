@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -21,7 +21,7 @@ from ladle.errors import UserError
 from ladle.models.config import Dtype
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
-Distributed = Literal["ddp", "zero2"]
+Distributed = Literal["ddp", "fsdp", "zero2"]
 
 INSTEAD = {
     "warmup_ratio": "use warmup_steps (a value below 1 is a share of all steps: warmup_steps: 0.1)",
@@ -118,12 +118,17 @@ class TrainingConfig(Config):
     """The model to start from: a name of the recipe's (`base`, `pretrained`, `soup`, `kto`), or a path; unset is the
     latest one."""
     dtype: Dtype = "float32"
-    """Dtype of the weights in memory and on disk. Mixed precision (`trainer.bf16`) is apart from it."""
+    """Dtype of the weights as saved. `bfloat16`, like `trainer.bf16`, runs the passes in bfloat16; the optimizer has
+    float32 weights all the same."""
+    pure_bf16: bool = False
+    """With `dtype: bfloat16`, keep no float32 weights: less memory, and most updates of a usual learning rate are lost
+    to rounding."""
     attn_implementation: Attention = "sdpa"
     distributed: Distributed = "ddp"
-    """How processes share the work. `ddp`: each holds all. `zero2`: DeepSpeed ZeRO stage 2 without offload, gradients
-    and optimizer split among them; `trainer.bf16` or `dtype: bfloat16` then means bfloat16 weights, which are what is
-    saved, and float32 ones in the optimizer."""
+    """How processes share the work. `ddp`: each holds all. `fsdp`: FSDP2, weights, gradients and optimizer split among
+    them. `zero2`: DeepSpeed ZeRO stage 2 without offload, gradients and optimizer split."""
+    offload_to_cpu: bool = False
+    """With `distributed: fsdp`, keep shards and optimizer in the CPU's memory, where GPUs have too little."""
     processes: int = execution(1, ge=1)
     """Processes on this machine, one GPU each where there are GPUs; started with torchrun."""
     keep_models: int | None = Field(None, ge=0)
@@ -134,6 +139,39 @@ class TrainingConfig(Config):
     nan_max_skips: int = Field(10, ge=1)
     trainer: TrainerArguments = TrainerArguments()
     """transformers.TrainingArguments, by its own names."""
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> Self:
+        if self.pure_bf16 and self.dtype != "bfloat16":
+            raise UserError(
+                f"pure_bf16 is set and dtype is {self.dtype}", "set dtype: bfloat16, or leave pure_bf16 out"
+            )
+        if self.offload_to_cpu and self.distributed != "fsdp":
+            raise UserError(
+                f"offload_to_cpu does nothing with distributed: {self.distributed}", "set distributed: fsdp"
+            )
+        return self
+
+    @property
+    def runs_in_bf16(self) -> bool:
+        """Whether passes run in bfloat16."""
+        return self.dtype == "bfloat16" or bool(self.trainer.get("bf16"))
+
+    @property
+    def keeps_masters(self) -> bool:
+        """Whether passes run on a bfloat16 copy of float32 weights. An adapter is float32 itself, on frozen weights;
+        DeepSpeed keeps its own."""
+        is_adapter = getattr(self, "peft", None) is not None
+        return self.runs_in_bf16 and not (self.pure_bf16 or is_adapter or self.distributed == "zero2")
+
+    @property
+    def weights_dtype(self) -> Dtype:
+        """Dtype to load the weights in."""
+        if self.keeps_masters:
+            return "float32"
+        if self.runs_in_bf16:
+            return "bfloat16"
+        return "float16" if self.distributed == "zero2" and self.trainer.get("fp16") else self.dtype
 
     @property
     def max_skipped_steps(self) -> int:

@@ -45,14 +45,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, needs_gradient: bool
     ) -> torch.Tensor:
         chunk = max(1, CHUNK_ELEMENTS.get(hidden_ND.device.type, CHUNK_ELEMENTS["cpu"]) // weight_VD.shape[0])
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_gradient else None
-        grad_weight_VD = (
-            torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient and weight_VD.requires_grad else None
-        )
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if needs_gradient and weight_VD.requires_grad else None
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden_CD, target_C = hidden_ND[start : start + chunk], target_N[start : start + chunk]
-            logits_CV = (hidden_CD @ weight_VD.T).float()
+            logits_CV = (hidden_CD @ weight_VD.T).to(wide)
             loss_C, grad_CV = _loss_and_gradient(logits_CV, target_C)
             total += loss_C.sum()
             if grad_hidden_ND is None:
@@ -87,14 +86,14 @@ def _loss_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor) -> tuple
 
 def _add_product(grad_weight_VD: torch.Tensor, grad_CV: torch.Tensor, hidden_CD: torch.Tensor) -> None:
     """Add d logitsᵀ h to the float32 sum over chunks; a low dtype's product is rounded once a chunk."""
-    if grad_CV.dtype == torch.float32:
+    if grad_CV.dtype == grad_weight_VD.dtype:
         grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
     else:
         grad_weight_VD += grad_CV.T @ hidden_CD
 
 
 def linear_cross_entropy_sum(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
-    """Return the summed cross-entropy of `hidden_ND @ weight_VDᵀ` against the targets, a float32 scalar.
+    """Return the summed cross-entropy of `hidden_ND @ weight_VDᵀ` against the targets, a scalar, float32 or wider.
 
     Under autocast both are multiplied in its dtype.
     """

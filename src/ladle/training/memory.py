@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, masking_utils
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ladle.kto.data import Bin
 from ladle.kto.loss import use_kto_forward
@@ -53,7 +54,7 @@ class TrainingShape:
         sequence_length: tokens of a row.
         loss: `cross_entropy` of every token, or `kto` of completions, which are taken to fill their rows.
         optimizer: TrainingArguments' `optim`.
-        autocast: dtype that operators run in where it is not the weights'.
+        keeps_masters: passes run on a copy of the weights in `dtype`, and the optimizer has float32 ones.
         accumulates: several microbatches make a step, so that gradients are there from the second one's start.
         gradient_checkpointing: whether activations are computed again in the backward pass.
         attention: attn_implementation.
@@ -68,7 +69,7 @@ class TrainingShape:
     sequence_length: int
     loss: Literal["cross_entropy", "kto"] = "cross_entropy"
     optimizer: str = "adamw_torch_fused"
-    autocast: str | None = None
+    keeps_masters: bool = False
     accumulates: bool = False
     gradient_checkpointing: bool = False
     attention: str = "sdpa"
@@ -103,19 +104,44 @@ def estimate_training(shape: TrainingShape) -> MemoryEstimate:
         trained = [p for p in model.parameters() if p.requires_grad]
         weights, gradients = bytes_of((*model.parameters(), *model.buffers())), bytes_of(trained)
         peak, traced_state = _trace(model, trained, shape)
-    share = shape.processes if shape.distributed == "zero2" else 1
-    kept, state = gradients // share, traced_state
+    parameters = sum(p.numel() for p in model.parameters())
+    if shape.keeps_masters or shape.distributed == "fsdp":
+        return _of_shards(shape, model, sum(p.numel() for p in trained), peak - gradients - traced_state)
+    kept, state = gradients // (shape.processes if shape.distributed == "zero2" else 1), traced_state
     if not _is_traced(shape):
-        state = int(_state_bytes(trained, shape) / share)
+        state = int(_state_bytes(trained, shape)) // (shape.processes if shape.distributed == "zero2" else 1)
         peak += state
     return MemoryEstimate(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         weights=weights,
         gradients=kept,
         optimizer=state,
         # DDP's buckets hold every gradient once more
         communication=gradients if shape.distributed == "ddp" and shape.processes > 1 else 0,
         activations=max(0, peak - kept - state),
+    )
+
+
+def _of_shards(shape: TrainingShape, model: Any, num_trained: int, activations: int) -> MemoryEstimate:
+    """Return what FSDP2 takes: a share of weights, gradients and optimizer state, and what is gathered to compute.
+
+    Replicas keep the copy that they compute with; shards gather a layer at a time, the next one meanwhile, and what is
+    outside of layers for the whole step. Gradients are exchanged as wide as they are kept, a layer at a time.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    in_layers = [sum(p.numel() for p in layer.parameters()) for layer in layers] or [0]
+    parameters, narrow = sum(p.numel() for p in model.parameters()), getattr(torch, shape.dtype).itemsize
+    wide = 4 if shape.keeps_masters else narrow
+    shards = shape.processes if shape.distributed == "fsdp" else 1
+    gathered = parameters if shards == 1 else parameters - sum(in_layers) + 2 * max(in_layers)
+    outside = parameters - sum(in_layers)
+    return MemoryEstimate(
+        parameters=parameters,
+        weights=parameters * wide // shards,
+        gradients=num_trained * wide // shards,
+        optimizer=int(num_trained * _state_copies(shape) * wide) // shards,
+        communication=gathered * narrow + max(outside, *in_layers) * (narrow + wide),
+        activations=max(0, activations),
     )
 
 
@@ -158,10 +184,8 @@ def _trace(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) 
     """Return the most bytes alive at once, weights aside and gradients included, and the optimizer's state."""
     with LiveBytes((*model.parameters(), *model.buffers())) as live:
         state = _step_twice(model, trained, shape) if _is_traced(shape) else []
-        autocast = getattr(torch, shape.autocast) if shape.autocast else None
         for _ in range(2 if shape.accumulates else 1):
-            with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                loss = _loss(model, shape)
+            loss = _loss(model, shape)
             loss.backward()
             del loss
         return live.peak, bytes_of(state)
@@ -208,11 +232,15 @@ def _rows_of_one_document() -> Iterator[None]:
 
 
 def _is_traced(shape: TrainingShape) -> bool:
-    return shape.optimizer in TRACED and shape.distributed == "ddp"
+    return shape.optimizer in TRACED and shape.distributed == "ddp" and not shape.keeps_masters
+
+
+def _state_copies(shape: TrainingShape) -> float:
+    return next((STATE_COPIES[key] for key in STATE_COPIES if key in shape.optimizer), ADAM_COPIES)
 
 
 def _state_bytes(trained: list[torch.nn.Parameter], shape: TrainingShape) -> float:
-    copies = next((STATE_COPIES[key] for key in STATE_COPIES if key in shape.optimizer), ADAM_COPIES)
+    copies = _state_copies(shape)
     if shape.distributed == "zero2" and shape.dtype != "float32":
         return sum(p.numel() for p in trained) * 4 * (copies + 1)  # DeepSpeed keeps float32 weights beside them
     return bytes_of(trained) * copies

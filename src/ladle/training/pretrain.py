@@ -5,36 +5,40 @@ That loss is what training reports where `eval_strategy` says so, what soups are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainingArguments
 
-from ladle.data.store import MixedDataset
+from ladle.data.store import IGNORED_LABEL, MixedDataset
 from ladle.errors import UserError
-from ladle.models.load import copy_out_of_file, load_model, model_dir, save_model
+from ladle.models.load import copy_out_of_file, load_model, model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
-from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
+from ladle.training.arguments import use_liger_where_it_can_run
 from ladle.training.attention import collate_packed, use_fused_attention
 from ladle.training.balance import SequenceAuxLoss
-from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import labelled_loss_sum, use_linear_cross_entropy
-from ladle.training.processes import reduce_tensor
+from ladle.training.loop import Pass, Task, Training
+from ladle.training.parallel import World
 from ladle.training.run import Prepared, run_training
-from ladle.training.trainer import LadleTrainer
 
 
 def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
     """Train `model` on `mixture`, from the newest valid checkpoint in `out` if there is one."""
-    return run_training(config, out, lambda keep: _prepare(config, inputs, out, keep))
+    prepare = partial(_prepare, config, inputs, out)
+    return run_training(config, out, prepare, config.router_bias_update_rate)
 
 
-def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, keep: Rotation) -> Prepared:
+def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: TrainingArguments, world: World) -> Prepared:
     dataset = MixedDataset(inputs["mixture"][0])
-    model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
+    model = load_model(inputs["model"][0], config.weights_dtype, config.attn_implementation)
     copy_out_of_file(model)
     model.config.use_cache = False
     aux_loss = SequenceAuxLoss(model, config.sequence_aux_loss) if config.sequence_aux_loss else None
@@ -44,72 +48,91 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, keep: Rotation) 
         problem = f"the mixture's vocabulary has {dataset.vocab_size} tokens and the model's {model.config.vocab_size}"
         fix = "mix again with this model's tokenizer, or train the model that the mixture was made for"
         raise UserError(problem, fix)
+    use_liger_where_it_can_run(arguments, model)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
-    arguments = make_arguments(config, out)
-    drop_liger_where_it_cannot_run(arguments, model)
-    trainer = PretrainTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=MixedDataset(dataset.path, "validation") if arguments.do_eval else None,
-        data_collator=collate_packed,
-        processing_class=tokenizer,
-        keep=keep,
-        rows_are_shuffled=True,
-        router_bias_update_rate=config.router_bias_update_rate,
-        max_skipped_steps=config.max_skipped_steps,
-        aux_loss=aux_loss,
-    )
+    held_out = MixedDataset(dataset.path, "validation") if arguments.eval_strategy != "no" else None
 
-    def summarise() -> StageResult:
+    def save(training: Training) -> None:
+        model.config.use_cache = True
+        training.save_weights(out / "model")
+
+    def summarise(training: Training) -> StageResult:
+        log = training.state.log_history
         metrics: dict[str, Any] = {"attn_implementation": model.config._attn_implementation}
-        if losses := [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]:
+        if losses := [entry["loss"] for entry in log if "loss" in entry]:
             metrics |= {"first_loss": losses[0], "last_loss": losses[-1]}
-        if held_out := [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]:
-            metrics["last_eval_loss"] = held_out[-1]
-        rows_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        return StageResult({"tokens": trainer.state.global_step * rows_per_step * dataset.sequence_length}, metrics)
+        if losses := [entry["eval_loss"] for entry in log if "eval_loss" in entry]:
+            metrics["last_eval_loss"] = losses[-1]
+        rows = training.state.global_step * training.order.rows_per_round * training.order.accumulation
+        return StageResult({"tokens": rows * dataset.sequence_length}, metrics)
 
-    return Prepared(trainer, model, lambda: save_model(model, tokenizer, out / "model"), summarise)
+    return Prepared(PretrainTask(dataset, held_out, aux_loss), model, tokenizer, save, summarise)
 
 
-class PretrainTrainer(LadleTrainer):
-    """LadleTrainer on a mixture.
+class PretrainTask(Task):
+    """Cross-entropy of every labelled token of a mixture's rows, averaged over the tokens of a step.
 
     Args:
+        dataset: the mixture's rows.
+        held_out: its validation split, where it is evaluated on.
         aux_loss: the sequence-wise balance loss that the model's forward adds, for the log; None if it adds none.
     """
 
-    def __init__(self, *args: Any, aux_loss: SequenceAuxLoss | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.aux_loss = aux_loss
+    rows_are_shuffled = True
 
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Return and log the mean loss in nats over every labelled token of the validation split.
+    def __init__(
+        self, dataset: Any, held_out: MixedDataset | None = None, aux_loss: SequenceAuxLoss | None = None
+    ) -> None:
+        self.dataset, self.held_out, self.aux_loss = dataset, held_out, aux_loss
+        self.num_rows = len(dataset)
+
+    def steps(self, training: Training, first: int) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """Yield the microbatches of each step, on the training's device."""
+        arguments, order, device = training.arguments, training.order, training.world.device
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=order.from_step(first, training.max_steps, training.world.rank),  # type: ignore[arg-type]
+            collate_fn=collate_packed,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=arguments.dataloader_pin_memory and device.type == "cuda",
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            generator=torch.Generator(),  # so that the workers' seeds leave the training's random numbers alone
+        )
+        batches = iter(loader)
+        for step in range(first, training.max_steps + 1):
+            rows = islice(batches, len(order.microbatches(step)))
+            yield [{name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} for batch in rows]
+
+    def passes(self, training: Training, step: list[dict[str, torch.Tensor]]) -> list[Pass]:
+        """Return a pass for each microbatch; their losses add up to the mean over the step's tokens."""
+        world = training.world
+        labels = torch.stack([(batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in step]).sum()
+        num_items = world.sum(labels)
+
+        def one_pass(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            training.speed.count(batch)
+            return training.parallel.model(**batch, num_items_in_batch=num_items).loss * world.size
+
+        return [partial(one_pass, batch) for batch in step]
+
+    @torch.no_grad()
+    def evaluate(self, training: Training) -> dict[str, float]:
+        """Return the mean loss in nats over every labelled token of the validation split.
 
         Its rows are shared among the processes; each token counts once, whatever the batches.
         """
-        with self.accelerator.autocast():
+        assert self.held_out is not None
+        world, batch_size = training.world, training.arguments.per_device_eval_batch_size
+        with training.parallel.computing():
             sums = held_out_loss_sum(
-                cast(PreTrainedModel, self.model),
-                cast(MixedDataset, self.eval_dataset),
-                self.args.per_device_eval_batch_size,
-                self.accelerator.process_index,
-                self.accelerator.num_processes,
+                cast(PreTrainedModel, training.model), self.held_out, batch_size, world.rank, world.size
             )
-        sums = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
-        total, count = reduce_tensor(self.accelerator, sums, "sum")
-        metrics = {f"{metric_key_prefix}_loss": (total / count).item(), f"{metric_key_prefix}_tokens": count.item()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.speed.start()
-        return metrics
+        total, count = world.sum(torch.tensor(sums, dtype=torch.float64, device=world.device)).tolist()
+        return {"loss": total / count, "tokens": count}
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log the balance loss too."""
-        if self.aux_loss is not None and "loss" in logs:
-            logs = logs | {"experts/sequence_aux_loss": self.aux_loss.last}
-        super().log(logs, *args, **kwargs)
+    def figures(self, training: Training) -> dict[str, float]:
+        """Return the balance loss of the last microbatch."""
+        return {} if self.aux_loss is None else {"experts/sequence_aux_loss": self.aux_loss.last}
 
 
 @torch.no_grad()

@@ -11,15 +11,10 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
-
-from ladle.log import ProgressBar, get_logger, progress
-
-logger = get_logger(__name__)
+from transformers import PreTrainedModel
 
 PEAK_BF16_FLOPS = {
     "H200": 989e12,
@@ -132,38 +127,3 @@ class Speedometer:
             figures["mfu"] = rate * flops_per_token(self.model, self.longest) / self.peak
         self.start()
         return figures
-
-
-class ShowProgress(TrainerCallback):
-    """Shows optimizer steps and logged values on the first process."""
-
-    def __init__(self) -> None:
-        self._open_bar = ExitStack()
-        self.bar: ProgressBar | None = None
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Open the bar at the step that training starts or resumes from."""
-        if state.is_world_process_zero:
-            self.bar = self._open_bar.enter_context(progress(state.max_steps, "training", "steps"))
-            self.bar.advance(state.global_step)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count a step."""
-        if self.bar is not None:
-            self.bar.advance(1)
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Print what was logged as one line."""
-        if state.is_world_process_zero and logs and "loss" in logs:
-            shown = ", ".join(f"{key} {float(value):.4g}" for key, value in logs.items() if key != "epoch")
-            logger.info("step %d/%d: %s", state.global_step, state.max_steps, shown)
-            if self.bar is not None:
-                self.bar.say(", ".join(text.format(logs[name]) for name, text in SHOWN.items() if name in logs))
-        elif state.is_world_process_zero and logs and "eval_loss" in logs:
-            logger.info("step %d/%d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Close the bar."""
-        self._open_bar.close()

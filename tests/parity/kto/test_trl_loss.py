@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ladle.kto.loss import kto_loss
-from ladle.kto.trainer import KtoTrainer
+from ladle.kto.task import KtoData
+from ladle.training.loop import Training
 from tests.parity.kto.trl_side import WEIGHTS, gradient_of, make_ladle, preference_rows, run_trl
 from tests.tiny_models import make_model, make_tokenizer
 
@@ -31,19 +32,21 @@ def of_trl(trainer: Any) -> tuple[float, torch.Tensor]:
     return loss.item(), gradient_of(trainer.model)
 
 
-def of_ladle(trainer: KtoTrainer) -> tuple[float, torch.Tensor]:
-    batches, _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, None)
-    loss = trainer.training_step(trainer.model, batches[0])
-    return loss.item(), gradient_of(trainer.model)
+def of_ladle(training: Training) -> tuple[float, torch.Tensor]:
+    training.model.train()
+    losses = [one_pass() for one_pass in training.task.passes(training, next(training.task.steps(training, 1)))]
+    for loss in losses:
+        loss.backward()
+    return sum(loss.item() for loss in losses), gradient_of(training.model)
 
 
-def in_float64(policy: Any, reference: PreTrainedModel, trainer: KtoTrainer) -> tuple[float, torch.Tensor]:
+def in_float64(policy: Any, reference: PreTrainedModel, data: KtoData) -> tuple[float, torch.Tensor]:
     """Return loss and gradient from full logits, one sequence at a time, all in float64."""
     for model in (policy.get_base_model() if hasattr(policy, "peft_config") else policy, reference):
         if model.config.model_type == "deepseek_v3":
             model.set_experts_implementation("eager")  # the grouped product has no float64
     policy, reference = policy.double(), reference.double()
-    examples, partners = trainer.data.examples, trainer.data.plan.partners(0)
+    examples, partners = data.examples, data.plan.partners(0)
 
     def ratio(prompt: int, completion: int) -> torch.Tensor:
         prompt_ids, ids = examples.prompt(prompt), examples.completion(completion, prompt)
@@ -70,15 +73,15 @@ def in_float64(policy: Any, reference: PreTrainedModel, trainer: KtoTrainer) -> 
 def test_loss_and_gradients_equal_trls_and_are_no_farther_from_float64(shape, all_true, peft, tmp_path: Path):
     rows = preference_rows(8, all_true)
     reference = make_model(shape, len(make_tokenizer()))
-    theirs = run_trl(copy.deepcopy(reference), rows, tmp_path / "trl", peft, gradient_checkpointing=False, **ONE_STEP)
     ours = make_ladle(copy.deepcopy(reference), rows, tmp_path / "ladle", peft, **ONE_STEP)
+    theirs = run_trl(copy.deepcopy(reference), rows, tmp_path / "trl", peft, gradient_checkpointing=False, **ONE_STEP)
     exact: Any = copy.deepcopy(ours.model)
     state = _moved_state(theirs.model)
     for model in (theirs.model, ours.model, exact):
         model.load_state_dict(state)
     their_loss, their_gradient = of_trl(theirs)
     our_loss, our_gradient = of_ladle(ours)
-    true_loss, true_gradient = in_float64(exact.eval(), reference, ours)
+    true_loss, true_gradient = in_float64(exact.eval(), reference, ours.task.data)
 
     assert our_loss == pytest.approx(their_loss, abs=1e-6)
     assert our_loss == pytest.approx(true_loss, abs=1e-6)

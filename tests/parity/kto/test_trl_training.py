@@ -29,13 +29,13 @@ def test_loss_curves_of_twenty_steps_agree(shape: str, all_true: bool, peft: boo
     rows = preference_rows(160, all_true)
     model = make_model(shape, len(make_tokenizer()))
     ours = copy.deepcopy(model)
+    trainer = make_ladle(ours, rows, tmp_path / "ladle", peft, **STEPS)
     theirs = run_trl(model, rows, tmp_path / "trl", peft, gradient_checkpointing=False, **STEPS)
     torch.manual_seed(3)
-    trainer = make_ladle(ours, rows, tmp_path / "ladle", peft, **STEPS)
     if peft:  # adapters start at random: from the same ones
         trainer.model.load_state_dict(theirs.model.state_dict())
     theirs.train()
-    trainer.train_or_resume()
+    trainer.run()
     curves = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (theirs, trainer)]
     assert len(curves[0]) == len(curves[1]) == 20
     assert max(abs(a - b) for a, b in zip(*curves, strict=True)) <= 1e-4

@@ -19,11 +19,13 @@ from ladle.kto.data import KtoExamples, tokenize_examples
 from ladle.kto.loss import KtoWeights, use_kto_forward
 from ladle.kto.pairs import KtoPlan
 from ladle.kto.reference import KtoReference, ReferencePass
-from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.training.arguments import make_arguments
 from ladle.training.checkpoint import Rotation
 from ladle.training.config import TrainerArguments
-from ladle.training.order import RowOrder
+from ladle.training.loop import Training
+from ladle.training.parallel import World
+from ladle.training.run import share_out
 from tests.tiny_models import make_tokenizer
 
 WEIGHTS = KtoWeights(beta=0.1, desirable=1.3, undesirable=0.7)
@@ -54,16 +56,6 @@ class TrlPlan(KtoPlan):
 
     def used_rows(self, epoch: int) -> np.ndarray:
         return np.arange(self.num_rows)
-
-
-class InOrderTrainer(KtoTrainer):
-    """Takes the rows of every epoch in the order of the data, as TRL does."""
-
-    def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()
-        assert isinstance(self.order, RowOrder)
-        self.order.rows_are_shuffled = True
-        return loader
 
 
 def lora() -> LoraConfig:
@@ -112,27 +104,22 @@ def make_ladle(
     budget: int = 512,
     plan: KtoPlan | None = None,
     reference: KtoReference | None = None,
-    trainer_class: type[KtoTrainer] = InOrderTrainer,
     **arguments: Any,
-) -> KtoTrainer:
-    """Return Ladle's trainer, ready to train."""
-    tokenizer = make_tokenizer()
+) -> Training:
+    """Return Ladle's training, ready to run, on the rows in the order of the data, as TRL takes them."""
+    tokenizer, world = make_tokenizer(), World(0, 1, torch.device("cpu"))
     examples, _ = tokenize_examples(rows, tokenizer, 256)
     plan = plan or plan_of(examples, arguments["per_device_train_batch_size"])
     use_kto_forward(model)
-    reference = reference or ReferencePass(model, PAD_ID, budget).run(examples, plan, out / "reference")
+    reference = reference or ReferencePass(model, PAD_ID, budget).run(examples, plan, out / "reference", world)
     policy: Any = get_peft_model(model, lora()) if peft else model
-    values = {"save_strategy": "no", "logging_steps": 1, "router_bias_update_rate": 0.0} | arguments
-    rate = values.pop("router_bias_update_rate")
-    return trainer_class(
-        model=policy,
-        args=make_arguments(KtoConfig(trainer=TrainerArguments(**values)), out),
-        data=KtoData(examples, plan, reference),
-        options=KtoOptions(WEIGHTS, kl_scope, budget),  # type: ignore[arg-type]
-        pad_id=PAD_ID,
-        keep=Rotation(),
-        router_bias_update_rate=rate,
-    )
+    values = {"save_strategy": "no", "logging_steps": 1, "report_to": "none"} | arguments
+    config = KtoConfig(trainer=TrainerArguments(**values))
+    options = KtoOptions(WEIGHTS, kl_scope, budget)  # type: ignore[arg-type]
+    task = KtoTask(KtoData(examples, plan, reference), None, options, PAD_ID)
+    task.rows_are_shuffled = True
+    made = make_arguments(config, out)
+    return Training(task, share_out(config, policy, world, made), tokenizer, made, Rotation(), "float32")
 
 
 def gradient_of(model: torch.nn.Module) -> torch.Tensor:

@@ -9,8 +9,9 @@ from datasets import DatasetDict, load_from_disk
 
 from ladle.errors import UserError
 from ladle.kto import reference
-from ladle.kto.trainer import KtoTrainer
 from ladle.stages import kto
+from ladle.training import run as run_module
+from ladle.training.loop import Training
 from tests.distributed.kto_job import make_config, make_inputs, run_reference
 
 
@@ -21,19 +22,19 @@ def test_a_training_that_ended_is_not_done_again(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
 
-    def die(trainer: KtoTrainer) -> None:
+    def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
     def train(*_: Any) -> None:
         raise AssertionError("trained again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(KtoTrainer, "finish_checkpoints", die)
+        patch.setattr(run_module, "leave_models_only", die)
         with pytest.raises(KeyboardInterrupt):
             kto.run(config, inputs, out)
     weights = (out / "model" / "model.safetensors").read_bytes()
     assert list(out.glob("checkpoints/*/optimizer.pt"))
-    monkeypatch.setattr(KtoTrainer, "train_or_resume", train)
+    monkeypatch.setattr(Training, "run", train)
     result = kto.run(config, inputs, out)
     assert (result.counters["steps"], result.timings) == (2, {})
     assert (out / "model" / "model.safetensors").read_bytes() == weights

@@ -48,13 +48,16 @@ def test_a_tracker_that_nobody_knows_names_those_there_are(tmp_path):
     [
         ("load_best_model_at_end", True, "soup: {select: …}"),
         ("deepspeed", {"zero_optimization": {"stage": 3}}, "distributed: zero2"),
-        ("fsdp", "full_shard", "distributed: zero2"),
+        ("fsdp", "full_shard", "distributed: fsdp"),
         ("label_smoothing_factor", 0.1, "leave it out"),
         ("auto_find_batch_size", True, "ladle doctor"),
         ("ignore_data_skip", True, "other rows after a restart"),
         ("enable_jit_checkpoint", True, "SIGTERM"),
         ("push_to_hub", True, "ladle push"),
         ("train_sampling_strategy", "group_by_length", "would be ignored"),
+        ("average_tokens_across_devices", False, "mean over its tokens"),
+        ("neftune_noise_alpha", 5.0, "not something that Ladle's training loop does"),
+        ("lr_scheduler_type", "reduce_lr_on_plateau", "does not follow from the step"),
         ("learning_rate", "1e-3", "is text, not a number"),
     ],
 )

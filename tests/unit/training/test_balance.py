@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladle.training.arguments import make_arguments
 from ladle.training.balance import BIAS, BalanceExperts, SequenceAuxLoss, load_figures, row_balance
-from ladle.training.checkpoint import Rotation
-from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
-from ladle.training.trainer import LadleTrainer
+from ladle.training.loop import Training
 from tests.tiny_models import make_model
+from tests.training_runs import make_rows
+from tests.training_runs import train as run_training
 
 NUM_ROWS, LENGTH = 64, 32
 
@@ -28,30 +27,20 @@ def skewed_model(num_experts: int = 4):
     return model
 
 
-def train(model, rate: float, folder: Path, steps: int) -> LadleTrainer:
-    torch.manual_seed(0)
-    rows = [{"input_ids": row, "labels": row} for row in torch.randint(2, 300, (NUM_ROWS, LENGTH))]
-    arguments = {
+def train(model, rate: float, folder: Path, steps: int) -> Training:
+    use_linear_cross_entropy(model)
+    trainer = {
         "max_steps": steps,
         "per_device_train_batch_size": 8,
         "learning_rate": 1e-4,
         "save_strategy": "no",
         "logging_steps": 1,
     }
-    trainer = LadleTrainer(
-        model=model,
-        args=make_arguments(PretrainConfig.model_validate({"trainer": arguments}), folder),
-        train_dataset=rows,
-        keep=Rotation(),
-        rows_are_shuffled=False,
-        router_bias_update_rate=rate,
-    )
-    trainer.train_or_resume()
-    return trainer
+    return run_training(model, make_rows(NUM_ROWS, LENGTH), folder, trainer, router_bias_update_rate=rate)
 
 
-def worst_load(trainer: LadleTrainer) -> float:
-    return [row["experts/max_over_mean"] for row in trainer.state.log_history if "experts/max_over_mean" in row][-1]
+def worst_load(training: Training) -> float:
+    return [row["experts/max_over_mean"] for row in training.state.log_history if "experts/max_over_mean" in row][-1]
 
 
 @pytest.mark.slow
@@ -81,9 +70,9 @@ def test_figures_name_the_worst_router_and_the_unused_experts():
 
 
 def test_a_dense_model_has_no_figures(tmp_path):
-    trainer = train(make_model("qwen3"), 1e-2, tmp_path, 1)
-    assert not any("experts" in key for row in trainer.state.log_history for key in row)
-    assert isinstance(trainer.balance, BalanceExperts)
+    training = train(make_model("qwen3"), 1e-2, tmp_path, 1)
+    assert not any("experts" in key for row in training.state.log_history for key in row)
+    assert isinstance(training.balance, BalanceExperts)
 
 
 def balance_by_hand(logits, chosen, num_rows):

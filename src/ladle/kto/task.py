@@ -1,0 +1,269 @@
+"""KTO as a task of the training loop: one optimizer step at a time, repacked.
+
+Every process is given the rows of the whole step. It puts the mismatched pairs into bins of similar lengths, takes its
+share of the bins without gradient, and z0 follows from the sums of all; then the same with the completions themselves,
+whose loss and gradients the head gives in one pass. `per_device_train_batch_size` and `gradient_accumulation_steps`
+therefore say how many rows make a step (and, with `kl_scope: microbatch`, which of them share a z0), not what is held
+in memory: that is `max_tokens_per_microbatch`.
+
+The loss of a step is the mean over its rows, also of a last step that is not full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from ladle.kto.data import Bin, KtoExamples, make_bin, plan_bins
+from ladle.kto.loss import KtoWeights, is_packing, kto_loss, reference_points
+from ladle.kto.pairs import KtoPlan
+from ladle.kto.reference import KtoReference
+from ladle.training.loop import Pass, Task, Training
+from ladle.training.parallel import World
+
+Pair = tuple[int, int]
+"""(example whose prompt, example whose completion)."""
+
+
+COUNTS = ("count/chosen", "count/rejected", "tokens/chosen", "tokens", "count/kl", "steps")
+DIVISORS = {
+    "rewards/chosen": "count/chosen",
+    "rewards/rejected": "count/rejected",
+    "logps/chosen": "count/chosen",
+    "logps/rejected": "count/rejected",
+    "nll/chosen": "tokens/chosen",
+    "entropy": "tokens",
+    "completion_length": "count",
+    "kl": "count/kl",
+    "z0": "steps",
+}
+"""What each sum is divided by; `count` is all completions."""
+
+
+class KtoMetrics:
+    """The figures of a training, summed over steps and processes and logged as means under TRL's names.
+
+    rewards: β times the log-ratio, a completion; logps: log π of a completion; nll/chosen and entropy: nats a token;
+    kl: mean log-ratio of mismatched pairs, before it is held at 0; z0: after.
+    """
+
+    def __init__(self) -> None:
+        self.sums = dict.fromkeys([*DIVISORS, *COUNTS], 0.0)
+
+    def add(
+        self,
+        beta: float,
+        is_desirable_B: torch.Tensor,
+        logp_B: torch.Tensor,
+        ratio_B: torch.Tensor,
+        entropy_B: torch.Tensor,
+        size_B: torch.Tensor,
+    ) -> None:
+        """Count the completions of one bin."""
+        for label, chosen_B in (("chosen", is_desirable_B), ("rejected", ~is_desirable_B)):
+            self.sums[f"count/{label}"] += int(chosen_B.sum())
+            self.sums[f"rewards/{label}"] += beta * ratio_B[chosen_B].sum().item()
+            self.sums[f"logps/{label}"] += logp_B[chosen_B].sum().item()
+        self.sums["nll/chosen"] -= logp_B[is_desirable_B].sum().item()
+        self.sums["tokens/chosen"] += int(size_B[is_desirable_B].sum())
+        self.sums["tokens"] += int(size_B.sum())
+        self.sums["completion_length"] += int(size_B.sum())
+        self.sums["entropy"] += entropy_B.sum().item()
+
+    def add_step(self, kl_sum: float, kl_count: int, z0: float) -> None:
+        """Count a step's mismatched pairs (figures of all processes, so on the first alone)."""
+        self.sums["kl"] += kl_sum
+        self.sums["count/kl"] += kl_count
+        self.sums["z0"] += z0
+        self.sums["steps"] += 1
+
+    def take(self, world: World) -> dict[str, float]:
+        """Return the means over all processes since the last call, and start again."""
+        values = world.sum(torch.tensor(list(self.sums.values()), dtype=torch.float64, device=world.device))
+        total = dict(zip(self.sums, values.tolist(), strict=True))
+        self.sums = dict.fromkeys(self.sums, 0.0)
+        total["count"] = total["count/chosen"] + total["count/rejected"]
+        means = {name: total[name] / total[divisor] for name, divisor in DIVISORS.items() if total[divisor]}
+        if {"rewards/chosen", "rewards/rejected"} <= means.keys():
+            means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+        return means | {name: total[name] for name in ("count/chosen", "count/rejected")}
+
+
+@dataclass(frozen=True)
+class KtoData:
+    """Examples with what was decided and computed about them beforehand."""
+
+    examples: KtoExamples
+    plan: KtoPlan
+    reference: KtoReference
+
+
+@dataclass(frozen=True)
+class KtoOptions:
+    """How the loss is computed.
+
+    Attributes:
+        weights: β, λ_D, λ_U.
+        kl_scope: rows that share a z0.
+        budget: tokens of one forward pass, padding included where there is any.
+    """
+
+    weights: KtoWeights
+    kl_scope: Literal["step", "microbatch", "none"]
+    budget: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Rows of one optimizer step, the same on every process, and the group of each that shares a z0."""
+
+    rows: np.ndarray
+    group_of: np.ndarray
+    epoch: int
+
+
+class KtoTask(Task):
+    """KTO on examples whose reference log-probabilities are known.
+
+    Args:
+        data: what to train on.
+        eval_data: what to evaluate on, where there is any.
+        options: how the loss is computed.
+        pad_id: what padding is filled with.
+    """
+
+    sees_whole_step = True
+
+    def __init__(self, data: KtoData, eval_data: KtoData | None, options: KtoOptions, pad_id: int) -> None:
+        self.data, self.eval_data, self.options, self.pad_id = data, eval_data, options, pad_id
+        self.num_rows = len(data.examples)
+        self.metrics = KtoMetrics()
+
+    def steps(self, training: Training, first: int) -> Iterator[_Step]:
+        """Yield the rows of each step."""
+        for number in range(first, training.max_steps + 1):
+            microbatches = training.order.microbatches(number)
+            group_of = np.repeat(np.arange(len(microbatches)), [len(microbatch) for microbatch in microbatches])
+            if self.options.kl_scope != "microbatch":
+                group_of = np.zeros_like(group_of)
+            yield _Step(np.concatenate(microbatches), group_of, training.order.epoch_of(number))
+
+    def passes(self, training: Training, step: _Step) -> list[Pass]:
+        """Compute the step's z0, and return a pass for each of this process's bins; their losses add up to the mean."""
+        z0_G = self._reference_points(training, self.data, step)
+        pairs = [(row, row) for row in step.rows.tolist()]
+
+        def one_pass(sequences: list[int]) -> torch.Tensor:
+            # where there are fewer rows than processes, one without a row takes part with weight 0
+            one_bin = self._make_bin(training, self.data.examples, pairs, sequences or [0])
+            weight = float(bool(sequences))
+            return self._loss(training, training.parallel.model, self.data, step, one_bin, z0_G, weight)
+
+        return [partial(one_pass, sequences) for sequences in self._my_bins(training, self.data.examples, pairs)]
+
+    def _loss(
+        self,
+        training: Training,
+        model: torch.nn.Module,
+        data: KtoData,
+        step: _Step,
+        one_bin: Bin,
+        z0_G: torch.Tensor,
+        weight: float = 1.0,
+    ) -> torch.Tensor:
+        """Return a bin's share of the step's mean loss, times the processes, over which gradients are averaged."""
+        device = z0_G.device
+        places = np.array(one_bin.sequences)
+        rows = step.rows[places]
+        reference_B = torch.from_numpy(data.reference.logp_N[rows]).to(device)
+        is_desirable_B = torch.from_numpy(data.examples.is_desirable[rows]).to(device)
+        z0_B = z0_G[torch.from_numpy(step.group_of[places]).to(device)]
+        scale = weight * training.world.size / len(step.rows)
+
+        def objective(logp_b: torch.Tensor, which: slice) -> torch.Tensor:
+            ratio_b = logp_b - reference_B[which]
+            return scale * kto_loss(ratio_b, is_desirable_B[which], z0_B[which], self.options.weights)
+
+        loss, logp_B, entropy_B = model(bin=one_bin, objective=objective)
+        if weight:
+            beta, size_B = self.options.weights.beta, torch.tensor(one_bin.sizes, device=device)
+            self.metrics.add(beta, is_desirable_B, logp_B, logp_B - reference_B, entropy_B, size_B)
+        return loss
+
+    @torch.no_grad()
+    def _reference_points(self, training: Training, data: KtoData, step: _Step) -> torch.Tensor:
+        """Return z0 of each group of the step, float32, shape (G,).
+
+        Each process adds the log-ratios of its share of the mismatched pairs to their groups' sums.
+        """
+        world, num_groups = training.world, int(step.group_of[-1]) + 1
+        sums = torch.zeros(2, num_groups, device=world.device)
+        if self.options.kl_scope != "none":
+            chosen = data.plan.estimates_kl(step.epoch)[step.rows]
+            rows, group_of = step.rows[chosen], step.group_of[chosen]
+            pairs = list(zip(rows.tolist(), data.plan.partners(step.epoch)[rows].tolist(), strict=True))
+            reference = data.reference.kl_logp_PN[data.plan.pairing_of(step.epoch)]
+            for sequences in filter(None, self._my_bins(training, data.examples, pairs)):
+                one_bin = self._make_bin(training, data.examples, pairs, sequences)
+                with training.parallel.computing():
+                    logp_B = training.model(bin=one_bin)
+                ratio_B = logp_B - torch.from_numpy(reference[rows[sequences]]).to(sums.device)
+                for place, ratio in zip(sequences, ratio_B.unbind(), strict=True):
+                    sums[0, group_of[place]] += ratio
+                    sums[1, group_of[place]] += 1
+            sums = world.sum(sums)
+        z0_G = reference_points(sums[0], sums[1])
+        if world.is_main:
+            self.metrics.add_step(sums[0].sum().item(), int(sums[1].sum()), z0_G.mean().item())
+        return z0_G
+
+    def _my_bins(self, training: Training, examples: KtoExamples, pairs: list[Pair]) -> list[list[int]]:
+        """Return this process's share of the bins; each process has the same number, so that they keep in step."""
+        if not pairs:
+            return []
+        prompts, completions = np.array(pairs).T
+        rank, size, packed = training.world.rank, training.world.size, is_packing(cast(PreTrainedModel, training.model))
+        return plan_bins(examples.lengths(prompts, completions), self.options.budget, size, packed)[rank::size]
+
+    def _make_bin(self, training: Training, examples: KtoExamples, pairs: list[Pair], sequences: list[int]) -> Bin:
+        one_bin = make_bin(examples, pairs, sequences, self.pad_id, is_packing(cast(PreTrainedModel, training.model)))
+        return one_bin.to(training.world.device)
+
+    # Evaluation and the log.
+
+    @torch.no_grad()
+    def evaluate(self, training: Training) -> dict[str, float]:
+        """Return loss and metrics of the evaluation split, its pairs those of epoch 0, z0 over all of it."""
+        assert self.eval_data is not None
+        data, training_metrics, self.metrics = self.eval_data, self.metrics, KtoMetrics()
+        training.model.eval()
+        count = len(data.examples)
+        step = _Step(np.arange(count), np.zeros(count, dtype=int), epoch=0)
+        z0_G = self._reference_points(training, data, step)
+        pairs = [(row, row) for row in range(count)]
+        loss = torch.zeros((), device=training.world.device)
+        for sequences in filter(None, self._my_bins(training, data.examples, pairs)):
+            one_bin = self._make_bin(training, data.examples, pairs, sequences)
+            with training.parallel.computing():
+                loss += self._loss(training, training.model, data, step, one_bin, z0_G)
+        figures = {"loss": training.world.sum(loss).item() / training.world.size, **self.metrics.take(training.world)}
+        self.metrics = training_metrics
+        return figures
+
+    def figures(self, training: Training) -> dict[str, float]:
+        """Return KTO's metrics of the steps since the last call."""
+        return self.metrics.take(training.world)
+
+    def state(self) -> dict[str, Any]:
+        """Return the metrics summed since the last log line."""
+        return dict(self.metrics.sums)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.metrics.sums = dict(state)
