@@ -204,6 +204,7 @@ def test_a_signal_in_the_last_step_of_an_epoch_does_not_cost_the_epochs_checkpoi
 def test_a_bfloat16_model_goes_on_exactly_with_any_optimizer(optim, tmp_path, monkeypatch):
     """Adafactor keeps float32 state beside bfloat16 weights, which torch would round on loading."""
     job = with_trainer(make_job(tmp_path, "deepseek_v3", dtype="bfloat16"), max_steps=8, save_steps=4, optim=optim)
+    job = with_policy(job, pure_bf16=optim == "adafactor")
     whole = run_here(job, tmp_path / "whole")
     with monkeypatch.context() as patch:
         poison_loss(patch, {6})

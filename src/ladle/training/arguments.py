@@ -133,6 +133,8 @@ HONOURED = frozenset((
 )) | EXECUTION_ARGUMENTS  # fmt: skip
 """Arguments that the training loop heeds, or that change nothing; any other one is refused unless it is at its
 default."""
+OF_SHARDS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Optimizers that take FSDP2's weights."""
 OFF_SCHEDULE = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -160,6 +162,10 @@ def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> 
     if config.nan_policy == "skip" and config.distributed == "zero2":
         problem = "nan_policy: skip does not work with distributed: zero2, whose engine keeps the gradients"
         raise UserError(problem, "set nan_policy: stop, or distributed: fsdp")
+    is_sharded = config.distributed == "fsdp" or config.keeps_masters
+    if is_sharded and (optim := str(config.trainer.get("optim"))) not in OF_SHARDS:
+        problem = f"trainer.optim={optim} does not work on the float32 weights behind bfloat16, nor on shards"
+        raise UserError(problem, "set optim: adamw_torch_fused, or pure_bf16: true where you accept what it loses")
     if config.distributed == "fsdp" and values.get("fp16"):
         raise UserError("trainer.fp16 does not work with distributed: fsdp", "set bf16: true")
     if config.distributed == "fsdp" and getattr(config, "quantization", None) is not None:

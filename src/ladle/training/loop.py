@@ -233,7 +233,7 @@ class Training:
         """Take one optimizer step, or skip it; return whether any process was asked to stop."""
         parallel, before = self.parallel, self.task.state()
         parallel.module.train()
-        total = torch.zeros((), device=self.world.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         passes = self.task.passes(self, rows)
         for index, one_pass in enumerate(passes):
             with parallel.accumulating(is_last=index == len(passes) - 1):

@@ -40,7 +40,6 @@ from ladle.errors import UserError
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 OPTIMIZER, SHARDS = "optimizer.pt", "shards"
-ADAM_STATE = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -346,15 +345,9 @@ class Zero2(Parallel):
         cast(Any, self.model).load_checkpoint(str(folder), load_module_strict=not is_adapter)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the float32 weights and Adam's state, each gathered whole."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        found = {}
-        for name, weight in self.module.named_parameters():
-            if weight.requires_grad:
-                found[name] = safe_get_full_fp32_param(weight)
-                found |= {f"{name}.{key}": safe_get_full_optimizer_state(weight, key) for key in ADAM_STATE}
-        return {name: value for name, value in found.items() if value is not None}
+        """Return this process's shares of the float32 weights and of the optimizer's tensors."""
+        shares = cast(Any, self.model).optimizer.single_partition_of_fp32_groups
+        return super().state_tensors() | {f"weights.{index}": share for index, share in enumerate(shares)}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
