@@ -10,6 +10,7 @@ Ladle's is sealed again. Both Trainers read the same rows; the plain one shuffle
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import tempfile
@@ -21,15 +22,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+)
 
 from ladle.training.arguments import make_arguments
 from ladle.training.attention import collate_packed
 from ladle.training.checkpoint import MANIFEST, STAGING, Rotation, seal
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
-from ladle.training.trainer import LadleTrainer
+from ladle.training.loop import Training
+from ladle.training.parallel import join_world
+from ladle.training.pretrain import PretrainTask
+from ladle.training.run import share_out
 
 SHARES = (0.1, 0.5, 0.9)
 LENGTH, VOCAB_SIZE, BATCH = 16, 256, 4
@@ -62,8 +74,19 @@ class StopAfterOneStep(TrainerCallback):
         control.should_training_stop = True
 
 
-def make_trainer(way: str, num_rows: int, folder: Path) -> Trainer:
-    """Return Ladle's Trainer or the plain one, for one epoch of the rows."""
+class _OneStep(Training):
+    """Notes when its first step ended, and ends there."""
+
+    ended = 0.0
+
+    def _log_evaluate_save(self, stops: bool) -> None:
+        self.ended = time.perf_counter()
+        super()._log_evaluate_save(stops)
+        raise StopIteration
+
+
+def make_trainer(way: str, num_rows: int, folder: Path) -> Any:
+    """Return Ladle's training or the plain Trainer, for one epoch of the rows."""
     values = {
         "num_train_epochs": 1,
         "per_device_train_batch_size": BATCH,
@@ -71,32 +94,36 @@ def make_trainer(way: str, num_rows: int, folder: Path) -> Trainer:
         "logging_steps": 1,
         "report_to": "none",
     }
-    arguments = make_arguments(PretrainConfig.model_validate({"trainer": values}), folder)
+    pretrain = PretrainConfig.model_validate({"trainer": values})
+    arguments = make_arguments(pretrain, folder)
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3", vocab_size=VOCAB_SIZE, num_key_value_heads=2, **SHAPE)
     model, rows = AutoModelForCausalLM.from_config(config), NumberedRows(num_rows)
-    common = {"model": model, "args": arguments, "train_dataset": rows, "data_collator": collate_packed}
     if way == "trainer":
-        trainer = Trainer(**common)
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate_packed)
         trainer.remove_callback(PrinterCallback)
         return trainer
     use_linear_cross_entropy(model)
-    return LadleTrainer(**common, keep=Rotation(), rows_are_shuffled=True, router_bias_update_rate=0.0)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
+    parallel = share_out(pretrain, model, join_world(), arguments)
+    return _OneStep(PretrainTask(rows), parallel, tokenizer, arguments, Rotation(), "float32")
 
 
-def start(way: str, trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train until something stops it."""
-    if isinstance(trainer, LadleTrainer):
-        trainer.train_or_resume()
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+def start(trainer: Any, checkpoint: Path | None) -> float:
+    """Train until the first step has ended, and return when that was."""
+    if isinstance(trainer, _OneStep):
+        with contextlib.suppress(StopIteration):
+            trainer.run()
+        return trainer.ended
+    stop = StopAfterOneStep()
+    trainer.add_callback(stop)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return stop.ended
 
 
 def save_first_checkpoint(way: str, num_rows: int, folder: Path) -> Path:
     """Take one step and return the checkpoint it left."""
-    trainer = make_trainer(way, num_rows, folder)
-    trainer.add_callback(StopAfterOneStep())
-    start(way, trainer, None)
+    start(make_trainer(way, num_rows, folder), None)
     return folder / "checkpoints" / "checkpoint-1"
 
 
@@ -118,12 +145,11 @@ def time_first_step(way: str, num_rows: int, checkpoint: Path, share: float) -> 
     with tempfile.TemporaryDirectory() as name:
         folder, step = Path(name), int(share * num_rows / BATCH)
         moved = move(way, checkpoint, folder, step)
-        trainer, stop = make_trainer(way, num_rows, folder), StopAfterOneStep()
-        trainer.add_callback(stop)
+        trainer = make_trainer(way, num_rows, folder)
         started = time.perf_counter()
-        start(way, trainer, moved)
+        ended = start(trainer, moved)
         assert trainer.state.global_step == step + 1, f"{way} went on at {trainer.state.global_step}"
-        return stop.ended - started
+        return ended - started
 
 
 def run_all(num_rows: int, runs: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -32,11 +32,14 @@ from ladle.kto.data import KtoExamples
 from ladle.kto.loss import KtoWeights, use_kto_forward
 from ladle.kto.pairs import KtoPlan
 from ladle.kto.reference import ReferencePass
-from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
+from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.models.tokenizer import train_tokenizer
 from ladle.training.arguments import make_arguments
 from ladle.training.checkpoint import Rotation
 from ladle.training.config import TrainerArguments
+from ladle.training.loop import Training
+from ladle.training.parallel import join_world
+from ladle.training.run import share_out
 
 PROMPT_DECILES = (23, 37, 42, 47, 53, 57, 63, 69, 78, 92, 188)
 COMPLETION_DECILES = (27, 63, 78, 89, 102, 115, 129, 145, 166, 197, 413)
@@ -177,25 +180,29 @@ def train_with_ladle(
     kind = KtoPlan if new_pairs else _RotatedPlan
     plan = kind(examples.prompt_of, epochs, 42, 42, new_pairs, kl_fraction=1.0, rows_per_step=rows_per_step // 2)
     use_kto_forward(model)
-    clock = _EpochEnds()
-    started = CLOCK()
-    reference = ReferencePass(model.eval(), PAD_ID, budget).run(examples, plan, out / "reference")
+    started, world = CLOCK(), join_world()
+    reference = ReferencePass(model.eval(), PAD_ID, budget).run(examples, plan, out / "reference", world)
     values = {
         "num_train_epochs": epochs, "per_device_train_batch_size": rows_per_step // 2, "gradient_accumulation_steps": 2,
         "save_strategy": "no", "learning_rate": 1e-5,
     }  # fmt: skip
-    trainer = KtoTrainer(
-        model=model,
-        args=make_arguments(KtoConfig(trainer=TrainerArguments(**values)), out),
-        data=KtoData(examples, plan, reference),
-        options=KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget),
-        pad_id=PAD_ID,
-        keep=Rotation(),
-        router_bias_update_rate=0.0,
-    )
-    trainer.add_callback(clock)
-    trainer.train()
-    return [end - started for end in clock.ends]
+    config = KtoConfig(trainer=TrainerArguments(**values))
+    options = KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget)
+    task = KtoTask(KtoData(examples, plan, reference), None, options, PAD_ID)
+    arguments = make_arguments(config, out)
+    parallel = share_out(config, model, world, arguments)
+    training = _TimedTraining(task, parallel, _any_tokenizer(), arguments, Rotation(), "float32")
+    training.run()
+    return [end - started for end in training.ends]
+
+
+class _TimedTraining(Training):
+    """Notes when each epoch ended."""
+
+    def _log_evaluate_save(self, stops: bool) -> None:
+        super()._log_evaluate_save(stops)
+        if self.state.global_step % self.order.steps_per_epoch == 0:
+            self.ends = [*getattr(self, "ends", []), CLOCK()]
 
 
 def flatten(rows: list[dict]) -> KtoExamples:

@@ -32,11 +32,14 @@ from transformers import (
 )
 
 from ladle.training.arguments import make_arguments
-from ladle.training.attention import collate_packed, use_fused_attention
+from ladle.training.attention import use_fused_attention
 from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
-from ladle.training.trainer import LadleTrainer
+from ladle.training.loop import Training
+from ladle.training.parallel import join_world
+from ladle.training.pretrain import PretrainTask
+from ladle.training.run import share_out
 
 SHAPE = {
     "hidden_size": 256,
@@ -83,13 +86,13 @@ def make_rows(vocab_size: int, num_rows: int) -> list[dict[str, Any]]:
     return rows
 
 
-class StepOnDemand(TrainerCallback):
+class StepClock:
     """Waits for a line before each step but the first, and prints what the step took, its data included."""
 
     def __init__(self) -> None:
         self.started: float | None = None
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def end_step(self) -> None:
         """Report the step that ended and wait for a line to take another."""
         seconds = None if self.started is None else time.perf_counter() - self.started
         print(json.dumps({"seconds": seconds}), flush=True)
@@ -97,8 +100,29 @@ class StepOnDemand(TrainerCallback):
         self.started = time.perf_counter()
 
 
-def make_trainer(way: str, vocab_size: int, steps: int, folder: Path) -> Trainer:
-    """Return Ladle's Trainer or the plain one, with equal arguments."""
+class StepOnDemand(TrainerCallback):
+    """The plain Trainer's steps on demand."""
+
+    def __init__(self) -> None:
+        self.clock = StepClock()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Wait for the next step."""
+        self.clock.end_step()
+
+
+class TrainingOnDemand(Training):
+    """Ladle's steps on demand."""
+
+    clock = StepClock()
+
+    def _log_evaluate_save(self, stops: bool) -> None:
+        super()._log_evaluate_save(stops)
+        self.clock.end_step()
+
+
+def train(way: str, vocab_size: int, steps: int, folder: Path) -> list[float]:
+    """Train Ladle's way or the plain Trainer's, with equal arguments, and return the losses."""
     values = {
         "max_steps": steps,
         "per_device_train_batch_size": 1,
@@ -106,22 +130,18 @@ def make_trainer(way: str, vocab_size: int, steps: int, folder: Path) -> Trainer
         "save_strategy": "no",
         "logging_steps": 1,
     }
-    arguments = make_arguments(PretrainConfig.model_validate({"trainer": values}), folder)
+    config = PretrainConfig.model_validate({"trainer": values})
+    arguments = make_arguments(config, folder)
     model, rows = make_model(vocab_size), make_rows(vocab_size, steps)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
     if way == "ladle":
         model.config.use_cache = False
         use_linear_cross_entropy(model)
         use_fused_attention(model)
-        return LadleTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=collate_packed,
-            keep=Rotation(),
-            rows_are_shuffled=True,
-            router_bias_update_rate=1e-3,
-        )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
+        parallel = share_out(config, model, join_world(), arguments)
+        training = TrainingOnDemand(PretrainTask(rows), parallel, tokenizer, arguments, Rotation(), "float32", 1e-3)
+        training.run()
+        return [entry["loss"] for entry in training.state.log_history if "loss" in entry]
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -129,7 +149,9 @@ def make_trainer(way: str, vocab_size: int, steps: int, folder: Path) -> Trainer
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer
+    trainer.add_callback(StepOnDemand())
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def peak_memory_mib() -> float:
@@ -143,10 +165,7 @@ def main() -> None:
     way, vocab_size, steps, threads = sys.argv[1], *map(int, sys.argv[2:5])
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(way, vocab_size, steps, Path(folder))
-        trainer.add_callback(StepOnDemand())
-        trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        losses = train(way, vocab_size, steps, Path(folder))
     print(json.dumps({"memory_mib": peak_memory_mib(), "losses": losses}), flush=True)
 
 

@@ -77,3 +77,10 @@ def share_moved(shape: str, folder: Path, **section: object) -> float:
 def test_bfloat16_moves_its_float32_weights_and_pure_bfloat16_loses_most_steps(shape, tmp_path):
     assert share_moved(shape, tmp_path / "masters") >= 0.99
     assert share_moved(shape, tmp_path / "pure", pure_bf16=True) <= 0.4
+
+
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp"])
+def test_another_number_of_processes_takes_the_same_rows_where_it_is_allowed(distributed):
+    found = run_job("-m", "tests.distributed.other_world", distributed)
+    assert found["disturbed"] == pytest.approx(found["whole"], rel=1e-4)
+    assert found["said"] == "trained by 2 then 1 then 2 processes"

@@ -276,7 +276,8 @@ def _less_memory(check: Checkup, estimate: Any) -> str:
             return f"set {key}.gradient_checkpointing=true, or a smaller {key}.per_device_train_batch_size"
         return f"set a smaller {key}.per_device_train_batch_size with more {key}.gradient_accumulation_steps"
     fixes = [f"{check.key}.distributed=fsdp"] if config.distributed == "ddp" and config.processes > 1 else []
-    fixes += [f"{key}.optim=adafactor"] if config.trainer.get("optim") != "adafactor" else []
+    is_sharded = config.distributed == "fsdp" or config.keeps_masters
+    fixes += [f"{key}.optim=adafactor"] if config.trainer.get("optim") != "adafactor" and not is_sharded else []
     return f"set {' or '.join(fixes)}" if fixes else "use more memory, or a smaller model"
 
 
@@ -324,8 +325,8 @@ def shrink_training(config: TrainingT, shrinking: Shrinking, length: int, rows_o
         needed = estimate_memory(small, model, length, small.batch_size).total
         if needed > SHARE_OF_MEMORY * shrinking.free_bytes:
             free = shrinking.free_bytes / GIGABYTE
-            shrinking.say(f"Adafactor instead of its optimizer: it takes {needed / GIGABYTE:.1f} GB of {free:.1f} free")
-            small = small.model_copy(update={"trainer": TrainerArguments(**values | {"optim": "adafactor"})})
+            shrinking.say(f"SGD instead of its optimizer: it takes {needed / GIGABYTE:.1f} GB of {free:.1f} free")
+            small = small.model_copy(update={"trainer": TrainerArguments(**values | {"optim": "sgd"})})
     return small
 
 

@@ -131,6 +131,9 @@ class TrainingConfig(Config):
     """With `distributed: fsdp`, keep shards and optimizer in the CPU's memory, where GPUs have too little."""
     processes: int = execution(1, ge=1)
     """Processes on this machine, one GPU each where there are GPUs; started with torchrun."""
+    allow_other_world: bool = execution(False)
+    """Resume a checkpoint of another number of processes: each step takes the same rows, with more or less
+    accumulation, and the result is not bit-equal to that of an uninterrupted run, which the record says."""
     keep_models: int | None = Field(None, ge=0)
     """Checkpoints past `trainer.save_total_limit` to keep as models alone, for the soup; unset keeps all."""
     nan_policy: Literal["stop", "skip"] = "stop"

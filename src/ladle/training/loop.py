@@ -59,12 +59,12 @@ from ladle.training.checkpoint import (
 )
 from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import StepOrder
-from ladle.training.parallel import Parallel
+from ladle.training.parallel import Parallel, Zero2
 from ladle.training.progress import SHOWN, Speedometer
 
 logger = get_logger(__name__)
 
-STATE = "trainer_state.json"
+STATE, PROGRESS = "trainer_state.json", "progress_{}.json"
 Pass = Callable[[], torch.Tensor]
 
 
@@ -100,11 +100,11 @@ class Task(ABC):
         """Return what to log beside the loss, of the steps since the last call; every process calls it."""
         return {}
 
-    def state(self) -> dict[str, Any]:
-        """Return what a resumed run has to know, as JSON; also what a skipped step is undone with."""
+    def state(self) -> dict[str, float]:
+        """Return what a resumed run has to know, as sums by name; also what a skipped step is undone with."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+    def restore(self, state: dict[str, float]) -> None:  # noqa: B027
         """Restore what `state` returned."""
 
 
@@ -120,6 +120,7 @@ class Training:
         dtype: of the weights as saved.
         router_bias_update_rate: step of the routers' biases towards balance; 0 only measures the load.
         max_skipped_steps: steps that may be skipped for a loss or gradient that is not finite; 0 stops at the first.
+        allow_other_world: resume a checkpoint of another number of processes.
     """
 
     def __init__(
@@ -132,39 +133,17 @@ class Training:
         dtype: str,
         router_bias_update_rate: float = 0.0,
         max_skipped_steps: int = 0,
+        allow_other_world: bool = False,
     ) -> None:
         assert arguments.output_dir is not None
         self.task, self.parallel, self.world, self.tokenizer = task, parallel, parallel.world, tokenizer
         self.arguments, self.keep, self.dtype = arguments, keep, dtype
         self.folder = Path(arguments.output_dir)
         enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
-        processes = 1 if task.sees_whole_step else self.world.size
-        self.order = StepOrder(
-            task.num_rows,
-            arguments.per_device_train_batch_size * (self.world.size if task.sees_whole_step else 1),
-            arguments.gradient_accumulation_steps,
-            arguments.seed if arguments.data_seed is None else arguments.data_seed,
-            task.rows_are_shuffled,
-            processes,
-            arguments.dataloader_drop_last,
-        )
-        steps = arguments.max_steps
-        self.max_steps = steps if steps > 0 else math.ceil(arguments.num_train_epochs * self.order.steps_per_epoch)
-        self.schedule = get_scheduler(
-            arguments.lr_scheduler_type,
-            parallel.optimizer,
-            arguments.get_warmup_steps(self.max_steps),
-            self.max_steps,
-            scheduler_specific_kwargs=cast(Any, arguments.lr_scheduler_kwargs),
-        )
-        self.state = TrainerState(
-            max_steps=self.max_steps,
-            num_train_epochs=math.ceil(self.max_steps / self.order.steps_per_epoch),
-            train_batch_size=arguments.per_device_train_batch_size,
-            is_world_process_zero=self.world.is_main,
-            is_local_process_zero=self.world.is_main,
-        )
-        self.state.compute_steps(arguments, self.max_steps)
+        self.allow_other_world = allow_other_world
+        self.worlds = [self.world.size]
+        """How many processes trained, one after another."""
+        self._plan(arguments.gradient_accumulation_steps)
         self.control, self.flow = TrainerControl(), DefaultFlowCallback()
         trackers = get_reporting_integration_callbacks(arguments.report_to) if self.world.is_main else []
         self.trackers = [tracker() for tracker in trackers]
@@ -182,6 +161,36 @@ class Training:
         self.grad_norm = self.learning_rate = 0.0
         self.total_loss, self.num_taken = 0.0, 0
         """The losses of all earlier steps, over all processes, and their number."""
+
+    def _plan(self, accumulation: int) -> None:
+        """Decide which rows each step takes, how many steps there are, and their schedule."""
+        arguments, task, size = self.arguments, self.task, self.world.size
+        self.order = StepOrder(
+            task.num_rows,
+            arguments.per_device_train_batch_size * (size if task.sees_whole_step else 1),
+            accumulation,
+            arguments.seed if arguments.data_seed is None else arguments.data_seed,
+            task.rows_are_shuffled,
+            1 if task.sees_whole_step else size,
+            arguments.dataloader_drop_last,
+        )
+        steps = arguments.max_steps
+        self.max_steps = steps if steps > 0 else math.ceil(arguments.num_train_epochs * self.order.steps_per_epoch)
+        self.schedule = get_scheduler(
+            arguments.lr_scheduler_type,
+            self.parallel.optimizer,
+            arguments.get_warmup_steps(self.max_steps),
+            self.max_steps,
+            scheduler_specific_kwargs=cast(Any, arguments.lr_scheduler_kwargs),
+        )
+        self.state = TrainerState(
+            max_steps=self.max_steps,
+            num_train_epochs=math.ceil(self.max_steps / self.order.steps_per_epoch),
+            train_batch_size=arguments.per_device_train_batch_size,
+            is_world_process_zero=self.world.is_main,
+            is_local_process_zero=self.world.is_main,
+        )
+        self.state.compute_steps(arguments, self.max_steps)
 
     @property
     def model(self) -> nn.Module:
@@ -351,11 +360,20 @@ class Training:
         if self.resumed_from is None:
             return
         logger.info("resuming from %s", self.resumed_from.name)
-        then = len(list(self.resumed_from.glob("progress_*.json")))
-        if then != self.world.size:
-            problem = f"{self.resumed_from} was saved by {then} processes and {self.world.size} are running"
-            fix = f"set processes={then} as before, or start afresh in another folder"
-            raise UserError(f"{problem}: they cannot resume it", fix)
+        then, now = len(list(self.resumed_from.glob(PROGRESS.format("*")))), self.world.size
+        saved = json.loads((self.resumed_from / PROGRESS.format(0)).read_text(encoding="utf-8"))
+        microbatches = saved["accumulation"] * then
+        if then != now:
+            problem = f"{self.resumed_from} was saved by {then} processes and {now} are running"
+            if not self.allow_other_world or isinstance(self.parallel, Zero2):
+                fix = f"set processes={then} as before, or allow_other_world=true (not with zero2)"
+                raise UserError(f"{problem}: they would not end with the same bytes", fix)
+            if microbatches % now:
+                problem += f", which cannot share the {microbatches} microbatches of a step evenly"
+                raise UserError(problem, f"resume with a number of processes that divides {microbatches}")
+            logger.warning("%s: the result will not be bit-equal to that of an uninterrupted run", problem)
+        if microbatches // now != self.order.accumulation:
+            self._plan(microbatches // now)
 
     def _save(self, is_scheduled: bool) -> None:
         """Write weights first, then what resuming needs, into a staging folder; seal, and rotate the older ones."""
@@ -370,7 +388,7 @@ class Training:
         if not self.arguments.save_only_model:
             self.parallel.save(staged)
             torch.save(_random_states(), staged / f"rng_state_{rank}.pth")
-            (staged / f"progress_{rank}.json").write_text(json.dumps(self._progress()))
+            (staged / PROGRESS.format(rank)).write_text(json.dumps(self._progress()))
             if self.world.is_main:
                 torch.save(self.schedule.state_dict(), staged / "scheduler.pt")
                 state.save_to_json(str(staged / STATE))
@@ -399,11 +417,12 @@ class Training:
         saved = TrainerState.load_from_json(str(checkpoint / STATE))
         self.state.global_step, self.state.epoch = saved.global_step, saved.epoch
         self.state.log_history = saved.log_history
-        found = json.loads((checkpoint / f"progress_{rank}.json").read_text())
+        found = self._read_progress(checkpoint)
         self.loss_sum, self.num_summed = found["loss_sum"], found["num_summed"]
         self.total_loss, self.num_taken = found["total_loss"], found["num_taken"]
         self.guard.restore(found["guard"])
         self.task.restore(found["task"])
+        self.worlds = found["worlds"] + ([] if found["worlds"][-1] == self.world.size else [self.world.size])
         then, now = found["threads"], torch.get_num_threads()
         if now != then and self.world.device.type == "cpu":
             logger.warning(
@@ -411,7 +430,18 @@ class Training:
                 "the result will not be that of an uninterrupted run. For that, set OMP_NUM_THREADS=%d",
                 then, now, then,
             )  # fmt: skip
-        _restore_random_states(torch.load(checkpoint / f"rng_state_{rank}.pth", weights_only=False))
+        saved_by = len(list(checkpoint.glob(PROGRESS.format("*"))))
+        _restore_random_states(torch.load(checkpoint / f"rng_state_{rank % saved_by}.pth", weights_only=False))
+
+    def _read_progress(self, checkpoint: Path) -> dict[str, Any]:
+        """Return what this process had summed up; in another number of processes, what all of them had."""
+        files = [checkpoint / PROGRESS.format(rank) for rank in range(len(list(checkpoint.glob(PROGRESS.format("*")))))]
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if len(found) == self.world.size:
+            return found[self.world.rank]
+        summed = {name: sum(one["task"][name] for one in found) for name in found[0]["task"]}
+        mine = summed if self.world.is_main else dict.fromkeys(summed, 0.0)
+        return found[0] | {"loss_sum": sum(one["loss_sum"] for one in found) / len(found), "task": mine}
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -421,6 +451,8 @@ class Training:
             "num_taken": self.num_taken,
             "guard": self.guard.state(),
             "task": self.task.state(),
+            "worlds": self.worlds,
+            "accumulation": self.order.accumulation,
             "threads": torch.get_num_threads(),
         }
 

@@ -21,7 +21,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -242,7 +241,8 @@ class Sharded(Parallel):
     def _place(self, make_optimizer: MakeOptimizer) -> None:
         kind, size = self.world.device.type, self.world.size
         if not dist.is_initialized():  # one process: FSDP2 needs a group all the same
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=HashStore(), rank=0, world_size=1)
+            store = dist.HashStore()  # type: ignore[reportPrivateImportUsage]  # documented, not listed in __all__
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=0, world_size=1)
         self.module.to(self.world.device)
         mesh = init_device_mesh(kind, (1, size) if self.shards else (size, 1), mesh_dim_names=("replicas", "shards"))
         accumulate = torch.float32 if self.compute_dtype is not None else None

@@ -95,12 +95,15 @@ def run_training(
         config.dtype,
         router_bias_update_rate,
         config.max_skipped_steps,
+        config.allow_other_world,
     )
     training.run()
     prepared.save(training)
     summary = prepared.summarise(training)
     counters = summary.counters | {"steps": training.state.global_step, "processes": world.size}
     metrics = summary.metrics | {"wrapper": parallel.wrapper, "optimizer_digest": optimizer_digest(parallel)}
+    if len(training.worlds) > 1:
+        metrics["not_bit_equal"] = f"trained by {' then '.join(map(str, training.worlds))} processes"
     if world.is_main:
         with (out / LOG_NAME).open("w", encoding="utf-8") as log:
             for entry in training.state.log_history:
