@@ -9,7 +9,8 @@ one list.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
 from ladle.grading.normalise import TEXT_COMMANDS, read_number_words
 from ladle.grading.units import CHANGE_THE_NUMBER
@@ -30,20 +31,30 @@ _MATH = re.compile(r"\$\$?([^$]+)\$\$?")
 _BETWEEN_BOXES = re.compile(r"[\s,;$]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s,;$]*(?:[A-Za-z]\w?\s*=\s*)?")
 
 
+Extraction = Literal["ladle", "upstream"]
+
+
 class Extracted(NamedTuple):
-    """An answer and the rule that found it: boxed, phrase, final_answer_phrase, last_number or none."""
+    """An answer and the rule that found it: boxed, phrase, final_answer_phrase, last_number, upstream or none."""
 
     answer: str
     method: str
 
 
-def extract_answer(completion: str, multiple: bool = False) -> Extracted:
+def extract_answer(
+    completion: str, multiple: bool = False, truncated: bool = False, rule: Extraction = "ladle"
+) -> Extracted:
     """Return the answer that a completion ends in; the empty string and `none` if it gives none.
 
     Args:
         completion: what the model wrote, its thoughts included.
         multiple: whether several answers are wanted.
+        truncated: whether it was cut off: then only a whole box, or a statement that ends in the text, is an answer.
+        rule: `upstream` follows the published harness to the letter.
     """
+    if rule == "upstream":
+        answer = _extract_as_upstream(completion)
+        return Extracted(answer, "upstream" if answer else "none")
     thoughts, closed, text = completion.rpartition("</think>")
     if not closed and "<think>" in text:
         return Extracted("", "none")
@@ -55,11 +66,36 @@ def extract_answer(completion: str, multiple: bool = False) -> Extracted:
         return Extracted(boxed, "boxed")
     for phrase in _PHRASES:
         _, introduced, said = text.rpartition(phrase)
-        answer = _first_sentence(said) if introduced else ""
+        answer = _first_sentence(said) if introduced and (not truncated or _SENTENCE_END.search(said.strip())) else ""
         if answer:
             return Extracted(answer, "phrase")
-    numbers = _NUMBER.findall(text)
+    numbers = [] if truncated else _NUMBER.findall(text)
     return Extracted(numbers[-1].rstrip(","), "last_number") if numbers else Extracted("", "none")
+
+
+def _extract_as_upstream(completion: str) -> str:
+    """Find an answer as `extract_answer` of QwenLM/Qwen2.5-Math `evaluation/parser.py` does, without its `strip_string`.
+
+    It reads inside thoughts, takes an unbalanced box to the end of the text, and any digits for the last number.
+    """
+    if "final answer is $" in completion and "$. I hope" in completion:
+        answer = completion.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
+    elif "boxed" in completion:
+        answer = completion.split("boxed")[-1]
+        if answer.startswith("{"):
+            depths = accumulate((letter == "{") - (letter == "}") for letter in answer)
+            answer = answer[1 : next((index for index, depth in enumerate(depths) if not depth), len(answer))]
+        else:
+            answer = answer.split("$")[0].strip()
+    elif "he answer is" in completion:
+        answer = completion.split("he answer is")[-1].strip()
+    elif "final answer is" in completion:
+        answer = completion.split("final answer is")[-1].strip()
+    elif "答案是" in completion:
+        answer = completion.split("答案是")[1].strip().split("\n\n")[0].strip()
+    else:
+        answer = next(reversed(re.findall(r"-?\d*\.?\d+", completion.replace(",", ""))), "")
+    return re.sub(r"\n\s*", "", answer).removeprefix(":").removesuffix(".").removesuffix("/")
 
 
 def bare_answer(answer: str, multiple: bool = False) -> str:

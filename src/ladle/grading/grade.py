@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Self
 
 from ladle.errors import UserError
-from ladle.grading.extract import Extracted, extract_answer
+from ladle.grading.extract import Extracted, Extraction, extract_answer
 from ladle.grading.pool import GraderConfig, Timed, WorkerPool
 from ladle.grading.tree import read_literal
 from ladle.grading.verdict import AnswerType, Grade, Judgement, Pair, Verdict, answer_type
@@ -68,13 +68,40 @@ class Grader:
         """
         return self._grade((pair, Extracted(pair.answer, _GIVEN)) for pair in pairs)
 
-    def grade_completions(self, pairs: Iterable[Pair]) -> Iterator[Grade]:
-        """Grade whole completions, in order: the answer is found in each first (`ladle.grading.extract`).
+    def gold_problems(self, pairs: Iterable[Pair]) -> Iterator[str | None]:
+        """Say of each pair's gold, in order, why no answer but its very text could be graded by it; None if some could.
+
+        The answers are not looked at. Call it before sampling: golds that cannot be read are known without a model.
 
         Raises:
             UserError: a pair's type is not known.
         """
-        return self._grade((pair, extract_answer(pair.answer, pair.multiple)) for pair in pairs)
+        remaining = (pair._replace(answer=pair.gold) for pair in pairs)
+        while chunk := list(islice(remaining, READ_AHEAD)):
+            golds = {key_of(pair, self._salt): pair for pair in chunk}
+            judged = self._judge_elsewhere(golds)
+            for judgement, _ in (judged[key_of(pair, self._salt)] for pair in chunk):
+                yield None if judgement.verdict is Verdict.CORRECT else judgement.reason
+
+    def grade_completions(
+        self, pairs: Iterable[Pair], truncated: Iterable[bool] | None = None, extraction: Extraction = "ladle"
+    ) -> Iterator[Grade]:
+        """Grade whole completions, in order: the answer is found in each first (`ladle.grading.extract`).
+
+        Args:
+            pairs: golds and completions.
+            truncated: for each, whether it was cut off (finish_reason `length`), so that only a whole box or statement
+                counts; None if none was.
+            extraction: `upstream` finds answers by the rule of the Qwen2.5-Math harness, for comparisons with it.
+
+        Raises:
+            UserError: a pair's type is not known.
+        """
+        cuts = repeat(False) if truncated is None else truncated
+        return self._grade(
+            (pair, extract_answer(pair.answer, pair.multiple, cut, extraction))
+            for pair, cut in zip(pairs, cuts, strict=truncated is not None)
+        )
 
     def _grade(self, found: Iterator[tuple[Pair, Extracted]]) -> Iterator[Grade]:
         while chunk := list(islice(found, READ_AHEAD)):
