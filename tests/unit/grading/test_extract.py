@@ -129,3 +129,20 @@ def test_verdicts_on_answers_in_words(gold: str, answer: str, verdict: Verdict):
     judged = judge(Pair(gold, answer, None, None, None, False), 5)
     assert not isinstance(judged, Algebra)
     assert judged.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"<think>\boxed{4}</think> \boxed{\frac{1}{2}", r"\frac{1}{2}"),  # to the end, as it never closes
+        ("so 3/4.", "4"),
+        ("1,234 or .5.", ".5"),
+        ("The answer is $5 + 3$. Or 9.", "$5 + 3$. Or 9"),
+        ("the final answer is $7$. I hope it is.", "7"),
+        ("答案是12。\n\n因此", "12。"),
+        ("nothing", ""),
+    ],
+)
+def test_upstreams_rule(completion: str, answer: str) -> None:
+    """What `extract_answer` of QwenLM/Qwen2.5-Math gives before its `strip_string`."""
+    assert extract_answer(completion, rule="upstream").answer == answer
