@@ -74,7 +74,7 @@ def extract_answer(
 
 
 def _extract_as_upstream(completion: str) -> str:
-    """Find an answer as `extract_answer` of QwenLM/Qwen2.5-Math `evaluation/parser.py` does, without its `strip_string`.
+    """Find an answer as `extract_answer` of Qwen2.5-Math (`evaluation/parser.py`) does before its `strip_string`.
 
     It reads inside thoughts, takes an unbalanced box to the end of the text, and any digits for the last number.
     """
