@@ -26,7 +26,9 @@ def location(default: Any = ..., **kwargs: Any) -> Any:
 class Config(BaseModel):
     """A frozen, typed section of a recipe; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
     takes_recipe_seed: ClassVar[bool] = True
     """Whether the recipe's seed is the default of a `seed` here."""

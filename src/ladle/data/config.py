@@ -21,11 +21,9 @@ _TEMPLATES = {"template": ("{question}", "{answer}"), "thumbs": ("{prompt}", "{c
 """Prompt and completion of the preference formats made of columns, where the source names none."""
 
 
-class SourceConfig(Config):
-    """One dataset of the mixture."""
+class _Dataset(Config):
+    """A dataset of the Hub, or of this machine."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    """What reports call it; also keys its shuffles, so a renamed source is drawn in another order."""
     dataset: str = location()
     """Hub id `org/name[:subset]`, a `save_to_disk` folder, or a path or glob of files: jsonl, json, csv, tsv, parquet,
     compressed ones too."""
@@ -33,17 +31,29 @@ class SourceConfig(Config):
     """Configuration of a Hub dataset, where the id does not name it."""
     revision: str | None = location(None)
     """Branch, tag or commit of a Hub dataset."""
+
+    def hub_subset(self) -> str | None:
+        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
+        return self.subset or self.dataset.partition(":")[2] or None
+
+
+class SourceConfig(_Dataset):
+    """One dataset of the mixture."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """What reports call it; also keys its shuffles, so a renamed source is drawn in another order."""
     split: str = "train"
     format: Literal["text", "messages", "template", "function", "input_ids"] = "text"
-    """How a row becomes a document."""
-    text: str = "text"
-    """Column of `format: text`."""
-    messages: str = "messages"
-    """Column of `format: messages`: role/content pairs, written out by the tokenizer's chat template."""
-    input_ids: str = "input_ids"
-    """Column of `format: input_ids`: token ids of the same tokenizer."""
-    template: str = "{question}\n{answer}"
-    """Format string of `format: template`, over the row's columns."""
+    """How a row becomes a document: by the key of the same name, which belongs to this format alone."""
+    text: str | None = None
+    """Column of `format: text` (unset: `text`)."""
+    messages: str | None = None
+    """Column of `format: messages` (unset: `messages`): role/content pairs, written out by the tokenizer's chat
+    template."""
+    input_ids: str | None = None
+    """Column of `format: input_ids` (unset: `input_ids`): token ids of the same tokenizer, without padding."""
+    template: str | None = None
+    """Format string of `format: template` (unset: question and answer, a line each), over the row's columns."""
     function: str | None = None
     """`module:function` of `format: function`: takes a row as a dict, returns text, a list of messages, or None to
     leave it out."""
@@ -52,14 +62,18 @@ class SourceConfig(Config):
     max_epochs: float = Field(4.0, gt=0)
     """More passes over this source than this are refused; up to 4 cost little (arXiv 2305.16264)."""
 
+    @property
+    def reads(self) -> str:
+        """The column, template or function that makes a row a document."""
+        return getattr(self, self.format) or ("{question}\n{answer}" if self.format == "template" else self.format)
+
     @model_validator(mode="after")
-    def _format_is_complete(self) -> SourceConfig:
-        if (self.format == "function") != (self.function is not None):
-            raise UserError(
-                f"source {self.name} has format={self.format} and function={self.function}",
-                "set both `format: function` and `function: module:name`, or neither",
-            )
-        if self.function is not None and self.function.count(":") != 1:
+    def _keys_belong_to_the_format(self) -> SourceConfig:
+        for key in ("text", "messages", "input_ids", "template", "function"):
+            if getattr(self, key) is not None and key != self.format:
+                problem = f"source {self.name} has format={self.format}, and `{key}` belongs to `format: {key}`"
+                raise UserError(problem, f"set `format: {key}`, or leave `{key}` out")
+        if self.format == "function" and self.reads.count(":") != 1:
             raise UserError(f"source {self.name} has function={self.function!r}", "write it as `module:function`")
         if self.format == "template":
             self.template_columns()  # refuses what is not one
@@ -67,11 +81,7 @@ class SourceConfig(Config):
 
     def template_columns(self) -> list[str]:
         """Return the columns that the template names, in order of first use."""
-        return columns_of_template(self.template, f"the template of source {self.name}")
-
-    def hub_subset(self) -> str | None:
-        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
-        return self.subset or self.dataset.partition(":")[2] or None
+        return columns_of_template(self.reads, f"the template of source {self.name}")
 
 
 class _OneUnit(Config):
@@ -255,19 +265,10 @@ class PreferConfig(Config):
 # Datasets.
 
 
-class FetchDatasetConfig(Config):
+class FetchDatasetConfig(_Dataset):
     """Bring a dataset of the Hub to disk, every split it has."""
 
     kind: Literal["dataset"] = "dataset"
-    dataset: str = location()
-    """`org/name`, or `org/name:subset`."""
-    subset: str | None = None
-    """Configuration of the dataset, where the id does not name it."""
-    revision: str | None = location(None)
-
-    def hub_subset(self) -> str | None:
-        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
-        return self.subset or self.dataset.partition(":")[2] or None
 
 
 class WordProblemsConfig(Config):

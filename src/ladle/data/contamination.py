@@ -26,9 +26,9 @@ from numba import njit, uint64
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import SourceConfig
-from ladle.data.documents import columns_of, format_identity, make_formatter, to_document
+from ladle.data.documents import format_identity, read_documents
 from ladle.data.encoders import Vocabulary, load_oracle
-from ladle.data.rows import Piece, read_piece
+from ladle.data.rows import Piece
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import builtin_benchmarks, load_items
 from ladle.executors import Executor
@@ -160,11 +160,10 @@ def find_contamination(
 
 def _search_piece(task: _SearchTask, out: Path) -> None:
     ngrams = _load_ngrams(task.hashes_file, task.num_words)
-    formatter = make_formatter(task.source, task.vocabulary.folder)
     row = 0
     with out.open("w", encoding="utf-8") as stream:
-        for rows in read_piece(task.piece, columns_of(task.source)):
-            for document in (to_document(one, formatter) for one in rows):
+        for documents in read_documents(task.piece, task.source, task.vocabulary.folder):
+            for document in documents:
                 if isinstance(document, list):
                     document = load_oracle(task.vocabulary.folder).tokenizer.decode(document)
                 count, first = ngrams.find(document) if isinstance(document, str) else (0, -1)

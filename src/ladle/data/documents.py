@@ -7,15 +7,19 @@ doing, the others count as bad rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+import string
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
 from ladle.data.encoders import Vocabulary
 from ladle.data.formats import find_code, load_function
-from ladle.data.rows import Row, Unreadable
+from ladle.data.rows import LONE_SURROGATE, Piece, Row, Unreadable, read_piece
 from ladle.errors import UserError
 
 HARMLESS = ("empty", "left_out")
@@ -24,15 +28,30 @@ HARMLESS = ("empty", "left_out")
 Document = str | list[int] | Unreadable
 Formatter = Callable[[dict[str, Any]], Document]
 
-_PART_CHARS = 2**20
 _MISSING = Unreadable("missing_column")
 
 
+def read_documents(piece: Piece, source: SourceConfig, tokenizer_folder: Path) -> Iterator[list[Document]]:
+    """Yield the documents of a piece in batches: one in the place of each row, or why there is none.
+
+    Raises:
+        UserError: a damaged file, a column that does not exist, a chat template or function that cannot be loaded.
+    """
+    formatter, first = make_formatter(source, tokenizer_folder), 1
+    for rows in read_piece(piece, columns_of(source), ("attention_mask",) if source.format == "input_ids" else ()):
+        try:
+            yield [to_document(row, formatter) for row in rows]
+        except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was
+            error.add_note(f"in one of rows {first}-{first + len(rows) - 1} of a piece of {piece.path}")
+            raise
+        first += len(rows)
+
+
 def columns_of(source: SourceConfig) -> list[str] | None:
-    """Return the columns that the source's format reads; None for all."""
+    """Return the columns that the source's format needs; None for all."""
     if source.format == "function":
         return None
-    return source.template_columns() if source.format == "template" else [getattr(source, source.format)]
+    return source.template_columns() if source.format == "template" else [source.reads]
 
 
 def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -42,7 +61,7 @@ def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, A
     Raises:
         UserError: a formatting function that cannot be loaded.
     """
-    identity: dict[str, Any] = {source.format: getattr(source, source.format)}
+    identity: dict[str, Any] = {source.format: source.reads}
     if source.function is not None:
         load_function(source.function)
         identity["code"] = hash_file(find_code(source.function))
@@ -65,23 +84,22 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
             result = function(row)
             if result is None:
                 return Unreadable("left_out")
+            if isinstance(result, str) and LONE_SURROGATE.search(result):
+                return Unreadable("bad_utf8")
             return _rendered(result, render) if isinstance(result, list) else _checked_text(result)
 
         return of_function
     if source.format == "template":
-        return functools.partial(_fill, source.template, source.template_columns())
-    column = getattr(source, source.format)
-    checks: dict[str, Callable[[Any], Document]] = {
-        "text": _checked_text,
-        "input_ids": _checked_ids,
-        "messages": lambda value: _rendered(value, render),
-    }
-    check = checks[source.format]
+        return functools.partial(_fill, source.reads, source.template_columns())
+
+    column = source.reads
 
     def of_column(row: dict[str, Any]) -> Document:
         if (value := row.get(column)) is None:
             return Unreadable("null") if column in row else _MISSING
-        return check(value)
+        if source.format == "messages":
+            return _rendered(value, render)
+        return _checked_text(value) if source.format == "text" else _checked_ids(value, row.get("attention_mask"))
 
     return of_column
 
@@ -93,21 +111,26 @@ def to_document(row: Row, formatter: Formatter) -> Document:
 
 
 def _checked_text(value: Any) -> Document:
-    if not isinstance(value, str):
-        return Unreadable("not_text")
-    if value.isascii():
-        return value
-    try:  # part by part, for the memory; JSON's escapes can write lone surrogates, which UTF-8 cannot hold
-        for start in range(0, len(value), _PART_CHARS):
-            value[start : start + _PART_CHARS].encode("utf-8")
-    except UnicodeEncodeError:
-        return Unreadable("bad_utf8")
-    return value
+    return value if isinstance(value, str) else Unreadable("not_text")
 
 
-def _checked_ids(value: Any) -> Document:
-    is_ids = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**32 for item in value)
-    return value if is_ids else Unreadable("not_token_ids")
+def _checked_ids(value: Any, mask: Any) -> Document:
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**32 for item in value):
+        return Unreadable("not_token_ids")
+    return Unreadable("padded") if isinstance(mask, list) and 0 in mask else value
+
+
+class _PlainFormatter(string.Formatter):
+    """str.format for text and numbers alone: nothing else is written as Python would."""
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        if type(value) not in (str, int, float) or (type(value) is float and not math.isfinite(value)):
+            raise _NotPlainError
+        return super().convert_field(value, conversion)
+
+
+class _NotPlainError(ValueError):
+    """A template names a value that is neither text nor a number."""
 
 
 def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
@@ -115,7 +138,9 @@ def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
     if _MISSING in values or None in values:
         return _MISSING if _MISSING in values else Unreadable("null")
     try:
-        return _checked_text(template.format(**row))
+        return _PlainFormatter().vformat(template, (), row)
+    except _NotPlainError:
+        return Unreadable("not_text")
     except (LookupError, AttributeError, ValueError, TypeError):
         return Unreadable("template_does_not_fit")
 
@@ -129,7 +154,10 @@ def _rendered(messages: Any, render: Callable[[], Render]) -> Document:
         for message in messages
     ):
         return Unreadable("not_messages")
-    return _checked_text(render()(messages) if messages else "")
+    try:
+        return render()(messages) if messages else ""
+    except (TemplateError, TypeError, LookupError):  # such as a role or an order of turns that it does not know
+        return Unreadable("refused_by_chat_template")
 
 
 def _chat_renderer(tokenizer_folder: Path) -> Render:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -19,10 +19,10 @@ import numpy as np
 from ladle.artifacts.files import canonical_json, hash_bytes, link_or_copy
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import MixConfig, SourceConfig
-from ladle.data.documents import HARMLESS, Document, columns_of, format_identity, make_formatter, to_document
+from ladle.data.documents import HARMLESS, Document, format_identity, read_documents
 from ladle.data.encoders import Disagreement, Encoded, Engine, PieceEncoder, Vocabulary
 from ladle.data.files import find_data_files
-from ladle.data.rows import Piece, Unreadable, cut_file, read_piece
+from ladle.data.rows import Piece, Unreadable, cut_file
 from ladle.data.store import ShardWriter, TokenShard, open_shard
 from ladle.errors import UserError
 from ladle.executors import Executor, SerialExecutor, Shard, make_executor
@@ -32,6 +32,8 @@ logger = get_logger(__name__)
 
 SHARD_FORMAT = 1
 BUFFER_BYTES = 2**20
+LONGEST_TAIL_CHARS = 100
+"""White space and end token that are looked at behind a text."""
 SMALL_INPUT_BYTES = 8 * 2**20
 """Below this, starting worker processes takes longer than the work."""
 
@@ -209,13 +211,20 @@ def tokenize_piece(task: TokenizeTask, out: Path) -> None:
 
 
 def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
-    encoder = PieceEncoder(engine, task.vocabulary.folder)
-    bos_id = task.vocabulary.bos_id if task.add_bos else None
+    vocabulary = task.vocabulary
+    encoder = PieceEncoder(engine, vocabulary.folder)
+    bos_id = vocabulary.bos_id if task.add_bos else None
+    padding = [vocabulary.pad_id] * 2
     with out.open("wb", buffering=BUFFER_BYTES) as stream:
-        writer = ShardWriter(stream, task.vocabulary.token_dtype)
-        for documents in _documents(task):
+        writer = ShardWriter(stream, vocabulary.token_dtype)
+        for documents in read_documents(task.piece, task.source, vocabulary.folder):
+            for index, document in enumerate(documents):
+                if isinstance(document, list) and padding in (document[:2], document[-2:]):
+                    documents[index] = Unreadable("padded")
             texts = [document for document in documents if isinstance(document, str)]
-            encoded = add_boundaries(*_in_place(documents, encoder.encode(texts)), task.vocabulary.eos_id, bos_id)
+            ended = [index for index, document in enumerate(documents) if _is_ended(document, vocabulary.eos_text)]
+            ids, lengths = _in_place(documents, encoder.encode(texts))
+            encoded = add_boundaries(ids, lengths, vocabulary.eos_id, bos_id, ended)
             for index in np.flatnonzero(encoded.lengths == 0).tolist():
                 document = documents[index]
                 reason = document.reason if isinstance(document, Unreadable) else "empty"
@@ -224,17 +233,11 @@ def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
         writer.finish()
 
 
-def _documents(task: TokenizeTask) -> Iterator[list[Document]]:
-    formatter = make_formatter(task.source, task.vocabulary.folder)
-    first = 1
-    for rows in read_piece(task.piece, columns_of(task.source)):
-        try:
-            documents = [to_document(row, formatter) for row in rows]
-        except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was
-            error.add_note(f"in one of rows {first}-{first + len(rows) - 1} of a piece of {task.piece.path}")
-            raise
-        yield documents
-        first += len(rows)
+def _is_ended(document: Document, eos_text: str) -> bool:
+    """Tell whether a text has its eos already and white space behind it, as chat templates write."""
+    if not isinstance(document, str) or not eos_text or not document[-1:].isspace():
+        return False
+    return document[-LONGEST_TAIL_CHARS:].rstrip().endswith(eos_text)
 
 
 def _in_place(documents: Sequence[Document], texts: Encoded) -> Encoded:
@@ -246,7 +249,9 @@ def _in_place(documents: Sequence[Document], texts: Encoded) -> Encoded:
     return Encoded(np.concatenate([texts.ids, *given]), lengths)
 
 
-def add_boundaries(ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: int | None) -> Encoded:
+def add_boundaries(
+    ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: int | None, ended: Sequence[int] = ()
+) -> Encoded:
     """Put eos after each document (unless it ends with one) and bos before it (unless it begins with one).
 
     Args:
@@ -254,11 +259,13 @@ def add_boundaries(ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: in
         lengths: (documents,) their lengths; a document of length 0 stays so.
         eos_id: token that ends a document.
         bos_id: token that begins one, or None for none.
+        ended: indices of further documents that need no eos.
     """
     stops = np.cumsum(lengths)
     there = np.flatnonzero(lengths)
     ends, begins = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     ends[there] = ids[stops[there] - 1] != eos_id
+    ends[[*ended]] = 0
     if bos_id is not None:
         begins[there] = ids[(stops - lengths)[there]] != bos_id
     bounded = lengths + begins + ends
@@ -275,10 +282,11 @@ def add_boundaries(ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: in
 
 def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size: int) -> None:
     """Refuse a source that cannot be trained on: no documents, too many unreadable rows, or ids that the model does not
-    have."""
+    have; say which rows are left out of one that can."""
     rows = int(source.first_documents[-1])
-    seen = f"{rows:,} rows read" + "".join(f", {count:,} {reason}" for reason, count in source.dropped.items())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items())
     if source.num_tokens == 0:
+        seen = f"{rows:,} rows read" + (f", {reasons}" if reasons else "")
         raise UserError(
             f"source {source.name} (split {source.config.split}) holds no documents ({seen})",
             "check its `dataset` and `split`",
@@ -288,7 +296,8 @@ def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size
         step = 10.0 ** (math.floor(math.log10(bad / rows)) - 1)
         allowing = min(1.0, math.ceil(round(bad / rows / step, 6)) * step)  # in two digits, never below the share
         raise UserError(
-            f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({seen}), such as {_example(source)}",
+            f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({reasons}), such as "
+            f"{_example(source)}",
             f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}",
         )
     largest = max(shard.max_token for shard in source.shards)
@@ -297,6 +306,12 @@ def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size
             f"source {source.name} holds token id {largest} and the model's vocab_size is {vocab_size}",
             "mix with the tokenizer that belongs to the model",
         )
+    if bad:
+        left_out = sum(source.dropped.values())
+        message = "%s of the %s rows of source %s are left out (%s), such as %s"
+        logger.warning(message, f"{left_out:,}", f"{rows:,}", source.name, reasons, _example(source))
+    elif reasons:
+        logger.info("rows of source %s left out: %s of %s", source.name, reasons, f"{rows:,}")
 
 
 def _example(source: TokenizedSource) -> str:

@@ -55,6 +55,7 @@ STAGE = Stage(
     "mix",
     run,
     run_shard,
+    version=2,
     section=MixConfig,
     check=check,
     bytes_written=bytes_written,
