@@ -208,6 +208,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "model: no tokenizer": ("model", "error", "no tokenizer", "tokenizer.json", remove("model/tokenizer.json")),
     "model: rows longer than its positions": ("model", "error", "has positions for 512", "sequence_length=512", setting("mix.sequence_length", 1024)),
     "model: a chat without a template": ("model", "error", "no chat template", "tokenizer_config.json", setting("rollout.prompt", "chat")),
+    "model: members of the soup in two dtypes": ("model", "error", "different dtypes (bfloat16, float32)", "allow_dtypes=true", setting("base.dtype", "bfloat16")),
     "arguments: an unknown name": ("arguments", "error", "learning_rat", "did you mean 'learning_rate'", setting("pretrain.trainer.learning_rat", 1)),
     "arguments: a name of earlier versions": ("arguments", "error", "warmup_ratio", "warmup_steps", setting("pretrain.trainer.warmup_ratio", 0.1)),
     "arguments: an unknown value": ("arguments", "error", "'cosin' is not a valid", "did you mean 'cosine'", setting("pretrain.trainer.lr_scheduler_type", "cosin")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,10 @@ from safetensors import SafetensorError, safe_open
 
 from ladle.artifacts.inputs import find_local, natural_key
 from ladle.errors import UserError
+from ladle.log import get_logger
+from ladle.models.config import DEEPSEEK_V3_ROUTING
+
+logger = get_logger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -30,6 +35,7 @@ INDEX_FILE = "model.safetensors.index.json"
 OUTPUT_EMBEDDINGS = "lm_head.weight"
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 """Ends of names."""
+STEP = re.compile(r"checkpoint-(\d+)")
 
 _COPY_AGAIN = "copy it again from its source, or use another checkpoint"
 _CONVERT = (
@@ -124,6 +130,18 @@ class Member:
         stored = {tensor: file for file, header in self.headers.items() for tensor in header.tensors}
         return {tensor: file for tensor, file in stored.items() if tensor not in self.aliases}
 
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json, with the keys that vLLM needs.
+
+        Raises:
+            UserError: it is not a JSON object.
+        """
+        config = read_json(self.folder / "config.json")
+        if not isinstance(config, dict):
+            raise UserError(f"{self.folder / 'config.json'} is not a JSON object", _COPY_AGAIN)
+        return (DEEPSEEK_V3_ROUTING if config.get("model_type") == "deepseek_v3" else {}) | config
+
     def tensor(self, name: str) -> Tensor:
         """Return where a tensor is in its file."""
         return self.headers[self.files[name]].tensors[name]
@@ -132,7 +150,7 @@ class Member:
 def find_members(reference: str) -> tuple[Path, ...]:
     """Return the models that a path or glob names, older checkpoints first; empty where it names nothing.
 
-    A folder of checkpoints, as a training leaves it, names all of them.
+    A folder of checkpoints, as a training leaves it, names all of them, and nothing else in it.
     """
     return tuple(member for folder in find_local(reference) for member in _checkpoints_of(folder) or [folder])
 
@@ -140,7 +158,11 @@ def find_members(reference: str) -> tuple[Path, ...]:
 def _checkpoints_of(folder: Path) -> list[Path]:
     if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
         return []
-    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=natural_key)
+    found = sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=natural_key)
+    others = [path.name for path in found if not STEP.fullmatch(path.name)]
+    if others:
+        logger.warning("%s: %s is not a checkpoint of a step, and left out: name it to average it", folder, others[0])
+    return [path for path in found if path.name not in others]
 
 
 def open_members(folders: Sequence[Path]) -> list[Member]:
@@ -173,10 +195,14 @@ def _open_member(folder: Path, name: str) -> Member:
             found = f"it has no config.json (found: {', '.join(names) or 'nothing'})"
         raise UserError(f"{folder} is not a model: {found}", "name a folder saved by save_pretrained")
     weight_map = _read_weight_map(folder)
-    files = [SINGLE_FILE] if weight_map is None else sorted(set(weight_map.values()))
+    files, weights_in = [SINGLE_FILE], SINGLE_FILE
+    if weight_map is not None:
+        files, weights_in = sorted(set(weight_map.values())), f"the files that {INDEX_FILE} names"
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"{folder} lacks {file}, which its index names", _COPY_AGAIN)
+    if unread := sorted({path.name for path in folder.glob("*.safetensors")} - set(files)):
+        logger.warning("%s: %s is not read: the weights are in %s", folder, ", ".join(unread), weights_in)
     member = Member(name, folder, {file: read_header(folder / file) for file in files})
     tensors = Counter(tensor for header in member.headers.values() for tensor in header.tensors)
     if repeated := [tensor for tensor, count in tensors.items() if count > 1]:
@@ -229,7 +255,7 @@ def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
     """
     storing = [member for member in members if OUTPUT_EMBEDDINGS in member.files]
     others = [member for member in members if OUTPUT_EMBEDDINGS not in member.files]
-    is_tied = [read_json(member.folder / "config.json").get("tie_word_embeddings") is True for member in others]
+    is_tied = [member.config.get("tie_word_embeddings") is True for member in others]
     if not storing or not others or not all(is_tied):
         return list(members)
     for member in storing:

@@ -97,3 +97,58 @@ def test_openseeks_own_vocabulary_comes_out_as_a_fast_tokenizer(repository_like_
     assert report["tokenizer"]["converted"]
     assert report["tokenizer"]["tokens"] == 151851
     assert AutoTokenizer.from_pretrained(out).is_fast
+
+
+def save_tiny(folder: Path, shape: str = "llama", **changes) -> Path:
+    tokenizer = make_tokenizer()
+    save_model(make_model(shape, len(tokenizer), **changes), tokenizer, folder)
+    return folder
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+LAYER_2 = {"model.layers.2.enorm.weight": torch.ones(4), "model.layers.2.mlp.up_proj.weight": torch.ones(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("extra", "declared", "left_out"),
+    [
+        ({"model.layers.2.mlp.up_proj.weight": torch.ones(2, 2)}, 1, 1),
+        ({"model.layers.3.mlp.up_proj.weight": torch.ones(2, 2)}, 1, None),
+        ({"model.layers.2.mlp.up_proj.weight": torch.ones(2, 2)}, 0, None),
+        (LAYER_2, 0, 2),
+        ({"mtp.layers.0.mlp.up_proj.weight": torch.ones(2, 2)}, 0, 1),
+    ],
+)
+def test_only_layers_of_multi_token_prediction_are_left_out(tmp_path, extra, declared, left_out):
+    folder = save_tiny(tmp_path / "source")
+    edit(folder / "config.json", num_nextn_predict_layers=declared)
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | extra, path, {"format": "pt"})
+    if left_out is None:
+        with pytest.raises(CheckFailed, match=f"unexpected_keys: {len(extra)}"):
+            import_model(folder, tmp_path / "out", None)
+    else:
+        assert import_model(folder, tmp_path / "out", None)["mtp"]["tensors_left_out"] == left_out
+
+
+def test_a_model_of_more_layers_than_its_config_says_is_refused(tmp_path):
+    folder = save_tiny(tmp_path / "source", num_hidden_layers=4)
+    edit(folder / "config.json", num_hidden_layers=2)
+    with pytest.raises(CheckFailed, match="unexpected_keys: 18"):
+        import_model(folder, tmp_path / "out", None)
+
+
+def test_a_generation_config_that_contradicts_itself_is_repaired(tmp_path, caplog):
+    folder = save_tiny(tmp_path / "source")
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1, "eos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    report = import_model(folder, tmp_path / "out", None)
+    assert report["generation_settings_left_out"] == {"temperature": 0.6, "top_p": 0.9}
+    assert "temperature=0.6" in caplog.text
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.repetition_penalty == 1.1
+    model.generation_config.pad_token_id = 1  # as a Trainer does: from then on saving is strict
+    model.save_pretrained(tmp_path / "again")
