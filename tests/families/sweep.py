@@ -14,6 +14,7 @@ completions are those of transformers' `generate`.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import logging
@@ -132,6 +133,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 PRELOADED = (
     *("ladle.data.fetch", "ladle.data.mix", "ladle.data.prefer", "ladle.training.pretrain", "ladle.soups.make"),
     *("ladle.kto.reference", "ladle.kto.train", "ladle.evaluation.evaluate", "ladle.generation.transformers_backend"),
+    "deepspeed",
 )
 LENGTH, STEPS, KILLED_AFTER, NEW_TOKENS = 64, 6, 3, 24
 NATS = 3e-6
@@ -389,6 +391,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # what is loaded stays: each collection in a fork would walk and copy it
     outcomes = []
     for family in arguments.families:
         outcomes.append(run_apart(family))

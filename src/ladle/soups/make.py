@@ -67,7 +67,8 @@ def run(config: SoupConfig, inputs: Inputs, out: Path) -> StageResult:
     tensors = {"averaged": soup.averaged, "equal_in_all": soup.equal, "copied_from_first": soup.copied}
     counters = {f"tensors_{kind}": len(names) for kind, names in (tensors | {"dropped": soup.dropped}).items()}
     logger.info("soup: %s (%s)", ", ".join(f"{share} {name}" for name, share in shares.items()), info["method"])
-    logger.info("soup: %s", ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counters.items()))
+    what = "soup: %d tensors averaged, %d equal in all members, %d copied from the first, %d left out"
+    logger.info(what, *counters.values())
     for waiver, entry in soup.waived.items():
         logger.warning("soup: %s accepts %d differences: %s", waiver, entry["count"], "; ".join(entry["first"]))
     counters |= {name: info["tensors"][name] for name in ("elements_averaged", "elements_not_finite")}

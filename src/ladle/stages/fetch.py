@@ -48,5 +48,11 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
 
 
 STAGE = Stage(
-    "fetch", run, check=check, model_config=model_config, bytes_written=bytes_written, extrapolate=extrapolate
+    "fetch",
+    run,
+    version=2,
+    check=check,
+    model_config=model_config,
+    bytes_written=bytes_written,
+    extrapolate=extrapolate,
 )
