@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -51,44 +51,33 @@ Overrides = Mapping[str, Any] | Sequence[str] | None
 
 
 class Artifact:
-    """The folder that a finished step left, and what its record says."""
+    """The folder that a finished step left, and what its record says.
+
+    Attributes:
+        path: the folder.
+        record: all that record.json holds.
+        name: the step's name in its recipe.
+        stage: what kind of step made it.
+        digest: equal for equal results.
+        counters: what was read, written and left out.
+        metrics: what was measured of the result.
+        warnings: what the stage warned of.
+        seconds: how long the build took, without the tries that were stopped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record = read_record(path)
+        self.name: str = self.record["name"]
+        self.stage: str = self.record["stage"]
+        self.digest: str = self.record["digest"]
+        self.counters: dict[str, int] = self.record["counters"]
+        self.metrics: dict[str, Any] = self.record["metrics"]
+        self.warnings: list[str] = self.record.get("warnings", [])
+        self.seconds: float = self.record["timings"]["seconds"]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
-
-    @property
-    def name(self) -> str:
-        """The step's name in its recipe."""
-        return self.record["name"]
-
-    @property
-    def stage(self) -> str:
-        """What kind of step made it."""
-        return self.record["stage"]
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal results."""
-        return self.record["digest"]
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """What was read, written and left out."""
-        return self.record["counters"]
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What was measured of the result."""
-        return self.record["metrics"]
-
-    @property
-    def seconds(self) -> float:
-        """How long the build took, without the tries that were stopped."""
-        return self.record["timings"]["seconds"]
 
     @property
     def model(self) -> Path:
@@ -125,30 +114,16 @@ class Score:
     counts: dict[str, int]
 
 
-class Evaluation(Artifact, Mapping[str, Score]):
+class Evaluation(Artifact, UserDict[str, Score]):
     """The scores of one model by benchmark."""
 
-    @cached_property
-    def _scores(self) -> dict[str, Score]:
-        named = ("accuracy", "low", "high", "n")
-        return {
-            benchmark: Score(
-                one["accuracy"],
-                (one["low"], one["high"]),
-                one["n"],
-                {name: count for name, count in one.items() if name not in named},
-            )
-            for benchmark, one in self.metrics.items()
-        }
-
-    def __getitem__(self, benchmark: str) -> Score:
-        return self._scores[benchmark]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._scores)
-
-    def __len__(self) -> int:
-        return len(self._scores)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.data = {}
+        for benchmark, measured in self.metrics.items():
+            counts = dict(measured)
+            accuracy, low, high, n = (counts.pop(name) for name in ("accuracy", "low", "high", "n"))
+            self.data[benchmark] = Score(accuracy, (low, high), n, counts)
 
 
 @dataclass(frozen=True)
@@ -250,19 +225,16 @@ class Run:
         jobs = describe_jobs(plan, self.workspace.folder / SLURM_FOLDER)
         rows = []
         for planned in plan:
-            done = planned.state is State.CACHED
-            record = read_record(planned.path) if done else {}
-            holder = planned.path.with_name(f".{planned.path.name}.holder")
-            rows.append(
-                StepStatus(
-                    planned.step.name,
-                    "done" if done else str(planned.state),
-                    record.get("timings", {}).get("seconds"),
-                    sum(entry["size_bytes"] for entry in record.get("files", {}).values()),
-                    json.loads(holder.read_text()) if holder.is_file() and not done else None,
-                    jobs.get(planned.step.name),
-                )
-            )
+            name, done = planned.step.name, planned.state is State.CACHED
+            seconds, size, building = None, 0, None
+            if done:
+                record = read_record(planned.path)
+                seconds = record["timings"]["seconds"]
+                size = sum(entry["size_bytes"] for entry in record["files"].values())
+            elif (holder := planned.path.with_name(f".{planned.path.name}.holder")).is_file():
+                building = json.loads(holder.read_text())
+            state = "done" if done else str(planned.state)
+            rows.append(StepStatus(name, state, seconds, size, building, jobs.get(name)))
         return rows
 
     def _step(self, name: str) -> Step:
@@ -279,7 +251,8 @@ def _build_planned(planned: PlannedStep, workspace: Workspace) -> None:
     """Build a step unless it is finished, and say so."""
     name = planned.step.name
     if planned.state is State.CACHED:
-        logger.info("%s: cached", name)
+        num_warnings = len(read_record(planned.path).get("warnings", []))
+        logger.info("%s: cached%s", name, f", with {num_warnings} warning(s)" if num_warnings else "")
         return
     why = f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
     logger.info("%s: %s%s", name, planned.state, why)
@@ -346,8 +319,8 @@ def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
 
 def find_artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Path:
     """Return the folder that a reference names: itself, or that of a step if it is `RECIPE:STEP`."""
-    recipe, colon, step = str(reference).rpartition(":")
-    if not colon or Path(reference).exists() or not Path(recipe).is_file():
+    recipe, _, step = str(reference).rpartition(":")
+    if Path(reference).exists() or not (Path(recipe).is_file() or recipe.endswith((".yaml", ".yml"))):
         return Path(reference)
     return open(recipe, root=root)[step].path
 

@@ -49,8 +49,11 @@ _Loader.add_implicit_resolver(
 def parse_value(text: str) -> Any:
     """Read the right side of an override as YAML: `2e-4`, `true`, `[a, b]`, `null`, or plain text."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        node = yaml.compose(text, Loader=_Loader)
+        return ConfigFile(ON_COMMAND_LINE, {})._construct(node, ()) if node else None
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         return text
 
 
@@ -78,9 +81,9 @@ class ConfigFile:
             )
         file = cls(str(path), {})
         try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+            node = yaml.compose(path.read_bytes(), Loader=_Loader)  # in UTF-8, or in UTF-16 behind its mark
             tree = file._construct(node, ()) if node else None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{path} is not valid YAML", " ".join(str(error).split())) from error
         if not isinstance(tree, dict):
             raise UserError(f"{path} holds no keys", "write a recipe as `key: value` lines")
@@ -167,9 +170,12 @@ class ConfigFile:
         if not isinstance(value, str):
             return value
         for name in _REFERENCE.findall(value):
-            if self.tree.get(name) is None:
+            if (found := self.tree.get(name)) is None:
                 fix = f"add {name}=VALUE to the command ({self.where(path)})"
                 raise UserError(f"{name} is required and not set", fix)
+            if isinstance(found, (bool, dict, list)):
+                problem = f"${{{name}}} stands for {found!r}, which is not text or a number"
+                raise UserError(problem, f"name a key that holds one ({self.where(path)})")
         return _REFERENCE.sub(lambda reference: str(self.tree[reference[1]]), value)
 
     def _explain(self, error: ValidationError, model: type[Config]) -> UserError:

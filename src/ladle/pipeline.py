@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.inputs import HubRepository, InputFinder, find_local
+from ladle.artifacts.inputs import HubRepository, InputFinder, find_local, names_hub
 from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import Step, StepInput, StepOutput, in_build_order
 from ladle.config_file import ConfigFile
@@ -22,7 +22,6 @@ from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferCon
 from ladle.data.formats import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
-from ladle.hub import is_repo_id
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import KtoSection, Recipe, make_recipe
@@ -305,7 +304,7 @@ class Pipeline:
             return StepOutput(list(self.models.values())[-1])
         if reference in self.models:
             return StepOutput(self.models[reference])
-        if is_repo_id(reference) and not find_local(reference):
+        if names_hub(reference) and not find_local(reference):
             raise UserError(f"{key} names {reference}, a model of the Hub", "name it under `base:`, which imports it")
         return self.finder.find("model", reference, key, known=tuple(self.models))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,13 @@ def closed_root(setup: Setup) -> None:
     setup.root = setup.folder / "file" / "runs"
 
 
+def large_kto(setup: Setup) -> None:
+    """64 rows of 128 tokens in a pass, on a machine whose memory takes a few."""
+    init(intermediate_size=32_768)(setup)
+    setup.set("kto.trainer.per_device_train_batch_size", 256)
+    setup.machine = without(CPU, memory_bytes=4 * GIB)
+
+
 def unfit_tokenizer(setup: Setup) -> None:
     setup.edit_json("model/config.json", vocab_size=100)
 
@@ -229,13 +237,15 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "disk: more than there is": ("disk", "error", "the stages write about", "save_total_limit", lambda s: (init(vocab_size=4_000_000, hidden_size=8192)(s), s.set("pretrain.trainer", {"max_steps": 1000, "save_steps": 2}))),
     "disk: a mixture larger than the disk": ("disk", "error", "mix 4", "free space", lambda s: s.set("mix.budget", {"tokens": 10**12})),
     "memory: activations": ("memory", "error", "activations and logits", "gradient_checkpointing=true", on(without(CPU, memory_bytes=GIB), ("pretrain.trainer.per_device_train_batch_size", 512))),
-    "memory: weights and optimizer": ("memory", "error", "weights", "bfloat16", lambda s: (init(vocab_size=500_000, hidden_size=4096)(s), setattr(s, "machine", without(CPU, memory_bytes=8 * GIB)))),
+    "memory: weights and optimizer": ("memory", "error", "weights", "set pretrain.trainer.optim=adafactor", lambda s: (init(vocab_size=500_000, hidden_size=4096)(s), setattr(s, "machine", without(CPU, memory_bytes=8 * GIB)))),
+    "memory: weights and optimizer on a GPU": ("memory", "error", "weights", "set pretrain.dtype=bfloat16", lambda s: (init(vocab_size=500_000, hidden_size=4096)(s), setattr(s, "machine", each_gpu(memory_bytes=8 * GIB)))),
+    "memory: a microbatch of KTO": ("memory", "error", "activations and logits", "set kto.max_tokens_per_microbatch=", large_kto),
     "memory: the processes together": ("memory", "error", "communication", "zero2", lambda s: (init(vocab_size=200_000, hidden_size=1024)(s), s.set("pretrain.processes", 4), setattr(s, "machine", without(CPU, memory_bytes=12 * GIB)))),
     "devices: more processes than GPUs": ("devices", "error", "16 processes, and this machine has 8 GPU(s)", "processes=8", setting("pretrain.processes", 16, GPUS)),
     "devices: more processes than cores": ("devices", "error", "8 processes, and this machine has no GPU and 4", "ladle launch", setting("pretrain.processes", 8)),
     "devices: idle GPUs": ("devices", "warning", "4 of 8 GPUs are used", "processes=8", setting("pretrain.processes", 4, GPUS)),
     "devices: bfloat16 on an old GPU": ("devices", "error", "has no bfloat16", "fp16=true", setting("pretrain.trainer.bf16", True, each_gpu(name="Tesla V100", capability=(7, 0)))),
-    "devices: float16 without a GPU": ("devices", "error", "fp16 needs a GPU", "bf16=true", setting("pretrain.trainer.fp16", True)),
+    "devices: float16 without a GPU": ("devices", "error", "fp16 needs a GPU", "leave it out", setting("pretrain.trainer.fp16", True)),
     "devices: bfloat16 that the CPU emulates": ("devices", "warning", "no instructions for bfloat16", "dtype=float32", setting("pretrain.trainer.bf16", True, without(CPU, multiplies_bfloat16=False))),
     "devices: an optimizer without its package": ("devices", "error", "adamw_bnb_8bit needs the package bitsandbytes", "pip install bitsandbytes", setting("pretrain.trainer.optim", "adamw_bnb_8bit")),
     "devices: an adapter without peft": ("devices", "error", "peft, which is not installed", "ladle[peft]", setting("kto.peft", {})),
@@ -288,6 +298,15 @@ def test_a_good_setup_gives_no_alarm(good_files, tmp_path, plant):
     plant(setup)
     alarms = [finding for finding in setup.diagnose() if finding.level != "ok"]
     assert alarms == []
+
+
+def test_the_microbatch_that_is_advised_fits_and_no_cpu_is_offered_bfloat16(good_files, tmp_path):
+    setup = Setup(good_files, tmp_path)
+    large_kto(setup)
+    (finding,) = [one for one in setup.diagnose() if (one.family, one.subject, one.level) == ("memory", "kto", "error")]
+    assert "bfloat16" not in finding.fix
+    setup.set("kto.max_tokens_per_microbatch", int(re.findall(r"microbatch=(\d+)", finding.fix)[0]))
+    assert [one.level for one in setup.diagnose() if (one.family, one.subject) == ("memory", "kto")] == ["ok"]
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "quickstart"])

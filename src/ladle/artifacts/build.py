@@ -6,9 +6,12 @@ At every moment the final name either does not exist or holds the whole artifact
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +23,13 @@ from filelock import FileLock, Timeout
 
 from ladle.artifacts.files import fsync_path, fsync_tree, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.inputs import HubRepository, LocalFiles, UnreadFiles, changed_meanwhile, natural_key
-from ladle.artifacts.record import RECORD_NAME, is_complete, make_record, read_record
+from ladle.artifacts.record import RECORD_NAME, UNFINISHED_NAME, is_complete, make_record, read_record
 from ladle.artifacts.step import Step, StepInput, StepOutput
 from ladle.artifacts.worker import needs_torchrun, run_in_processes
 from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.hub import snapshot
-from ladle.stage import Inputs
+from ladle.stage import Inputs, run_stage
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,15 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     partial = workspace.partial_of(step)
     partial.mkdir(exist_ok=True)
     (partial / RECORD_NAME).unlink(missing_ok=True)
+    write_text_durably(partial / UNFINISHED_NAME, pretty_json({"name": step.name, "identity": step.identity}))
     inputs = resolve_inputs(step, workspace)
     processes = getattr(step.config, "processes", None)
     if processes is not None and needs_torchrun(processes):
         result = run_in_processes(step.stage.name, step.config, inputs, partial, processes)
     else:
-        result = step.stage.run(step.config, inputs, partial)
+        result = run_stage(step.stage, step.config, inputs, partial)
+    (partial / UNFINISHED_NAME).unlink(missing_ok=True)  # some stages clear their folder
+    _give_back_memory()
     step = step.settle(result.input_hashes)
     for item in (item for items in step.inputs.values() for item in items if result.input_hashes):
         for path, planned in _planned_hashes(item, workspace):
@@ -92,6 +98,16 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     write_text_durably(partial / RECORD_NAME, pretty_json(record))
     partial.rename(final)
     fsync_path(final.parent)
+
+
+def _give_back_memory() -> None:
+    """Free what a stage leaves behind, such as the models of a training: cycles, and pages that the C library keeps."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:

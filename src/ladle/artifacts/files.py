@@ -36,6 +36,15 @@ def pretty_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def readable_size(size_bytes: float) -> str:
+    """Return a size for people, with three digits: `1.23 GB`, `45.6 MB`, `789 kB`, `12 bytes`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= unit:
+            size = size_bytes / unit
+            return f"{size:,.{2 if size < 10 else 1 if size < 100 else 0}f} {name}"
+    return f"{size_bytes:.0f} bytes"
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents.
 

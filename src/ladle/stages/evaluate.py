@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error, guarded, ok, warning
 from ladle.evaluation.config import BenchmarkChoice, EvaluateConfig, EvaluateModelConfig
-from ladle.executors import Shard
 from ladle.rollouts.before import check_generation, shrink_sampling
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 
 ITEMS = 2
 """Items of each benchmark in a rehearsal."""
@@ -20,19 +18,8 @@ PUBLISHED_ITEMS = {
 }
 """Items of the built-in benchmarks."""
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.evaluation.evaluate.run`."""
-    from ladle.evaluation.evaluate import run
-
-    return run(config, inputs, out)
-
-
-def run_shard(config: Any, inputs: Inputs, out: Path, shard: Shard) -> None:
-    """See `ladle.evaluation.evaluate.run_shard`."""
-    from ladle.evaluation.evaluate import run_shard
-
-    run_shard(config, inputs, out, shard)
+run = deferred("ladle.evaluation.evaluate:run")
+run_shard = deferred("ladle.evaluation.evaluate:run_shard")
 
 
 def check(check: Checkup) -> Iterator[Finding]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error
 from ladle.data.config import EVERY_SPLIT
 from ladle.kto.config import KtoConfig
 from ladle.models.before import check_positions
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 from ladle.training.before import (
     check_training,
     extrapolate_training,
@@ -23,12 +22,7 @@ from ladle.training.config import TrainerArguments
 ROWS_ON_CPU = 2
 """Rows of a microbatch in a rehearsal without a GPU: each prompt is paired with another's completion."""
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.kto.train.run`."""
-    from ladle.kto.train import run
-
-    return run(config, inputs, out)
+run = deferred("ladle.kto.train:run")
 
 
 def check(check: Checkup) -> Iterator[Finding]:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.step import StepInput, StepOutput
-from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error, model_config_of_input
+from ladle.checkup import Checkup, Finding, Shrinking, error, model_config_of_input, same_seconds
 from ladle.models.before import parameters_of
 from ladle.soups.config import SoupConfig
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 from ladle.training.before import STEPS, num_saved, save_every
 from ladle.training.config import TrainingConfig
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.soups.make.run`."""
-    from ladle.soups.make import run
-
-    return run(config, inputs, out)
+run = deferred("ladle.soups.make:run")
 
 
 def check(check: Checkup) -> Iterator[Finding]:
@@ -71,11 +65,6 @@ def shrink(config: SoupConfig, shrinking: Shrinking) -> SoupConfig:
     return config.model_copy(update=changes)
 
 
-def extrapolate(check: Checkup, measured: Measured) -> Estimate:
-    """Return the rehearsal's own time, for the weights are the true ones."""
-    return Estimate(measured.seconds)
-
-
 STAGE = Stage(
     "soup",
     run,
@@ -84,5 +73,5 @@ STAGE = Stage(
     check=check,
     bytes_written=bytes_written,
     shrink=shrink,
-    extrapolate=extrapolate,
+    extrapolate=same_seconds,
 )

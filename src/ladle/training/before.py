@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+from ladle.artifacts.files import readable_size
 from ladle.checkup import Checkup, Estimate, Finding, Level, Measured, Shrinking, error, guarded, ok, warning
 from ladle.models.before import parameters_of
 from ladle.training.config import TrainerArguments, TrainingConfig
 
 TrainingT = TypeVar("TrainingT", bound=TrainingConfig)
 
-GIGABYTE = 10**9
 HIGH_LEARNING_RATE = 0.1
 MOST_PASSES = 4.0
 """Up to four passes over the same text cost little (arXiv 2305.16264)."""
@@ -45,7 +45,7 @@ PACKAGE_OF_OPTIMIZER = {
 }
 """By a part of TrainingArguments' `optim`, the first that fits; torch and transformers bring the others."""
 
-BARE_PROCESS_BYTES = int(0.5 * GIGABYTE)
+BARE_PROCESS_BYTES = 500_000_000
 """What Python, torch and transformers take before there is a model."""
 TIGHT, TIGHT_ON_CPU = 0.9, 0.75
 """Above this share of what is free, memory that is kept though it was freed may tip it over: glibc's heap adds up to a
@@ -132,10 +132,10 @@ def _check_precision(check: Checkup) -> Iterator[Finding]:
         return
     if config.trainer.get("fp16"):
         message = "fp16 needs a GPU: a CPU has no mixed precision in float16"
-        yield error("devices", f"{key}.trainer.fp16", message, f"set {key}.trainer.bf16=true, or leave both out")
+        yield error("devices", f"{key}.trainer.fp16", message, "leave it out")
     if config.dtype == "float16":
         message = "float16 on a CPU is slow and overflows"
-        yield warning("devices", f"{key}.dtype", message, "use bfloat16 or float32")
+        yield warning("devices", f"{key}.dtype", message, f"set {key}.dtype=float32")
     if wants_bf16 and not machine.multiplies_bfloat16:
         message = "this CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16): it is slower than float32"
         fix = f"leave bf16 out and set {key}.dtype=float32, if memory allows"
@@ -229,10 +229,10 @@ def _check_memory(check: Checkup, length: int, rows: int) -> Iterator[Finding]:
         "activations and logits": estimate.activations,
         "bare process": BARE_PROCESS_BYTES,
     }
-    listed = ", ".join(f"{name} {size / GIGABYTE:.2f}" for name, size in parts.items() if size)
+    listed = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items() if size)
     where = "each GPU has" if gpus else "each process could take"
-    message = f"{needed / GIGABYTE:.1f} GB a process ({listed}); {where} {free / GIGABYTE:.1f} GB"
-    fix = _less_memory(check, estimate)
+    message = f"{readable_size(needed)} a process ({listed}); {where} {readable_size(free)}"
+    fix = _less_memory(check, estimate, length, rows, free)
     if needed > free:
         yield error("memory", check.key, message, fix)
     elif needed > (TIGHT if gpus else TIGHT_ON_CPU) * free:
@@ -268,16 +268,27 @@ def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, 
     return estimate_training(shape)
 
 
-def _less_memory(check: Checkup, estimate: Any) -> str:
+def _less_memory(check: Checkup, estimate: Any, length: int, rows: int, free: int) -> str:
+    """Return what to set for a training to take less memory, the most useful first."""
     config, key = check.config, f"{check.key}.trainer"
+    fixed = estimate.total - estimate.activations
+    fixes = []
+    if rows > 1 and hasattr(config, "max_tokens_per_microbatch"):
+        fitting = rows * (TIGHT_ON_CPU * free - BARE_PROCESS_BYTES - fixed) / estimate.activations
+        fixes.append(f"{check.key}.max_tokens_per_microbatch={max(1, int(fitting)) * length}")
     if estimate.activations > estimate.weights + estimate.gradients + estimate.optimizer:
         if not config.trainer.get("gradient_checkpointing"):
-            return f"set {key}.gradient_checkpointing=true, or a smaller {key}.per_device_train_batch_size"
-        return f"set a smaller {key}.per_device_train_batch_size with more {key}.gradient_accumulation_steps"
-    fixes = [f"{check.key}.distributed=zero2"] if config.distributed == "ddp" and config.processes > 1 else []
-    fixes += [f"{check.key}.dtype=bfloat16"] if config.dtype == "float32" else []
-    fixes += [f"{key}.optim=adafactor"] if config.trainer.get("optim") != "adafactor" else []
-    return f"set {' or '.join(fixes)}" if fixes else "use more memory, or a smaller model"
+            fixes.append(f"{key}.gradient_checkpointing=true")
+        if config.batch_size > 1 and not hasattr(config, "max_tokens_per_microbatch"):
+            accumulated = int(config.trainer.get("gradient_accumulation_steps"))
+            smaller = f"{key}.per_device_train_batch_size={config.batch_size // 2}"
+            fixes.append(f"{smaller} with gradient_accumulation_steps={2 * accumulated}")
+    else:
+        fixes += [f"{check.key}.distributed=zero2"] if config.distributed == "ddp" and config.processes > 1 else []
+        # on a CPU bfloat16 takes longer, and its products are compiled and kept
+        fixes += [f"{check.key}.dtype=bfloat16"] if config.dtype == "float32" and check.machine.gpus else []
+        fixes += [f"{key}.optim=adafactor"] if config.trainer.get("optim") != "adafactor" else []
+    return f"set {', or '.join(fixes)}" if fixes else "use more memory, or a smaller model"
 
 
 def training_bytes(check: Checkup, rows: int | None) -> int:
@@ -323,8 +334,8 @@ def shrink_training(config: TrainingT, shrinking: Shrinking, length: int, rows_o
     if model is not None and length:
         needed = estimate_memory(small, model, length, small.batch_size).total
         if needed > SHARE_OF_MEMORY * shrinking.free_bytes:
-            free = shrinking.free_bytes / GIGABYTE
-            shrinking.say(f"Adafactor instead of its optimizer: it takes {needed / GIGABYTE:.1f} GB of {free:.1f} free")
+            free = readable_size(shrinking.free_bytes)
+            shrinking.say(f"Adafactor instead of its optimizer: it takes {readable_size(needed)} of {free} free")
             small = small.model_copy(update={"trainer": TrainerArguments(**values | {"optim": "adafactor"})})
     return small
 

@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladle.artifacts.files import fsync_path, fsync_tree, hash_file, list_files, pretty_json
+from ladle.artifacts.files import fsync_path, fsync_tree, hash_file, list_files, pretty_json, readable_size
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
 
@@ -204,6 +204,6 @@ def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        problem = f"{what} needs {needed_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free"
+        problem = f"{what} needs {readable_size(needed_bytes)}, and {folder} has {readable_size(free)} free"
         fix = "free some space (an older run's checkpoints?), or lower trainer.save_total_limit, and run it again"
         raise UserError(problem, fix)
