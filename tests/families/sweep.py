@@ -258,7 +258,7 @@ def run_family(family: str, folder: Path) -> Outcome:
 
 def handling(lines: list[str]) -> list[str]:
     """Return what the warnings of a run say is done otherwise than by default."""
-    words = {"eager": "eager attention", "one document a row": "one document a row"}
+    words = {"eager": "eager attention", "row of its own": "one document a row", "all logits": "a loss on all logits"}
     return [text for word, text in words.items() if any(word in line for line in lines)]
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedModel
 
 from ladle.artifacts.files import pretty_json
+from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.models.load import complete_config, load_model, model_dir, remove_half_written
 from ladle.models.tokenizer import END_OF_TURN, convert_tokenizer, load_fast_tokenizer, read_json
+from ladle.soups.members import DTYPES, read_header
 
 logger = get_logger(__name__)
 
@@ -42,9 +45,23 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     """
     folder = model_dir(source)
     before = read_json(folder / "config.json")
-    mtp = _mtp_tensors(folder, before)
-    model = load_model(folder, dtype or "auto", ignored=mtp)
+    files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
+    try:
+        read_json(folder / "generation_config.json")
+    except UserError as error:  # transformers would say nothing; OpenSeek-Small's has a comma too many
+        logger.warning("%s: it is left out", error.problem)
+    mtp = _mtp_tensors(stored, before)
+    elements = Counter[str]()
+    for tensor in stored.values():
+        elements[tensor.dtype] += tensor.num_elements
+    most = DTYPES.get(elements.most_common(1)[0][0]) if elements else None
+    model = load_model(folder, dtype or most or "auto", ignored=mtp)
     generation = _repair_generation_config(model)
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
+        logger.warning("the stored output embeddings are not the input embeddings: tie_word_embeddings is now false")
+        model.config.tie_word_embeddings = False
     if getattr(model.config, MTP_LAYERS, None):
         setattr(model.config, MTP_LAYERS, 0)
     model.save_pretrained(out)
@@ -79,13 +96,12 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     return report
 
 
-def _mtp_tensors(folder: Path, config: dict[str, Any]) -> frozenset[str]:
+def _mtp_tensors(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]:
     """Return the names of tensors of multi-token prediction.
 
     They are in modules called `mtp…`, or, as DeepSeek-V3's, in layers past the last one: as many as the config
     declares, and any with a module that only such layers have. Other layers past the last one are not left out.
     """
-    names = [name for path in sorted(folder.glob("*.safetensors")) for name in safe_open(path, "pt").keys()]  # noqa: SIM118
     num_layers = config.get("num_hidden_layers", sys.maxsize)
     declared = range(num_layers, num_layers + (config.get(MTP_LAYERS) or config.get("num_mtp_layers") or 0))
     layer_of = {name: int(found[1]) for name in names if (found := re.match(r"model\.layers\.(\d+)\.", name))}

@@ -7,13 +7,9 @@ Each kind of difference has a config field that accepts it; what was accepted is
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +18,7 @@ from typing import Any
 from ladle.errors import UserError
 from ladle.soups.config import SoupConfig
 from ladle.soups.mean import FLOATS, common_dtype
-from ladle.soups.members import STEP, Member, leave_out_aliases, open_members, read_json
+from ladle.soups.members import STEP, Member, leave_out_aliases, open_members, read_json, with_defaults
 
 MAX_MEMBERS = 1024
 NAMED = 3
@@ -165,11 +161,7 @@ def _place(member: Member) -> tuple[Path, int]:
 def _config_differences(members: Sequence[Member]) -> Iterator[str]:
     configs = [_functional(member.config) for member in members]
     if len({frozenset((key, value is None) for key, value in config.items()) for config in configs}) > 1:
-        # What a key means where it is left out, transformers knows; it is asked in a process
-        # of its own, where it can be kept from importing torch.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            effective = pool.submit(_effective_configs, [dict(member.config) for member in members]).result()
-        configs = configs if effective is None else [_functional(config) for config in effective]
+        configs = [_functional(config) for config in with_defaults(members)]
     for member, config in zip(members[1:], configs[1:], strict=True):
         for key in sorted(configs[0].keys() | config.keys()):
             here, there = (each.get(key, "absent") for each in (configs[0], config))
@@ -181,20 +173,6 @@ def _functional(config: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what does not change the function."""
     kept = {key: value for key, value in config.items() if key not in NO_FUNCTION and not NOISE.search(str(key))}
     return {key: _functional(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def _effective_configs(configs: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Return configs with transformers' defaults for what they leave out; None where it does not know the model."""
-    # Importing torch takes 200 MiB and seconds; without it transformers gives advice on stderr.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
-
-    try:
-        return [CONFIG_MAPPING[config["model_type"]].from_dict(config).to_dict() for config in configs]
-    except (ValueError, KeyError, TypeError, StrictDataclassError):
-        return None
 
 
 def tokenizer_owner(members: Sequence[Member]) -> Member | None:

@@ -22,16 +22,13 @@ from ladle.executors import SerialExecutor
 from ladle.log import get_logger
 from ladle.soups.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
 from ladle.soups.config import SoupConfig
-from ladle.soups.members import INDEX_FILE, SINGLE_FILE
+from ladle.soups.members import DTYPES, INDEX_FILE, SINGLE_FILE
 from ladle.soups.weights import GRID, Coefficients, make_coefficients, select
 from ladle.soups.write import INFO_FILE, WeightFile, write_weights
 from ladle.stage import Inputs, StageResult
 
 UNFINISHED = ".unfinished"
 """Folder in the output for finished weight files and the losses of candidates, until the soup is done."""
-
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-"""The names that config.json has for safetensors' formats."""
 
 logger = get_logger(__name__)
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import multiprocessing
+import os
 import re
 import struct
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +39,8 @@ INDEX_FILE = "model.safetensors.index.json"
 OUTPUT_EMBEDDINGS = "lm_head.weight"
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 """Ends of names."""
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+"""The names that config.json has for safetensors' formats."""
 STEP = re.compile(r"checkpoint-(\d+)")
 
 _COPY_AGAIN = "copy it again from its source, or use another checkpoint"
@@ -243,6 +249,28 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error})", _COPY_AGAIN) from error
 
 
+def with_defaults(members: Sequence[Member]) -> list[dict[str, Any]]:
+    """Return the members' configs with transformers' defaults for what they leave out, if it knows the model.
+
+    It is asked in a process of its own, where it can be kept from importing torch: 200 MiB and seconds.
+    """
+    configs = [dict(member.config) for member in members]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_defaults, configs).result() or configs
+
+
+def _with_defaults(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would advise to install torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return [CONFIG_MAPPING[config["model_type"]].from_dict(config).to_dict() for config in configs]
+    except (ValueError, KeyError, TypeError, StrictDataclassError):
+        return []
+
+
 def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
     """Return the members without output embeddings that only some of them store, because all of them tie them.
 
@@ -255,8 +283,7 @@ def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
     """
     storing = [member for member in members if OUTPUT_EMBEDDINGS in member.files]
     others = [member for member in members if OUTPUT_EMBEDDINGS not in member.files]
-    is_tied = [member.config.get("tie_word_embeddings") is True for member in others]
-    if not storing or not others or not all(is_tied):
+    if not storing or not others or not all(config.get("tie_word_embeddings") for config in with_defaults(others)):
         return list(members)
     for member in storing:
         embeddings = next((name for name in member.files if name.endswith(INPUT_EMBEDDINGS)), None)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ladle.errors import CheckFailed
+from ladle.errors import CheckFailed, UserError
 from ladle.models.importing import REPORT, import_model
 from ladle.models.load import save_model
 from tests.tiny_models import make_model, make_tokenizer
@@ -152,3 +152,33 @@ def test_a_generation_config_that_contradicts_itself_is_repaired(tmp_path, caplo
     assert model.generation_config.repetition_penalty == 1.1
     model.generation_config.pad_token_id = 1  # as a Trainer does: from then on saving is strict
     model.save_pretrained(tmp_path / "again")
+
+
+def test_weights_keep_the_dtype_that_they_have_not_the_one_that_the_config_says(tmp_path):
+    folder = save_tiny(tmp_path / "source")
+    edit(folder / "config.json", dtype="bfloat16")
+    import_model(folder, tmp_path / "out", None)
+    stored, written = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "out"))
+    assert all(torch.equal(written[name], tensor) and tensor.dtype == torch.float32 for name, tensor in stored.items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_a_head_of_its_own_makes_the_config_say_so(tmp_path, caplog):
+    folder = save_tiny(tmp_path / "source", tie_word_embeddings=True)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, path, {"format": "pt"})
+    import_model(folder, tmp_path / "out", None)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "tie_word_embeddings is now false" in caplog.text
+
+
+def test_damaged_weights_are_refused_and_a_damaged_generation_config_is_left_out(tmp_path, caplog):
+    folder = save_tiny(tmp_path / "source")
+    (folder / "generation_config.json").write_text('{"do_sample": true,}')
+    import_model(folder, tmp_path / "out", None)
+    assert "generation_config.json is not JSON" in caplog.text
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(UserError, match="model.safetensors is not a complete safetensors file"):
+        import_model(folder, tmp_path / "again", None)
+    assert not (tmp_path / "again").exists()
