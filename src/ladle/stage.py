@@ -33,6 +33,7 @@ class StageResult:
         counters: what was read, written, left out.
         metrics: what was measured of the result; any JSON value.
         timings: seconds, by name; `seconds` itself is the whole build's and is added by it.
+        files_read: for roles whose folders hold more than was read of them, the files (or folders of files) that were.
         input_hashes: blake3 of input files by path, where the stage took them while it read.
         output_hashes: blake3 of its own files by path in the artifact, where it took them while it wrote.
         warnings: what it logged as such; `run_stage` adds them.
@@ -41,6 +42,7 @@ class StageResult:
     counters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    files_read: Mapping[str, Iterable[Path]] = field(default_factory=dict)
     input_hashes: Mapping[str, str] = field(default_factory=dict)
     output_hashes: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

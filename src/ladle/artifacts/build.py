@@ -91,7 +91,11 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
             if result.input_hashes.get(path, planned) != planned:
                 raise changed_meanwhile(path)
     described = {
-        role: [_describe_input(item, workspace, final) for item in items] for role, items in sorted(step.inputs.items())
+        role: [
+            _describe_input(item, workspace, final, {*map(Path.absolute, result.files_read.get(role, ()))})
+            for item in items
+        ]
+        for role, items in sorted(step.inputs.items())
     }
     record = make_record(step, partial, described, result, time.monotonic() - started)
     fsync_tree(partial)
@@ -155,14 +159,20 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern), key=natural_key) if pattern else [folder]
 
 
-def _describe_input(item: StepInput, workspace: Workspace, final: Path) -> dict[str, Any]:
+def _describe_input(item: StepInput, workspace: Workspace, final: Path, read: set[Path]) -> dict[str, Any]:
+    """Return what a record says of an input; of local files, those read, if the stage says which."""
     if isinstance(item, StepOutput):
         folder = workspace.path_of(item.step)
         record = read_record(folder)
         path = os.path.relpath(folder.resolve(), final.parent.resolve())
         return {"artifact": path, "fingerprint": record["fingerprint"], "digest": record["digest"], "glob": item.glob}
     if isinstance(item, LocalFiles):
-        files = [{"path": str(Path(path).absolute()), "blake3": digest} for path, _, digest in item.files]
+        hashed = {Path(path).absolute(): digest for path, _, digest in item.files}
+        files = [
+            {"path": str(path), "blake3": digest}
+            for path, digest in hashed.items()
+            if not read or not read.isdisjoint((path, path.parent))
+        ]
         return {"paths": [str(path.absolute()) for path in item.paths], "files": files}
     assert isinstance(item, HubRepository)  # nothing is unread once the stage has run
     return {"hub": item.kind, "repo_id": item.repo_id, "commit": item.commit, "file": item.file}

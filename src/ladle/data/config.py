@@ -90,10 +90,8 @@ class _OneUnit(Config):
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
         if sum(value is not None for _, value in self) != 1:
-            raise UserError(
-                f"it has {' and '.join(f'{name}={value}' for name, value in self)}",
-                f"set one of {' and '.join(f'`{name}: N`' for name, _ in self)}",
-            )
+            problem = f"it has {' and '.join(f'{name}={value}' for name, value in self)}"
+            raise UserError(problem, f"set one of {' and '.join(f'`{name}: N`' for name, _ in self)}")
         return self
 
 

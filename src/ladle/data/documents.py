@@ -165,8 +165,6 @@ def _chat_renderer(tokenizer_folder: Path) -> Render:
 
     tokenizer = load_fast_tokenizer(tokenizer_folder)
     if tokenizer.chat_template is None:
-        raise UserError(
-            f"the tokenizer in {tokenizer_folder} has no chat template",
-            "add one to its tokenizer_config.json, or use `format: template`",
-        )
+        problem = f"the tokenizer in {tokenizer_folder} has no chat template"
+        raise UserError(problem, "add one to its tokenizer_config.json, or use `format: template`")
     return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))

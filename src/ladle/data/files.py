@@ -136,17 +136,15 @@ def _own_split(relative: Path) -> str:
 def _data_file(path: Path) -> DataFile:
     if kind := kind_of(path):
         return DataFile(path, kind)
-    raise UserError(
-        f"{path} has a format that cannot be read",
-        f"give files ending in {', '.join(SUFFIXES)}, or a save_to_disk folder",
-    )
+    problem = f"{path} has a format that cannot be read"
+    raise UserError(problem, f"give files ending in {', '.join(SUFFIXES)}, or a save_to_disk folder")
 
 
 def _saved_splits(folder: Path) -> list[str] | None:
     file = folder / "dataset_dict.json"
     try:
         return [str(name) for name in json.loads(file.read_bytes())["splits"]] if file.is_file() else None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{file} does not list the splits ({error})", "save the dataset again") from error
 
 
@@ -162,10 +160,9 @@ def _declared_files(folder: Path, subset: str | None) -> dict[str, list[str]] | 
     try:
         declared = load_dataset_builder(str(folder), name=subset).config.data_files or {}
     except (ValueError, OSError, LookupError, TypeError, AttributeError, yaml.YAMLError, DatasetsError) as error:
-        raise UserError(
-            f"the files that {card} lists cannot be found: {str(error).splitlines()[0]}",
-            "set the source's `subset` to one that its card lists, or correct the card (UTF-8, YAML)",
-        ) from error
+        problem = f"the files that {card} lists cannot be found: {str(error).splitlines()[0]}"
+        fix = "set the source's `subset` to one that its card lists, or correct the card (UTF-8, YAML)"
+        raise UserError(problem, fix) from error
     return {str(split): list(files) for split, files in declared.items()}
 
 
@@ -177,13 +174,9 @@ def _matching_files(folder: Path, split: str, subset: str | None) -> list[Path]:
         tops = sorted({file.relative_to(folder).parts[0] for file in found})
         found = [file for file in found if split_of(file.relative_to(folder), subset) == subset]
         if not found:
-            raise UserError(
-                f"{folder} has no files of subset {subset!r} (it holds {', '.join(tops[:MOST_NAMES])})",
-                "correct the source's `subset`",
-            )
-    named: dict[Path, str] = {}
-    for rank in _RANKS:
-        named |= _name_splits([file for file in found if re.match(rank, kind_of(file))], folder, split)
+            problem = f"{folder} has no files of subset {subset!r} (it holds {', '.join(tops[:MOST_NAMES])})"
+            raise UserError(problem, "correct the source's `subset`")
+    named = _name_splits(found, folder, split)
     for rank in _RANKS:
         if files := [file for file in found if re.match(rank, kind_of(file)) and named[file] == split]:
             alone = re.compile(rf"{re.escape(split)}(-.*|[_.]?\d.*)?\.[^\d].*")
@@ -230,7 +223,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _no_such_split(folder: Path, split: str, splits: Iterable[str], unnamed: Sequence[Path] = ()) -> UserError:
     known = ", ".join(sorted(splits)) or "none"
-    beside = f"; {_listed(unnamed, folder)} name none" if unnamed else ""
+    beside = f"; {_listed(unnamed, folder)}: of none" if unnamed else ""
     return UserError(
         f"{folder} has no split {split!r} (it has {known}{beside})",
         "set the source's `split` to one of them, or name its files in `dataset`",

@@ -67,7 +67,11 @@ def run(config: MixConfig, inputs: Inputs, out: Path) -> StageResult:
     mixture = describe_mixture(config, vocabulary, selections, splits, contamination)
     (out / MIXTURE_FILE).write_text(pretty_json(mixture), encoding="utf-8")
     shutil.rmtree(journal, ignore_errors=True)
-    return StageResult(count_tokens(mixture), mixture["splits"])
+    read = {
+        f"source:{one.name}": {piece.path for piece in of_source}
+        for one, of_source in zip(config.sources, pieces, strict=True)
+    }
+    return StageResult(count_tokens(mixture), mixture["splits"], files_read=read)
 
 
 def run_shard(config: MixConfig, inputs: Inputs, out: Path, shard: Shard) -> None:

@@ -195,10 +195,8 @@ def _choose_columns(
     if columns is None:
         return [*present]
     if missing := [column for column in columns if column not in present]:
-        raise UserError(
-            f"{path} has no column {', '.join(missing)} (its columns: {', '.join(present) or 'none'})",
-            "set the source's `text`, `messages`, `input_ids` or `template` to a column it has",
-        )
+        problem = f"{path} has no column {', '.join(missing)} (its columns: {', '.join(present) or 'none'})"
+        raise UserError(problem, "set the source's `text`, `messages`, `input_ids` or `template` to a column it has")
     return [*columns, *(name for name in optional if name in present and name not in columns)]
 
 
@@ -506,7 +504,7 @@ def _read_parquet(piece: Piece, columns: Sequence[str] | None, optional: Sequenc
 def _load_saved(folder: Path) -> Dataset:
     from datasets import Dataset
 
-    with _damage_named(folder, LookupError, TypeError):
+    with _damage_named(folder, LookupError, TypeError, AttributeError, RuntimeError):
         return Dataset.load_from_disk(str(folder)).with_format(None)  # plain values, whatever it was saved to give
 
 

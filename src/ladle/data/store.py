@@ -164,10 +164,8 @@ class MixedDataset:
         self.path, self.split = Path(path), split
         self.mixture = read_mixture(self.path)
         if split not in self.mixture["splits"]:
-            raise UserError(
-                f"{path} has no split {split!r} (it has {', '.join(self.mixture['splits'])})",
-                "mix it with `validation:` set, or use train",
-            )
+            problem = f"{path} has no split {split!r} (it has {', '.join(self.mixture['splits'])})"
+            raise UserError(problem, "mix it with `validation:` set, or use train")
         self.sequence_length: int = self.mixture["sequence_length"]
         self.vocab_size: int = self.mixture["vocab_size"]
         self.pad_id: int = self.mixture["pad_id"]

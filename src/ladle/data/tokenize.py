@@ -285,12 +285,6 @@ def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size
     have; say which rows are left out of one that can."""
     rows = int(source.first_documents[-1])
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items())
-    if source.num_tokens == 0:
-        seen = f"{rows:,} rows read" + (f", {reasons}" if reasons else "")
-        raise UserError(
-            f"source {source.name} (split {source.config.split}) holds no documents ({seen})",
-            "check its `dataset` and `split`",
-        )
     bad = sum(count for reason, count in source.dropped.items() if reason not in HARMLESS)
     if bad > max_bad_fraction * rows:
         step = 10.0 ** (math.floor(math.log10(bad / rows)) - 1)
@@ -300,12 +294,14 @@ def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size
             f"{_example(source)}",
             f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}",
         )
+    if source.num_tokens == 0:
+        seen = f"{rows:,} rows read" + (f", {reasons}" if reasons else "")
+        problem = f"source {source.name} (split {source.config.split}) holds no documents ({seen})"
+        raise UserError(problem, "check its `dataset` and `split`")
     largest = max(shard.max_token for shard in source.shards)
     if largest >= vocab_size:
-        raise UserError(
-            f"source {source.name} holds token id {largest} and the model's vocab_size is {vocab_size}",
-            "mix with the tokenizer that belongs to the model",
-        )
+        problem = f"source {source.name} holds token id {largest} and the model's vocab_size is {vocab_size}"
+        raise UserError(problem, "mix with the tokenizer that belongs to the model")
     if bad:
         left_out = sum(source.dropped.values())
         message = "%s of the %s rows of source %s are left out (%s), such as %s"

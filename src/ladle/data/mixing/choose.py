@@ -241,10 +241,8 @@ def _draw(
     unit = "documents" if by_documents else "tokens"
     held = len(drawing.candidates) if by_documents else total_tokens(usable, drawing.candidates)
     if max_epochs is None and budget and budget >= held:
-        raise UserError(
-            f"validation would take {budget:,} {unit} of source {drawing.source}, which holds {held:,}",
-            "lower validation.sequences, or add data",
-        )
+        problem = f"validation would take {budget:,} {unit} of source {drawing.source}, which holds {held:,}"
+        raise UserError(problem, "lower validation.sequences, or add data")
     if max_epochs is not None:
         refuse_too_many_epochs(drawing.source, held, budget, max_epochs, unit)
     return drawing.of_documents(usable, budget) if by_documents else drawing.of_tokens(usable, budget)
