@@ -12,7 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ladle.grading.tree import Call, Constant, Expression, Number, Power, Product, Quantity, TooLarge, symbols_of, walk
+from ladle.grading.tree import (
+    Call,
+    Constant,
+    Expression,
+    Number,
+    Power,
+    Product,
+    Quantity,
+    Symbol,
+    TooLarge,
+    symbols_of,
+    walk,
+)
 from ladle.grading.units import Unit, conversion, is_same_unit
 from ladle.grading.values import (
     BARE_LOGARITHM,
@@ -142,7 +154,7 @@ _SCALES = (Fraction(1, 4), Fraction(1), Fraction(3))  # below 1 and above, for r
 _SIGNS = ((1, 1), (-1, 1), (-1, -1))
 _INTEGER_POINTS = 20  # enough for the residues that tell floors of small quotients apart, and for both k < n and n < k
 _FEWEST_INTEGER_POINTS = 3  # where fewer have a value, d!/(d-k)! has been seen at d = k only
-_INTEGER_FUNCTIONS = frozenset({"floor", "ceil", "factorial", "gamma", "binomial", "permutation", "gcd", "lcm"})
+_INTEGER_FUNCTIONS = frozenset({"factorial", "double factorial", "gamma", "binomial", "permutation", "gcd", "lcm"})
 _BARE_BASES = (CONTEXT.mpf(1), CONTEXT.ln(10))  # `\log` without a base is natural or decimal: either reading may match
 
 
@@ -167,8 +179,9 @@ def _agree(gold: Expression, answer: Expression, bare_base: Value) -> bool | Non
         if not is_close(gold_value, answer_value):
             return False
         compared += 1
-    fewest = _FEWEST_INTEGER_POINTS if _are_about_integers(gold, answer) else 1
-    return True if compared >= fewest else None
+    nodes = [*walk(gold), *walk(answer)]
+    is_at_integers = any(map(_is_about_integers, nodes)) and any(isinstance(node, Symbol) for node in nodes)
+    return True if compared >= (_FEWEST_INTEGER_POINTS if is_at_integers else 1) else None
 
 
 def are_proportional(gold: Expression, answer: Expression, positive: bool) -> bool:
@@ -214,11 +227,15 @@ def _sample(gold: Expression, answer: Expression, bare_base: Value) -> Iterator[
 
 def _choose_points(gold: Expression, answer: Expression) -> Iterator[Point]:
     names = sorted(symbols_of(gold) | symbols_of(answer))
+    nodes = [*walk(gold), *walk(answer)]
     if not names:
         yield {}
-    elif _are_about_integers(gold, answer):
+    elif any(_is_about_integers(node) for node in nodes):
         for step in range(_INTEGER_POINTS):
             yield {name: Fraction(1 + pseudo_random_integer(f"{step}{name}") % 20) for name in names}
+    elif any(isinstance(node, Call) and node.function in ("floor", "ceil") for node in nodes):
+        for step in range(-_INTEGER_POINTS, _INTEGER_POINTS):
+            yield {name: step * pseudo_random(f"{step}{name}") for name in names}
     else:
         # A gold answer with the root or the logarithm of a symbol takes it to be positive, as physics does.
         signs = _SIGNS[:1] * 3 if any(_is_root_of_symbol(node) for node in walk(gold)) else _SIGNS
@@ -226,18 +243,20 @@ def _choose_points(gold: Expression, answer: Expression) -> Iterator[Point]:
             yield {name: scale * pair[i % 2] * pseudo_random(f"{scale}{name}") for i, name in enumerate(names)}
 
 
-def _are_about_integers(*expressions: Expression) -> bool:
-    has_symbols = any(symbols_of(expression) for expression in expressions)
-    return has_symbols and any(
-        isinstance(node, Call)
-        and node.function in _INTEGER_FUNCTIONS
-        or isinstance(node, Power)
-        and isinstance(node.base, Number)
-        and node.base.value < 0
-        and bool(symbols_of(node.exponent))
-        for expression in expressions
-        for node in walk(expression)
-    )
+def _is_about_integers(node: object) -> bool:
+    """Whether its symbols are integers: in a factorial, a power of -1, and floors that are idle for them otherwise."""
+    if isinstance(node, Call) and node.function in ("floor", "ceil"):
+        return any(
+            isinstance(part, (Call, Constant))
+            or isinstance(part, Number)
+            and part.value.denominator > 1
+            or isinstance(part, Power)
+            and not symbols_of(part.base)
+            for part in walk(node.arguments[0])
+        )
+    if isinstance(node, Power):
+        return isinstance(node.base, Number) and node.base.value < 0 and bool(symbols_of(node.exponent))
+    return isinstance(node, Call) and node.function in _INTEGER_FUNCTIONS
 
 
 def _is_root_of_symbol(node: object) -> bool:

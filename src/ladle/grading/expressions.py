@@ -11,6 +11,7 @@ know (integrals, sums, limits, cases) it refuses; math-verify gets those.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -37,7 +38,7 @@ _GROUPS = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\r
 _CLOSING = _GROUPS | {"\\{": "\\}"}
 _ROUNDING = {"\\lfloor": "floor", "\\lceil": "ceil"}
 _TIMES = frozenset({"*", "\\cdot", "\\times"})
-_OPERATORS = _TIMES | frozenset("+-/:)]}!^_,;=<>'%&\"") | {"\\}", "\\rfloor", "\\rceil", "\\\\"}
+_OPERATORS = _TIMES | frozenset("+-/:)]}!^_,;=<>'%&\"") | {"\\bmod", "\\}", "\\rfloor", "\\rceil", "\\\\"}
 _FUNCTIONS = frozenset("\\" + name for name in FUNCTION_NAMES)
 _SEVERAL_ARGUMENTS = frozenset({"gcd", "lcm", "max", "min"})
 _FUNCTION_LETTERS = frozenset({*"fghFGH", "\\Gamma"})
@@ -46,11 +47,11 @@ _ACCENTS = {
     **{"\\bar": "bar", "\\overline": "bar", "\\hat": "hat", "\\widehat": "hat", "\\tilde": "tilde"},
     **{"\\widetilde": "tilde", "\\vec": "vec", "\\overrightarrow": "vec"},
 }
+_FIGURES = frozenset({"\\angle", "\\triangle"})
 _DOTS = {"\\dot": 1, "\\ddot": 2}
 _LETTERS = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
-omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi hbar ell odot oplus angle imath jmath triangle aleph
-mho"""
-_NAME_COMMANDS = frozenset("\\" + name for name in _LETTERS.split()) | _ACCENTS.keys() | _DOTS.keys()
+omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi hbar ell odot oplus imath jmath aleph mho"""
+_NAME_COMMANDS = frozenset("\\" + name for name in _LETTERS.split()) | _ACCENTS.keys() | _DOTS.keys() | _FIGURES
 _CONSTANTS = {"e": "e", "i": "i", "\\pi": "pi", "\\imath": "i"}
 
 
@@ -102,7 +103,8 @@ class _Reader:
         terms = [self._read_signed(self._read_term)]
         while self.next in ("+", "-"):
             terms.append(self._read_signed(self._read_term))
-        return terms[0] if len(terms) == 1 else Sum(terms)
+        value = terms[0] if len(terms) == 1 else Sum(terms)
+        return Call("mod", [value, self.read_sum()]) if self._takes("\\bmod") else value
 
     def _read_signed(self, read: Callable[[], Expression]) -> Expression:
         is_negative = False
@@ -117,8 +119,7 @@ class _Reader:
             if self.next in _TIMES:
                 self.take()
                 factors.append(self._read_signed(self._read_factor))
-            elif self.next in ("/", ":"):
-                self.take()
+            elif self._takes("/"):
                 factors.append(_inverse(self._read_signed(self._read_factor)))
             elif self._at_factor():
                 factors.append(self._read_factor())
@@ -137,7 +138,7 @@ class _Reader:
         value = self._read_primary()
         while self.next in ("^", "!"):
             if self.take().text == "!":
-                value = Call("factorial", [value])
+                value = Call("double factorial" if self._takes("!") else "factorial", [value])
                 continue
             texts = [token.text for token in self.tokens[self.position : self.position + 3]]
             if texts[:1] == ["\\circ"] or texts == ["{", "\\circ", "}"]:
@@ -161,6 +162,10 @@ class _Reader:
             number, width = read_number(token, self.tokens[self.position : self.position + 7])
             self.position += width
             return number
+        following = self.tokens[self.position : self.position + 4]
+        if token.text == "\\overline" and re.fullmatch("{[A-Z]{2}}", "".join(piece.text for piece in following)):
+            self.position += 4  # a segment, named by its ends in any order, and often without the bar
+            return read_expression(following[1:3])
         if token.kind in ("run", "face", "word") or token.text in _NAME_COMMANDS:
             self.position -= 1
             name = self.read_name()
@@ -189,6 +194,13 @@ class _Reader:
             text, order = self._take_label(), _DOTS[text]
         elif text in _ACCENTS:
             text = f"{_ACCENTS[text]} {self._take_label()}"
+        elif text in _FIGURES:
+            label = self._take_label() if self.next == "{" else ""
+            while self.next.isupper() and len(self.next) == 1:
+                label += self.take().text
+            # An angle has its vertex in the middle, a triangle has none.
+            label = min(label, label[::-1]) if text == "\\angle" else "".join(sorted(label))
+            text = f"{text} {label}"
         order += self._take_primes()
         subscript = f"_{self._take_label()}" if self._takes("_") else ""
         order += self._take_primes()

@@ -80,7 +80,7 @@ class Grader:
         while chunk := list(islice(remaining, READ_AHEAD)):
             golds = {key_of(pair, self._salt): pair for pair in chunk}
             judged = self._judge_elsewhere(golds)
-            for judgement, _ in (judged[key_of(pair, self._salt)] for pair in chunk):
+            for judgement in (judged[key_of(pair, self._salt)].judgement for pair in chunk):
                 yield None if judgement.verdict is Verdict.CORRECT else judgement.reason
 
     def grade_completions(
@@ -110,7 +110,7 @@ class Grader:
             keys = {index: key_of(pairs[index], self._salt) for index, timed in enumerate(here) if timed is None}
             elsewhere = self._judge_elsewhere({key: pairs[index] for index, key in keys.items()})
             for index, (_, extracted) in enumerate(chunk):
-                judgement, seconds = here[index] or elsewhere[keys[index]]
+                judgement, seconds, _ = here[index] or elsewhere[keys[index]]
                 yield Grade(judgement.verdict, judgement.reason, seconds, extracted.answer, extracted.method)
 
     def _judge_here(self, pair: Pair) -> Timed | None:
@@ -184,7 +184,7 @@ def _read_number(text: str) -> Fraction | None:
 
 # Verdicts kept between runs, by everything that decided them.
 
-GRADER_VERSION = 4
+GRADER_VERSION = 5
 """Raise it with any change that can change a verdict: verdicts of other versions are not found any more."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from calendar import month_name
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from ladle.grading.expressions import is_foreign_command, read_expression
 from ladle.grading.extract import plain_words
+from ladle.grading.normalise import plain_text
 from ladle.grading.tree import (
     BaseNumeral,
     ClockTime,
     Constant,
+    Date,
     Expression,
     Foreign,
     Interval,
@@ -22,6 +25,7 @@ from ladle.grading.tree import (
     Ordered,
     Product,
     Quantity,
+    Ratio,
     Relation,
     Sum,
     Text,
@@ -42,11 +46,28 @@ from ladle.grading.units import CURRENCIES, Unit, conversion, is_unit_run, read_
 
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _CLOCK = re.compile(
-    r"(?:\\text\s*\{)?\s*(\d{1,2})\s*:\s*(\d{2})\s*(?:(?:\\(?:text|mathrm)\s*\{)?\s*([ap])\.?\s*m\.?\s*)?\}?",
+    r"(?P<hour>\d{1,2})(?: ?: ?(?P<minute>[0-5]\d)(?: ?: ?00)?| ?o'clock)?(?: in the| at)?"
+    r"(?: ?(?P<half>[ap])\.? ?m\b\.?| (?P<part>morning|afternoon|evening|night|noon|midnight))?",
     re.IGNORECASE,
 )
-_CAPITALS = re.compile(r"[A-Z]{3,}")  # the name of a triangle, not a product
-_RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
+_HALVES = {"noon": "pm", "midnight": "am", "morning": "am", "afternoon": "pm", "evening": "pm", "night": "pm"}
+_DATE = re.compile(
+    r"(?:on )?(?:the )?(?:(?P<month>[a-z]{3,9})\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?"
+    r"|(?P<first>\d{1,2})(?:st|nd|rd|th)? (?:of )?(?P<second>[a-z]{3,9}))(?:(?: ?,)? (?P<year>\d{4}))?"
+    r"|(?P<iso>\d{4})-(?P<number>\d\d)-(?P<last>\d\d)"
+)
+_CAPITALS = re.compile(r"[A-Z]{3,}|[IVX]{2}")  # the name of a triangle or a quadrant, not a product
+_RELATIONS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    "\\le": "<=",
+    "\\ge": ">=",
+    "\\ne": "!=",
+    "\\approx": "~",
+    "\\in": "in",
+    "\\equiv": "=",
+}
 _COMMANDS = _RELATIONS.keys() | {
     "\\cup",
     "\\pm",
@@ -103,9 +124,9 @@ def read(text: str, reading: Reading) -> Tree:
         Unreadable: it says nothing that anything should read.
         TooLarge: it nests too deep, or lists too much.
     """
-    clock = _CLOCK.fullmatch(text)
-    if clock is not None:
-        return ClockTime(int(clock[1]), int(clock[2]), f"{clock[3].lower()}m" if clock[3] else None)
+    found = _read_clock(text) or _read_date(text)
+    if found is not None:
+        return found
     if _CAPITALS.fullmatch(text):
         return Text(plain_words(text))
     tokens = tokenize(ungroup(text) if reading.is_grouped else text)
@@ -116,6 +137,30 @@ def read(text: str, reading: Reading) -> Tree:
         if foreign is None:
             raise
         raise Foreign(f"{foreign.text} is not known") from error
+
+
+def _read_clock(text: str) -> ClockTime | None:
+    """Read `4:30 p.m.`, `16:30`, `8 am`, `12 noon`; None of anything else, and of a number alone."""
+    words = plain_text(text)
+    found = _CLOCK.fullmatch("12 " + words if words in _HALVES else words)
+    if found is None or not (found["minute"] or found["half"] or found["part"] or "o'clock" in words):
+        return None
+    half = f"{found['half']}m".lower() if found["half"] else _HALVES.get((found["part"] or "").lower())
+    return ClockTime(int(found["hour"]), int(found["minute"] or 0), half)
+
+
+def _read_date(text: str) -> Date | None:
+    """Read `April 9th, 2023`, `9 Apr.` or `2023-04-09`; None of anything else."""
+    found = _DATE.fullmatch(plain_text(text).lower())
+    if found is None:
+        return None
+    if found["iso"]:
+        return Date(int(found["number"]), int(found["last"]), int(found["iso"]))
+    name = found["month"] or found["second"]
+    month = next((number for number, month in enumerate(month_name) if name and month.lower().startswith(name)), None)
+    if month is None:
+        return None
+    return Date(month, int(found["day"] or found["first"]), int(found["year"]) if found["year"] else None)
 
 
 def ungroup(text: str) -> str:
@@ -169,6 +214,9 @@ class _Structure:
         return self.read_side(tokens)
 
     def read_side(self, tokens: Sequence[Token]) -> Tree:
+        parts, _ = split_at(tokens, lambda token: token.text == ":")
+        if len(parts) > 1:
+            return Ratio([read_expression(part) for part in parts])
         parts, _ = split_at(tokens, lambda token: token.text == "\\cup")
         if len(parts) > 1:
             return Union([self.read_side(part) for part in parts])
@@ -237,7 +285,11 @@ class _Structure:
             return Unordered(self._read_items(pieces if inside else [], "set"))
         if opening in ("(", "[") and len(pieces) == 1:  # redundant, but those of a value are the expression's
             inner = self.read_item(inside) if inside else None
-            return inner if isinstance(inner, (Ordered, Unordered, Interval, Union, Matrix, Relation, Text)) else None
+            return (
+                inner
+                if isinstance(inner, (Ordered, Unordered, Interval, Union, Matrix, Relation, Ratio, Text))
+                else None
+            )
         if opening == "[" and all(len(piece) > 2 and _is_enclosed(piece, "[", "]") for piece in pieces):
             return _read_rows([split_at(piece[1:-1], _is_comma)[0] for piece in pieces])  # as Python writes a matrix
         if len(pieces) == 2 and (opening, closing) in (("[", "]"), ("(", "]"), ("[", ")")):
@@ -341,7 +393,7 @@ def _read_compound(tokens: Sequence[Token]) -> Quantity | None:
 def _read_bare_unit(tokens: Sequence[Token]) -> Unit:
     """Read a unit and the `and` or comma after it; empty where the tokens are anything else."""
     names = [token for token in tokens if token.text.strip().lower() not in ("and", ",")]
-    if any(token.kind not in ("word", "run") for token in names):
+    if any(token.kind not in ("word", "run") and token.text not in ("'", '"') for token in names):
         return {}
     try:
         return read_unit(names, accept_nouns=False)

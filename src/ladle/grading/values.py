@@ -286,6 +286,13 @@ def _integer(value: Value) -> int:
     return value.numerator
 
 
+def _small(value: Value) -> int:
+    """Return an integer of which a factorial can be computed."""
+    if not 0 <= _integer(value) <= _MAX_EXACT_FACTORIAL:
+        raise Undefined("a double factorial of that number")
+    return value.numerator
+
+
 def floor(value: Value) -> Fraction:
     """Return the largest integer that is not above a real value."""
     real = _real(value)
@@ -322,6 +329,8 @@ _FUNCTIONS: dict[str, Callable[..., Value]] = {
     "floor": floor,
     "ceil": lambda value: -floor(-value),
     "factorial": _factorial,
+    "double factorial": lambda value: bound(Fraction(math.prod(range(_small(value), 0, -2)))),
+    "mod": lambda value, modulus: value - modulus * floor(power(modulus, Fraction(-1)) * value),
     "gamma": lambda value: _factorial(value - 1),
     "binomial": _binomial,
     "permutation": _permutation,

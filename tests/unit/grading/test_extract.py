@@ -30,7 +30,7 @@ from ladle.grading.verdict import Pair, Verdict
         ("the answer is: 3.5", "3.5", "phrase"),
         ("**The answer is 42**", "42", "phrase"),
         ("所以答案是12。", "12", "phrase"),
-        ("5 and then 6,000 dollars", "6,000", "last_number"),
+        ("5 and then 6,000 dollars", "6,000 dollars", "last_number"),
         ("it falls by -3.25", "-3.25", "last_number"),
         ("I do not know", "", "none"),
         ("<think> 5, no 6, no \\boxed{7}", "", "none"),  # cut off in thought: nothing was answered

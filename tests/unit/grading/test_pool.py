@@ -65,7 +65,7 @@ def test_a_killed_worker_is_replaced_and_its_pairs_are_judged() -> None:
         pool.judge_all(numbered(2))
 
         def kill() -> None:
-            for _ in range(5):
+            for _ in range(4):
                 time.sleep(0.05)
                 for pid in children():
                     os.kill(pid, signal.SIGKILL)

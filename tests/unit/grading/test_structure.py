@@ -87,7 +87,7 @@ def test_the_gold_decides_what_a_comma_and_a_noun_are() -> None:
     assert isinstance(parse("1,002", Reading(False, False, False)), Listing)
     assert parse("3 eggs", NOUNS) == Quantity(THREE, {"egg": 1})
     with pytest.raises(Unreadable):
-        parse("3 dozen", NOUNS)
+        parse("3 halves", NOUNS)
 
 
 @pytest.mark.parametrize(
