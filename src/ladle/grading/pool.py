@@ -153,7 +153,7 @@ class _Worker:
         self._send(pairs)
         for _ in pairs:
             message = self.receive(self._limit)
-            if message == LOADING:  # libraries, which is not charged to the answer
+            while message == LOADING:  # libraries, which is not charged to the answer
                 self.receive(START_TIMEOUT_SECONDS)
                 started = time.monotonic()
                 message = self.receive(self._limit)

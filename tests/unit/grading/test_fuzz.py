@@ -20,13 +20,18 @@ from ladle.grading.verdict import Pair, Verdict
 from ladle.grading.worker import CpuLimitReached, cpu_limit
 
 SECONDS = float(os.environ.get("LADLE_FUZZ_SECONDS", "10"))
-PIECES = r"""0 1 2 3.5 .5 10 1,234 1{,}000 -7 − ½ ² ₂ ⁻¹ √ π ∞ ° × ÷ ± ≤ ≈ ∪ ∈ ∅ ∠ △ ’ “ （ ， 。 ％ ＄ + - * / ^ _ = < > ! | : ; , . ' "
-( ) [ ] { } \{ \} $ $$ \$ % \% # & \\ ~ x y n k i e C P f(x) \frac{1}{2} \frac12 \frac \dfrac{ \sqrt{2} \sqrt[3] \sqrt \pi \infty \pm
-\cdot \times \le \ne \in \cup \equiv \pmod{5} \bmod mod \binom{5}{2} \choose \over \text{ cm} \text{ \text{and} \mathrm{e} \mathbb{R} \angle
-\triangle ABC \overline{AB} \overline{3} \dot{3} \vec{v} \hat{i} \mathbf{j} \left( \right) \left\lfloor \rfloor \lceil \langle \rangle \boxed{ \boxed
-\begin{pmatrix} \end{pmatrix} \begin{cases} \int \sum_{k=1}^{n} \lim_{x\to0} \sin \log_2 \ln ^\circ ^{th} _8 \color{red} \, \; \! \quad \cdots ...
-and or to of in the about not is cats times dozen percent half two thirds sixth hundred million pm am o'clock April 9th 2023 16:35 2:30 km/h m/s^2
-USD € £ (apples) (since none no solution 十二 三分之一 百分之五 个 元 the\ answer\ is #### answer: <think> </think> all\ real\ numbers k\in\mathbb{Z}""".split()
+_PIECES = r"""
+0 1 2 3.5 .5 10 1,234 1{,}000 -7 − ½ ² ₂ ⁻¹ √ π ∞ ° × ÷ ± ≤ ≈ ∪ ∈ ∅ ∠ △ ’ “ （ ， 。 ％ ＄ + - * / ^ _ = < > ! | : ; , .
+' " ( ) [ ] { } \{ \} $ $$ \$ % \% # & \\ ~ x y n k i e C P f(x) \frac{1}{2} \frac12 \frac \dfrac{ \sqrt{2} \sqrt[3]
+\sqrt \pi \infty \pm \cdot \times \le \ne \in \cup \equiv \pmod{5} \bmod mod \binom{5}{2} \choose \over \text{ cm}
+\text{ \text{and} \mathrm{e} \mathbb{R} \angle \triangle ABC \overline{AB} \overline{3} \dot{3} \vec{v} \hat{i}
+\mathbf{j} \left( \right) \left\lfloor \rfloor \lceil \langle \rangle \boxed{ \boxed \begin{pmatrix} \end{pmatrix}
+\begin{cases} \int \sum_{k=1}^{n} \lim_{x\to0} \sin \log_2 \ln ^\circ ^{th} _8 \color{red} \, \; \! \quad \cdots ...
+and or to of in the about not is cats times dozen percent half two thirds sixth hundred million pm am o'clock April
+9th 2023 16:35 2:30 km/h m/s^2 USD € £ (apples) (since none no solution 十二 三分之一 百分之五 个 元 the\ answer\ is ####
+answer: <think> </think> all\ real\ numbers k\in\mathbb{Z}
+"""
+PIECES = _PIECES.split()
 texts = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=9).map(" ".join),
     st.lists(st.sampled_from(PIECES), max_size=9).map("".join),
