@@ -28,8 +28,8 @@ _PIECES = r"""
 \mathbf{j} \left( \right) \left\lfloor \rfloor \lceil \langle \rangle \boxed{ \boxed \begin{pmatrix} \end{pmatrix}
 \begin{cases} \int \sum_{k=1}^{n} \lim_{x\to0} \sin \log_2 \ln ^\circ ^{th} _8 \color{red} \, \; \! \quad \cdots ...
 and or to of in the about not is cats times dozen percent half two thirds sixth hundred million pm am o'clock April
-9th 2023 16:35 2:30 km/h m/s^2 USD € £ (apples) (since none no solution 十二 三分之一 百分之五 个 元 the\ answer\ is ####
-answer: <think> </think> all\ real\ numbers k\in\mathbb{Z}
+9th 2023 16:35 2:30 km/h m/s^2 USD € £ (apples) (since none no solution 十二 三分之一 百分之五 个 元 the\ answer\ is
+#### answer: <think> </think> all\ real\ numbers k\in\mathbb{Z}
 """
 PIECES = _PIECES.split()
 texts = st.one_of(
