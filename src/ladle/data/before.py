@@ -137,11 +137,12 @@ def check_preference(check: Checkup, allow_single_label: bool) -> Iterator[Findi
 def _check_preference_source(
     key: str, source: PreferenceSource, paths: list[Path], labels: set[bool]
 ) -> Iterator[Finding]:
-    from ladle.data.prefer import unpaired_rows
-    from ladle.data.rows import read_rows
+    from ladle.data.preference import Findings, unpaired_rows
+    from ladle.data.rows import read_placed_rows as scan_rows
 
-    bad: Counter[str] = Counter()
-    examples = list(unpaired_rows(islice(read_rows(paths, source.split), SAMPLE_ROWS), source, bad))
+    findings = Findings()
+    examples = list(unpaired_rows(islice(scan_rows(paths, source.split), SAMPLE_ROWS), source, findings))
+    bad = findings.bad
     labels.update(example["label"] for example in examples)
     if not examples:
         message = f"no row of {source.dataset} becomes an example ({_listed(bad)})"

@@ -19,6 +19,11 @@ TRAIN = "train"
 EVERY_SPLIT = "*"
 _TEMPLATES = {"template": ("{question}", "{answer}"), "thumbs": ("{prompt}", "{completion}")}
 """Prompt and completion of the preference formats made of columns, where the source names none."""
+_COLUMNS = {
+    "unpaired": ("prompt", "completion", "label"),
+    "paired": ("chosen", "rejected"),
+    "messages": ("messages",),
+}
 
 
 class _Dataset(Config):
@@ -196,6 +201,13 @@ def _exact(ratio: float) -> Fraction:
 
 
 _DOWN = ["down", "thumbs down", "thumbs_down", "thumbs-down", "👎", "-1", "0", "false", "no", "bad", "dislike"]
+_MADE_OF_COLUMNS = ("template", "thumbs")
+_FORMATS_OF_KEYS = {
+    **dict.fromkeys(("prompt", "completion", "conversational"), _MADE_OF_COLUMNS),
+    **dict.fromkeys(("rating", "up", "down"), ("thumbs",)),
+    "label": ("unpaired", "messages", "template"),
+}
+"""Keys of a preference source that only some formats use."""
 
 
 class PreferenceSource(Config):
@@ -211,8 +223,8 @@ class PreferenceSource(Config):
     revision: str | None = location(None)
     format: Literal["unpaired", "paired", "messages", "template", "thumbs"] = "unpaired"
     """`unpaired`: prompt, completion (one, or a list of alternatives, one row each), label. `paired`: chosen, rejected,
-    and prompt unless they open with it. `messages`: first user turn, then answer. `template`: text made of the row's
-    columns. `thumbs`: the same, labelled by a column of people's ratings."""
+    and prompt unless they open with it. `messages`: the last answer, and all before it as prompt. `template`: text made
+    of the row's columns. `thumbs`: the same, labelled by a column of people's ratings."""
     prompt: str | None = None
     """Prompt of `template` (unset: `{question}`) and `thumbs` (unset: `{prompt}`), with columns in braces."""
     completion: str | None = None
@@ -226,7 +238,7 @@ class PreferenceSource(Config):
     conversational: bool = False
     """Make the template's prompt a user turn and its completion an assistant turn, for a model that chats."""
     label: bool | None = None
-    """The label of rows that have none (`messages`, `template`)."""
+    """The label of rows that have none (`unpaired`, `messages`, `template`)."""
     keep_label: bool | None = None
     """Use only the examples with this label, to see what one side alone teaches; unset uses both."""
     limit: int | None = Field(default=None, gt=0)
@@ -235,13 +247,44 @@ class PreferenceSource(Config):
     @property
     def templates(self) -> tuple[str, str]:
         """How a row's columns become prompt and completion."""
-        prompt, completion = _TEMPLATES.get(self.format, ("", ""))
-        return self.prompt or prompt, self.completion or completion
+        prompt, completion = _TEMPLATES[self.format]
+        return (
+            prompt if self.prompt is None else self.prompt,
+            completion if self.completion is None else self.completion,
+        )
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns that the format needs of every row."""
+        if self.format not in _MADE_OF_COLUMNS:
+            return set(_COLUMNS[self.format]) - ({"label"} if self.label is not None else set())
+        prompt, completion = self.templates
+        columns = {*columns_of_template(prompt, "kto.data.prompt")}
+        columns |= {*columns_of_template(completion, "kto.data.completion")}
+        return columns | ({self.rating} if self.format == "thumbs" else set())
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"dataset": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _every_key_is_used(self) -> PreferenceSource:
+        for key, formats in _FORMATS_OF_KEYS.items():
+            if self.format not in formats and getattr(self, key) != type(self).model_fields[key].default:
+                problem = f"`{key}` belongs to `format: {' or '.join(formats)}`, and {self.dataset} has {self.format}"
+                raise UserError(problem, f"set its format, or leave `{key}` out")
+        if self.split == EVERY_SPLIT and self.into != TRAIN:
+            problem = f"{self.dataset} has `split: *`, which keeps the splits' names, and `into: {self.into}`"
+            raise UserError(problem, "name one split, or leave `into` out")
+        if self.dataset == ROLLOUTS and (self.split, self.format, self.revision) != (TRAIN, "unpaired", None):
+            problem = "rollouts have one split and one form, and the source sets `split`, `format` or `revision`"
+            raise UserError(problem, "leave them out, or name a dataset")
+        if both := {word.strip().lower() for word in self.up} & {word.strip().lower() for word in self.down}:
+            problem = f"ratings of {self.dataset} are in both `up` and `down`: {', '.join(sorted(both))}"
+            raise UserError(problem, "set both lists; one that is left out is made for thumbs, 1 and 0")
+        self.columns  # noqa: B018 - refuses what is not a template
+        return self
 
 
 class PreferConfig(Config):
@@ -256,8 +299,26 @@ class PreferConfig(Config):
     deduplicate: bool = True
     """Keep one of the rows whose prompt, completion and label are all equal."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of unusable rows (label not a boolean, empty completion, missing role) past which the data is refused."""
+    """Share of a source's unusable rows (label not a boolean, empty completion, missing role) past which it is
+    refused."""
+    cut_completions: Literal["drop", "keep"] = "drop"
+    """Completions that were cut before their end (`finish_reason: length`): leave them out, counted, or train on them
+    as they are, without an end token."""
     seed: int = 233
+
+    @model_validator(mode="after")
+    def _one_form(self) -> PreferConfig:
+        texts = [one.dataset for one in self.data if one.format in _MADE_OF_COLUMNS and not one.conversational]
+        turns = [one.dataset for one in self.data if one.format == "messages" or one.conversational]
+        if texts and turns:
+            raise mixed_forms(texts[0], turns[0])
+        return self
+
+
+def mixed_forms(text_source: str, messages_source: str) -> UserError:
+    """Return the refusal of text and messages in one dataset."""
+    fix = "set `format: template, conversational: true` on the one with text, or leave one out"
+    return UserError(f"{text_source} holds text and {messages_source} messages, which cannot be trained together", fix)
 
 
 # Datasets.

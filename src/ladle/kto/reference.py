@@ -19,16 +19,18 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import DatasetDict, load_from_disk
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ladle.artifacts.files import pretty_json
 from ladle.artifacts.journal import ShardJournal
+from ladle.data.prefer import read_examples
 from ladle.errors import UserError
 from ladle.executors import SerialExecutor
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.kto.data import KtoExamples, make_bin, plan_bins, refuse_single_label, tokenize_examples
 from ladle.kto.loss import is_packing, use_kto_forward
 from ladle.kto.pairs import KtoPlan, make_plan
+from ladle.models.chat import set_template_date
 from ladle.models.load import load_model, model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
@@ -44,6 +46,9 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
     refuse_single_label(np.array(_rows(data, TRAIN)["label"]), config.allow_single_label)
     state = PartialState(cpu=not torch.cuda.is_available())
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
+    is_conversational = not isinstance(data[TRAIN][0]["prompt"], str)
+    if is_conversational:
+        set_template_date(tokenizer, config.template_date, "kto.template_date")
     model = load_policy_base(inputs["model"][0], config).eval()
     if config.quantization is None:  # quantized weights stay where they were loaded
         model.to(device=state.device)  # type: ignore[reportCallIssue]
@@ -52,7 +57,11 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
     reference = ReferencePass(model, cast(int, tokenizer.pad_token_id), config.max_tokens_per_microbatch, autocast)
     counters: dict[str, int] = {}
     for split in [TRAIN, *([config.eval_split] if config.eval_split else [])]:
-        examples, counts = tokenize_examples(_rows(data, split), tokenizer, config.max_length)
+        rows = read_examples(_rows(data, split))
+        examples, counts = tokenize_examples(rows, tokenizer, config.max_length, config.max_bad_fraction)
+        if split == TRAIN:
+            refuse_single_label(examples.is_desirable, config.allow_single_label, counts["dropped_long_prompts"])
+        _require_embeddings(examples, tokenizer, model)
         counters |= counts if split == TRAIN else {f"{split}_{name}": count for name, count in counts.items()}
         plan = make_plan(config, examples.prompt_of, split == TRAIN)
         journal = out / split / ".items"
@@ -64,9 +73,17 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
             shutil.rmtree(journal)
         state.wait_for_everyone()
     if state.is_main_process:
-        is_conversational = tokenizer.chat_template is not None and not isinstance(data[TRAIN][0]["prompt"], str)
         (out / "data.json").write_text(pretty_json({"conversational": is_conversational}), encoding="utf-8")
     return StageResult(counters)
+
+
+def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    largest = int(max(examples.prompt_ids.max(), examples.completion_ids.max()))
+    size = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if largest >= size:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        problem = f"the data holds token {token!r} (id {largest}), and the model has {size} embeddings"
+        raise UserError(problem, "use the model's own tokenizer, without tokens added to it")
 
 
 def load_policy_base(path: Path, settings: KtoConfig | KtoReferenceConfig) -> PreTrainedModel:

@@ -19,8 +19,9 @@ from ladle.kto.pairs import make_plan
 from ladle.kto.reference import TRAIN, KtoReference, load_policy_base
 from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
 from ladle.log import get_logger
+from ladle.models.chat import ensure_chat_template
 from ladle.models.load import copy_out_of_file, load_model, model_dir, remove_half_written, save_model
-from ladle.models.tokenizer import ensure_chat_template, load_fast_tokenizer
+from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
 from ladle.training.checkpoint import Rotation

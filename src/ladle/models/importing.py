@@ -19,8 +19,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
 from ladle.log import get_logger
+from ladle.models.chat import END_OF_TURN
 from ladle.models.load import complete_config, load_model, model_dir, remove_half_written
-from ladle.models.tokenizer import END_OF_TURN, convert_tokenizer, load_fast_tokenizer, read_json
+from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer, read_json
 from ladle.soups.members import DTYPES, read_header
 
 logger = get_logger(__name__)
