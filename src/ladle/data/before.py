@@ -138,7 +138,7 @@ def _check_preference_source(
     key: str, source: PreferenceSource, paths: list[Path], labels: set[bool]
 ) -> Iterator[Finding]:
     from ladle.data.preference import Findings, unpaired_rows
-    from ladle.data.rows import read_placed_rows as scan_rows
+    from ladle.data.rows import scan_rows
 
     findings = Findings()
     examples = list(unpaired_rows(islice(scan_rows(paths, source.split), SAMPLE_ROWS), source, findings))

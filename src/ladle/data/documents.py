@@ -7,8 +7,6 @@ doing, the others count as bad rows.
 from __future__ import annotations
 
 import functools
-import math
-import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ from jinja2 import TemplateError
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
 from ladle.data.encoders import Vocabulary
-from ladle.data.formats import find_code, load_function
+from ladle.data.formats import PlainFormatter, find_code, load_function
 from ladle.data.rows import LONE_SURROGATE, Piece, Row, Unreadable, read_piece
-from ladle.errors import UserError
+from ladle.errors import BadRow, UserError
 
 HARMLESS = ("empty", "left_out")
 """Reasons that do not count towards `max_bad_fraction`."""
@@ -120,26 +118,13 @@ def _checked_ids(value: Any, mask: Any) -> Document:
     return Unreadable("padded") if isinstance(mask, list) and 0 in mask else value
 
 
-class _PlainFormatter(string.Formatter):
-    """str.format for text and numbers alone: nothing else is written as Python would."""
-
-    def convert_field(self, value: Any, conversion: Any) -> Any:
-        if type(value) not in (str, int, float) or (type(value) is float and not math.isfinite(value)):
-            raise _NotPlainError
-        return super().convert_field(value, conversion)
-
-
-class _NotPlainError(ValueError):
-    """A template names a value that is neither text nor a number."""
-
-
 def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
     values = [row.get(column, _MISSING) for column in columns]
     if _MISSING in values or None in values:
         return _MISSING if _MISSING in values else Unreadable("null")
     try:
-        return _PlainFormatter().vformat(template, (), row)
-    except _NotPlainError:
+        return PlainFormatter().vformat(template, (), row)
+    except BadRow:
         return Unreadable("not_text")
     except (LookupError, AttributeError, ValueError, TypeError):
         return Unreadable("template_does_not_fit")

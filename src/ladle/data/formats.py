@@ -40,10 +40,11 @@ def columns_of_template(template: str, key: str) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-class _TextAndNumbers(string.Formatter):
+class PlainFormatter(string.Formatter):
     """str.format for text and plain numbers; anything else it would write as Python does (`None`, `[{'role': …`)."""
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return a field's value; `BadRow` for one that is neither text nor a number."""
         value, column = super().get_field(field_name, args, kwargs)
         is_plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
         if not is_plain or (isinstance(value, float) and not math.isfinite(value)):
@@ -67,7 +68,7 @@ def fill(template: str, row: dict[str, Any], key: str) -> str:
     if missing:
         raise BadRow(f"there is no column {missing[0]!r} (there is {', '.join(row)})", f"correct {key}")
     try:
-        return _TextAndNumbers().vformat(template, (), row)
+        return PlainFormatter().vformat(template, (), row)
     except BadRow:
         raise
     except (LookupError, AttributeError, ValueError, TypeError) as error:

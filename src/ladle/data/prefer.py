@@ -21,7 +21,7 @@ from ladle.artifacts.files import canonical_json
 from ladle.data.config import EVERY_SPLIT, ROLLOUTS, TRAIN, PreferConfig, PreferenceSource, mixed_forms
 from ladle.data.files import splits_of
 from ladle.data.preference import COLUMNS, CUT, EXTRA_COLUMNS, Findings, Row, unpaired_rows
-from ladle.data.rows import read_placed_rows as scan_rows
+from ladle.data.rows import scan_rows
 from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.stage import Inputs, StageResult

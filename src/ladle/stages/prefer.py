@@ -18,4 +18,4 @@ def shrink(config: PreferConfig, shrinking: Shrinking) -> PreferConfig:
     return config.model_copy(update={"data": data})
 
 
-STAGE = Stage("prefer", run, section=PreferConfig, shrink=shrink, extrapolate=same_seconds)
+STAGE = Stage("prefer", run, version=2, section=PreferConfig, shrink=shrink, extrapolate=same_seconds)

@@ -88,7 +88,10 @@ def test_turns_of_different_keys_come_back_as_they_were(tmp_path):
 def test_a_saved_folder_keeps_its_labels_and_gets_no_nulls(tmp_path, form):
     user = {"role": "user", "content": "q"}
     calls = [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": one}]} for one in ({"a": "1"}, {"b": "2"})]
-    rows = [{"prompt": [user], "completion": [call], "label": label} for call, label in zip(calls, (True, False), strict=True)]
+    rows = [
+        {"prompt": [user], "completion": [call], "label": label}
+        for call, label in zip(calls, (True, False), strict=True)
+    ]
     Dataset.from_list(rows).with_format(form).save_to_disk(tmp_path / "saved")
     prefer.run(PreferConfig.model_validate({"data": ["d"]}), {"source:0": [tmp_path / "saved"]}, tmp_path)
     assert list(read_examples(load_from_disk(tmp_path / "preference")["train"])) == rows

@@ -37,11 +37,14 @@ def parts(rows: list[dict]) -> list[tuple]:
     return [(row["prompt"], row["completion"], row["label"]) for row in rows]
 
 
+AB = {"prompt": "a", "completion": "b"}
+MESSAGES = {"format": "messages", "label": True}
+TEMPLATE = {"format": "template", "label": True, "prompt": "{q}", "completion": "{a}"}
 CASES = {
-    "other columns are left behind": ({}, {"prompt": "a", "completion": "b", "label": False, "idx": 3}, [("a", "b", False)]),
-    "CSV's labels are text": ({}, {"prompt": "a", "completion": "b", "label": "False"}, [("a", "b", False)]),
-    "the source's label is for rows that have none": ({"label": True}, {"prompt": "a", "completion": "b"}, [("a", "b", True)]),
-    "a null label is none": ({"label": True}, {"prompt": "a", "completion": "b", "label": None}, [("a", "b", True)]),
+    "other columns are left behind": ({}, AB | {"label": False, "idx": 3}, [("a", "b", False)]),
+    "CSV's labels are text": ({}, AB | {"label": "False"}, [("a", "b", False)]),
+    "the source's label is for rows that have none": ({"label": True}, AB, [("a", "b", True)]),
+    "a null label is none": ({"label": True}, AB | {"label": None}, [("a", "b", True)]),
     "alternatives become one row each": (
         {}, {"prompt": "a", "completion": ["b", "c"], "label": [True, False]}, [("a", "b", True), ("a", "c", False)],
     ),
@@ -57,7 +60,7 @@ CASES = {
         {}, {"prompt": [USER], "completion": [ANSWER, OTHER], "label": True}, [([USER], [ANSWER, OTHER], True)],
     ),
     "a pair": (
-        {"format": "paired"}, {"prompt": "a", "chosen": "good", "rejected": "bad"}, [("a", "good", True), ("a", "bad", False)],
+        {"format": "paired"}, {"prompt": "a", "chosen": "b", "rejected": "c"}, [("a", "b", True), ("a", "c", False)],
     ),
     "a pair that holds its prompt as turns beside its text": (
         {"format": "paired"}, {"prompt": "2+2?", "chosen": [USER, ANSWER], "rejected": [USER, OTHER]},
@@ -74,20 +77,20 @@ CASES = {
         {}, {"prompt": "Q: x", "completion": "Q: x 4", "label": True}, [("Q: x", " 4", True)],
     ),
     "the last answer of messages": (
-        {"format": "messages", "label": True}, {"messages": [SYSTEM, USER, ANSWER, USER, OTHER]},
+        MESSAGES, {"messages": [SYSTEM, USER, ANSWER, USER, OTHER]},
         [([SYSTEM, USER, ANSWER, USER], [OTHER], True)],
     ),
     "the row's label wins over the source's": (
-        {"format": "messages", "label": True}, {"messages": [USER, ANSWER], "label": False}, [([USER], [ANSWER], False)],
+        MESSAGES, {"messages": [USER, ANSWER], "label": False}, [([USER], [ANSWER], False)],
     ),
     "turns after the last answer are not used": (
-        {"format": "messages", "label": True}, {"messages": [USER, ANSWER, USER]}, [([USER], [ANSWER], True)],
+        MESSAGES, {"messages": [USER, ANSWER, USER]}, [([USER], [ANSWER], True)],
     ),
     "an answer of several turns is taken whole": (
-        {"format": "messages", "label": True}, {"messages": [USER, ANSWER, OTHER]}, [([USER], [ANSWER, OTHER], True)],
+        MESSAGES, {"messages": [USER, ANSWER, OTHER]}, [([USER], [ANSWER, OTHER], True)],
     ),
     "ShareGPT's names": (
-        {"format": "messages", "label": True},
+        MESSAGES,
         {"messages": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, [([USER], [ANSWER], True)],
     ),
     "roles human and gpt": (
@@ -96,7 +99,7 @@ CASES = {
     ),
     "parts of text are joined, nulls left out, other keys kept": (
         {},
-        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}], "id": 1}],
+        {"prompt": [USER | {"content": [{"type": "text", "text": text} for text in ("2+", "2?")], "id": 1}],
          "completion": [ANSWER | {"reasoning_content": "r", "weight": None}], "label": True},
         [([USER | {"id": 1}], [ANSWER | {"reasoning_content": "r"}], True)],
     ),
@@ -104,16 +107,13 @@ CASES = {
         {}, {"prompt": [USER], "completion": [CALL | {"content": None}], "label": False}, [([USER], [CALL], False)],
     ),
     "a template's row label wins": (
-        {"format": "template", "label": True, "prompt": "{q}", "completion": "{a}"}, {"q": 1.5, "a": "b", "label": False},
-        [("1.5", "b", False)],
+        TEMPLATE, {"q": 1.5, "a": "b", "label": False}, [("1.5", "b", False)],
     ),
     "a column that the template's text is made of is not its label": (
-        {"format": "template", "label": True, "prompt": "{q}", "completion": "{label}"}, {"q": "a", "label": "spam"},
-        [("a", "spam", True)],
+        TEMPLATE | {"completion": "{label}"}, {"q": "a", "label": "spam"}, [("a", "spam", True)],
     ),
     "a template for a model that chats": (
-        {"format": "template", "label": True, "prompt": "{q}", "completion": "{a}", "conversational": True},
-        {"q": "2+2?", "a": 4}, [([USER], [ANSWER], True)],
+        TEMPLATE | {"conversational": True}, {"q": "2+2?", "a": 4}, [([USER], [ANSWER], True)],
     ),
 }  # fmt: skip
 
@@ -155,7 +155,13 @@ def test_a_pair_without_a_prompt_is_split_as_trl_does(chosen, rejected):
 
 
 def test_tools_template_arguments_and_token_ids_come_along():
-    row = {"prompt": [USER], "completion": [CALL], "label": True, "tools": TOOLS, "chat_template_kwargs": {"think": True}}
+    row = {
+        "prompt": [USER],
+        "completion": [CALL],
+        "label": True,
+        "tools": TOOLS,
+        "chat_template_kwargs": {"think": True},
+    }
     assert unpair([row])[0] == [row]
     assert unpair([row | {"tools": json.dumps(TOOLS)}])[0] == [row]
     ids = {"prompt_ids": [1, 2], "completion_ids": [3], "finish_reason": "stop"}
@@ -164,8 +170,6 @@ def test_tools_template_arguments_and_token_ids_come_along():
     assert unpair([sampled | ids | {"finish_reason": "length"}])[0][0]["finish_reason"] == "length"
 
 
-MESSAGES = {"format": "messages", "label": True}
-TEMPLATE = {"format": "template", "label": True, "prompt": "{q}", "completion": "{a}"}
 UNUSABLE = [
     ({"prompt": "a", "completion": "b", "label": 1}, {}, "not a boolean"),
     ({"prompt": "a", "completion": "b", "label": None}, {}, "no label"),
@@ -185,7 +189,7 @@ UNUSABLE = [
     ({"prompt": [USER | {"content": [{"type": "image"}]}], "completion": [ANSWER], "label": True}, {}, "not text"),
     ({"prompt": [USER], "completion": [ANSWER], "label": True, "images": ["x"]}, {}, "images"),
     ({"prompt": [USER], "completion": [ANSWER], "label": True, "tools": "hammer"}, {}, "tools that are not"),
-    ({"prompt": [USER], "completion": [ANSWER], "label": True, "chat_template_kwargs": {"tokenize": 1}}, {}, "set one of"),
+    ({"prompt": [USER], "completion": [ANSWER], "label": True, "chat_template_kwargs": {"tools": 1}}, {}, "set one of"),
     ({"prompt": [USER], "completion": [CALL | {"n": 2**64}], "label": True}, {}, "64 bits"),
     ({"prompt": "a", "completion": "b", "label": True, "prompt_ids": [1]}, {}, "not both lists"),
     ({"chosen": "b", "rejected": "b"}, {"format": "paired"}, "are the same"),
@@ -234,8 +238,8 @@ def test_text_among_messages_is_counted():
 
 @pytest.mark.parametrize(
     ("rating", "label"),
-    [("👍", True), ("Thumbs Down", False), (1, True), (0.0, False), (True, True), ("up ", True), ("+1", True), ("-1", False)],
-)  # fmt: skip
+    [("👍", True), ("Thumbs Down", False), (1, True), (0.0, False), (True, True), ("+1", True), ("-1", False)],
+)
 def test_thumbs_become_labels(rating, label):
     rows, findings = unpair([{"prompt": "a", "completion": "b", "rating": rating}], format="thumbs")
     assert rows == [{"prompt": "a", "completion": "b", "label": label}]
@@ -289,7 +293,9 @@ def example(number: int, label: bool) -> dict:
 
 
 def test_rows_in_equal_rows_out_plus_every_count():
-    rows = [example(n % 5, n % 3 == 0) for n in range(20)] + [example(n, False) | {"finish_reason": "length"} for n in (7, 8)]
+    rows = [example(n % 5, n % 3 == 0) for n in range(20)] + [
+        example(n, False) | {"finish_reason": "length"} for n in (7, 8)
+    ]
     kept, counters = join_rows(rows, Counter({"empty": 2}), config(balance=True))
     left_out = ("duplicates", "left_out_to_balance", "bad: empty", "cut_completions")
     assert counters["rows_in"] == 24 == counters["rows_out"] + sum(counters[name] for name in left_out)
