@@ -13,8 +13,8 @@ from ladle.config import Config, execution, location
 from ladle.data.files import SUFFIXES
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks
-from ladle.executors import ExecutorKind
-from ladle.generation.request import SamplingConfig
+from ladle.generation.request import SamplingConfig, Workers
+from ladle.grading.extract import Extraction
 from ladle.grading.pool import GraderConfig
 
 
@@ -148,7 +148,7 @@ def _refuse_repeated(choices: list[Any], info: ValidationInfo) -> list[Any]:
 _Unique = AfterValidator(_refuse_repeated)
 
 
-class EvaluateModelConfig(Config):
+class EvaluateModelConfig(Workers):
     """What decides the results of one model."""
 
     benchmarks: Annotated[list[Annotated[BenchmarkChoice, BeforeValidator(_benchmark_of)]], _Unique] = Field(
@@ -169,10 +169,8 @@ class EvaluateModelConfig(Config):
     end: int = Field(default=-1, ge=-1)
     """Item to stop before; -1 takes all."""
     grader: GraderSection = GraderSection()
-    workers: int = execution(1, ge=1)
-    """Processes that generate side by side, one GPU each where there are several."""
-    executor: ExecutorKind = execution("processes")
-    """Where those processes are: on this machine, or on a Ray cluster."""
+    extraction: Extraction = "ladle"
+    """Rule that finds the answer in a completion; `upstream` is the published harness's, for comparisons with it."""
 
     def style(self, choice: BenchmarkChoice) -> PromptStyle:
         """Return the prompt format for one of the benchmarks."""

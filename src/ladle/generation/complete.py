@@ -117,7 +117,7 @@ def _complete_pile(make: Callable[[int], Generator], folder: Path, numbered: tup
         for task, group in groupby(pile, key=lambda request: request.task):
             requests = [request for request in group if request.id not in finished]
             before = time.monotonic()
-            # Counted in tokens: the first samples to finish are the shortest, and say little of how long the rest takes.
+            # Counted in tokens: the first samples to finish are the shortest, and say little of the rest.
             with progress(sum(request.max_new_tokens for request in requests), task, "tokens") as bar:
                 generator.report = bar.advance
                 for count, sample in enumerate(generator.generate(requests), start=1):

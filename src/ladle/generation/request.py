@@ -105,8 +105,8 @@ class Sample:
 
     Attributes:
         id: the request's id.
-        token_ids: the new tokens as they were sampled, with the end-of-sequence id or the stop text that ended them; None
-            where a server does not say them.
+        token_ids: the new tokens as they were sampled, with the end-of-sequence id or the stop text that ended them;
+            None where a server does not return them.
         text: the new tokens as text, without special tokens and without the stop text that ended them.
         finish_reason: `eos` (an end-of-sequence id), `stop` (a stop text) or `length` (cut at `max_new_tokens`).
     """
@@ -154,8 +154,8 @@ def make_requests(
         raise UserError(f"the prompt of {task}/{item} has no tokens", "give every item a non-empty question")
     if positions is not None and len(prompt_ids) >= positions:
         raise UserError(
-            f"the prompt of {task}/{item} has {len(prompt_ids):,} tokens, and the model takes {positions:,} with the answer",
-            "leave the item out, show fewer examples, or use a model with a longer context",
+            f"the prompt of {task}/{item} has {len(prompt_ids):,} tokens, and the model takes {positions:,} in all",
+            "leave the item out (limit, start, end), show fewer examples, or use a model with a longer context",
         )
     return [
         Request(

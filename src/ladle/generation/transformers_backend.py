@@ -30,8 +30,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
-from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 
 from ladle.generation.request import Request, Sample, make_sample, shows_stop, stop_token_ids
 from ladle.generation.sampling import draw, random_words
@@ -101,9 +106,7 @@ class TransformersGenerator:
             if alone:
                 why = self.fault or f"past {longest:,} tokens its positions depend on the longest row of a batch"
                 text = "%s makes %d completions one at a time, by transformers' generate (%s): %s"
-                logger.warning(
-                    text, type(self.model).__name__, len(alone), why, "sampling.backend=vllm may be faster"
-                )
+                logger.warning(text, type(self.model).__name__, len(alone), why, "sampling.backend=vllm may be faster")
             for request in alone:
                 yield self._complete_alone(request)
                 self.report(request.max_new_tokens)
@@ -505,7 +508,7 @@ def attend_slots(
 def _attend_prompts(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, rule: MaskRule
 ) -> torch.Tensor:
-    """Attend by the rule. Padding is on the right, where no real token sees it; under a causal rule no mask is needed."""
+    """Attend by the rule. Padding is on the right, where no real token sees it: a causal rule needs no mask."""
     mask = None
     if rule.window is not None and rule.window < query.shape[2]:
         token_P = torch.arange(query.shape[2], device=query.device)

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error, guarded, ok, warning
+from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, guarded, ok, warning
 from ladle.evaluation.config import BenchmarkChoice, EvaluateConfig, EvaluateModelConfig
 from ladle.rollouts.before import check_generation, shrink_sampling
 from ladle.stage import Stage, deferred
 
 ITEMS = 2
 """Items of each benchmark in a rehearsal."""
-PUBLISHED_ITEMS = {
-    **{"aime24": 30, "amc23": 40, "gsm8k": 1319},
-    **{"math500": 500, "minerva_math": 272, "olympiadbench": 675},
-}
-"""Items of the built-in benchmarks."""
 
 run = deferred("ladle.evaluation.evaluate:run")
 run_shard = deferred("ladle.evaluation.evaluate:run_shard")
@@ -40,10 +35,8 @@ def check(check: Checkup) -> Iterator[Finding]:
 def _check_benchmark(key: str, choice: BenchmarkChoice, paths: list[Path]) -> Iterator[Finding]:
     from ladle.evaluation.benchmark import load_items
 
-    if items := load_items(choice.definition(), paths, choice.split):
-        yield ok("data", key, f"{len(items)} items with question and answer")
-    else:
-        yield error("data", key, f"{paths[0]} holds no items", "name a file with one problem a row")
+    items = load_items(choice.definition(), paths, choice.split)
+    yield ok("data", key, f"{len(items)} items with question and answer")
 
 
 def shrink(config: EvaluateConfig, shrinking: Shrinking) -> EvaluateConfig:
@@ -57,7 +50,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
 
     def tokens(config: EvaluateModelConfig) -> int:
         counts = [
-            min(config.limit or 10**9, PUBLISHED_ITEMS.get(one.name, config.limit or 0)) for one in config.benchmarks
+            min(config.limit or 10**9, one.definition().items or config.limit or 0) for one in config.benchmarks
         ]
         return 0 if 0 in counts else sum(counts) * config.sampling.samples * config.sampling.max_new_tokens
 
@@ -69,6 +62,7 @@ STAGE = Stage(
     "evaluate",
     run,
     run_shard,
+    version=2,
     volatile=("*_metrics.json", "final_result.json"),
     wants_gpus=True,
     section=EvaluateConfig,

@@ -8,4 +8,4 @@ from ladle.stage import Stage, deferred
 run = deferred("ladle.rollouts.rollout:run_gate")
 
 
-STAGE = Stage("gate", run, wants_gpus=True, check=check_attempts)
+STAGE = Stage("gate", run, version=2, wants_gpus=True, check=check_attempts)

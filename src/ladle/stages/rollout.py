@@ -45,6 +45,7 @@ STAGE = Stage(
     "rollout",
     run,
     run_shard,
+    version=2,
     wants_gpus=True,
     section=RolloutConfig,
     check=check,

@@ -5,9 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from ladle.errors import UserError
 from ladle.generation.request import Request, cut_at_stop, stop_token_ids
 from ladle.generation.transformers_backend import TransformersGenerator
 from tests.tiny_models import SHAPES, make_model, make_tokenizer
@@ -137,5 +135,3 @@ def test_cut_keeps_the_fewest_tokens(tokenizer):
     assert "\nQuestion:" in tokenizer.decode(cut[0])
     assert "\nQuestion:" not in tokenizer.decode(cut[0][:-1])
     assert cut_at_stop(tokenizer, ids, ("zzz",)) is None
-
-

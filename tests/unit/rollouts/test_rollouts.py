@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ladle.evaluation.attempts import Prompt
 from ladle.evaluation.benchmark import Item
+from ladle.generation.request import Sample
 from ladle.models.load import save_model
 from ladle.rollouts import rollout
 from ladle.rollouts.config import GateConfig, RolloutConfig
@@ -21,8 +23,8 @@ PROMPT = Prompt([1], "Question: x\nAnswer:")
 
 def attempts_with(verdicts: list[str], problems: list[Item]) -> list[Attempt]:
     return [
-        Attempt(problems[index % len(problems)], PROMPT, f"it is {problems[index % len(problems)].gold}", verdict)
-        for index, verdict in enumerate(verdicts)
+        Attempt(problem, PROMPT, Sample("", [1], f"it is {problem.gold}", "eos"), verdict)
+        for problem, verdict in zip(cycle(problems), verdicts, strict=False)
     ]
 
 
@@ -92,5 +94,6 @@ def test_answers_are_corrupted_only_where_nothing_was_wrong():
     attempts = attempts_with(["correct", "correct", "wrong", "correct", "wrong", "wrong"], problems)
     corrupted = corrupt_answers(attempts, seed=1)
     assert [attempt.problem.idx for attempt in corrupted] == [0]
-    assert corrupted[0].completion in ("it is 11", "it is 12")
+    assert corrupted[0].sample.text in ("it is 11", "it is 12")
+    assert corrupted[0].sample.token_ids is None
     assert corrupt_answers(attempts, seed=1) == corrupted
