@@ -5,6 +5,7 @@ The built-in ones are the YAML files of `ladle/evaluation/benchmarks`; adding on
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ class FieldRule(Config):
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-            problem = f"has {str(value)[:60]!r} in {self.field}, which is neither text nor a number"
+            shown = json.dumps(value, ensure_ascii=False, default=str)[:60]
+            problem = f"has {shown} in {self.field}, which is neither text nor a number"
             raise UserError(problem, "write it as text (several answers as `1, 2`), or name another field")
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # amc23 writes 27.0 for the integer 27

@@ -69,7 +69,6 @@ class TransformersGenerator:
         prefill_tokens: prompt tokens, padding included, in one forward pass over prompts.
         worker: number of this process among those side by side: a folder's model goes to GPU `worker` modulo their
             count, or stays on the CPU where there is none.
-
     """
 
     def __init__(
@@ -139,14 +138,18 @@ class TransformersGenerator:
             token = draw(scores.clone(), word, temperature, *kept)
             return torch.full_like(scores, -math.inf).scatter(1, token[:, None], 0.0)
 
-        def shows_end(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        def shows_end(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             tail = input_ids[0, len(request.prompt_ids) :][-_tail_tokens(request.stop) :].tolist()
-            return torch.tensor([shows_stop(self.tokenizer, tail, request.stop)], device=scores.device)
+            return torch.tensor([shows_stop(self.tokenizer, tail, request.stop)], device=input_ids.device)
 
         given, self.model.generation_config = self.model.generation_config, GenerationConfig()  # no settings of its own
         try:
+            prompt = torch.tensor([request.prompt_ids], device=self.model.device)
+            # A short pass, or positions stay encoded for the last long row (`dynamic_rope_update`).
+            self.model(prompt[:, :1], use_cache=False)
             output = self.model.generate(
-                torch.tensor([request.prompt_ids], device=self.model.device),
+                prompt,
+                attention_mask=torch.ones_like(prompt),
                 generation_config=GenerationConfig(
                     max_new_tokens=request.max_new_tokens, eos_token_id=self.stop_ids or None, pad_token_id=0
                 ),

@@ -49,9 +49,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
     """Return the rehearsal's time times the new tokens; unknown for benchmarks whose items are not known."""
 
     def tokens(config: EvaluateModelConfig) -> int:
-        counts = [
-            min(config.limit or 10**9, one.definition().items or config.limit or 0) for one in config.benchmarks
-        ]
+        counts = [min(config.limit or 10**9, one.definition().items or config.limit or 0) for one in config.benchmarks]
         return 0 if 0 in counts else sum(counts) * config.sampling.samples * config.sampling.max_new_tokens
 
     full, small = tokens(check.config), tokens(measured.config)
