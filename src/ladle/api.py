@@ -466,7 +466,7 @@ def generate(
         dtype: floating-point type to run the weights in.
         sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.
     """
-    from ladle.generation.complete import make_generator
+    from ladle.generation.complete import make_generator, positions_of
     from ladle.generation.request import SamplingConfig, make_requests
     from ladle.models.load import model_dir
     from ladle.models.tokenizer import load_fast_tokenizer
@@ -475,7 +475,8 @@ def generate(
     folder = model_dir(Path(find_model(str(model), root)))
     tokenizer = load_fast_tokenizer(folder)
     prompt_ids = tokenizer(list(prompts))["input_ids"]
-    requests = [make_requests(config, "prompts", index, ids) for index, ids in enumerate(prompt_ids)]
+    room = positions_of(folder)
+    requests = [make_requests(config, "prompts", at, ids, positions=room) for at, ids in enumerate(prompt_ids)]
     generator = make_generator(config, folder, tokenizer, dtype)
     done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
     return [[done[request.id] for request in own] for own in requests]

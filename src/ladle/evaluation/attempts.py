@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoConfig
 
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, Item, PromptStyle, load_items
 from ladle.evaluation.config import ExamplesConfig
 from ladle.executors import WHOLE, Shard, make_executor
-from ladle.generation.complete import Completed, complete, make_generator
+from ladle.generation.complete import Completed, complete, make_generator, positions_of
 from ladle.generation.request import Request, Sample, SamplingConfig, Workers, make_requests
 from ladle.grading.extract import Extraction
 from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
@@ -94,10 +93,9 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
     else:
         templates = tokenizer.chat_template
         if not templates or (isinstance(templates, dict) and "default" not in templates):
-            named = (
-                f"has several ({', '.join(templates)}) and none called default" if templates else "has no chat template"
-            )
-            raise UserError(f"prompt=chat, and the model's tokenizer {named}", "use prompt=cot")
+            has = f"several chat templates ({', '.join(sorted(templates))}), none called default" if templates else None
+            problem = f"prompt=chat, and the model's tokenizer has {has or 'no chat template'}"
+            raise UserError(problem, "use prompt=cot")
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
@@ -179,11 +177,7 @@ def complete_tasks(
     Raises:
         UserError: a prompt leaves no room for an answer.
     """
-    try:
-        config = AutoConfig.from_pretrained(model).get_text_config()
-    except (OSError, ValueError):
-        config = None  # loading it will say why; and a server may know it
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(model)
     if sampling.temperature == 0 and sampling.samples > 1:
         logger.warning("all %d samples of a prompt are the same at temperature 0", sampling.samples)
     requests = [request for task in tasks for request in task.requests(sampling, positions)]

@@ -77,6 +77,17 @@ def discard_samples(folder: Path) -> None:
         journal.unlink()
 
 
+def positions_of(model: Path) -> int | None:
+    """Return how many tokens a model takes, prompt and completion together; None where its config does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except (OSError, ValueError):
+        return None  # loading it will say why; and a server may know it
+    return getattr(config, "max_position_embeddings", None)
+
+
 def make_generator(
     sampling: SamplingConfig, model: Path, tokenizer: Any, dtype: str = "float32", worker: int = 0
 ) -> Generator:

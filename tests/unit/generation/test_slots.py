@@ -1,4 +1,4 @@
-"""Which models the slots fit, and that the others are completed as well: by `generate`, with the same random numbers."""
+"""Which models the slots fit, and that the others are completed too: by `generate`, with the same random numbers."""
 
 from __future__ import annotations
 

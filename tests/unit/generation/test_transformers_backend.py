@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ladle.generation.request import Request, cut_at_stop, stop_token_ids
+from ladle.generation.request import Request, Sample, cut_at_stop, make_sample, stop_token_ids
 from ladle.generation.transformers_backend import TransformersGenerator
 from tests.tiny_models import SHAPES, make_model, make_tokenizer
 
@@ -126,6 +126,17 @@ class TestStopIds:
         assert chat.convert_tokens_to_ids("<turn_end>") in stop_token_ids(None, chat)
         assert chat.convert_tokens_to_ids("<turn>") not in stop_token_ids(None, chat)
 
+    def test_of_several_templates_each_is_asked_and_one_that_refuses_the_turns_is_passed_over(self):
+        chat = make_tokenizer()
+        chat.add_special_tokens({"additional_special_tokens": ["<a>", "<b>"]})
+        turns = "{% for m in messages %}{{ m['content'] }}<END>{% endfor %}"
+        chat.chat_template = {
+            "tool_use": turns.replace("<END>", "<a>"),
+            "rag": "{{ raise_exception('no documents') }}",
+            "plain": turns.replace("<END>", "<b>"),
+        }
+        assert stop_token_ids(None, chat) == sorted({chat.eos_token_id, *chat.convert_tokens_to_ids(["<a>", "<b>"])})
+
 
 def test_cut_keeps_the_fewest_tokens(tokenizer):
     ids = tokenizer.encode("The answer is 12.\nQuestion: 3 plus 4?", add_special_tokens=False)
@@ -135,3 +146,14 @@ def test_cut_keeps_the_fewest_tokens(tokenizer):
     assert "\nQuestion:" in tokenizer.decode(cut[0])
     assert "\nQuestion:" not in tokenizer.decode(cut[0][:-1])
     assert cut_at_stop(tokenizer, ids, ("zzz",)) is None
+
+
+def test_a_special_token_can_be_a_stop_text_and_an_end_token_is_no_stop_text(tokenizer):
+    ids = tokenizer.encode("It is 12.", add_special_tokens=False)
+    special, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    request = Request("a", [1], 0, 99, stop=(tokenizer.pad_token, tokenizer.eos_token))
+    assert make_sample(request, [*ids, special, *ids], [eos], tokenizer) == Sample(
+        "a", [*ids, special], "It is 12.", "stop"
+    )
+    assert make_sample(request, [*ids, eos], [eos], tokenizer) == Sample("a", [*ids, eos], "It is 12.", "eos")
+    assert make_sample(request, ids, [eos], tokenizer) == Sample("a", ids, "It is 12.", "length")
