@@ -188,11 +188,11 @@ def test_of_a_cut_completion_only_a_whole_answer_counts(
 
 
 def test_the_rule_of_extraction_decides_and_stands_in_the_metrics(model_folder, tmp_path, answering):
-    answering(("It costs 2:30", "eos"))
+    answering(("<think> it may be \\boxed{30}", "eos"))  # an unfinished thought, which upstream takes
     path = _write(tmp_path / "sums.jsonl", [30])
-    for rule, verdicts in (("ladle", ["wrong", "unparsed"]), ("upstream", ["correct"])):
+    for rule, verdict in (("ladle", "unparsed"), ("upstream", "correct")):
         _run(_config(extraction=rule), model_folder, path, tmp_path / rule)
-        assert _rows(tmp_path / rule)[0]["verdict"][0] in verdicts
+        assert _rows(tmp_path / rule)[0]["verdict"] == [verdict] * 2
         (metrics,) = (tmp_path / rule / "sums").glob("*_metrics.json")
         assert json.loads(metrics.read_text())["settings"]["extraction"] == rule
         assert rescore(tmp_path / rule, GraderConfig())[0].changes == []
@@ -231,6 +231,6 @@ def test_rescore_finds_no_change_in_files_of_our_own(model_folder, tmp_path, ans
 def test_a_prompt_beyond_the_context_is_refused_before_anything_is_loaded(model_folder, tmp_path, answering):
     answering()
     path = tmp_path / "sums.jsonl"
-    path.write_text(json.dumps({"question": "1 plus " * 1000 + "1?", "answer": 1}))
-    with pytest.raises(UserError, match=r"the prompt of sums/0 has .* tokens, and the model takes 1,024"):
+    path.write_text(json.dumps({"question": "1 plus " * 2000 + "1?", "answer": 1}))
+    with pytest.raises(UserError, match=r"the prompt of sums/0 has .* tokens, and the model takes 4,096"):
         _run(_config(), model_folder, path, tmp_path / "out")
