@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, uint64
@@ -42,8 +42,7 @@ FILTER_BITS = 20
 """Size of the table that rules out most n-grams without a search: 1 MiB, which fits in a core's cache."""
 
 
-@dataclass(frozen=True)
-class BenchmarkText:
+class BenchmarkText(NamedTuple):
     """The text of one benchmark item: its question, and its solution where it has one."""
 
     benchmark: str
@@ -145,9 +144,9 @@ def find_contamination(
         found = _read_finds([finished[task.name()] for task in of_source])
         documents.append(np.array([row for row, _, _ in found], np.int64))
         for row, count, first in found:
-            text = texts[owners[first]]
+            benchmark, item, _ = texts[owners[first]]
             place = {"source": source.name, "document": row, "ngrams": count}
-            finds.append(place | {"benchmark": text.benchmark, "item": text.item})
+            finds.append(place | {"benchmark": benchmark, "item": item})
     items = Counter(text.benchmark for text in texts)
     short = Counter(text.benchmark for text, of_text in zip(texts, of_texts, strict=True) if len(of_text) == 0)
     sharing = Counter(find["benchmark"] for find in finds)

@@ -19,7 +19,7 @@ from ladle.data.mixing.choose import select
 from ladle.data.mixing.write import count_tokens, describe_mixture, write_split
 from ladle.data.rows import Piece
 from ladle.data.store import MIXTURE_FILE
-from ladle.data.tokenize import choose_executor, find_pieces, tokenize_share, tokenize_sources
+from ladle.data.tokenize import CACHE, choose_executor, find_pieces, tokenize_share, tokenize_sources
 from ladle.executors import Shard
 from ladle.stage import Inputs, StageResult
 
@@ -84,7 +84,7 @@ def _prepare(
     config: MixConfig, inputs: Inputs, journal: Path, converted: str
 ) -> tuple[Path, Vocabulary, list[list[Piece]]]:
     """Return the folder where shards are kept, the tokenizer, and the pieces of each source."""
-    kept = Path(config.cache).expanduser() if config.cache else journal
+    kept = Path(config.cache).expanduser() / CACHE if config.cache else journal
     kept.mkdir(parents=True, exist_ok=True)
     vocabulary = read_vocabulary(inputs["tokenizer"][0], journal / converted)
     pieces = [

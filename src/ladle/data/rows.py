@@ -163,7 +163,7 @@ def read_piece(piece: Piece, columns: Sequence[str] | None, optional: Sequence[s
 
     Args:
         piece: what to read.
-        columns: columns needed; None for all of them. A row of JSON may hold others too.
+        columns: columns needed; None for all of them. A row of text may hold others too.
         optional: columns to read as well where the file has them.
 
     Raises:
@@ -300,7 +300,7 @@ def _parse(line: bytes, columns: Sequence[str] | None = None) -> Row:
 
 
 def _may_hold_surrogates(text: bytes) -> bool:
-    return b"\\ud" in text or b"\\uD" in text
+    return len(text) <= LONG_LINE_BYTES and (b"\\ud" in text or b"\\uD" in text)
 
 
 def _as_row(value: Any, may_hold_surrogates: bool, columns: Sequence[str] | None) -> Row:
@@ -420,8 +420,9 @@ def _read_csv(piece: Piece, columns: Sequence[str] | None, optional: Sequence[st
         header = next(table, [])
         if not _is_text(header) or any("\0" in name for name in header):
             raise UserError(f"the first line of {piece.path} is not UTF-8", "save the file as UTF-8")
-        wanted = {*_choose_columns(piece.path, columns, optional, header)} if header else set()
-        yield from _in_batches(_row_of_cells(header, cells, wanted) for cells in table)
+        if header:
+            _choose_columns(piece.path, columns, optional, header)
+        yield from _in_batches(_row_of_cells(header, cells) for cells in table)
 
 
 def _cells_of_rows(text: Iterable[str], delimiter: str, path: Path) -> Iterator[list[str]]:
@@ -436,10 +437,10 @@ def _cells_of_rows(text: Iterable[str], delimiter: str, path: Path) -> Iterator[
         raise UserError(f"the row at line {line} of {path} is not a row of cells: {error}", fix) from error
 
 
-def _row_of_cells(header: list[str], cells: list[str], wanted: set[str]) -> Row:
+def _row_of_cells(header: list[str], cells: list[str]) -> Row:
     if len(cells) != len(header):
         return Unreadable("ragged", f"{len(cells)} and {len(header)}")
-    row = {name: cell or None for name, cell in zip(header, cells, strict=True) if name in wanted}
+    row = {name: cell or None for name, cell in zip(header, cells, strict=True)}
     return row if _is_text(cells) else Unreadable("bad_utf8")
 
 

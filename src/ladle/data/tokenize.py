@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,12 @@ from ladle.log import get_logger
 
 logger = get_logger(__name__)
 
+Pieces = Sequence[Sequence[Piece]]
+"""The pieces of each source, in the order of the config's sources."""
 SHARD_FORMAT = 1
+CACHE = "rows-2"
+"""Folder within a cache; another one where the same rows give other tokens. The shards' names stay as they are, since
+the digest of a dataset is made of them."""
 BUFFER_BYTES = 2**20
 LONGEST_TAIL_CHARS = 100
 """White space and end token that are looked at behind a text."""
@@ -124,7 +129,7 @@ def find_pieces(source: SourceConfig, paths: Sequence[Path], size_bytes: int) ->
     return [piece for file in files for piece in cut_file(file, size_bytes)]
 
 
-def choose_executor(config: MixConfig, pieces: Sequence[Sequence[Piece]]) -> Executor:
+def choose_executor(config: MixConfig, pieces: Pieces) -> Executor:
     """Return where to work the pieces: the executor that the config names, or this process where there is little to
     do."""
     size_bytes = sum(piece.size_bytes for of_source in pieces for piece in of_source)
@@ -134,7 +139,7 @@ def choose_executor(config: MixConfig, pieces: Sequence[Sequence[Piece]]) -> Exe
 
 
 def tokenize_sources(
-    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]], kept: Path, out: Path
+    config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, kept: Path, out: Path
 ) -> list[TokenizedSource]:
     """Tokenize every piece that is not in `kept` yet and link the shards into `out`.
 
@@ -148,48 +153,37 @@ def tokenize_sources(
     Raises:
         UserError: a source that cannot be read or trained on.
     """
-    tasks, names = _tasks(config, vocabulary, pieces)
-    finished = ShardJournal(kept).run(tasks, tokenize_piece, choose_executor(config, pieces), "tokenizing")
+    tasks = _tasks(config, vocabulary, pieces)
+    by_name = dict(task for of_source in tasks for task in of_source)
+    finished = ShardJournal(kept).run(by_name, tokenize_piece, choose_executor(config, pieces), "tokenizing")
     out.mkdir()
     for path in finished.values():
         link_or_copy(path, out / path.name)
-    firsts = accumulate(map(len, names), initial=0)
-    sources = [
-        TokenizedSource(
-            config=source,
-            shards=tuple(open_shard(out / name) for name in of_source),
-            origins=tuple(piece.path for piece in its_pieces),
-            first_shard=first,
-        )
-        for source, its_pieces, of_source, first in zip(config.sources, pieces, names, firsts, strict=False)
-    ]
-    for source in sources:
-        _require_usable(source, config.max_bad_fraction, vocabulary.vocab_size)
+    sources, first_shard = [], 0
+    for source, of_source in zip(config.sources, tasks, strict=True):
+        shards = tuple(open_shard(out / name) for name, _ in of_source)
+        sources.append(TokenizedSource(source, shards, tuple(task.piece.path for _, task in of_source), first_shard))
+        _require_usable(sources[-1], config.max_bad_fraction, vocabulary.vocab_size)
+        first_shard += len(shards)
     return sources
 
 
-def tokenize_share(
-    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]], kept: Path, shard: Shard
-) -> None:
+def tokenize_share(config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, kept: Path, shard: Shard) -> None:
     """Tokenize one share of the pieces into `kept`, where `tokenize_sources` finds them."""
-    tasks, _ = _tasks(config, vocabulary, pieces)
+    tasks = dict(task for of_source in _tasks(config, vocabulary, pieces) for task in of_source)
     share = {name: tasks[name] for name in shard.of(sorted(tasks))}
     ShardJournal(kept).run(share, tokenize_piece, choose_executor(config, pieces), "tokenizing")
 
 
-def _tasks(
-    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]]
-) -> tuple[dict[str, TokenizeTask], list[list[str]]]:
-    """Return the tasks by the names of their shards, and the names of each source."""
+def _tasks(config: MixConfig, vocabulary: Vocabulary, pieces: Pieces) -> list[list[tuple[str, TokenizeTask]]]:
+    """Return the tasks of each source, by the names of their shards."""
     if config.add_bos and vocabulary.bos_id is None:
         raise UserError("add_bos is set and the tokenizer names no bos_token", "set add_bos=false, or add the token")
-    tasks: dict[str, TokenizeTask] = {}
-    names: list[list[str]] = []
-    for source, of_source in zip(config.sources, pieces, strict=True):
-        made = [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
-        names.append([task.name() for task in made])
-        tasks |= zip(names[-1], made, strict=True)
-    return tasks, names
+    tasks = [
+        [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
+        for source, of_source in zip(config.sources, pieces, strict=True)
+    ]
+    return [[(task.name(), task) for task in of_source] for of_source in tasks]
 
 
 def tokenize_piece(task: TokenizeTask, out: Path) -> None:
@@ -289,11 +283,9 @@ def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size
     if bad > max_bad_fraction * rows:
         step = 10.0 ** (math.floor(math.log10(bad / rows)) - 1)
         allowing = min(1.0, math.ceil(round(bad / rows / step, 6)) * step)  # in two digits, never below the share
-        raise UserError(
-            f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({reasons}), such as "
-            f"{_example(source)}",
-            f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}",
-        )
+        problem = f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({reasons})"
+        fix = f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}"
+        raise UserError(f"{problem}, such as {_example(source)}", fix)
     if source.num_tokens == 0:
         seen = f"{rows:,} rows read" + (f", {reasons}" if reasons else "")
         problem = f"source {source.name} (split {source.config.split}) holds no documents ({seen})"
