@@ -6,10 +6,13 @@ log settings) or `location(...)` (a path or id whose *content* enters the finger
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from datetime import date
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+IsoDate = Annotated[str, BeforeValidator(lambda day: date.fromisoformat(str(day)).isoformat())]
+"""A day, which YAML reads as a date unless it is quoted."""
 _NOT_IDENTITY = "not_identity"
 
 

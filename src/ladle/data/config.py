@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ladle.config import Config, execution, location
+from ladle.config import Config, IsoDate, execution, location
 from ladle.data.formats import columns_of_template
 from ladle.errors import UserError
 from ladle.executors import ExecutorKind
@@ -57,6 +57,8 @@ class SourceConfig(_Dataset):
     template."""
     input_ids: str | None = None
     """Column of `format: input_ids` (unset: `input_ids`): token ids of the same tokenizer, without padding."""
+    template_date: IsoDate | None = None
+    """Day that a chat template writes as today's; one that writes the date is refused without it."""
     template: str | None = None
     """Format string of `format: template` (unset: question and answer, a line each), over the row's columns."""
     function: str | None = None

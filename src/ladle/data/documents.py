@@ -9,16 +9,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-from jinja2 import TemplateError
+from typing import TYPE_CHECKING, Any
 
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
 from ladle.data.encoders import Vocabulary
 from ladle.data.formats import PlainFormatter, find_code, load_function
+from ladle.data.preference import read_turn, template_arguments
 from ladle.data.rows import LONE_SURROGATE, Piece, Row, Unreadable, read_piece
 from ladle.errors import BadRow, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 HARMLESS = ("empty", "left_out")
 """Reasons that do not count towards `max_bad_fraction`."""
@@ -26,6 +28,7 @@ HARMLESS = ("empty", "left_out")
 Document = str | list[int] | Unreadable
 Formatter = Callable[[dict[str, Any]], Document]
 
+_OPTIONAL = {"input_ids": ("attention_mask",), "messages": ("tools", "chat_template_kwargs")}
 _MISSING = Unreadable("missing_column")
 
 
@@ -36,7 +39,7 @@ def read_documents(piece: Piece, source: SourceConfig, tokenizer_folder: Path) -
         UserError: a damaged file, a column that does not exist, a chat template or function that cannot be loaded.
     """
     formatter, first = make_formatter(source, tokenizer_folder), 1
-    for rows in read_piece(piece, columns_of(source), ("attention_mask",) if source.format == "input_ids" else ()):
+    for rows in read_piece(piece, columns_of(source), _OPTIONAL.get(source.format, ())):
         try:
             yield [to_document(row, formatter) for row in rows]
         except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was
@@ -65,6 +68,8 @@ def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, A
         identity["code"] = hash_file(find_code(source.function))
     if source.format in ("messages", "function"):
         identity["chat"] = vocabulary.chat_digest
+    if source.template_date is not None:
+        identity["day"] = source.template_date
     return identity
 
 
@@ -74,7 +79,7 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
     Raises:
         UserError: a chat template or a formatting function that cannot be loaded.
     """
-    render = functools.cache(lambda: _chat_renderer(tokenizer_folder))
+    tokenizer = functools.cache(lambda: _load_chat_tokenizer(source, tokenizer_folder))
     if source.function is not None:
         function = load_function(source.function)
 
@@ -84,7 +89,7 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
                 return Unreadable("left_out")
             if isinstance(result, str) and LONE_SURROGATE.search(result):
                 return Unreadable("bad_utf8")
-            return _rendered(result, render) if isinstance(result, list) else _checked_text(result)
+            return _written(result, {}, tokenizer) if isinstance(result, list) else _checked_text(result)
 
         return of_function
     if source.format == "template":
@@ -96,7 +101,7 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
         if (value := row.get(column)) is None:
             return Unreadable("null") if column in row else _MISSING
         if source.format == "messages":
-            return _rendered(value, render)
+            return _written(value, row, tokenizer)
         return _checked_text(value) if source.format == "text" else _checked_ids(value, row.get("attention_mask"))
 
     return of_column
@@ -130,26 +135,30 @@ def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
         return Unreadable("template_does_not_fit")
 
 
-Render = Callable[[list[dict[str, Any]]], str]
+def _written(messages: Any, row: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerFast]) -> Document:
+    """Return turns as the chat template writes them, with the row's `tools` and `chat_template_kwargs`."""
+    from ladle.models.chat import render  # imported where needed: transformers takes seconds
 
-
-def _rendered(messages: Any, render: Callable[[], Render]) -> Document:
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
-        for message in messages
-    ):
+    if not isinstance(messages, list):
         return Unreadable("not_messages")
     try:
-        return render()(messages) if messages else ""
-    except (TemplateError, TypeError, LookupError):  # such as a role or an order of turns that it does not know
+        turns, arguments = [read_turn(one) for one in messages], template_arguments(row)
+    except BadRow:
+        return Unreadable("not_messages")
+    try:
+        keys = {"tools": arguments.get("tools"), **arguments.get("chat_template_kwargs", {})}
+        return render(tokenizer(), turns, **keys) if turns else ""
+    except BadRow:  # such as a role or an order of turns that it does not know
         return Unreadable("refused_by_chat_template")
 
 
-def _chat_renderer(tokenizer_folder: Path) -> Render:
+def _load_chat_tokenizer(source: SourceConfig, folder: Path) -> PreTrainedTokenizerFast:
+    from ladle.models.chat import set_template_date
     from ladle.models.tokenizer import load_fast_tokenizer
 
-    tokenizer = load_fast_tokenizer(tokenizer_folder)
+    tokenizer = load_fast_tokenizer(folder)
     if tokenizer.chat_template is None:
-        problem = f"the tokenizer in {tokenizer_folder} has no chat template"
+        problem = f"the tokenizer in {folder} has no chat template"
         raise UserError(problem, "add one to its tokenizer_config.json, or use `format: template`")
-    return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
+    set_template_date(tokenizer, source.template_date, f"template_date of source {source.name}")
+    return tokenizer

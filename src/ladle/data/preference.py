@@ -186,10 +186,11 @@ def _turns(value: Any) -> Any:
     Keys that are null are left out, as transformers does; parts of text are joined; ShareGPT's `from`, `value`, human
     and gpt become role, content, user and assistant.
     """
-    return [_turn(one) for one in value] if isinstance(value, list) else value
+    return [read_turn(one) for one in value] if isinstance(value, list) else value
 
 
-def _turn(value: Any) -> Row:
+def read_turn(value: Any) -> Row:
+    """Return one turn as chat templates take it, with all its keys but those that are null."""
     if not isinstance(value, dict):
         raise BadRow(f"messages with {kind_of(value)} in place of a turn")
     turn = {key: item for key, item in value.items() if item is not None}
@@ -251,14 +252,7 @@ def _extras(row: Row, source: PreferenceSource, is_conversation: bool) -> Row:
     if source.format in _CONVERSATIONS and any(row.get(name) for name in ("image", "images")):
         raise BadRow("images, which are not trained on")
     if source.format in _CONVERSATIONS and is_conversation:
-        tools, arguments = (_parsed(row.get(name)) for name in EXTRA_COLUMNS[:2])
-        if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-            raise BadRow("tools that are not a list of objects")
-        if arguments and (not isinstance(arguments, dict) or arguments.keys() & _SET_BY_LADLE):
-            raise BadRow(
-                f"chat_template_kwargs that are not an object, or set one of {', '.join(sorted(_SET_BY_LADLE))}"
-            )
-        extras = {name: value for name, value in zip(EXTRA_COLUMNS, (tools, arguments), strict=False) if value}
+        extras = template_arguments(row)
     if source.format != "unpaired":
         return extras
     ids = {name: row[name] for name in ("prompt_ids", "completion_ids") if row.get(name) is not None}
@@ -266,6 +260,16 @@ def _extras(row: Row, source: PreferenceSource, is_conversation: bool) -> Row:
         raise BadRow("prompt_ids and completion_ids that are not both lists of token ids")
     reason = row.get("finish_reason")
     return extras | ids | ({"finish_reason": CUT} if reason == CUT else {})
+
+
+def template_arguments(row: Row) -> Row:
+    """Return a conversation's `tools` and `chat_template_kwargs`, where it has any."""
+    tools, arguments = (_parsed(row.get(name)) for name in EXTRA_COLUMNS[:2])
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadRow("tools that are not a list of objects")
+    if arguments and (not isinstance(arguments, dict) or arguments.keys() & _SET_BY_LADLE):
+        raise BadRow(f"chat_template_kwargs that are not an object, or set one of {', '.join(sorted(_SET_BY_LADLE))}")
+    return {name: value for name, value in zip(EXTRA_COLUMNS, (tools, arguments), strict=False) if value}
 
 
 def _parsed(value: Any) -> Any:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from datetime import date
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ladle.config import Config, execution
+from ladle.config import Config, IsoDate, execution
 from ladle.errors import UserError
 from ladle.training.config import Attention, Dtype, TrainingConfig
-
-IsoDate = Annotated[str, BeforeValidator(lambda day: date.fromisoformat(str(day)).isoformat())]
-"""A day, which YAML reads as a date unless it is quoted."""
 
 
 class LoraConfig(Config):

@@ -87,6 +87,22 @@ def test_messages(tokenizer_folder: Path, value: Any, document: str):
     assert format_row({"messages": value}, tokenizer_folder, format="messages") == document
 
 
+def test_turns_and_what_the_template_takes_beside_them_are_passed_whole(tmp_path: Path, tokenizer_folder: Path):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "chats")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }} {{ strftime_now('%d %b %Y') }}"
+        "{% for m in messages %}{{ m.role }}{{ m.content or m.tool_calls[0].name }}{% endfor %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    turns = [{"from": "human", "value": "w?"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}]
+    row = {"messages": turns, "tools": '[{"name": "look"}]', "chat_template_kwargs": {"mood": "calm"}}
+    expected = '[{"name": "look"}]calm 31 Jan 2024userw?assistantlook'
+    assert format_row(row, folder, format="messages", template_date="2024-01-31") == expected
+    with pytest.raises(UserError, match="set template_date of source s, such as "):
+        format_row(row, folder, format="messages")
+
+
 @pytest.mark.parametrize(
     ("value", "document"),
     [
