@@ -145,7 +145,8 @@ def _label_of_rating(rating: Any, source: PreferenceSource) -> bool:
     for label, words in ((True, source.up), (False, source.down)):
         if word in (one.strip().lower() for one in words):
             return label
-    if not {"up", "down"} <= source.model_fields_set and word.lstrip("+-").replace(".", "", 1).isdigit():
+    has_default = any(getattr(source, name) == type(source).model_fields[name].default for name in ("up", "down"))
+    if has_default and word.lstrip("+-").replace(".", "", 1).isdigit():
         problem = f"{source.dataset} holds the rating {word}, and `up` or `down` is left out, which is made for 1 and 0"
         raise UserError(problem, "set both lists to this scale's ratings")
     raise BadRow("rating that is neither up nor down")
