@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from ladle.data.config import PreferenceSource
+from ladle.data.config import ROLLOUTS, PreferenceSource
 from ladle.data.formats import fill, kind_of
 from ladle.data.rows import Unreadable
 from ladle.errors import BadRow, UserError
@@ -26,8 +26,9 @@ Row = dict[str, Any]
 COLUMNS = ("prompt", "completion", "label")
 EXTRA_COLUMNS = ("tools", "chat_template_kwargs", "prompt_ids", "completion_ids", "finish_reason")
 """Columns of the joined data where some example has them; the first two by TRL's names."""
-CUT = "length"
-"""`finish_reason` of a completion that was cut before its end."""
+CUT, STOPPED = "length", "stop"
+"""`finish_reason` of a completion that was cut before its end, and of one that ended by a stop text: neither is followed
+by an end token."""
 _CONVERSATIONS = ("unpaired", "paired", "messages")
 _ROLES = {"human": "user", "gpt": "assistant"}
 _SET_BY_LADLE = {"conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message"}
@@ -260,7 +261,9 @@ def _extras(row: Row, source: PreferenceSource, is_conversation: bool) -> Row:
     if ids and (len(ids) < 2 or not all(map(_are_ids, ids.values()))):
         raise BadRow("prompt_ids and completion_ids that are not both lists of token ids")
     reason = row.get("finish_reason")
-    return extras | ids | ({"finish_reason": CUT} if reason == CUT else {})
+    # elsewhere than in rollouts, `stop` may mean an end token; ids say it themselves
+    is_open = reason == CUT or (reason == STOPPED and source.dataset == ROLLOUTS and not ids)
+    return extras | ids | ({"finish_reason": reason} if is_open else {})
 
 
 def template_arguments(row: Row) -> Row:

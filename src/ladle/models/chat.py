@@ -100,8 +100,8 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], **argument
 def write_conversation(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Return the texts of a row's prompt and completion, turns with their keys, `tools` and `chat_template_kwargs`.
 
-    An assistant turn at the end of the prompt is continued by the completion's first one. A completion that was cut
-    (`finish_reason: length`) is left open.
+    An assistant turn at the end of the prompt is continued by the completion's first one. A completion that did not end
+    by an end token (`finish_reason`) is left open.
 
     Raises:
         BadRow: the template refuses the turns, or writes the prompt differently before an answer.
@@ -114,11 +114,11 @@ def write_conversation(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
     if continues:
         joined = prompt[-1] | completion[0] | {"content": prompt[-1]["content"] + completion[0]["content"]}
         whole = [*prompt[:-1], joined, *completion[1:]]
-    is_cut = "finish_reason" in row
+    is_open = "finish_reason" in row
     prompt_text = render(
         tokenizer, prompt, add_generation_prompt=not continues, continue_final_message=continues, **arguments
     )
-    whole_text = render(tokenizer, whole, continue_final_message=is_cut, **arguments)
+    whole_text = render(tokenizer, whole, continue_final_message=is_open, **arguments)
     if not whole_text.startswith(prompt_text):
         raise BadRow("a prompt that the chat template writes differently before an answer: the two cannot be separated")
     return prompt_text, whole_text[len(prompt_text) :]
@@ -177,7 +177,7 @@ def encode_rows(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
     """Return the token ids of each row of prompt and completion, or why it has none.
 
     Rows with `prompt_ids` and `completion_ids` keep those. A text prompt gets the tokenizer's start token, a text
-    completion its end token, unless they are there or the completion was cut (`finish_reason: length`); conversations
+    completion its end token, unless they are there or it did not end so (`finish_reason`); conversations
     have what the chat template writes.
 
     Raises:

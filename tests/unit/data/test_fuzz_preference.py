@@ -94,7 +94,9 @@ def test_preference_data_is_whole_or_not_there(tmp_path: Path, monkeypatch: pyte
     def check(data: list[Any], source: dict[str, Any], settings: dict[str, Any]) -> None:
         Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
         shutil.rmtree("out", ignore_errors=True)
-        Path("recipe.yaml").write_text(json.dumps({"name": "p", "kto": {"model": "model", "data": [source], **settings}}))
+        Path("recipe.yaml").write_text(
+            json.dumps({"name": "p", "kto": {"model": "model", "data": [source], **settings}})
+        )
         with pytest.raises(SystemExit) as outcome:
             cli.main(["prefer", "--config", "recipe.yaml", "--out", "out"])
         outcomes[outcome.value.code] += 1

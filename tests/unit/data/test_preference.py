@@ -168,6 +168,9 @@ def test_tools_template_arguments_and_token_ids_come_along():
     sampled = {"prompt": "a", "completion": "b", "label": True}
     assert unpair([sampled | ids])[0] == [sampled | {"prompt_ids": [1, 2], "completion_ids": [3]}]
     assert unpair([sampled | ids | {"finish_reason": "length"}])[0][0]["finish_reason"] == "length"
+    stopped = sampled | {"finish_reason": "stop"}
+    assert unpair([stopped])[0] == [sampled]  # OpenAI's word for an end token too
+    assert unpair([stopped], dataset="rollouts")[0] == [stopped]
 
 
 UNUSABLE = [
