@@ -176,10 +176,10 @@ def train_with_ladle(
     examples = flatten(rows)
     kind = KtoPlan if new_pairs else _RotatedPlan
     plan = kind(examples.prompt_of, epochs, 42, 42, new_pairs, kl_fraction=1.0, rows_per_step=rows_per_step // 2)
-    use_kto_forward(model)
+    packed = use_kto_forward(model)
     clock = _EpochEnds()
     started = CLOCK()
-    reference = ReferencePass(model.eval(), PAD_ID, budget).run(examples, plan, out / "reference")
+    reference = ReferencePass(model.eval(), packed, PAD_ID, budget).run(examples, plan, out / "reference")
     values = {
         "num_train_epochs": epochs, "per_device_train_batch_size": rows_per_step // 2, "gradient_accumulation_steps": 2,
         "save_strategy": "no", "learning_rate": 1e-5,
@@ -188,7 +188,7 @@ def train_with_ladle(
         model=model,
         args=make_arguments(KtoConfig(trainer=TrainerArguments(**values)), out),
         data=KtoData(examples, plan, reference),
-        options=KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget),
+        options=KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget, packed),
         pad_id=PAD_ID,
         keep=Rotation(),
         router_bias_update_rate=0.0,

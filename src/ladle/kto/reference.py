@@ -28,10 +28,11 @@ from ladle.errors import UserError
 from ladle.executors import SerialExecutor
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.kto.data import KtoExamples, make_bin, plan_bins, refuse_single_label, tokenize_examples
-from ladle.kto.loss import is_packing, use_kto_forward
+from ladle.kto.loss import prepare_policy, use_kto_forward
 from ladle.kto.pairs import KtoPlan, make_plan
 from ladle.models.chat import set_template_date
-from ladle.models.load import load_model, model_dir
+from ladle.models.load import copy_out_of_file, load_model, model_dir
+from ladle.models.probe import require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 
@@ -49,20 +50,25 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
     is_conversational = not isinstance(data[TRAIN][0]["prompt"], str)
     if is_conversational:
         set_template_date(tokenizer, config.template_date, "kto.template_date")
-    model = load_policy_base(inputs["model"][0], config).eval()
-    if config.quantization is None:  # quantized weights stay where they were loaded
-        model.to(device=state.device)  # type: ignore[reportCallIssue]
-    use_kto_forward(model)
-    autocast = getattr(torch, config.autocast) if config.autocast else None
-    reference = ReferencePass(model, cast(int, tokenizer.pad_token_id), config.max_tokens_per_microbatch, autocast)
+    splits: dict[str, KtoExamples] = {}
     counters: dict[str, int] = {}
     for split in [TRAIN, *([config.eval_split] if config.eval_split else [])]:
         rows = read_examples(_rows(data, split))
-        examples, counts = tokenize_examples(rows, tokenizer, config.max_length, config.max_bad_fraction)
+        splits[split], counts = tokenize_examples(rows, tokenizer, config.max_length, config.max_bad_fraction)
         if split == TRAIN:
-            refuse_single_label(examples.is_desirable, config.allow_single_label, counts["dropped_long_prompts"])
-        _require_embeddings(examples, tokenizer, model)
+            refuse_single_label(splits[split].is_desirable, config.allow_single_label, counts["dropped_long_prompts"])
         counters |= counts if split == TRAIN else {f"{split}_{name}": count for name, count in counts.items()}
+    longest = max(
+        int(np.diff(examples.prompt_bounds).max() + np.diff(examples.completion_bounds).max())
+        for examples in splits.values()
+    )
+    num_tokens = min(longest, config.max_length)
+    model, packed, choices = load_policy(inputs["model"][0], config, cast(torch.device, state.device), num_tokens)
+    autocast = getattr(torch, config.autocast) if config.autocast else None
+    pad_id = cast(int, tokenizer.pad_token_id)
+    reference = ReferencePass(model, packed, pad_id, config.max_tokens_per_microbatch, autocast)
+    for split, examples in splits.items():
+        _require_embeddings(examples, tokenizer, model)
         plan = make_plan(config, examples.prompt_of, split == TRAIN)
         journal = out / split / ".items"
         result = reference.run(examples, plan, journal)
@@ -74,7 +80,39 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
         state.wait_for_everyone()
     if state.is_main_process:
         (out / "data.json").write_text(pretty_json({"conversational": is_conversational}), encoding="utf-8")
-    return StageResult(counters)
+    return StageResult(counters, choices)
+
+
+def load_policy(
+    path: Path,
+    settings: KtoConfig | KtoReferenceConfig,
+    device: torch.device,
+    num_tokens: int = 0,
+    checkpointing: bool = False,
+) -> tuple[PreTrainedModel, bool, dict[str, Any]]:
+    """Load the policy's start onto a device, made ready by `use_kto_forward`, and check that it is deterministic.
+
+    Args:
+        path: the model's.
+        settings: how to load it.
+        device: where it will run; quantized weights stay where they are loaded.
+        num_tokens: of the longest sequence.
+        checkpointing: whether training computes activations again.
+
+    Returns:
+        The model, whether to pack bins, and what is done otherwise than for most models, for the record.
+
+    Raises:
+        UserError: KTO cannot use the model.
+    """
+    model = load_policy_base(path, settings)
+    require_positions(model, num_tokens)
+    if settings.quantization is None:
+        copy_out_of_file(model)
+        model.to(device=device)  # type: ignore[reportCallIssue]
+    traits = warn_of(model, prepare_policy(model, checkpointing))
+    packed = use_kto_forward(model, traits)
+    return model, packed, traits.choices()
 
 
 def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -139,12 +177,14 @@ class ReferencePass:
 
     Attributes:
         model: prepared by `use_kto_forward`.
+        packed: whether sequences are packed into a row.
         pad_id: what padding is filled with.
         budget: tokens of one forward pass.
         autocast: dtype of mixed precision, the one that training uses; None for none.
     """
 
     model: PreTrainedModel
+    packed: bool
     pad_id: int
     budget: int
     autocast: torch.dtype | None = None
@@ -166,7 +206,7 @@ class ReferencePass:
     @torch.no_grad()
     def _logps(self, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, folder: Path) -> np.ndarray:
         """Return log π of each (prompt, completion), float32, in the order given."""
-        device, packed = self.model.device, is_packing(self.model)
+        device, packed = self.model.device, self.packed
         lengths = examples.lengths(prompts, completions)
         order = np.argsort(-lengths, kind="stable")
         item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ladle.errors import UserError
 from ladle.kto.config import KtoConfig, KtoReferenceConfig, LoraConfig
 from ladle.kto.data import KtoExamples, refuse_single_label
-from ladle.kto.loss import KtoWeights, use_kto_forward
+from ladle.kto.loss import KtoWeights
 from ladle.kto.pairs import make_plan
-from ladle.kto.reference import TRAIN, KtoReference, load_policy_base
+from ladle.kto.reference import TRAIN, KtoReference, load_policy
 from ladle.kto.trainer import KtoData, KtoOptions, KtoTrainer
 from ladle.log import get_logger
 from ladle.models.chat import ensure_chat_template
-from ladle.models.load import copy_out_of_file, load_model, model_dir, remove_half_written, save_model
+from ladle.models.load import load_model, model_dir, remove_half_written, save_model
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
@@ -45,11 +45,9 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, keep: Rotation) -> Pr
     if json.loads((reference / "data.json").read_text(encoding="utf-8"))["conversational"]:
         ensure_chat_template(tokenizer)
     arguments = make_arguments(config, out)
-    model = load_policy_base(start, config)
-    if config.quantization is None:
-        copy_out_of_file(model)
+    checkpointing = bool(arguments.gradient_checkpointing)
+    model, packed, choices = load_policy(start, config, arguments.device, checkpointing=checkpointing)
     drop_liger_where_it_cannot_run(arguments, model)
-    use_kto_forward(model)
     model.config.use_cache = False
     policy = model if config.peft is None else add_adapter(model, config.peft, arguments.seed)
     _require_enough_kl_rows(config, arguments)
@@ -72,6 +70,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, keep: Rotation) -> Pr
             choose_weights(config, labels),
             config.kl_scope if config.estimates_kl else "none",
             config.max_tokens_per_microbatch,
+            packed,
         ),
         pad_id=cast(int, tokenizer.pad_token_id),
         keep=keep,
@@ -82,7 +81,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, keep: Rotation) -> Pr
     def summarise() -> StageResult:
         last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
         counters = {"desirable": int(labels.sum()), "undesirable": int((~labels).sum())}
-        return StageResult(counters, {name: last[name] for name in SHOWN_METRICS if name in last})
+        return StageResult(counters, {name: last[name] for name in SHOWN_METRICS if name in last} | choices)
 
     return Prepared(trainer, model, lambda: save_policy(policy, tokenizer, start, config, out), summarise)
 

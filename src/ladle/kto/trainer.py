@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ladle.kto.data import Bin, KtoExamples, make_bin, plan_bins
-from ladle.kto.loss import KtoWeights, is_packing, kto_loss, reference_points
+from ladle.kto.loss import KtoWeights, kto_loss, reference_points, switch_randomness_off
 from ladle.kto.pairs import KtoPlan
 from ladle.kto.reference import KtoReference
 from ladle.training.order import RowOrder
@@ -118,11 +118,13 @@ class KtoOptions:
         weights: β, λ_D, λ_U.
         kl_scope: rows that share a z0.
         budget: tokens of one forward pass, padding included where there is any.
+        packed: sequences of a forward pass are one row.
     """
 
     weights: KtoWeights
     kl_scope: Literal["step", "microbatch", "none"]
     budget: int
+    packed: bool
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class KtoTrainer(LadleTrainer):
         """Run the step's passes and return this process's part of its loss (their mean is the step's)."""
         if inputs is None:
             return torch.zeros((), device=self.args.device)
-        model.train()
+        switch_randomness_off(model)
         z0_G = self._reference_points(self.data, inputs)
         pairs = [(row, row) for row in inputs.rows.tolist()]
         bins = self._my_bins(self.data.examples, pairs)
@@ -265,12 +267,12 @@ class KtoTrainer(LadleTrainer):
         if not pairs:
             return []
         prompts, completions = np.array(pairs).T
-        processes, packed = self.accelerator.num_processes, is_packing(self.policy)
-        bins = plan_bins(examples.lengths(prompts, completions), self.options.budget, processes, packed)
+        processes, options = self.accelerator.num_processes, self.options
+        bins = plan_bins(examples.lengths(prompts, completions), options.budget, processes, options.packed)
         return bins[self.accelerator.process_index :: processes]
 
     def _make_bin(self, examples: KtoExamples, pairs: list[Pair], sequences: list[int]) -> Bin:
-        return make_bin(examples, pairs, sequences, self.pad_id, is_packing(self.policy)).to(self.args.device)
+        return make_bin(examples, pairs, sequences, self.pad_id, self.options.packed).to(self.args.device)
 
     @cached_property
     def policy(self) -> PreTrainedModel:

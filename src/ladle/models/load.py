@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -20,6 +20,7 @@ from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
 from ladle.models.config import DEEPSEEK_V3_ROUTING
+from ladle.models.probe import require_text_decoder
 
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 logger = get_logger(__name__)
@@ -50,20 +51,22 @@ def load_model(
     Args:
         path: a model folder, or an artifact that holds one.
         dtype: name of a torch dtype, or `auto` for the one the weights are saved in.
-        attn_implementation: as in transformers; one that cannot run here is replaced by sdpa, with a warning.
+        attn_implementation: as in transformers; one that cannot run here is replaced by sdpa, and sdpa by eager for an
+            architecture without it, with a warning.
         quantization_config: as in transformers.
         ignored: names of tensors in the file that the model is known to have no place for.
 
     Raises:
-        UserError: no model there, or an architecture that transformers does not know.
+        UserError: no model there, or an architecture that transformers does not know or that is not a text decoder.
         CheckFailed: weights are missing, left over, or of another shape.
     """
     folder = model_dir(path)
+    usable = usable_attention(attn_implementation)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=usable_attention(attn_implementation),
+            attn_implementation=None if usable == "sdpa" else usable,  # none: sdpa, or eager where there is none
             quantization_config=quantization_config,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are reported below, all at once
@@ -71,7 +74,8 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         problem = f"cannot load the model in {folder}: {str(error).splitlines()[0]}"
-        raise UserError(problem, "check config.json and the weights") from error
+        fix = "check config.json and the weights"
+        raise UserError(problem, "set attn_implementation: eager" if "attention" in problem else fix) from error
     # the stub knows only the model; output_loading_info=True adds the report
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     faults = []
@@ -80,7 +84,36 @@ def load_model(
             faults.append(f"{name}: {len(keys)}, such as {keys[0]}")
     if faults:
         raise CheckFailed(f"the weights in {folder} do not fit the model ({'; '.join(faults)})")
+    require_text_decoder(model)
+    if usable == "sdpa" and model.config._attn_implementation != usable:
+        logger.warning("%s has no sdpa attention: using %s", type(model).__name__, model.config._attn_implementation)
+    if dropped := repair_generation_config(model):
+        logger.warning("generation_config.json in %s is not valid without %s: left out", folder, ", ".join(dropped))
+    # else the embedding of a padding token that is the end token too would get no gradient
+    cast(torch.nn.Embedding, model.get_input_embeddings()).padding_idx = None
     return model
+
+
+def repair_generation_config(model: PreTrainedModel) -> list[str]:
+    """Leave the settings out of a model's generation config that transformers would refuse to save, and name them.
+
+    The common one is a temperature beside `do_sample: false`, which was without effect.
+    """
+    config = model.generation_config
+    if config is None:
+        return []
+    kept: dict[str, Any] = {}
+    dropped = []
+    settings = config.to_diff_dict()
+    for name in sorted(settings, key=lambda name: (name != "do_sample", name)):
+        try:
+            GenerationConfig(**kept, **{name: settings[name]}).validate(strict=True)
+            kept[name] = settings[name]
+        except (ValueError, TypeError):
+            dropped.append(name)
+    if dropped:
+        model.generation_config = GenerationConfig(**kept)
+    return dropped
 
 
 def usable_attention(requested: str) -> str:
@@ -149,6 +182,8 @@ def init_model(
         problem = f"vocab_size is {fields['vocab_size']} and the tokenizer has {len(tokenizer)} tokens"
         raise UserError(problem, "leave vocab_size out, or raise it")
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if special["pad_token_id"] in (special["bos_token_id"], special["eos_token_id"]):
+        special["pad_token_id"] = None  # it would begin at zero, and get no gradient
     try:
         config = AutoConfig.for_model(model_type, **special, **fields)
     except ValueError as error:

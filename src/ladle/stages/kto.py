@@ -28,7 +28,13 @@ run = deferred("ladle.kto.train:run")
 def check(check: Checkup) -> Iterator[Finding]:
     """Yield what would stop the alignment."""
     config: KtoConfig = check.config
-    yield from check_training(check, config.max_length, None, rows_of_a_pass(config))
+
+    def prepare(model: Any) -> Any:
+        from ladle.kto.loss import prepare_policy
+
+        return prepare_policy(model, bool(config.trainer.get("gradient_checkpointing")))
+
+    yield from check_training(check, config.max_length, None, prepare, rows_of_a_pass(config))
     yield from check_positions(check, f"{check.key}.max_length", config.max_length)
     if config.peft is not None:
         yield from check.needs("peft", "pip install 'ladle[peft]', or leave kto.peft out")

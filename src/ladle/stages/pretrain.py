@@ -32,7 +32,15 @@ def _size(check: Checkup | None) -> tuple[int, int | None]:
 
 def check(check: Checkup) -> Iterator[Finding]:
     """Yield what would stop the training."""
-    yield from check_training(check, *_size(check))
+
+    def prepare(model: Any) -> Any:
+        from ladle.models.probe import probe
+        from ladle.training.attention import use_fused_attention
+
+        use_fused_attention(model)
+        return probe(model, check.config.batch_size)
+
+    yield from check_training(check, *_size(check), prepare)
     mix = _mixture(check)
     if check.config.trainer.get("eval_strategy") != "no" and mix is not None and mix.validation is None:
         section = check.key.replace("pretrain", "mix")

@@ -5,14 +5,15 @@ Shared by pretraining and alignment; the stages add what is particular to each.
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ladle.artifacts.files import readable_size
 from ladle.checkup import Checkup, Estimate, Finding, Level, Measured, Shrinking, error, guarded, ok, warning
-from ladle.models.before import parameters_of
+from ladle.models.before import parameters_of, small_copy
 from ladle.training.config import TrainerArguments, TrainingConfig
 
 TrainingT = TypeVar("TrainingT", bound=TrainingConfig)
@@ -67,13 +68,16 @@ FORWARD = 1 / 3
 # What would stop it.
 
 
-def check_training(check: Checkup, length: int, rows: int | None, pass_rows: int | None = None) -> Iterator[Finding]:
+def check_training(
+    check: Checkup, length: int, rows: int | None, prepare: Callable[[Any], Any], pass_rows: int | None = None
+) -> Iterator[Finding]:
     """Yield a finding for each demand of a training on its machine, arguments, data and memory.
 
     Args:
         check: its step, on a machine.
         length: tokens of its longest row; 0 if that is not known.
         rows: rows of its data; None if that is not known before the run.
+        prepare: makes a model ready as the stage does, and returns its `Traits`.
         pass_rows: rows of a forward pass, if that is not the microbatch.
     """
     config, key = check.config, f"{check.key}.trainer"
@@ -83,8 +87,32 @@ def check_training(check: Checkup, length: int, rows: int | None, pass_rows: int
     if any(finding.level is not Level.OK for finding in arguments):
         return
     yield from _check_schedule(key, config, rows)
+    model = list(guarded("model", check.key, lambda: _check_model(check, prepare)))
+    yield from model
+    if any(finding.level is Level.ERROR for finding in model):
+        return
     if length and parameters_of(check) is not None:
         yield from guarded("memory", check.key, lambda: _check_memory(check, length, pass_rows or config.batch_size))
+
+
+def _check_model(check: Checkup, prepare: Callable[[Any], Any]) -> Iterator[Finding]:
+    from ladle.models.probe import find_routers
+
+    config, key = check.config, check.key
+    model = None if check.model_config is None else small_copy(json.dumps(check.model_config))
+    if model is None:
+        return
+    name = type(model).__name__
+    if config.attn_implementation == "sdpa" and model.config._attn_implementation == "eager":
+        fix = f"set {key}.attn_implementation=eager to say so"
+        yield warning("model", f"{key}.attn_implementation", f"{name} has no sdpa attention: it takes eager", fix)
+    if config.attn_implementation == "eager":
+        model.set_attn_implementation("eager")
+    if getattr(config, "sequence_aux_loss", 0) and not find_routers(model):
+        message = f"sequence_aux_loss has no effect: {name} has no router with a balancing bias"
+        yield error("model", f"{key}.sequence_aux_loss", message, "leave it out")
+    for sentence in prepare(model).sentences():
+        yield warning("model", key, f"{name}: {sentence}", "nothing to set; it takes more time or memory")
 
 
 def _check_devices(check: Checkup) -> Iterator[Finding]:
@@ -242,14 +270,15 @@ def _check_memory(check: Checkup, length: int, rows: int) -> Iterator[Finding]:
         yield ok("memory", check.key, message)
 
 
-def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, rows: int) -> Any:
+def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, rows: int, traits: Any = None) -> Any:
     """Return the estimate (`ladle.training.memory`) for one process whose forward passes take `rows` rows."""
+    from ladle.models.probe import why_not_linear
     from ladle.training.memory import TrainingShape, estimate_training
 
     trainer = config.trainer
     low = "bfloat16" if trainer.get("bf16") else "float16" if trainer.get("fp16") else None
     whole = config.distributed == "zero2" and low is not None
-    adapter = getattr(config, "peft", None)
+    adapter, small = getattr(config, "peft", None), small_copy(json.dumps(model))
     shape = TrainingShape(
         config=model,
         dtype=low if whole and low else config.dtype,
@@ -264,6 +293,7 @@ def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, 
         adapter=adapter.model_dump() if adapter is not None else None,
         distributed=config.distributed,
         processes=config.processes,
+        own_logits=small is not None and why_not_linear(small) is not None,
     )
     return estimate_training(shape)
 

@@ -5,6 +5,7 @@ That loss is what training reports where `eval_strategy` says so, what soups are
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from ladle.data.store import MixedDataset
 from ladle.errors import UserError
 from ladle.models.load import copy_out_of_file, load_model, model_dir, save_model
+from ladle.models.probe import Traits, find_routers, probe, require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.arguments import drop_liger_where_it_cannot_run, make_arguments
@@ -21,7 +23,7 @@ from ladle.training.attention import collate_packed, use_fused_attention
 from ladle.training.balance import SequenceAuxLoss
 from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
-from ladle.training.cross_entropy import labelled_loss_sum, use_linear_cross_entropy
+from ladle.training.cross_entropy import loss_of_rows, use_linear_cross_entropy
 from ladle.training.processes import reduce_tensor
 from ladle.training.run import Prepared, run_training
 from ladle.training.trainer import LadleTrainer
@@ -37,15 +39,23 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, keep: Rotation) 
     model = load_model(inputs["model"][0], config.dtype, config.attn_implementation)
     copy_out_of_file(model)
     model.config.use_cache = False
-    aux_loss = SequenceAuxLoss(model, config.sequence_aux_loss) if config.sequence_aux_loss else None
-    use_linear_cross_entropy(model, aux_loss)
+    require_positions(model, longest_document(dataset, model))
+    arguments = make_arguments(config, out)
+    model.to(device=arguments.device)  # type: ignore[reportCallIssue]
     use_fused_attention(model)
+    traits = warn_of(model, probe(model, arguments.per_device_train_batch_size))
+    aux_loss = None
+    if config.sequence_aux_loss:
+        if not (routers := find_routers(model)):
+            problem = f"sequence_aux_loss has no effect: {type(model).__name__} has no router with a balancing bias"
+            raise UserError(problem, "leave it out, or set output_router_logits in the model's config.json")
+        aux_loss = SequenceAuxLoss(routers, config.sequence_aux_loss)
+    use_linear_cross_entropy(model, traits, aux_loss)
     if dataset.vocab_size > model.config.vocab_size:
         problem = f"the mixture's vocabulary has {dataset.vocab_size} tokens and the model's {model.config.vocab_size}"
         fix = "mix again with this model's tokenizer, or train the model that the mixture was made for"
         raise UserError(problem, fix)
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
-    arguments = make_arguments(config, out)
     drop_liger_where_it_cannot_run(arguments, model)
     trainer = PretrainTrainer(
         model=model,
@@ -58,11 +68,12 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, keep: Rotation) 
         rows_are_shuffled=True,
         router_bias_update_rate=config.router_bias_update_rate,
         max_skipped_steps=config.max_skipped_steps,
+        traits=traits,
         aux_loss=aux_loss,
     )
 
     def summarise() -> StageResult:
-        metrics: dict[str, Any] = {"attn_implementation": model.config._attn_implementation}
+        metrics: dict[str, Any] = {"attn_implementation": model.config._attn_implementation} | traits.choices()
         if losses := [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]:
             metrics |= {"first_loss": losses[0], "last_loss": losses[-1]}
         if held_out := [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]:
@@ -77,12 +88,13 @@ class PretrainTrainer(LadleTrainer):
     """LadleTrainer on a mixture.
 
     Args:
+        traits: how the model is trained.
         aux_loss: the sequence-wise balance loss that the model's forward adds, for the log; None if it adds none.
     """
 
-    def __init__(self, *args: Any, aux_loss: SequenceAuxLoss | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, traits: Traits, aux_loss: SequenceAuxLoss | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.aux_loss = aux_loss
+        self.traits, self.aux_loss = traits, aux_loss
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Return and log the mean loss in nats over every labelled token of the validation split.
@@ -92,6 +104,7 @@ class PretrainTrainer(LadleTrainer):
         with self.accelerator.autocast():
             sums = held_out_loss_sum(
                 cast(PreTrainedModel, self.model),
+                self.traits,
                 cast(MixedDataset, self.eval_dataset),
                 self.args.per_device_eval_batch_size,
                 self.accelerator.process_index,
@@ -112,22 +125,36 @@ class PretrainTrainer(LadleTrainer):
         super().log(logs, *args, **kwargs)
 
 
+def longest_document(dataset: MixedDataset, model: PreTrainedModel) -> int:
+    """Return the tokens of the longest document, or a bound of them that the model has positions for."""
+    if dataset.sequence_length <= (getattr(model.config, "max_position_embeddings", None) or 0):
+        return dataset.sequence_length
+    return max(int(dataset[row]["position_ids"].max()) for row in range(len(dataset))) + 1
+
+
 @torch.no_grad()
 def held_out_loss_sum(
-    model: PreTrainedModel, dataset: MixedDataset, batch_size: int, process: int = 0, num_processes: int = 1
+    model: PreTrainedModel,
+    traits: Traits,
+    dataset: MixedDataset,
+    batch_size: int,
+    process: int = 0,
+    num_processes: int = 1,
 ) -> tuple[float, int]:
-    """Return the summed loss in nats over every labelled token of this process's rows, and the number of such tokens.
+    """Return the summed cross-entropy in nats over every labelled token of this process's rows, and their number.
 
     The model is left in the mode (training or not) it was in.
     """
     was_training = model.training
     model.eval()
+    traits = replace(traits, router_weight=0.0)
     total, count = 0.0, 0
     rows = range(process, len(dataset), num_processes)
     for start in range(0, len(rows), batch_size):
         batch = collate_packed([dataset[row] for row in rows[start : start + batch_size]])
-        loss_sum, num_labels = labelled_loss_sum(model, batch)
-        total, count = total + loss_sum, count + num_labels
+        inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        loss_sum, num_labels = loss_of_rows(model, traits, inputs)
+        total, count = total + loss_sum.item(), count + int(num_labels.item())
     model.train(was_training)
     return total, count
 
@@ -141,7 +168,8 @@ def validation_loss(folder: Path, data_dir: Path, batch_size: int = 8, split: st
         batch_size: rows at once; it does not change the result beyond rounding.
         split: of the mixture.
     """
-    model = load_model(folder)
+    model, dataset = load_model(folder), MixedDataset(data_dir, split)
+    require_positions(model, longest_document(dataset, model))
     use_fused_attention(model)
-    total, count = held_out_loss_sum(model, MixedDataset(data_dir, split), batch_size)
+    total, count = held_out_loss_sum(model, warn_of(model, probe(model)), dataset, batch_size)
     return total / count

@@ -29,6 +29,7 @@ from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, Preempted, UserError
 from ladle.log import get_logger
 from ladle.models.load import complete_config, load_model
+from ladle.models.probe import find_routers
 from ladle.training.balance import BalanceExperts
 from ladle.training.checkpoint import (
     PREEMPTED,
@@ -93,7 +94,8 @@ class LadleTrainer(Trainer):
             cast(PreTrainedModel, self.model), self.accelerator.device, multiplied_in, self.accelerator.num_processes
         )
         self.remove_callback(PrinterCallback)
-        self.balance = BalanceExperts(self.model, router_bias_update_rate, self.accelerator)
+        routers = find_routers(cast(PreTrainedModel, self.model))
+        self.balance = BalanceExperts(routers, router_bias_update_rate, self.accelerator)
         for callback in (_AroundSteps(self), self.balance, ShowProgress(), self.stop_on_signal):
             self.add_callback(callback)
 

@@ -119,8 +119,8 @@ def make_ladle(
     tokenizer = make_tokenizer()
     examples, _ = tokenize_examples(rows, tokenizer, 256)
     plan = plan or plan_of(examples, arguments["per_device_train_batch_size"])
-    use_kto_forward(model)
-    reference = reference or ReferencePass(model, PAD_ID, budget).run(examples, plan, out / "reference")
+    packed = use_kto_forward(model)
+    reference = reference or ReferencePass(model, packed, PAD_ID, budget).run(examples, plan, out / "reference")
     policy: Any = get_peft_model(model, lora()) if peft else model
     values = {"save_strategy": "no", "logging_steps": 1, "router_bias_update_rate": 0.0} | arguments
     rate = values.pop("router_bias_update_rate")
@@ -128,7 +128,7 @@ def make_ladle(
         model=policy,
         args=make_arguments(KtoConfig(trainer=TrainerArguments(**values)), out),
         data=KtoData(examples, plan, reference),
-        options=KtoOptions(WEIGHTS, kl_scope, budget),  # type: ignore[arg-type]
+        options=KtoOptions(WEIGHTS, kl_scope, budget, packed),  # type: ignore[arg-type]
         pad_id=PAD_ID,
         keep=Rotation(),
         router_bias_update_rate=rate,
