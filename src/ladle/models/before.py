@@ -137,7 +137,7 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
     if (place / "generation_config.json").is_file():
         try:
             GenerationConfig.from_pretrained(place).validate(strict=True)
-        except ValueError as fault:
+        except (ValueError, OSError) as fault:
             message = f"generation_config.json in {place} is not valid: {str(fault).splitlines()[0]}"
             yield warning("model", key, message, "correct it: Ladle leaves those settings out of the models it saves")
     tokenizer = load_fast_tokenizer(place)

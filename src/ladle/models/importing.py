@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.models.chat import END_OF_TURN
-from ladle.models.load import complete_config, load_model, model_dir, remove_half_written
+from ladle.models.load import complete_config, load_model, model_dir, remove_half_written, repair_generation_config
 from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer, read_json
 from ladle.soups.members import DTYPES, read_header
 
@@ -58,7 +58,6 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         elements[tensor.dtype] += tensor.num_elements
     most = DTYPES.get(elements.most_common(1)[0][0]) if elements else None
     model = load_model(folder, dtype or most or "auto", ignored=mtp)
-    generation = _repair_generation_config(model)
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
         logger.warning("the stored output embeddings are not the input embeddings: tie_word_embeddings is now false")
@@ -84,7 +83,7 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         "mtp": {"declared": before.get(MTP_LAYERS, 0), "tensors_left_out": len(mtp), "kept": 0},
         "tokenizer": tokenizer,
         "stops": _stop_at_turn_end(out),
-        "generation_settings_left_out": generation,
+        "generation_settings_left_out": _generation_faults(folder),
         "files_left_out": sorted(names - {"chat_template.jinja"}),
     }
     (out / REPORT).write_text(pretty_json(report), encoding="utf-8")
@@ -112,25 +111,14 @@ def _mtp_tensors(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]
     )
 
 
-def _repair_generation_config(model: PreTrainedModel) -> dict[str, Any]:
-    """Leave out settings of generation that contradict each other, which could not be saved again, and return them."""
-    fields = model.generation_config.to_diff_dict()
-
-    def contradicts(name: str) -> bool:
-        only = {key: fields[key] for key in {"do_sample", "num_beams", name} & fields.keys()}
-        try:
-            GenerationConfig(**only).validate(strict=True)
-        except ValueError:
-            return True
-        return False
-
-    removed = {name: value for name, value in fields.items() if contradicts(name)}
-    for name in removed:
-        setattr(model.generation_config, name, None)
-    if removed:
-        shown = ", ".join(f"{name}={value}" for name, value in removed.items())
-        logger.warning("generation_config.json: %s contradicts its other settings, and is left out", shown)
-    return removed
+def _generation_faults(folder: Path) -> dict[str, Any]:
+    """Return the settings of generation that loading left out."""
+    if not (folder / "generation_config.json").is_file():
+        return {}
+    try:
+        return repair_generation_config(GenerationConfig.from_pretrained(folder))
+    except OSError:
+        return {}  # not JSON, which is said above
 
 
 def _stop_at_turn_end(out: Path) -> list[int]:

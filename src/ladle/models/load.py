@@ -87,33 +87,33 @@ def load_model(
     require_text_decoder(model)
     if usable == "sdpa" and model.config._attn_implementation != usable:
         logger.warning("%s has no sdpa attention: using %s", type(model).__name__, model.config._attn_implementation)
-    if dropped := repair_generation_config(model):
-        logger.warning("generation_config.json in %s is not valid without %s: left out", folder, ", ".join(dropped))
+    if model.generation_config is not None and (removed := repair_generation_config(model.generation_config)):
+        shown = ", ".join(f"{name}={value}" for name, value in removed.items())
+        logger.warning("generation_config.json: %s contradicts its other settings, and is left out", shown)
     # else the embedding of a padding token that is the end token too would get no gradient
     cast(torch.nn.Embedding, model.get_input_embeddings()).padding_idx = None
     return model
 
 
-def repair_generation_config(model: PreTrainedModel) -> list[str]:
-    """Leave the settings out of a model's generation config that transformers would refuse to save, and name them.
+def repair_generation_config(config: GenerationConfig) -> dict[str, Any]:
+    """Leave out settings of generation that contradict each other, which could not be saved again, and return them.
 
     The common one is a temperature beside `do_sample: false`, which was without effect.
     """
-    config = model.generation_config
-    if config is None:
-        return []
-    kept: dict[str, Any] = {}
-    dropped = []
-    settings = config.to_diff_dict()
-    for name in sorted(settings, key=lambda name: (name != "do_sample", name)):
+    fields = config.to_diff_dict()
+
+    def contradicts(name: str) -> bool:
+        only = {key: fields[key] for key in {"do_sample", "num_beams", name} & fields.keys()}
         try:
-            GenerationConfig(**kept, **{name: settings[name]}).validate(strict=True)
-            kept[name] = settings[name]
+            GenerationConfig(**only).validate(strict=True)
         except (ValueError, TypeError):
-            dropped.append(name)
-    if dropped:
-        model.generation_config = GenerationConfig(**kept)
-    return dropped
+            return True
+        return False
+
+    removed = {name: value for name, value in fields.items() if contradicts(name)}
+    for name in removed:
+        setattr(config, name, None)
+    return removed
 
 
 def usable_attention(requested: str) -> str:

@@ -58,9 +58,9 @@ class Traits:
 
     def sentences(self) -> list[str]:
         """Return, for a warning each, what is done otherwise and why."""
-        found = [f"each document is a row of its own: {self.why_apart}"] if self.why_apart else []
-        found += [f"its loss takes all logits at once: {self.why_own_logits}"] if self.why_own_logits else []
-        weight = f"its config adds the routers' auxiliary loss, times {self.router_weight:g}"
+        found = [f"takes one document a row: {self.why_apart}"] if self.why_apart else []
+        found += [f"takes all logits at once: {self.why_own_logits}"] if self.why_own_logits else []
+        weight = f"adds the routers' auxiliary loss that its config asks for, times {self.router_weight:g}"
         return found + [weight] * (self.router_weight > 0)
 
 

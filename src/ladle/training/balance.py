@@ -63,7 +63,7 @@ class BalanceExperts(TrainerCallback):
         counts = {name: reduce_tensor(self.accelerator, count, "sum") for name, count in sorted(self.counts.items())}
         self.counts = {}
         for name, count in counts.items():
-            bias = self.routers[name].bias
+            bias = self.routers[name].bias.detach()  # of one storage; a parameter in some architectures
             load = count.to(bias.device, torch.float32)
             bias += self.rate * torch.sign(load.mean() - load)
         if counts:
