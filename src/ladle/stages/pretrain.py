@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error
 from ladle.data.config import MixConfig
