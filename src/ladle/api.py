@@ -153,7 +153,9 @@ class Run:
     def __init__(self, pipeline: Pipeline, workspace: Workspace, only: str | None = None) -> None:
         self.recipe = pipeline.recipe
         self.workspace = workspace
-        self._steps = {step.name: step for step in pipeline.in_build_order(only)}
+        self._steps = {step.name: step for step in pipeline.in_build_order()}
+        if only is not None:
+            self._steps = {step.name: step for step in in_build_order([self._step(only)])}
 
     @property
     def steps(self) -> list[str]:
@@ -176,16 +178,13 @@ class Run:
             CheckFailed: a check of a stage on its own work did not hold.
             Preempted: a signal stopped it; the same call resumes.
         """
-        wanted = in_build_order([self._step(step)]) if step else list(self._steps.values())
-        for planned in make_plan(wanted, self.workspace):
-            _build_planned(planned, self.workspace)
+        _build_all(in_build_order([self._step(step)] if step else list(self._steps.values())), self.workspace)
         return self[step] if step else {name: self[name] for name in self._steps}
 
     def build_shard(self, step: str, shard: Shard) -> None:
         """Work one share of a step, once all that it needs is built."""
         *parents, last = in_build_order([self._step(step)])
-        for planned in make_plan(parents, self.workspace):
-            _build_planned(planned, self.workspace)
+        _build_all(parents, self.workspace)
         build_shard(last, self.workspace, shard)
 
     def __getitem__(self, step: str) -> Artifact:
@@ -196,9 +195,8 @@ class Run:
         """
         path = self.path_of(step)
         if not (path / RECORD_NAME).is_file():
-            raise UserError(
-                f"{step} is not built ({path})", f"ladle run {self.recipe.source or 'RECIPE'} --only {step}"
-            )
+            command = f"ladle run {self.recipe.source or 'RECIPE'} --only {step}"
+            raise UserError(f"{step} is not built ({path})", command)
         return _artifact(path)
 
     def path_of(self, step: str) -> Path:
@@ -214,8 +212,8 @@ class Run:
     @property
     def report(self) -> Path | None:
         """The page of the run, if the recipe has one and it is built."""
-        page = self.path_of("report") / "index.html" if "report" in self._steps else None
-        return page if page and page.is_file() else None
+        pages = [self.path_of(name) / "index.html" for name in self._steps if name == "report"]
+        return next(filter(Path.is_file, pages), None)
 
     def status(self) -> list[StepStatus]:
         """Return how far each step is, and who builds it now."""
@@ -247,18 +245,18 @@ def _artifact(path: Path) -> Artifact:
     return Evaluation(path) if read_record(path)["stage"] == "evaluate" else Artifact(path)
 
 
-def _build_planned(planned: PlannedStep, workspace: Workspace) -> None:
-    """Build a step unless it is finished, and say so."""
-    name = planned.step.name
-    if planned.state is State.CACHED:
-        num_warnings = len(read_record(planned.path).get("warnings", []))
-        logger.info("%s: cached%s", name, f", with {num_warnings} warning(s)" if num_warnings else "")
-        return
-    why = f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
-    logger.info("%s: %s%s", name, planned.state, why)
-    started = time.monotonic()
-    build_step(planned.step, workspace)
-    logger.info("%s: done in %.1f s", name, time.monotonic() - started)
+def _build_all(steps: list[Step], workspace: Workspace) -> None:
+    """Build those of the steps, parents first, that are not finished, and say so."""
+    for planned in make_plan(steps, workspace):
+        name, why = planned.step.name, f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
+        if planned.state is State.CACHED:
+            num_warnings = len(read_record(planned.path).get("warnings", []))
+            logger.info("%s: cached%s", name, f", with {num_warnings} warning(s)" if num_warnings else "")
+            continue
+        logger.info("%s: %s%s", name, planned.state, why)
+        started = time.monotonic()
+        build_step(planned.step, workspace)
+        logger.info("%s: done in %.1f s", name, time.monotonic() - started)
 
 
 def _assignments(overrides: Overrides) -> list[str]:
@@ -270,8 +268,7 @@ def _assignments(overrides: Overrides) -> list[str]:
 def _build_alone(step: Step, out: Reference | None, root: Reference) -> Artifact:
     placed = ((step.name, Path(out)),) if out is not None else ()
     workspace = Workspace(Path(root) / "standalone", placed)
-    for planned in make_plan(in_build_order([step]), workspace):
-        _build_planned(planned, workspace)
+    _build_all(in_build_order([step]), workspace)
     return _artifact(workspace.path_of(step))
 
 
@@ -333,13 +330,9 @@ def find_model(reference: str, root: Reference = DEFAULT_ROOT) -> str:
     """
     path = find_artifact(reference, root)
     if path.is_dir() and not any((place / "config.json").is_file() for place in (path, path / "model")):
-        inner = sorted(str(one.parent) for one in path.glob("*/config.json")) + sorted(
-            str(one.parent.parent) for one in path.glob("*/model/config.json")
-        )
-        raise UserError(
-            f"{path} holds no model (no config.json)",
-            f"did you mean {inner[0]}?" if inner else "name a folder saved by save_pretrained, or a step: RECIPE:STEP",
-        )
+        inner = [*sorted(path.glob("*/config.json")), *(one.parent for one in sorted(path.glob("*/model/config.json")))]
+        fix = "name a folder saved by save_pretrained, or a step: RECIPE:STEP"
+        raise UserError(f"{path} holds no model (no config.json)", f"did you mean {inner[0].parent}?" if inner else fix)
     return str(path) if path.exists() else reference
 
 

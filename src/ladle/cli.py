@@ -194,10 +194,8 @@ def launch(
     if profile is not None and not slurm:
         raise UserError("--profile is for Slurm jobs", "add --slurm, or leave --profile out")
     if processes is not None and slurm:
-        raise UserError(
-            "--processes is for the trainings of this machine",
-            f"with --slurm set it in the recipe: pretrain.processes={processes} kto.processes={processes}",
-        )
+        fix = f"with --slurm set it in the recipe: pretrain.processes={processes} kto.processes={processes}"
+        raise UserError("--processes is for the trainings of this machine", fix)
     if slurm:
         launched = api.launch_on_slurm(recipe, overrides, profile, dry_run, root)
         (display.print_scripts if dry_run else display.print_submitted)(launched, as_json)
@@ -222,9 +220,8 @@ def _open_stage(
     if config is not None and named:
         raise UserError(f"{named[0]} is named beside --config {config}", "name one recipe")
     if config is None and len(named) != 1:
-        raise UserError(
-            f"ladle {stage} needs one recipe, and {len(named)} are named", f"ladle {stage} RECIPE [KEY=VALUE]..."
-        )
+        problem = f"ladle {stage} needs one recipe, and {len(named)} are named"
+        raise UserError(problem, f"ladle {stage} RECIPE [KEY=VALUE]...")
     relative_to = "" if config is None else section or stage
     return api.open(config or named[0], overrides, root, only=stage, out=out, section=relative_to)
 

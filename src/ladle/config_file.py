@@ -75,10 +75,9 @@ class ConfigFile:
         if not path.is_file():
             folder = path if path.is_dir() else path.parent
             recipes = sorted(str(file) for file in folder.glob("*.yaml") if not file.name.startswith("."))
-            raise UserError(
-                f"{path} is a folder, not a recipe" if path.is_dir() else f"there is no recipe at {path}",
-                f"name an existing one (here: {', '.join(recipes)})" if recipes else "name an existing YAML file",
-            )
+            problem = f"{path} is a folder, not a recipe" if path.is_dir() else f"there is no recipe at {path}"
+            fix = f"name an existing one (here: {', '.join(recipes)})" if recipes else "name an existing YAML file"
+            raise UserError(problem, fix)
         file = cls(str(path), {})
         try:
             node = yaml.compose(path.read_bytes(), Loader=_Loader)  # in UTF-8, or in UTF-16 behind its mark

@@ -54,9 +54,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot make the folder {folder}: {error.strerror}", "choose another place with --root or --out"
-        ) from error
+        problem = f"cannot make the folder {folder}: {error.strerror}"
+        raise UserError(problem, "choose another place with --root or --out") from error
 
 
 def fsync_path(path: Path) -> None:

@@ -109,9 +109,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error})", f"run `ladle verify {folder}`, or remove the folder and build it again"
-        ) from error
+        problem = f"{path} is damaged ({error})"
+        raise UserError(problem, f"run `ladle verify {folder}`, or remove the folder and build it again") from error
 
 
 def _not_an_artifact(folder: Path) -> UserError:

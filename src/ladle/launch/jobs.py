@@ -191,10 +191,9 @@ def _jobs_of(step: Step, after: tuple[str, ...], profile: SlurmProfile) -> list[
 def _nodes(step: Step, resources: Resources, profile: SlurmProfile) -> int:
     nodes = (resources.nodes or 1) if hasattr(step.config, "processes") else 1
     if nodes > 1 and profile.container is not None:
-        raise UserError(
-            f"{step.name} is to run on {nodes} nodes in a container, from which the other nodes cannot be started",
-            "use a conda or virtual environment on the shared file system for several nodes, or nodes: 1",
-        )
+        problem = f"{step.name} is to run on {nodes} nodes in a container, from which the other nodes cannot be started"
+        fix = "use a conda or virtual environment on the shared file system for several nodes, or nodes: 1"
+        raise UserError(problem, fix)
     return nodes
 
 
@@ -209,7 +208,5 @@ def _gpus(step: Step, resources: Resources, profile: SlurmProfile) -> int:
 def _refuse_shards(step: Step, profile: SlurmProfile) -> None:
     own = profile.steps.get(step.name)
     if own is not None and (own.shards or 1) > 1:
-        raise UserError(
-            f"the profile shares {step.name} out over {own.shards} array tasks, and it is one piece",
-            f"leave steps.{step.name}.shards out",
-        )
+        problem = f"the profile shares {step.name} out over {own.shards} array tasks, and it is one piece"
+        raise UserError(problem, f"leave steps.{step.name}.shards out")

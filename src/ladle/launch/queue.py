@@ -197,9 +197,8 @@ def launch(
     queued: dict[str, SubmittedJob] = {}
     if not dry_run:
         if shutil.which("sbatch") is None:
-            raise UserError(
-                "there is no sbatch on this machine", "run this on a login node, or look at the scripts with --dry-run"
-            )
+            problem = "there is no sbatch on this machine"
+            raise UserError(problem, "run this on a login node, or look at the scripts with --dry-run")
         make_folder(folder)
         queued = Ledger(folder).in_queue()
         commits = keep_commits([planned.step for planned in plan], folder)
