@@ -498,31 +498,22 @@ def push(
 # Outcomes.
 
 
-_DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-_ACCESS_ERRORS = {
-    errno.EACCES: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.EPERM: "not permitted",
-}
+_ACCESS = "gain access to it, or choose a folder that you may write with --root or --out"
+_SPACE = "free some space, or choose another disk with --root, and run the same command again"
+FIXES = {errno.EACCES: _ACCESS, errno.EROFS: _ACCESS, errno.EPERM: _ACCESS, errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE}
+FULL_DISK = ("No space left on device", "PytorchStreamWriter failed")
+"""What libraries say of a full disk, without its error number."""
 
 
-def _as_user_error(error: BaseException) -> LadleError | None:
+def _as_user_error(error: Exception) -> LadleError | None:
     """Return the foreseen outcome that an exception means: Ladle's own, a full disk, or a folder without access."""
     if isinstance(error, LadleError):
         return error
-    number = error.errno if isinstance(error, OSError) else None
-    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-    if number in _ACCESS_ERRORS:
-        return UserError(
-            f"{_ACCESS_ERRORS[number]}{place}",
-            "gain access to it, or choose a folder that you may write with --root or --out",
-        )
-    if number in _DISK_ERRORS or "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
-        what = _DISK_ERRORS.get(number or errno.ENOSPC, "the disk is full")
-        return UserError(
-            f"{what}{place}", "free some space, or choose another disk with --root, and run the same command again"
-        )
-    return None
+    number = errno.ENOSPC if any(text in str(error) for text in FULL_DISK) else getattr(error, "errno", None)
+    if number not in FIXES:
+        return None
+    place = getattr(error, "filename", None)
+    return UserError(os.strerror(number).lower() + (f" ({place})" if place else ""), FIXES[number])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -545,8 +536,7 @@ def _run_and_explain(arguments: list[str] | None) -> Any:
         sys.stderr.write("interrupted; run the same command again to resume\n")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place where exceptions become exit codes; bugs keep their traceback
-        outcome = _as_user_error(error)
-        if outcome is None:
+        if (outcome := _as_user_error(error)) is None:
             traceback.print_exc()
             return EXIT_BUG
         sys.stderr.write(f"error: {outcome}\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -106,12 +105,11 @@ def make_executor(kind: ExecutorKind, workers: int, on_gpus: bool = False) -> Ex
 
     Args:
         kind: `processes` on this machine, or `ray`.
-        workers: processes to use; 0 means one per core that this process may use. On Ray, the most workers with
-            `on_gpus`; without, all CPUs of the cluster are used.
+        workers: processes to use; 0 means one per core that this process may use. On Ray the cluster decides.
         on_gpus: each item should have a GPU of its own where there are any.
     """
     if kind == "ray":
-        return RayExecutor(workers if on_gpus else None, on_gpus)
+        return RayExecutor(on_gpus)
     workers = workers or len(os.sched_getaffinity(0))
     return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 
@@ -121,114 +119,49 @@ def _limit_threads() -> None:
 
 
 class RayExecutor:
-    """Runs items on actors of the Ray cluster at RAY_ADDRESS, or else of the one this machine belongs to (extra `ray`).
+    """Runs items as tasks of the Ray cluster at RAY_ADDRESS, or else of the one this machine belongs to (extra `ray`).
 
-    Actors hold what items need, such as a tokenizer or a model in vLLM. An item that was lost with its actor goes back
-    to the head of the queue, for whichever actor is free first, and nobody waits for the actor that replaces the lost
-    one. Ray's own restarts would wait, for a GPU that the other actors hold until the work is done. The nodes share the
-    file system that holds the run, since shards pass through files. Training stays with torchrun, whose processes must
-    all be there at once.
+    A task that is lost with its node runs again on whichever is free first. The nodes share the file system that holds
+    the run, since shards pass through files. Training stays with torchrun, whose processes must all be there at once.
 
     Args:
-        max_actors: the most actors; None means one per CPU.
-        on_gpus: give each actor a GPU of its own where the cluster has any.
+        on_gpus: give each task a GPU of its own where the cluster has any.
     """
 
-    def __init__(self, max_actors: int | None, on_gpus: bool) -> None:
-        self.max_actors, self.on_gpus = max_actors, on_gpus
+    def __init__(self, on_gpus: bool) -> None:
+        self.on_gpus = on_gpus
 
     def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
         """Yield `function(argument)` for each argument, in order.
 
         Raises:
             UserError: Ray is not installed, or there is no cluster.
-            CheckFailed: an item, or an actor before its first item, was lost again and again.
+            CheckFailed: an item was lost again and again.
         """
         items = list(arguments)
-        if items:
-            crew = _Crew(_connect(), function, items, self.max_actors or len(items), self.on_gpus)
-            try:
-                yield from crew.results()
-            finally:
-                crew.dismiss()
-
-
-class _Crew:
-    """The actors of one piece of work, and which of them does what."""
-
-    def __init__(
-        self, ray: Any, function: Callable[[Any], Any], items: list[Any], max_actors: int, on_gpus: bool
-    ) -> None:
-        self.ray = ray
-        self.gpus = 1 if on_gpus and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        self.max_actors = min(max_actors, len(items))
-        self.function = ray.put(function)
-        self.items = items
-        self.waiting = deque(range(len(items)))
-        self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[Any, int | None]] = {}
-        """Actor and the position of its item, by the answer to come; None is an actor that starts."""
-        self.finished: dict[int, Any] = {}
-        self.losses: Counter[int | None] = Counter()
-        """Times that each item was lost; None counts the actors that were lost as they started."""
-
-    def results(self) -> Iterator[Any]:
-        """Yield the result of each item, in order."""
-        for position in range(len(self.items)):
-            while position not in self.finished:
-                self._hire()
-                while self.idle and self.waiting:
-                    actor, next_one = self.idle.pop(), self.waiting.popleft()
-                    self.busy[actor.call.remote(self.function, self.items[next_one])] = actor, next_one
-                self._hear_from_one()
-            yield self.finished.pop(position)
-
-    def dismiss(self) -> None:
-        """End all actors, whatever they are doing."""
-        for actor in [*self.idle, *(actor for actor, _ in self.busy.values())]:
-            self.ray.kill(actor)
-
-    def _hire(self) -> None:
-        """Request an actor per GPU (without GPUs: per CPU) of the cluster as it is now: lost ones, and on new nodes."""
-        room = int(self.ray.cluster_resources().get("GPU" if self.gpus else "CPU", 1))
-        for _ in range(min(self.max_actors, max(1, room)) - len(self.idle) - len(self.busy)):
-            actor = self.ray.remote(num_cpus=1, num_gpus=self.gpus)(_Worker).remote()
-            self.busy[actor.greet.remote()] = actor, None
-
-    def _hear_from_one(self) -> None:
-        (answer,), _ = self.ray.wait([*self.busy], num_returns=1)
-        actor, position = self.busy.pop(answer)
-        exceptions = self.ray.exceptions
-        try:
-            result = self.ray.get(answer)
-        except exceptions.RayTaskError as error:
-            self.idle.append(actor)
-            raise error.cause from error
-        except (exceptions.RayActorError, exceptions.RaySystemError, exceptions.ObjectLostError) as error:
-            self.ray.kill(actor)  # it may be alive and only out of reach
-            self.losses[position] += 1
-            if self.losses[position] > MAX_RETRIES:
-                raise CheckFailed(
-                    f"an item was lost with its node {MAX_RETRIES + 1} times ({str(error).splitlines()[0]}); finished "
-                    "shards are kept: run the same command again once the cluster is well"
-                ) from error
-            if position is not None:
-                self.waiting.appendleft(position)
+        if not items:
             return
-        self.idle.append(actor)
-        if position is not None:
-            self.finished[position] = result
+        ray = _connect()
+        gpus = 1 if self.on_gpus and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_call), ray.put(function)
+        answers = [task.remote(shared, item) for item in items]
+        try:
+            for answer in answers:
+                yield ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise CheckFailed(
+                f"an item was lost with its node {MAX_RETRIES + 1} times ({str(error).splitlines()[0]}); finished "
+                "shards are kept: run the same command again once the cluster is well"
+            ) from error
+        finally:
+            for answer in answers:  # those that are not over, where one of them failed
+                ray.cancel(answer, force=True)
 
 
-class _Worker:
-    """What runs in an actor's process."""
-
-    def greet(self) -> None:
-        """Answer once the process runs."""
-
-    def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """Return `function(argument)`."""
-        return function(argument)
+def _call(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
 
 
 def _connect() -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PLAIN_LINE_EVERY_SECONDS = 10.0
+PLAIN_LINE_EVERY_SECONDS, SILENT_AT_MOST_SECONDS = 10.0, 60.0
 ENOUGH_TO_ESTIMATE = 0.05
 """Of what is left after the first report: the share that must be done before the time left is shown."""
 
@@ -92,6 +93,12 @@ class ProgressBar:
         self.note = f", {note}"
         self._show()
 
+    def show_life(self, over: threading.Event) -> None:
+        """Log a line a minute while nothing is reported, until the work is over."""
+        while not over.wait(SILENT_AT_MOST_SECONDS):
+            if time.monotonic() - self.printed >= SILENT_AT_MOST_SECONDS:
+                self._print()
+
     def finish(self) -> None:
         """Log the last state, if the work took so long that there was a line before."""
         if self.printed != self.started:
@@ -139,7 +146,12 @@ def progress(total: int | None, description: str, unit: str = "items") -> Iterat
     """
     if not sys.stderr.isatty():
         bar = ProgressBar(total, description, unit)
-        yield bar
+        over = threading.Event()
+        threading.Thread(target=bar.show_life, args=(over,), daemon=True).start()
+        try:
+            yield bar
+        finally:
+            over.set()
         bar.finish()
         return
     from rich.console import Console

@@ -72,7 +72,14 @@ def push(artifact: Path, repo_id: str, evaluations: list[Path], private: bool, m
 def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[str, Any]:
     """Put what is pushed into `staged` and return what the card's header says about it."""
     if record["stage"] in ("mix", "prefer"):
-        splits = _write_mixture(artifact, staged) if record["stage"] == "mix" else _write_preference(artifact, staged)
+        with tempfile.TemporaryDirectory(dir=staged.parent, prefix=".arrow-") as temporary:
+            saved = artifact / "preference"
+            if record["stage"] == "mix":
+                from ladle.data.arrow import export_arrow
+
+                saved = Path(temporary) / "arrow"
+                export_arrow(artifact, saved)
+            splits = _write_parquet(saved, staged / "data")
         files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
         return {"configs": [{"config_name": "default", "data_files": files}]}
     folder = artifact / "model" if (artifact / "model").is_dir() else artifact
@@ -82,32 +89,17 @@ def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[s
     return {}
 
 
-def _write_mixture(artifact: Path, staged: Path) -> list[str]:
-    """Write a mixture's rows as parquet, a file for each of its Arrow files, and return the names of its splits."""
+def _write_parquet(saved: Path, out: Path) -> list[str]:
+    """Write a dataset that was saved to disk as parquet, a file for each Arrow file; return its splits' names."""
     from datasets import load_from_disk
 
-    from ladle.data.arrow import export_arrow
-
-    with tempfile.TemporaryDirectory(dir=staged.parent, prefix=".arrow-") as temporary:
-        export_arrow(artifact, Path(temporary) / "arrow")
-        loaded = load_from_disk(Path(temporary) / "arrow")
-        splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-        for name, split in splits.items():
-            count = max(1, len(split.cache_files))
-            for index in range(count):
-                part = split.shard(count, index, contiguous=True)
-                part.to_parquet(staged / "data" / f"{name}-{index:05d}-of-{count:05d}.parquet")
-        return [str(name) for name in splits]
-
-
-def _write_preference(artifact: Path, staged: Path) -> list[str]:
-    """Write each split of preference data as one parquet file, and return the splits' names."""
-    from datasets import DatasetDict, load_from_disk
-
-    splits = load_from_disk(artifact / "preference")
-    assert isinstance(splits, DatasetDict)  # as the stage writes it
+    loaded = load_from_disk(saved)
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     for name, split in splits.items():
-        split.to_parquet(staged / "data" / f"{name}-00000-of-00001.parquet")
+        count = max(1, len(split.cache_files))
+        for index in range(count):
+            part = split.shard(count, index, contiguous=True)
+            part.to_parquet(out / f"{name}-{index:05d}-of-{count:05d}.parquet")
     return [str(name) for name in splits]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -60,6 +61,17 @@ def test_the_time_left_follows_neither_the_first_finisher_nor_what_an_earlier_ru
             clock[0] += 10.0
             bar.advance(1)
     assert capsys.readouterr().err.splitlines()[-1].endswith("training: 906/1,000 steps, 0.100/s, 940 s left")
+
+
+def test_work_that_reports_nothing_shows_that_it_lives(capsys, monkeypatch):
+    monkeypatch.setattr(log, "SILENT_AT_MOST_SECONDS", 0.05)
+    log.configure()
+    with log.progress(400, "sampling", "samples"):
+        time.sleep(0.3)
+    said = capsys.readouterr().err
+    time.sleep(0.2)
+    assert said.count("sampling: 0/400 samples, 0.000/s") >= 2
+    assert capsys.readouterr().err == ""
 
 
 def test_warnings_are_collected_once_each_and_still_shown(capsys):

@@ -111,13 +111,11 @@ def describe_jobs(plan: list[PlannedStep], folder: Path) -> dict[str, str]:
     unfinished = {planned.step.fingerprint: planned.step.name for planned in plan if planned.state is not State.CACHED}
     jobs = [job for job in ledger.jobs if job.fingerprint in unfinished]
     states = ask_queue() if jobs else {}
-    described: dict[str, str] = {}
+    described: dict[str, str | None] = {}
     for job in sorted(jobs, key=lambda job: not job.is_array):  # the shares come first, and count until they are done
-        if described.get(unfinished[job.fingerprint]) is None:
-            text = _describe(job, states)
-            if text is not None:
-                described[unfinished[job.fingerprint]] = text
-    return described
+        name = unfinished[job.fingerprint]
+        described[name] = described.get(name) or _describe(job, states)
+    return {name: text for name, text in described.items() if text is not None}
 
 
 def _describe(job: SubmittedJob, states: Queue | None) -> str | None:

@@ -88,11 +88,11 @@ def diagnose(path: Path, overrides: list[str], root: Path, machine: Machine) -> 
         return [error("arguments", str(path), fault.problem, fault.fix)]
     found = [ok("arguments", str(path), "every key and value is one that the stages take")]
     found += _check_torch(machine)
-    pipeline = Pipeline(
-        recipe,
-        CheckedInputs(root, found),
-        on_fault=lambda fault: found.append(error("arguments", "plan", fault.problem, fault.fix)),
-    )
+
+    def note(fault: UserError) -> None:
+        found.append(error("arguments", "plan", fault.problem, fault.fix))
+
+    pipeline = Pipeline(recipe, CheckedInputs(root, found), on_fault=note)
     checkups = [Checkup(step, machine) for step in pipeline.in_build_order()]
     for checkup in checkups:
         check = checkup.step.stage.check
@@ -121,10 +121,8 @@ def _check_torch(machine: Machine) -> Iterator[Finding]:
         if int(driver.split(".")[0]) < needed:
             message = f"driver {driver} is too old for torch's CUDA {cuda} (needs {needed} or later)"
             yield error("devices", "driver", message, "update the driver, or install a torch built for an older CUDA")
-        gpus = ", ".join(sorted({gpu.name for gpu in machine.gpus}))
-        yield ok(
-            "devices", "torch", f"torch {machine.torch}, CUDA {cuda}, driver {driver}: {len(machine.gpus)} x {gpus}"
-        )
+        gpus = f"{len(machine.gpus)} x {', '.join(sorted({gpu.name for gpu in machine.gpus}))}"
+        yield ok("devices", "torch", f"torch {machine.torch}, CUDA {cuda}, driver {driver}: {gpus}")
 
 
 def _check_disk(checkups: list[Checkup], root: Path) -> Iterator[Finding]:

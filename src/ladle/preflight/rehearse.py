@@ -101,11 +101,6 @@ class Rehearsed:
     size_bytes: int
     record: dict[str, Any]
 
-    @property
-    def has_resumed(self) -> bool:
-        """Whether its last run resumed from what a killed one had left."""
-        return self.record["counters"].get("resumed_from_step", 0) > 0
-
 
 def rehearse(path: Path, overrides: list[str], root: Path, price_per_gpu_hour: float) -> Rehearsal:
     """Run every stage of a recipe in tiny amounts.
@@ -171,14 +166,15 @@ def _rehearse_step(step: Step, recipe: Path, root: Path, workspace: Workspace, l
     folder = workspace.path_of(step)
     size = sum(file.stat().st_size for file in list_files(folder) if file.is_file())
     done = Rehearsed(step, (*killed, last), size, read_record(folder))
-    if killed and not done.has_resumed:
+    if killed and not done.record["counters"].get("resumed_from_step"):
         raise CheckFailed(f"{step.name} was killed after its first checkpoint and did not resume from it; see {log}")
     return done
 
 
 def _kill_once_it_can_resume(step: Step, command: list[str], workspace: Workspace, log: Path) -> tuple[Watched, ...]:
     """Run a step until it has left something to resume from, and kill it; empty if it leaves nothing, or too late."""
-    if step.stage.resumes_from is None or not _saves(step):
+    trainer = getattr(step.config, "trainer", None)
+    if step.stage.resumes_from is None or (trainer is not None and trainer.get("save_strategy") == "no"):
         return ()
     partial = workspace.partial_of(step)
     for _ in range(KILL_TRIES):
@@ -193,20 +189,15 @@ def _kill_once_it_can_resume(step: Step, command: list[str], workspace: Workspac
     return ()
 
 
-def _saves(step: Step) -> bool:
-    trainer = getattr(step.config, "trainer", None)
-    return trainer is None or trainer.get("save_strategy") != "no"
-
-
 def _num_saved(step: Step, partial: Path) -> int:
     return sum(path.is_dir() for path in partial.glob(step.stage.resumes_from or ""))
 
 
 def _rehearsal_of(true: Checkup, done: list[Rehearsed]) -> Rehearsed | None:
     """Return the small step that stands for a true one: of its name, else of its stage, for a later round."""
-    named = [one for one in done if one.step.name == true.step.name and one.step.stage is true.step.stage]
-    same = [one for one in done if one.step.stage is true.step.stage and one.step.section == true.key]
-    return next(iter([*named, *same]), None)
+    same_stage = [one for one in done if one.step.stage is true.step.stage]
+    named = [one for one in same_stage if one.step.name == true.step.name]
+    return next(iter([*named, *(one for one in same_stage if one.step.section == true.key)]), None)
 
 
 def _line(true: Checkup, done: Rehearsed | None, price: float) -> Line:
