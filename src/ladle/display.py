@@ -174,8 +174,10 @@ def print_rehearsal(rehearsal: Rehearsal) -> None:
     for change in rehearsal.changes:
         sys.stdout.write(f"not tried at its true size: {change}\n")
     full = sum(line.full_seconds or 0 for line in rehearsal.lines) / 3600
+    unknown = [line.step for line in rehearsal.lines if line.full_seconds is None]
     cost = sum(line.cost or 0 for line in rehearsal.lines)
     where = f"{gpus} GPU(s)" if gpus else "these CPU cores"
+    where += f", beside {', '.join(unknown)}, whose time is not known" if unknown else ""
     sys.stdout.write(f"rehearsed in {rehearsal.seconds:,.0f} s; the full run takes about {full:,.1f} h on {where}\n")
     how = "" if gpus else ", of the trainings on H100s, estimated from their FLOPs at 40 % of the peak"
     sys.stdout.write(f"cost about {cost:,.2f}{how}\n")

@@ -101,9 +101,7 @@ class Recipe(Config):
     @property
     def alignments(self) -> list[KtoSection]:
         """The `kto:` sections, in order."""
-        if self.kto is None:
-            return []
-        return self.kto if isinstance(self.kto, list) else [self.kto]
+        return self.kto if isinstance(self.kto, list) else [self.kto] if self.kto else []
 
     @field_validator("datasets")
     @classmethod

@@ -69,11 +69,8 @@ def fsync_path(path: Path) -> None:
 
 def fsync_tree(folder: Path) -> None:
     """Flush every file and directory below `folder`, and `folder` itself."""
-    for path in list_files(folder):
+    for path in [*list_files(folder), *sorted(one for one in folder.rglob("*") if one.is_dir()), folder]:
         fsync_path(path)
-    for directory in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        fsync_path(directory)
-    fsync_path(folder)
 
 
 def list_files(folder: Path) -> list[Path]:

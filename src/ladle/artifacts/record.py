@@ -46,14 +46,16 @@ def describe_files(folder: Path, known: Mapping[str, str] | None = None) -> dict
 
 
 def digest_of(files: dict[str, dict[str, Any]], volatile: tuple[str, ...]) -> str:
-    """Return the blake3 over the sorted (path, blake3) of the files that equal results share."""
-    stable = [(name, entry["blake3"]) for name, entry in sorted(files.items()) if not is_volatile(name, volatile)]
+    """Return the blake3 over the sorted (path, blake3) of the files that equal results share.
+
+    `*` in a pattern of volatile files matches `/` too.
+    """
+    stable = [
+        (name, entry["blake3"])
+        for name, entry in sorted(files.items())
+        if not any(fnmatch(name, pattern) for pattern in volatile)
+    ]
     return hash_bytes(canonical_json(stable).encode())
-
-
-def is_volatile(name: str, volatile: tuple[str, ...]) -> bool:
-    """Tell whether a file's bytes may differ between equal results; `*` in a pattern matches `/` too."""
-    return any(fnmatch(name, pattern) for pattern in volatile)
 
 
 def make_record(

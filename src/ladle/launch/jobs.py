@@ -151,11 +151,6 @@ class Job:
     nodes: int
     gpus: int
 
-    @property
-    def file_name(self) -> str:
-        """The name of its script."""
-        return self.name.replace("/", "-") + ".sbatch"
-
 
 def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection[str] = ()) -> list[Job]:
     """Return the jobs of every step that is neither finished nor in the queue, parents first.

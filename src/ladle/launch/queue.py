@@ -203,7 +203,8 @@ def launch(
         recipe = keep_recipe(Path(call.recipe), folder)
         call = replace(call, recipe=str(recipe), commits=str(commits) if commits else None)
     jobs = make_jobs(plan, profile, queued)
-    scripts = [Script(job, folder / job.file_name, render(job, profile, call, logs)) for job in jobs]
+    texts = {job.name: render(job, profile, call, logs) for job in jobs}
+    scripts = [Script(job, folder / f"{job.name.replace('/', '-')}.sbatch", texts[job.name]) for job in jobs]
     submitted = [] if dry_run else submit(scripts, Ledger(folder), queued)
     return Launched(scripts, submitted, list(queued.values()))
 
