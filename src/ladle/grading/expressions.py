@@ -169,6 +169,11 @@ class _Reader:
         if token.kind in ("run", "face", "word") or token.text in _NAME_COMMANDS:
             self.position -= 1
             name = self.read_name()
+            texts = [piece.text for piece in self.tokens[self.position : self.position + 6]]
+            if texts == ["^", "{", "-", "1", "}", "("] and isinstance(name, Symbol) and name.name in _FUNCTION_LETTERS:
+                self.position += 5
+                name = Symbol(f"inverse {name.name}")
+                return self._read_call(name) or name
             return name if isinstance(name, Constant) else self._read_call(name) or name
         if token.text in _GROUPS:
             value = read_expression(self._take_bracketed())

@@ -21,6 +21,7 @@ _FINAL_ANSWER = "final answer is $"
 _HOPE = "$. I hope"
 _BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BARE_BOX = re.compile(r"\\boxed\s+(-?[\w.]+)")
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MARKED = re.compile(r"####\s*([^\n]+)")
 _PHRASE = re.compile(r"(?i:answers?)\W{0,4}?(?:is|are)\b|(?i:answer)\W{0,4}?(?P<label>[:=])|答案(?:应该|就)?[是为：:]")
 _EXPLANATION = re.compile(
@@ -47,15 +48,15 @@ _RELATION = re.compile(r"[=<>≤≥≈]|\\(?:approx|[lg]eq?|to|implies|equiv)(?!
 _SCALE = re.compile(
     r"\s*(?:million|billion|trillion|thousand|hundred|dozen|percent|per cent|cents?|[ap]\.?m\b\.?)\b|(?:st|nd|rd|th)\b"
 )
-_BEFORE_NUMBER = re.compile(r"^(?:[*_:|!\s]+|[-–]\s+|[A-Za-z]\s+(?=[-\d$.]))+")
-_AFTER_NUMBER = re.compile(r"[*_:|!$\s]+$|(?<=\d)(?:\s+[A-Za-z]|[mgshlL])(?:\^?\{?\d\}?|[²³])?$")
+_BEFORE_NUMBER = re.compile(r"^(?:[*_:|!\s]+|[-–]\s+|[aAI]\s+)+")
+_AFTER_NUMBER = re.compile(r"[*_:|!$\s]+$|(?<=\d)(?:\s+[aAI]|\s*[mgshlLVWNJKCF](?:\^?\{?\d\}?|[²³])?)$")
 
 
 Extraction = Literal["ladle", "upstream"]
 
 
 class Extracted(NamedTuple):
-    """An answer and the rule that found it: boxed, phrase, final_answer_phrase, last_number, upstream or none."""
+    """An answer and the rule that found it: tagged, boxed, marked, phrase, final_answer_phrase, last_number, upstream or none."""
 
     answer: str
     method: str
@@ -78,6 +79,9 @@ def extract_answer(
     thoughts, closed, text = completion.rpartition("</think>")
     if not closed and "<think>" in text:
         return Extracted("", "none")
+    if tagged := _TAGGED.findall(text):
+        said = bare_answer(tagged[-1].strip(), multiple)
+        return Extracted(said, "tagged" if said else "none")
     _, introduced, final = text.rpartition(_FINAL_ANSWER)
     if introduced and _HOPE in final:
         return Extracted(final.partition(_HOPE)[0].strip(), "final_answer_phrase")
@@ -231,7 +235,7 @@ _SYNONYMS = {
     }.items()
     for same in others.split("|")
 }
-_NOT_WORDS = re.compile(r"[^\w\s%+-]|_")
+_NOT_WORDS = re.compile(r"[^\w\s%+-]|_|(?<=[a-z])-(?=[a-z])")
 _OPTION = re.compile(r"\(?\s*([A-J])\s*\)?")
 _INTRODUCED = re.compile(r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+(?:choice|is))?\s*:?\s*(?=\S)", re.I)
 _LABELLED = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:])(?:\s.*)?", re.DOTALL)
@@ -322,7 +326,7 @@ def drop_statement(text: str) -> str:
 
     A sentence that holds one number, in digits, counts for it if no word of it changes the number or is another one.
     """
-    text = drop_aside(_LABEL.sub("", text, count=1))
+    text = drop_aside(_EXPLANATION.sub("", _LABEL.sub("", text, count=1), count=1))
     stated = _STATEMENT.sub("", text, count=1)
     found = _SENTENCE.fullmatch(stated)
     if found is None:

@@ -43,7 +43,7 @@ from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_t
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
 _COUNTED = re.compile(r"-?\d[\d.,]*(?: (?!(?:[a-d]+|[k-n]+|[p-r]+|[x-z]+)\b)(?=[a-z]*[aeiouy])[a-z]{3,})+")  # `4 cups`
-_WORDS = re.compile(r"[A-Za-z' -]*[A-Za-z]{4}[A-Za-z' -]*|yes|no", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Za-z'. -]*[A-Za-z]{4}[A-Za-z'. -]*|yes|no", re.IGNORECASE)
 
 
 class _Gold(NamedTuple):

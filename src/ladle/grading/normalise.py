@@ -21,7 +21,8 @@ FUNCTION_NAMES = frozenset(
     }.items()
     for name in names.split()
 )
-TEXT_COMMANDS = "text|textrm|textbf|textit|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname|boldsymbol|bm|pmb"
+TEXT_COMMANDS = """text|textrm|textbf|textit|textnormal|texttt|textsf|emph|mathrm|mathbf|mathit|mathsf|mathtt|mbox|
+operatorname|boldsymbol|bm|pmb""".replace("\n", "")
 
 # Unicode. NFKC is not used: it turns a superscript two into a plain `2`, and 5 squared into 52.
 
@@ -32,11 +33,12 @@ _GREEK = {
     "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
 }  # fmt: skip
 _SIGNS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "÷": "/", "×": "\\times ", "·": "\\cdot ",
+    "\f": "\\f", "\b": "\\b", "−": "-", "﹣": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "÷": "/", "×": "\\times ", "·": "\\cdot ",
     "⋅": "\\cdot ", "∙": "\\cdot ", "•": "\\cdot ", "∗": "*", "∞": "\\infty ",
     "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ",
     "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "∖": "\\setminus ", "ℝ": "\\mathbb{R}",
-    "ℏ": "\\hbar ", "°": "^{\\circ}", "º": "^{\\circ}", "′": "'", "‘": "'", "´": "'", "″": "''",
+    "ℏ": "\\hbar ", "°": "^{\\circ}", "º": "^{\\circ}", "˚": "^{\\circ}",
+    "℃": "^{\\circ}C", "℉": "^{\\circ}F", "′": "'", "‘": "'", "´": "'", "″": "''",
     "∠": "\\angle ", "€": "\\euro ", "£": "\\pounds ", "¢": "\\cents ",
     "¥": "\\yen ", "₹": "\\rupee ", "△": "\\triangle ", "≡": "\\equiv ", "∶": ":", "’": "'",
     "。": ".", "、": ",", "“": '"', "”": '"',
@@ -85,7 +87,7 @@ _PARTS = {
 }  # fmt: skip
 _ORDINALS = {word.removesuffix("y") + ("ieth" if word[-1] == "y" else "th"): value for word, value in _VALUES.items()}
 _ORDINALS |= {"first": 1, "second": 2, "third": 3, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12}
-_FIXED = {"half": "1/2", "a half": "1/2", "a quarter": "1/4", "a dozen": "12", "half a dozen": "6"}
+_FIXED = {"half": "1/2", "a half": "1/2", "quarter": "1/4", "a dozen": "12", "half a dozen": "6"}
 _WORDS = re.compile(r"(?:\d+ and )?[A-Za-z]+(?:(?:-|\s+)[A-Za-z]+)*")
 _MAX_NOUNS = 3
 _JOINTS = frozenset({"to", "of", "or", "and", "in", "per", "over", "out"})  # more than a number and a noun
@@ -104,6 +106,8 @@ def spell_number_words(text: str) -> str:
     words = text.lower().replace("-", " ").removeprefix("the ").split()
     if (fixed := _FIXED.get(" ".join(words))) is not None:
         return fixed
+    if words[0] in ("a", "an") and words[1:2] and words[1] in _POWERS | _PARTS:
+        words[0] = "one"
     tens, last = words[:-1], words[-1]
     if last in _ORDINALS and (not tens or len(tens) == 1 and tens[0] in _TENS and _ORDINALS[last] < 10):
         return str(sum(_VALUES[word] for word in tens) + _ORDINALS[last])
@@ -117,8 +121,6 @@ def spell_number_words(text: str) -> str:
             return f"{whole} {numerator}/{denominator}"
     if denominator is not None and (numerator := read_number_words(words[:-1])) is not None:
         return f"{numerator}/{denominator}"
-    if words[0] == "a" and words[1:2] and words[1] in _POWERS:
-        words[0] = "one"
     are_numerals = [
         word in _VALUES or word in _POWERS or word == "dozen" or (word == "and" and following in _VALUES)
         for word, following in zip(words, [*words[1:], ""], strict=True)
@@ -233,7 +235,7 @@ _COMMAND_SPELLINGS = {
     "degree": r"^{\circ}", "degrees": r"^{\circ}", "lor": r"\text{or}", "vee": r"\text{or}", "land": r"\text{and}",
     "wedge": r"\text{and}", "backslash": r"\setminus ", "varepsilon": r"\epsilon ", "varphi": r"\phi ",
     "vartheta": r"\theta ", "dfrac": r"\frac ", "tfrac": r"\frac ", "cfrac": r"\frac ", "dbinom": r"\binom ",
-    "tbinom": r"\binom ", "mod": r"\bmod ", "pmod": r"\bmod ", "dots": r"\ldots ",
+    "tbinom": r"\binom ", "lg": r"\log_{10} ", "mod": r"\bmod ", "pmod": r"\bmod ", "dots": r"\ldots ",
     "cdots": r"\ldots ", "!": "", "%": "%", "$": r"\dollar ", "#": "#",
 }  # fmt: skip
 _BLANKS = "quad qquad enspace thinspace , ; : >"
@@ -248,10 +250,12 @@ _SPELLINGS = {
 _LAYOUT = re.compile(r"\\(?:(?:text)?color|[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|[!,;: >%$#\\])|~")
 
-_THOUSANDS_MARK = re.compile(r"(?<=\d)\s*(?:\{,\}\s*|,\\!\s*|\\[,;:! ]\s*|~)(?=\d{3}(?!\d))")
+_THOUSANDS_MARK = re.compile(r"(?<=\d)(?:\s*(?:\{,\}\s*|,\\!\s*|\\[,;:! ]\s*|~)|['_])(?=\d{3}(?!\d))")
+_DOTTED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,/}])\d{1,3}(?: \d{3})+(?![\d/,.])")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z{}])")
 _ABSENT_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|equation|gathered|gather|split)\*?\}")
 _ROW_SPACING = re.compile(r"\\\\\[-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\]")
 _RAISED_PRIMES = re.compile(r"\^\s*(?:\{\s*('[' ]*)\}|')")
 _OUTSIDE_TEXT = re.compile(
@@ -261,13 +265,13 @@ _OUTSIDE_TEXT = re.compile(
     r"|(?P<infinity>infinity|inf|oo)(?![a-zA-Z])|(?P<pi>pi)(?![a-zA-Z])"
     r"|(?P<percent>per ?cent|pct)(?![a-zA-Z])"
     r"|(?P<money>USD|EUR|GBP|CNY|RMB|INR|JPY|[Rr]s\.?)\s*(?=\.?\d)"
-    r"|(?P<modulo>mod(?:ulo)?)(?![a-zA-Z])|(?P<figure>angle|triangle)(?=\s+[A-Z]{1,3}(?![A-Za-z]))"
+    r"|(?P<lg>lg)(?![a-zA-Z])|(?P<frac>d?frac)(?=\{)|(?P<modulo>mod(?:ulo)?)(?![a-zA-Z])|(?P<figure>angle|triangle)(?=\s+[A-Z]{1,3}(?![A-Za-z]))"
     r"|sqrt\s*(?:(?P<radicand>\d+(?:\.\d+)?)|(?P<root>(?=[(\[{])))"
     rf"|(?P<function>{'|'.join(sorted(FUNCTION_NAMES, key=len, reverse=True))})(?=\s*[\\(\[{{^_|\d]|\s+[a-z](?![a-z])))"
 )
 _WORD_SPELLINGS = {
     "module": "", "conjunction": r"\\text{\g<conjunction>}", "infinity": r"\\infty ", "pi": r"\\pi ", "percent": "%",
-    "modulo": r"\\bmod ", "figure": r"\\\g<figure> ",
+    "lg": r"\\log_{10} ", "frac": r"\\frac ", "modulo": r"\\bmod ", "figure": r"\\\g<figure> ",
     "radicand": r"\\sqrt{\g<radicand>}", "root": r"\\sqrt", "function": r"\\\g<function> ",
 }  # fmt: skip
 _BETWEEN_MATH = re.compile(r"(?<!\\)\$\s*([,;])\s*\$")
@@ -281,6 +285,8 @@ _MODULUS = re.compile(r"\(\s*\\bmod\s*([^()]*)\)")
 _RATIO_IN_WORDS = re.compile(r"(?<=\d)\s+to\s+(?=\d)")
 _PART_IN_WORDS = re.compile(r"(?<=\d)\s+(?:out of|in)\s+(?=\d)")
 _RECURRING = re.compile(r"(?<=\d)\.(\d*)(?:\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\s*\\dot\s*\{?(\d)\}?)?)(?![\d^!])")
+_TAG = re.compile(r"<su([pb])>(.*?)</su[pb]>")
+_BASE = re.compile(r"^\s*(?:(\d+)|\((\d+)\))\s*(?:_\s*\{?\s*\(?(\w+)\)?\s*\}?|\(?(?:in\s+)?base\s+(\w+)\s*\)?)\s*$")
 _ENTITY = re.compile(r"&#?[a-z]\w*;")
 _TEX_INFIX = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}")
 _INFIX = {"over": "frac", "choose": "binom"}
@@ -314,8 +320,8 @@ MATH = re.compile(r"\$(?=\S)((?:\\.|[^$\\])*?\S)\$(?!\d)")  # pandoc's rule, by 
 
 def normalise(text: str) -> str:
     """Return the answer in the one spelling that the reader knows."""
-    text = spell_as_latex(_ENTITY.sub(lambda found: html.unescape(found[0]), text))
-    text = unwrap(text)
+    text = _TAG.sub(lambda found: f"{'^' if found[1] == 'p' else '_'}{{{found[2]}}}", text)
+    text = spell_as_latex(unwrap(text))
     text = _RECURRING.sub(lambda found: rf".{found[1]}\overline{{{''.join(filter(None, found.groups()[1:]))}}}", text)
     text = _TEX_ROOT.sub(lambda found: rf"\sqrt[{found[1].strip('{}')}]{{{found[2].strip('{}')}}}", text)
     text = _TEX_INFIX.sub(lambda found: rf"\{_INFIX[found[2]]}{{{found[1]}}}{{{found[3]}}}", text)
@@ -329,12 +335,15 @@ def normalise(text: str) -> str:
     text = _OUTSIDE_TEXT.sub(_spell_word, spell_choices(_ORDINAL.sub("", text)))
     text = spell_multiples(_OPERATOR.sub(lambda found: _OPERATORS[found[0]], text))
     text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
+    text = _DOTTED_THOUSANDS.sub(lambda found: found[0].replace(".", ""), text)
     text = _PART_IN_WORDS.sub("/", _RATIO_IN_WORDS.sub(":", _MODULUS.sub(r"\\bmod \1", text)))
+    text = _BASE.sub(lambda found: f"{found[1] or found[2]}_{{{found[3] or found[4]}}}", text)
     return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
 
 
 def unwrap(text: str) -> str:
     """Peel quotes, emphasis, math delimiters or a box that enclose the whole text, four times at most."""
+    text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
     text = _CONTINUED.sub(_spell_continued, text)
     for _ in range(4):
         text = _TRAILING.sub("", text.strip())
@@ -394,6 +403,8 @@ def _spell_words(text: str) -> str:
 
 
 def _spell_commands(text: str) -> str:
+    if (inside := _ENVIRONMENT.sub(" ", text)) != text:
+        text = inside.replace("&", " ")
     text = _LAYOUT.sub("", _ROW_SPACING.sub(r"\\\\", _ABSENT_DELIMITER.sub("", text)))
     if "\\begin" not in text:
         text = _DOUBLED_BACKSLASH.sub(r"\\", text)

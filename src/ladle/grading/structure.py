@@ -44,7 +44,7 @@ from ladle.grading.tree import (
 )
 from ladle.grading.units import CURRENCIES, Unit, conversion, is_unit_run, read_unit
 
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_GROUPED = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3})(?![\d,])")
 _CLOCK = re.compile(
     r"(?P<hour>\d{1,2})(?: ?: ?(?P<minute>[0-5]\d)(?: ?: ?00)?| ?o'clock)?(?: in the| at)?"
     r"(?: ?(?P<half>[ap])\.? ?m\b\.?| (?P<part>morning|afternoon|evening|night|noon|midnight))?",
@@ -57,6 +57,8 @@ _DATE = re.compile(
     r"|(?P<iso>\d{4})-(?P<number>\d\d)-(?P<last>\d\d)"
 )
 _CAPITALS = re.compile(r"[A-Z]{3,}|[IVX]{2}")  # the name of a triangle or a quadrant, not a product
+_OPEN_OUTSIDE = re.compile(r"(?=\]|.*\[$)([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
+_TRANSPOSED = re.compile(r"[(\[](.*)[)\]] ?\^ ?\{? ?(?:T|\\top) ?\}?")
 _RELATIONS = {
     "=": "=",
     "<": "<",
@@ -129,6 +131,10 @@ def read(text: str, reading: Reading) -> Tree:
         return found
     if _CAPITALS.fullmatch(text):
         return Text(plain_words(text))
+    if found := _TRANSPOSED.fullmatch(text):
+        text = f"({found[1]})"
+    if found := _OPEN_OUTSIDE.fullmatch(text):  # `]1, 3]` is (1, 3]
+        text = f"{'(['[found[1] == '[']}{found[2]}{')]'[found[3] == ']']}"
     tokens = tokenize(ungroup(text) if reading.is_grouped else text)
     try:
         return _Structure(reading).read_list(tokens)
@@ -290,6 +296,10 @@ class _Structure:
                 if isinstance(inner, (Ordered, Unordered, Interval, Union, Matrix, Relation, Ratio, Text))
                 else None
             )
+        rows, _ = split_at(inside, lambda token: token.text == ";")
+        cells = [split_at(row, lambda token: token.text == ",")[0] for row in rows]
+        if opening == "[" and len(rows) > 1 and len(cells[0]) > 1:  # as MATLAB writes a matrix
+            return _read_rows(cells)
         if opening == "[" and all(len(piece) > 2 and _is_enclosed(piece, "[", "]") for piece in pieces):
             return _read_rows([split_at(piece[1:-1], _is_comma)[0] for piece in pieces])  # as Python writes a matrix
         if len(pieces) == 2 and (opening, closing) in (("[", "]"), ("(", "]"), ("[", ")")):
@@ -344,6 +354,12 @@ class _Structure:
         token, before = tokens[index], tokens[index - 1]
         if before.text in ("_", "^", "-", "+", "/", "*"):  # the token belongs to these
             return False
+        if token.text == "/" and len(tokens) > index + 1:  # `\$15/hour`
+            return (
+                before.kind == "number"
+                and tokens[index + 1].kind in ("word", "run")
+                and len(tokens[index + 1].text) > 1
+            )
         if token.text in ("'", '"'):
             return before.kind == "number" and tokens[0].text != "\\frac"
         if token.text == "^":

@@ -74,7 +74,7 @@ CURRENCIES = {
     for sign in signs.split()
 }  # fmt: skip
 _PIECE = re.compile(
-    r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
+    r"\s*(?:(?P<name>[^\W\d_]-[^\W\d_]{3,}|[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
 )
 _QUOTIENT = re.compile(r"\\frac \{([^{}]*)\} \{([^{}]*)\}")
 _SIGN = re.compile(
