@@ -56,7 +56,10 @@ Extraction = Literal["ladle", "upstream"]
 
 
 class Extracted(NamedTuple):
-    """An answer and the rule that found it: tagged, boxed, marked, phrase, final_answer_phrase, last_number, upstream or none."""
+    """An answer and the rule that found it.
+
+    The rules: tagged, boxed, marked, phrase, final_answer_phrase, last_number, upstream and none.
+    """
 
     answer: str
     method: str
@@ -299,8 +302,8 @@ _SENTENCE = re.compile(
 )
 _COMPARE = "least most between from up under above below more less fewer first last"
 _COMBINE = "never or and double twice triple by power choose log sin cos tan"
+# Words beside which a number in a sentence is not what the sentence says.
 _NOT_ALONE = CHANGE_THE_NUMBER.difference({"to"}).union(_COMPARE.split(), _COMBINE.split())
-"""Words beside which a number in a sentence is not what the sentence says."""
 _PLACED = re.compile(r"^\s*(?:on|in|at)\s+(?:(?:a|an|the)\s+)?(?=[A-Za-z])", re.IGNORECASE)
 _SUBJECT_AND_VERB = r",?\s+(?:it|he|she|they|there|this|that)\s+(?:is|are|does|do|can|will|has|have|was|were)"
 _AFFIRMED = re.compile(

@@ -20,16 +20,15 @@ from typing import Self
 
 from ladle.errors import UserError
 from ladle.grading.extract import Extracted, Extraction, extract_answer
+from ladle.grading.nodes import read_literal
 from ladle.grading.pool import GraderConfig, Timed, WorkerPool
-from ladle.grading.tree import read_literal
 from ladle.grading.verdict import AnswerType, Grade, Judgement, Pair, Verdict, answer_type
 
 __all__ = ["AnswerType", "Grade", "Grader", "GraderConfig", "Pair", "Verdict"]
 
+# Pairs taken from the input before the first verdict is returned; what the workers share between them.
 READ_AHEAD = 1024
-"""Pairs taken from the input before the first verdict is returned; what the workers share between them."""
-MAX_REMEMBERED = 100_000
-"""Verdicts kept in memory; a rollout repeats most of its answers."""
+MAX_REMEMBERED = 100_000  # verdicts kept in memory; a rollout repeats most of its answers
 _GIVEN = "given"
 
 
@@ -184,8 +183,8 @@ def _read_number(text: str) -> Fraction | None:
 
 # Verdicts kept between runs, by everything that decided them.
 
+# Raise it with any change that can change a verdict: verdicts of other versions are not found any more.
 GRADER_VERSION = 5
-"""Raise it with any change that can change a verdict: verdicts of other versions are not found any more."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID
 """

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from ladle.grading.tree import Token, Unreadable
+from ladle.grading.nodes import Token, Unreadable
 
 Unit = dict[str, int]
 
@@ -52,19 +52,19 @@ _DERIVED: dict[str, tuple[str, Unit]] = {
     "hertz": ("1", {"second": -1}),
     "liter": ("0.001", {"meter": 3}),
 }
+# A unit is this many of another one, or of a product of others; all of them exact by definition.
 _IN_OTHERS = _DERIVED | {
     name: (factor, {base: 1})
     for base, words in _MULTIPLES_OF.items()
     for name, factor in zip(words.split()[::2], words.split()[1::2], strict=True)
 }
-"""A unit is this many of another one, or of a product of others; all of them exact by definition."""
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
 _COUNTS = "dozen hundred thousand million billion trillion half third quarter tenth hundredth"
 _OPERATIONS = """minus plus times over negative not no factorial root base mod pi point squared cubed mil bn mn to than
 if unless except where either neither halves"""
+# Words that make another number of the one beside them, and so are not its unit.
 CHANGE_THE_NUMBER = frozenset(_OPERATIONS.split()) | {word + s for word in _COUNTS.split() for s in ("", "s")}
-"""Words that make another number of the one beside them, and so are not its unit."""
 CURRENCIES = {
     f"\\{sign}": name
     for name, signs in {

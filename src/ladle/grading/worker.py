@@ -115,8 +115,8 @@ class _Grading:
 
 # Limits.
 
+# CPU time after the limit at which the kernel ends a process whose Python code does not notice the signal.
 GRACE_SECONDS = 0.3
-"""CPU time after the limit at which the kernel ends a process whose Python code does not notice the signal."""
 
 
 class CpuLimitReached(BaseException):
@@ -172,12 +172,12 @@ _REFUSED_EVENTS = [
     }.items()
     for event in events.split()
 ]
+# For each audit event that may be refused, whether it is with these arguments.
 _IS_REFUSED: Mapping[str, Callable[..., bool]] = {
     "compile": lambda source, filename: not (isinstance(filename, str) and filename.endswith(".py")),
     "exec": lambda code: not (isinstance(code, CodeType) and code.co_filename.endswith(".py")),
     "open": lambda path, mode, flags: bool(set(mode or "") & set("wax+") or (flags or 0) & _WRITING),
 } | dict.fromkeys(_REFUSED_EVENTS, lambda *arguments: True)
-"""For each audit event that may be refused, whether it is with these arguments."""
 
 
 class CodeRefused(RuntimeError):

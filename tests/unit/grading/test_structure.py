@@ -4,9 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from ladle.grading.normalise import normalise
-from ladle.grading.structure import Reading, read
-from ladle.grading.tree import (
+from ladle.grading.nodes import (
     BaseNumeral,
     ClockTime,
     Constant,
@@ -26,6 +24,8 @@ from ladle.grading.tree import (
     Unordered,
     Unreadable,
 )
+from ladle.grading.normalise import normalise
+from ladle.grading.structure import Reading, read
 
 ONE, TWO, THREE = (Number(Fraction(value)) for value in (1, 2, 3))
 PLAIN = Reading(is_grouped=True, accepts_nouns=False, accepts_unit_letters=False)

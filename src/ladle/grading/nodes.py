@@ -253,10 +253,9 @@ def substitute(node: Any, values: Mapping[str, Expression]) -> Any:
 
 # Tokens.
 
+# Brackets nested deeper than this are not an answer; it keeps the reader's recursion far from Python's limit.
 MAX_DEPTH = 40
-"""Brackets nested deeper than this are not an answer; it keeps the reader's recursion far from Python's limit."""
-MAX_POWER_OF_TEN = 4000
-"""A number with a larger exponent is not an answer; it bounds the size of exact fractions."""
+MAX_POWER_OF_TEN = 4000  # a number with a larger exponent is not an answer; it bounds the size of exact fractions
 
 
 class Token(NamedTuple):
