@@ -444,7 +444,7 @@ class MaskRule(NamedTuple):
 
     Attributes:
         is_seen: of batch, head, query's position and key's position; tensors of positions broadcast.
-        window: up to how many tokens it is no other rule than the causal one; None for any number.
+        window: up to how many tokens it is the causal rule; None for any number.
     """
 
     is_seen: Callable[..., torch.Tensor]

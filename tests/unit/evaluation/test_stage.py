@@ -231,6 +231,6 @@ def test_rescore_finds_no_change_in_files_of_our_own(model_folder, tmp_path, ans
 def test_a_prompt_beyond_the_context_is_refused_before_anything_is_loaded(model_folder, tmp_path, answering):
     answering()
     path = tmp_path / "sums.jsonl"
-    path.write_text(json.dumps({"question": "1 plus " * 2000 + "1?", "answer": 1}))
-    with pytest.raises(UserError, match=r"the prompt of sums/0 has .* tokens, and the model takes 4,096"):
+    path.write_text(json.dumps({"question": "1 plus " * 4000 + "1?", "answer": 1}))
+    with pytest.raises(UserError, match=r"the prompt of sums/0 has .* tokens, and the model takes 8,192"):
         _run(_config(), model_folder, path, tmp_path / "out")
