@@ -30,13 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
 
 from ladle.generation.request import Request, Sample, make_sample, shows_stop, stop_token_ids
 from ladle.generation.sampling import draw, random_words
@@ -90,8 +84,7 @@ class TransformersGenerator:
         self.prefill_tokens = prefill_tokens
         self.report = lambda count: None
         self.stop_ids = stop_token_ids(model.generation_config.eos_token_id, tokenizer)
-        with _evaluating(model):
-            self.fault = find_fault(model)
+        self.fault = find_fault(model)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield a sample for each request as it finishes; the longest are started first."""
@@ -101,50 +94,48 @@ class TransformersGenerator:
         longest = 0 if self.fault else _longest_apart(self.model.config)
         alone = [request for request in queue if request.max_length > longest]
         queue = [request for request in queue if request.max_length <= longest]
-        with _evaluating(self.model):
-            if alone:
-                why = self.fault or f"past {longest:,} tokens its positions depend on the longest row of a batch"
-                text = "%s makes %d completions one at a time, by transformers' generate (%s): %s"
-                logger.warning(text, type(self.model).__name__, len(alone), why, "sampling.backend=vllm may be faster")
+        if alone:
+            why = self.fault or f"past {longest:,} tokens its positions depend on the longest row of a batch"
+            text = "%s makes %d completions one at a time, by transformers' generate (%s): %s"
+            logger.warning(text, type(self.model).__name__, len(alone), why, "sampling.backend=vllm may be faster")
+        with _prepared(self.model):
             for request in alone:
                 yield self._complete_alone(request)
                 self.report(request.max_new_tokens)
-            if queue:
+        if queue:
+            with _prepared(self.model, ATTENTION):
                 yield from self._complete_in_slots(queue)
 
     def _complete_in_slots(self, queue: list[Request]) -> Iterator[Sample]:
-        with _slot_attention(self.model):
-            batch = _Batch(self, queue)
-            free_enough = max(1, batch.cache.num_slots // _REFILL_SHARE)
-            while queue or batch.live:
-                free = batch.cache.num_slots - len(batch.live)
-                if queue and free >= free_enough:
-                    batch.admit([queue.pop() for _ in range(min(free, len(queue)))])
-                samples = batch.step()
-                self.report(batch.spent)
-                yield from samples
+        batch = _Batch(self, queue)
+        free_enough = max(1, batch.cache.num_slots // _REFILL_SHARE)
+        while queue or batch.live:
+            free = batch.cache.num_slots - len(batch.live)
+            if queue and free >= free_enough:
+                batch.admit([queue.pop() for _ in range(min(free, len(queue)))])
+            samples = batch.step()
+            self.report(batch.spent)
+            yield from samples
 
     @torch.inference_mode()
     def _complete_alone(self, request: Request) -> Sample:
-        words = random_words(request.seed, request.max_new_tokens).to(self.model.device)
-        temperature, top_p, top_k = (
-            torch.tensor([value], device=self.model.device)
-            for value in (request.temperature, request.top_p, request.top_k)
-        )
+        device, start = self.model.device, len(request.prompt_ids)
+        words = random_words(request.seed, request.max_new_tokens).to(device)
+        temperature = torch.tensor([request.temperature], device=device)
+        top_p = torch.tensor([request.top_p], device=device) if request.top_p < 1 else None
+        top_k = torch.tensor([request.top_k], device=device) if request.top_k else None
 
         def choose(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            at = input_ids.shape[1] - len(request.prompt_ids)
-            word, kept = words[at : at + 1], (top_p if request.top_p < 1 else None, top_k if request.top_k else None)
-            token = draw(scores.clone(), word, temperature, *kept)
+            token = draw(scores.clone(), words[input_ids.shape[1] - start, None], temperature, top_p, top_k)
             return torch.full_like(scores, -math.inf).scatter(1, token[:, None], 0.0)
 
         def shows_end(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            tail = input_ids[0, len(request.prompt_ids) :][-_tail_tokens(request.stop) :].tolist()
-            return torch.tensor([shows_stop(self.tokenizer, tail, request.stop)], device=input_ids.device)
+            is_ended = shows_stop(self.tokenizer, input_ids[0, start:].tolist(), request.stop)
+            return torch.tensor([is_ended], device=device)
 
         given, self.model.generation_config = self.model.generation_config, GenerationConfig()  # no settings of its own
         try:
-            prompt = torch.tensor([request.prompt_ids], device=self.model.device)
+            prompt = torch.tensor([request.prompt_ids], device=device)
             # A short pass, or positions stay encoded for the last long row (`dynamic_rope_update`).
             self.model(prompt[:, :1], use_cache=False)
             output = self.model.generate(
@@ -153,12 +144,12 @@ class TransformersGenerator:
                 generation_config=GenerationConfig(
                     max_new_tokens=request.max_new_tokens, eos_token_id=self.stop_ids or None, pad_token_id=0
                 ),
-                logits_processor=LogitsProcessorList([choose] if request.temperature else []),
-                stopping_criteria=StoppingCriteriaList([shows_end] if request.stop else []),
+                logits_processor=[choose] if request.temperature else [],
+                stopping_criteria=[shows_end] if request.stop else [],
             )
         finally:
             self.model.generation_config = given
-        return make_sample(request, output[0, len(request.prompt_ids) :].tolist(), self.stop_ids, self.tokenizer)
+        return make_sample(request, output[0, start:].tolist(), self.stop_ids, self.tokenizer)
 
 
 def find_fault(model: Any) -> str | None:
@@ -168,11 +159,13 @@ def find_fault(model: Any) -> str | None:
     cache = SlotCache(len(rows), len(rows[0]))
     try:
         with torch.inference_mode():
-            with _slot_attention(model):
+            with _prepared(model, ATTENTION):
                 fill(model, cache, 0, [tuple(ids[:-1]) for ids in rows])
                 last, position = torch.tensor([[ids[-1], len(ids) - 1] for ids in rows], device=device).T
                 logits = next_logits(model, cache, last, position)
-            plain = [model(torch.tensor([ids], device=device), use_cache=False).logits[0, -1].float() for ids in rows]
+            with _prepared(model):
+                inputs = [torch.tensor([ids], device=device) for ids in rows]
+                plain = [model(input_ids, use_cache=False).logits[0, -1].float() for input_ids in inputs]
     except _CANNOT_RUN as error:
         return (str(error).splitlines() or [type(error).__name__])[0]
     difference = max(float((one - two).abs().max() / two.abs().max()) for one, two in zip(logits, plain, strict=True))
@@ -193,11 +186,6 @@ def _longest_apart(config: Any) -> float:
         if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope")
     ]
     return min(limits, default=math.inf)
-
-
-def _tail_tokens(stop: Sequence[str]) -> int:
-    """Return how many last tokens a stop text that has just ended lies in: each is a byte of it or more, or special."""
-    return 1 + max((len(end.encode()) for end in stop), default=0)
 
 
 def fill(model: Any, cache: SlotCache, first_row: int, prompts: Sequence[tuple[int, ...]]) -> None:
@@ -307,7 +295,9 @@ class _Batch:
 
     def _showing_stop_text(self, count_N: torch.Tensor) -> set[int]:
         """Return the rows whose last tokens show a stop text."""
-        width = _STOP_TEXT_EVERY + max(_tail_tokens(request.stop) for request in self.live)
+        # Every token but the special ones is a byte or more, so a stop text that ended since the last look lies in this
+        # many last tokens.
+        width = _STOP_TEXT_EVERY + max((len(end.encode()) for request in self.live for end in request.stop), default=0)
         first_N = (count_N - width).clamp_(min=0)
         columns_NW = first_N[:, None] + torch.arange(width, device=count_N.device)
         tails = self.output_BM[: len(count_N)].gather(1, columns_NW.clamp_(max=self.output_BM.shape[1] - 1)).tolist()
@@ -543,22 +533,13 @@ AttentionMaskInterface.register(ATTENTION, keep_rule)
 
 
 @contextmanager
-def _slot_attention(model: Any) -> Iterator[None]:
-    """Let the model attend through the slot cache."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Put the model in evaluation mode, and back."""
-    was_training = model.training
+def _prepared(model: Any, attention: str | None = None) -> Iterator[None]:
+    """Put the model in evaluation mode, let it attend by a function of this name, and put both back after."""
+    before, was_training = model.config._attn_implementation, model.training
+    model.set_attn_implementation(attention or before)
     model.eval()
     try:
         yield
     finally:
+        model.set_attn_implementation(before)
         model.train(was_training)
