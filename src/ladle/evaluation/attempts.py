@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, Item, PromptStyle, load_items
 from ladle.evaluation.config import ExamplesConfig
@@ -29,6 +27,7 @@ from ladle.generation.request import Request, Sample, SamplingConfig, Workers, m
 from ladle.grading.extract import Extraction
 from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
 from ladle.log import get_logger, progress
+from ladle.models.chat import render
 
 logger = get_logger(__name__)
 Message = dict[str, str]
@@ -91,15 +90,12 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
         text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
         text += "<|im_start|>assistant\n"
     else:
-        templates = tokenizer.chat_template
-        if not templates or (isinstance(templates, dict) and "default" not in templates):
-            has = f"several chat templates ({', '.join(sorted(templates))}), none called default" if templates else None
-            problem = f"prompt=chat, and the model's tokenizer has {has or 'no chat template'}"
-            raise UserError(problem, "use prompt=cot")
+        if not tokenizer.chat_template:
+            raise UserError("prompt=chat, and the model's tokenizer has no chat template", "use prompt=cot")
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise UserError(f"the chat template refuses the prompt: {error}", "use prompt=cot") from error
+            text = render(tokenizer, turns, add_generation_prompt=True)
+        except UserError as error:
+            raise UserError(f"prompt=chat: {error.problem}", "use prompt=cot") from error
     return Prompt(_encode(text, tokenizer, add_special_tokens=False), text, messages=tuple(turns))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from ladle.config import Config, execution, location
+from ladle.config import Config, IsoDate, execution, location
 from ladle.data.files import SUFFIXES
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks
@@ -156,6 +156,8 @@ class EvaluateModelConfig(Workers):
     )
     prompt: PromptStyle | None = None
     """`cot`, `openseek_sft`, `qwen25-math-cot`, or `chat` for the model's own template; unset: the benchmark's own."""
+    template_date: IsoDate | None = None
+    """For `chat`: the day (2026-01-31) that a chat template which writes today's date writes instead."""
     few_shot: int = Field(default=0, ge=0)
     """Worked examples before each question, taken from `examples`."""
     examples: ExamplesConfig | None = None

@@ -22,6 +22,7 @@ from ladle.evaluation.results import FINAL_NAME, make_row, run_id, write_metrics
 from ladle.evaluation.statistics import summarise, summarise_all
 from ladle.executors import WHOLE, Shard
 from ladle.generation.complete import Completed, discard_samples
+from ladle.models.chat import set_template_date
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
@@ -71,6 +72,8 @@ def _complete(
         items = load_items(choice.definition(), inputs[f"benchmark:{choice.name}"], choice.split)
         items = take(items, config.limit, config.start, config.end, choice.name)
         style = config.style(choice)
+        if style == "chat":
+            set_template_date(tokenizer, config.template_date, "evaluate.template_date")
         return Task(choice.name, items, [make_prompt(style, item.question, tokenizer, examples) for item in items])
 
     tasks = [make_task(choice) for choice in config.benchmarks]

@@ -211,7 +211,7 @@ def stop_token_ids(model_eos: int | list[int] | None, tokenizer: Any) -> list[in
         model_eos: `generation_config.eos_token_id` of the model.
         tokenizer: a Hugging Face tokenizer.
     """
-    from jinja2 import TemplateError  # here, so that reading a recipe does not wait for it
+    from ladle.models.chat import render  # needs transformers, which reading a recipe does not
 
     model_ids = [model_eos] if isinstance(model_eos, int) else model_eos or []
     ids = {*model_ids, tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
@@ -220,8 +220,8 @@ def stop_token_ids(model_eos: int | list[int] | None, tokenizer: Any) -> list[in
     templates = tokenizer.chat_template or {}
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         try:
-            text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-        except TemplateError:
+            text = render(tokenizer, turns, chat_template=template)
+        except UserError:
             continue  # it is for other turns than these
         after = text.rpartition(answer)[2]
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ladle.config import Config, location
+from ladle.config import Config, IsoDate, location
 from ladle.evaluation.benchmark import PromptStyle
 from ladle.generation.request import SamplingConfig, Workers
 
@@ -33,6 +33,8 @@ class AttemptConfig(SamplingConfig, Workers):
     prompts: PromptSource
     prompt: PromptStyle = "cot"
     """Prompt format, by the names that evaluation uses."""
+    template_date: IsoDate | None = None
+    """For `chat`: the day (2026-01-31) that a chat template which writes today's date writes instead."""
     verifier: Literal["math"] = "math"
     """What judges a completion: `math` grades its answer; unparsed and timed-out ones are counted apart."""
 

@@ -24,6 +24,7 @@ from ladle.generation.complete import Completed, discard_samples
 from ladle.generation.request import Sample
 from ladle.grading.grade import GraderConfig
 from ladle.log import get_logger
+from ladle.models.chat import set_template_date
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.rollouts.config import AttemptConfig, GateConfig, PromptSource, RolloutConfig
@@ -166,6 +167,8 @@ def _complete(
     config: AttemptConfig, problems: Sequence[Item], model: Path, folder: Path, purpose: str, shard: Shard = WHOLE
 ) -> tuple[Task, Completed]:
     tokenizer = load_fast_tokenizer(model)
+    if config.prompt == "chat":
+        set_template_date(tokenizer, config.template_date, f"{purpose}.template_date")
     unreadable = find_unreadable(problems, GraderConfig(), purpose, "their problems are left out")
     problems = [problem for problem in problems if problem.idx not in unreadable]
     task = Task(purpose, problems, [make_prompt(config.prompt, problem.question, tokenizer) for problem in problems])

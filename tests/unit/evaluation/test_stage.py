@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from ladle.errors import UserError
+from ladle.evaluation import evaluate as evaluate_module
 from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 from ladle.evaluation.rescore import rescore
 from ladle.generation import transformers_backend
@@ -234,3 +236,20 @@ def test_a_prompt_beyond_the_context_is_refused_before_anything_is_loaded(model_
     path.write_text(json.dumps({"question": "1 plus " * 4000 + "1?", "answer": 1}))
     with pytest.raises(UserError, match=r"the prompt of sums/0 has .* tokens, and the model takes 8,192"):
         _run(_config(), model_folder, path, tmp_path / "out")
+
+
+def test_a_template_that_writes_the_date_needs_one(model_folder, tmp_path, answering):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
+    model = tmp_path / "dated"
+    shutil.copytree(model_folder, model)
+    tokenizer.save_pretrained(model)
+    path = _write(tmp_path / "sums.jsonl", [7])
+    with pytest.raises(UserError, match=r"another day gives other bytes: set evaluate\.template_date"):
+        _run(_config(prompt="chat"), model, path, tmp_path / "out")
+    tasks, *_ = evaluate_module._complete(
+        _config(prompt="chat", template_date="2024-07-26", sampling={"max_new_tokens": 1, "samples": 1}),
+        {"model": [model], "benchmark:sums": [path]},
+        tmp_path / "out",
+    )
+    assert tasks[0].prompts[0].text == "26 Jul 2024: 0 plus 1?"
