@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ladle.log import get_logger
 from ladle.models.chat import END_OF_TURN
 from ladle.models.load import complete_config, load_model, model_dir, remove_half_written, repair_generation_config
 from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer, read_json
-from ladle.soups.members import DTYPES, read_header
+from ladle.soups.members import main_dtype, read_header
 
 logger = get_logger(__name__)
 
@@ -48,16 +47,14 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     before = read_json(folder / "config.json")
     files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
+    generation: dict[str, Any] = {}
     try:
-        read_json(folder / "generation_config.json")
+        generation = read_json(folder / "generation_config.json")
     except UserError as error:  # transformers would say nothing; OpenSeek-Small's has a comma too many
         logger.warning("%s: it is left out", error.problem)
     mtp = _mtp_tensors(stored, before)
-    elements = Counter[str]()
-    for tensor in stored.values():
-        elements[tensor.dtype] += tensor.num_elements
-    most = DTYPES.get(elements.most_common(1)[0][0]) if elements else None
-    model = load_model(folder, dtype or most or "auto", ignored=mtp)
+    stored_dtype = main_dtype((tensor.dtype, tensor.num_elements) for tensor in stored.values())
+    model = load_model(folder, dtype or stored_dtype or "auto", ignored=mtp)
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
         logger.warning("the stored output embeddings are not the input embeddings: tie_word_embeddings is now false")
@@ -83,7 +80,7 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         "mtp": {"declared": before.get(MTP_LAYERS, 0), "tensors_left_out": len(mtp), "kept": 0},
         "tokenizer": tokenizer,
         "stops": _stop_at_turn_end(out),
-        "generation_settings_left_out": _generation_faults(folder),
+        "generation_settings_left_out": repair_generation_config(GenerationConfig.from_dict(generation)),
         "files_left_out": sorted(names - {"chat_template.jinja"}),
     }
     (out / REPORT).write_text(pretty_json(report), encoding="utf-8")
@@ -111,24 +108,13 @@ def _mtp_tensors(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]
     )
 
 
-def _generation_faults(folder: Path) -> dict[str, Any]:
-    """Return the settings of generation that loading left out."""
-    if not (folder / "generation_config.json").is_file():
-        return {}
-    try:
-        return repair_generation_config(GenerationConfig.from_pretrained(folder))
-    except OSError:
-        return {}  # not JSON, which is said above
-
-
 def _stop_at_turn_end(out: Path) -> list[int]:
     """Let generation stop at the end of a ChatML turn too, where the chat template never writes the eos token."""
     tokenizer = load_fast_tokenizer(out)
-    stops = [tokenizer.eos_token_id]
-    turn_end = tokenizer.get_vocab().get(END_OF_TURN)
-    template = tokenizer.chat_template
+    stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    turn_end, template = tokenizer.get_vocab().get(END_OF_TURN), tokenizer.chat_template
     if turn_end is not None and turn_end not in stops and isinstance(template, str) and "im_end" in template:
         stops.append(turn_end)
         path = out / "generation_config.json"
         path.write_text(pretty_json(read_json(path) | {"eos_token_id": stops}), encoding="utf-8")
-    return [stop for stop in stops if isinstance(stop, int)]
+    return stops

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ from ladle.executors import SerialExecutor
 from ladle.log import get_logger
 from ladle.soups.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
 from ladle.soups.config import SoupConfig
-from ladle.soups.members import DTYPES, INDEX_FILE, SINGLE_FILE
+from ladle.soups.members import INDEX_FILE, SINGLE_FILE, main_dtype
 from ladle.soups.weights import GRID, Coefficients, make_coefficients, select
 from ladle.soups.write import INFO_FILE, WeightFile, write_weights
 from ladle.stage import Inputs, StageResult
@@ -154,11 +153,8 @@ def write_side_files(soup: Soup, weights: Mapping[str, WeightFile], out: Path) -
     The config's dtype is that of most averaged elements: members may say another, or none.
     """
     first, owner = soup.members[0], tokenizer_owner(soup.members)
-    config, elements = dict(first.config), Counter[str]()
-    for name, dtype in soup.averaged.items():
-        elements[dtype] += first.tensor(name).num_elements
-    if elements:
-        dtype = DTYPES[elements.most_common(1)[0][0]]
+    config = dict(first.config)
+    if dtype := main_dtype((dtype, first.tensor(name).num_elements) for name, dtype in soup.averaged.items()):
         for part in (config, *(value for value in config.values() if isinstance(value, dict))):
             part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
         if "torch_dtype" not in config:

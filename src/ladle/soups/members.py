@@ -16,7 +16,7 @@ import re
 import struct
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -117,6 +117,18 @@ def _parse(raw: bytes) -> Header:
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
     }
     return Header(raw, max((tensor.stop for tensor in tensors.values()), default=len(raw)), tensors, metadata)
+
+
+def main_dtype(elements: Iterable[tuple[str, int]]) -> str | None:
+    """Return the dtype, as config.json names it, of most elements; None if it is none that is averaged.
+
+    Args:
+        elements: format and number of elements of each tensor.
+    """
+    counts = Counter[str]()
+    for dtype, count in elements:
+        counts[dtype] += count
+    return DTYPES.get(max(counts, key=lambda dtype: counts[dtype], default=""))
 
 
 @dataclass(frozen=True)
