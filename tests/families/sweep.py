@@ -318,7 +318,7 @@ def loss_alone(folder: Path, mixture: Path, split: str) -> tuple[float, bool]:
 
     from ladle.data.store import MixedDataset
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     dataset, total, count = MixedDataset(mixture, split), 0.0, 0
     ids = None
     with torch.no_grad():
@@ -365,6 +365,17 @@ def check_greedy(outcome: Outcome, folder: Path) -> None:
             outcome.faults.append(f"greedy: {sample.token_ids[:8]} …, generate {theirs[:8]} … after {prompt!r}")
 
 
+def load_all() -> None:
+    """Load all modules, and what the first saved model sets up, so that a fork need not."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(LlamaConfig(vocab_size=280, **SIZES)).save_pretrained(folder)
+    gc.freeze()  # what is loaded stays: each collection in a fork would walk and copy it
+
+
 def run_apart(family: str) -> Outcome:
     """Run a family in a fork of this process; a crash is a fault."""
     with tempfile.TemporaryDirectory() as folder:
@@ -389,9 +400,7 @@ def main() -> None:
     parser.add_argument("families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
-    for name in PRELOADED:
-        importlib.import_module(name)
-    gc.freeze()  # what is loaded stays: each collection in a fork would walk and copy it
+    load_all()
     outcomes = []
     for family in arguments.families:
         outcomes.append(run_apart(family))
