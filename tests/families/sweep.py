@@ -24,9 +24,19 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, DefaultFlowCallback, LlamaConfig, LlamaForCausalLM
+
+import ladle
+from ladle.data.store import MixedDataset
+from ladle.errors import LadleError
 
 SIZES = {
     "hidden_size": 32,
@@ -135,21 +145,44 @@ PRELOADED = (
     *("ladle.kto.reference", "ladle.kto.train", "ladle.evaluation.evaluate", "ladle.generation.transformers_backend"),
     "deepspeed",
 )
+HEAD = """# Families of models
+
+`make sweep` takes a tiny random model of every family below through the whole pipeline: fetch (from a config and from
+a folder), mix, pretrain, kill -9, resume, soup, KTO and evaluation. A family *works* where all of this holds: the
+first training loss and the held-out loss of packed rows are those of the documents alone, to 3e-6 nats a token; the
+resumed training leaves the bytes of an uninterrupted one; the soup is the mean of its members, rounded once; the
+rewards of KTO's first step are exactly 0; greedy completions are those of `generate`, token for token. What is done
+otherwise than for most is found by probing the model before its first step (`models/probe.py`), said in a warning and
+kept in the record; families that are not listed are probed in the same way.
+
+"""
+"""What docs/models.md says before its table."""
 LENGTH, STEPS, KILLED_AFTER, NEW_TOKENS = 64, 6, 3, 24
 NATS = 3e-6
 
 
 @dataclass
 class Outcome:
-    """What became of a family: `works`, `refused` (with the reason) or `fails` (with what did not hold)."""
+    """What became of a family."""
 
     family: str
-    outcome: str = "works"
     handling: list[str] = field(default_factory=list)
-    """What is done otherwise than by default, as the metrics and warnings of the training say."""
-    reason: str = ""
+    """What is done otherwise than for most, as the warnings say."""
+    refusals: dict[str, str] = field(default_factory=dict)
+    """By stage, why it is refused."""
     faults: list[str] = field(default_factory=list)
+    """What did not hold."""
     seconds: float = 0.0
+
+    def words(self) -> str:
+        """Say it in a cell of a table."""
+        if self.faults:
+            return "fails: " + "; ".join(self.faults)
+        early = [stage for stage in self.refusals if stage not in ("KTO", "evaluation")]
+        works = "works" + (f" with {' and '.join(self.handling)}" if self.handling else "")
+        return "; ".join(
+            [*([] if early else [works]), *(f"{one} refused: {why}" for one, why in self.refusals.items())]
+        )
 
 
 class Warnings(logging.Handler):
@@ -203,7 +236,7 @@ def write_inputs(folder: Path, family: str) -> Path:
             "trainer": trainer | {"max_steps": 2, "learning_rate": 1e-3, "save_strategy": "no"},
         },
         "evaluate": {
-            "models": [{"model": "kto"}],
+            "models": [{"model": "pretrained"}],
             "benchmarks": [{"name": "sums", "dataset": str(folder / "questions.jsonl")}],
             "prompt": "cot",
             "sampling": {"temperature": 0, "max_new_tokens": NEW_TOKENS},
@@ -216,58 +249,58 @@ def write_inputs(folder: Path, family: str) -> Path:
 
 def run_family(family: str, folder: Path) -> Outcome:
     """Take a family through the pipeline in this process, and check what must hold."""
-    import ladle
-    from ladle.errors import CheckFailed, UserError
-
     outcome, started, warnings = Outcome(family), time.monotonic(), Warnings()
     logging.getLogger("ladle").addHandler(warnings)
-    stage = "fetch"
-    try:
-        run = ladle.open(write_inputs(folder, family), root=folder / "killed")
-        base = run.build("base")
-        stage = "fetch of a folder"
-        again = ladle.fetch(str(base.path), out=folder / "again")
-        if weights(again.model) != weights(base.model):
-            outcome.faults.append("fetching a folder changed its weights")
-        stage = "mix"
-        run.build("mix")
-        stage = "pretrain"
-        if not kill_training(run):
-            outcome.faults.append("the training ended before it was killed")
-        trained = run.build("pretrain")
-        whole = ladle.open(folder / "recipe.yaml", root=folder / "whole").build("pretrain")
-        check_training(outcome, run, base, trained, whole)
-        stage = "soup"
-        check_soup(outcome, run.build("soup"), [base.model, *trained.checkpoints])
-        stage = "kto"
-        aligned = run.build("kto")
-        first = json.loads((aligned.path / "training_log.jsonl").read_text().splitlines()[0])
-        if any(first[name] != 0 for name in ("rewards/chosen", "rewards/rejected")):
-            outcome.faults.append(f"KTO's first rewards are {first['rewards/chosen']}, {first['rewards/rejected']}")
-        stage = "evaluate"
-        run.build("evaluate/kto")
-        check_greedy(outcome, aligned.model)
-    except (UserError, CheckFailed) as error:
-        outcome.outcome, outcome.reason = "refused", f"{stage}: {error}"
-    outcome.handling = handling(warnings.lines)
-    if outcome.faults:
-        outcome.outcome = "fails"
+    stages = {"model": check_model, "pretraining": check_training}
+    stages |= {"soup": check_soup, "KTO": check_rewards, "evaluation": check_greedy}
+    recipe = write_inputs(folder, family)
+    for stage, check in stages.items():
+        try:
+            outcome.faults += check(recipe, folder)
+        except LadleError as error:
+            outcome.refusals[stage] = getattr(error, "problem", str(error))
+            if stage in ("model", "pretraining"):
+                break
+    words = {"eager": "eager attention", "row of its own": "one document a row", "all logits": "a loss on all logits"}
+    outcome.handling = [text for word, text in words.items() if any(word in line for line in warnings.lines)]
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
 
 
-def handling(lines: list[str]) -> list[str]:
-    """Return what the warnings of a run say is done otherwise than by default."""
-    words = {"eager": "eager attention", "row of its own": "one document a row", "all logits": "a loss on all logits"}
-    return [text for word, text in words.items() if any(word in line for line in lines)]
+def check_model(recipe: Path, folder: Path) -> Iterator[str]:
+    """Make a model, fetch its folder, and mix documents for it."""
+    run = ladle.open(recipe, root=folder / "killed")
+    base = run.build("base")
+    again = ladle.fetch(str(base.path), out=folder / "again")
+    if weights(again.model) != weights(base.model):
+        yield "fetching a folder changed its weights"
+    run.build("mix")
+
+
+def check_training(recipe: Path, folder: Path) -> Iterator[str]:
+    """Compare a killed and resumed training with an uninterrupted one, its losses with those of documents alone."""
+    run = ladle.open(recipe, root=folder / "killed")
+    if not kill_training(run):
+        yield "the training ended before it was killed"
+    trained = run.build("pretrain")
+    whole = ladle.open(recipe, root=folder / "whole").build("pretrain")
+    if trained.counters["resumed_from_step"] != 2:
+        yield f"it resumed from step {trained.counters['resumed_from_step']}, not from 2"
+    if trained.digest != whole.digest:
+        yield "resumed and uninterrupted training differ"
+    mixture = run["mix"].path
+    alone, passes_are_equal = loss_alone(run["base"].model, mixture, "train")
+    losses = {"first training loss": (trained.metrics["first_loss"], alone)} if passes_are_equal else {}
+    losses["held-out loss"] = trained.metrics["last_eval_loss"], loss_alone(trained.model, mixture, "validation")[0]
+    for name, (packed, apart) in losses.items():
+        if not abs(packed - apart) <= NATS:
+            yield f"{name}: packed {packed:.6f}, documents alone {apart:.6f} ({packed - apart:+.1e})"
 
 
 def kill_training(run: Any) -> bool:
     """Train in a fork that kills itself after a step behind its first checkpoint; return whether it did."""
     child = os.fork()
     if child == 0:
-        from transformers.trainer_callback import DefaultFlowCallback
-
         go_on = DefaultFlowCallback.on_step_end
 
         def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -285,8 +318,6 @@ def kill_training(run: Any) -> bool:
 
 def weights(folder: Path) -> dict[str, Any]:
     """Return the bytes of every tensor of a model folder, with dtype and shape."""
-    from safetensors import safe_open
-
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -296,28 +327,8 @@ def weights(folder: Path) -> dict[str, Any]:
     return found
 
 
-def check_training(outcome: Outcome, run: Any, base: Any, trained: Any, whole: Any) -> None:
-    """Compare a resumed training with an uninterrupted one, and its losses with those of documents alone."""
-    if trained.counters["resumed_from_step"] != 2:
-        outcome.faults.append(f"it resumed from step {trained.counters['resumed_from_step']}, not from 2")
-    if trained.digest != whole.digest:
-        outcome.faults.append("resumed and uninterrupted training differ")
-    mixture = run["mix"].path
-    alone, passes = loss_alone(base.model, mixture, "train")
-    losses = {"first training loss": (trained.metrics["first_loss"], alone)} if passes else {}
-    losses["held-out loss"] = trained.metrics["last_eval_loss"], loss_alone(trained.model, mixture, "validation")[0]
-    for name, (packed, apart) in losses.items():
-        if not abs(packed - apart) <= NATS:
-            outcome.faults.append(f"{name}: packed {packed:.6f}, documents alone {apart:.6f} ({packed - apart:+.1e})")
-
-
 def loss_alone(folder: Path, mixture: Path, split: str) -> tuple[float, bool]:
     """Return the loss in nats a token of a mixture's documents, each alone, and whether training passes are equal."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from ladle.data.store import MixedDataset
-
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     dataset, total, count = MixedDataset(mixture, split), 0.0, 0
     ids = None
@@ -333,44 +344,48 @@ def loss_alone(folder: Path, mixture: Path, split: str) -> tuple[float, bool]:
     return total / count, bool(torch.equal(first, second))
 
 
-def check_soup(outcome: Outcome, soup: Any, members: list[Path]) -> None:
+def check_soup(recipe: Path, folder: Path) -> Iterator[str]:
     """Compare a soup with the mean of its members in float64, rounded once."""
-    import numpy as np
-
-    tensors = [weights(member) for member in members]
-    averaged = weights(soup.model)
-    if averaged.keys() != tensors[0].keys():
-        outcome.faults.append(f"the soup has {len(averaged)} tensors, its members {len(tensors[0])}")
+    run = ladle.open(recipe, root=folder / "killed")
+    averaged = weights(run.build("soup").model)
+    members = [weights(member) for member in (run["base"].model, *run["pretrain"].checkpoints)]
+    if averaged.keys() != members[0].keys():
+        yield f"the soup has {len(averaged)} tensors, its members {len(members[0])}"
     for name, (dtype, _, data) in averaged.items():
-        rows = [np.frombuffer(member[name][2], np.float32) for member in tensors] if dtype == "torch.float32" else []
+        rows = [np.frombuffer(member[name][2], np.float32) for member in members] if dtype == "torch.float32" else []
         if rows and np.mean(rows, axis=0, dtype=np.float64).astype(np.float32).tobytes() != data:
-            outcome.faults.append(f"{name} of the soup is not the mean")
+            yield f"{name} of the soup is not the mean"
 
 
-def check_greedy(outcome: Outcome, folder: Path) -> None:
-    """Compare greedy completions, made in one batch, with `generate`, one prompt at a time."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def check_rewards(recipe: Path, folder: Path) -> Iterator[str]:
+    """Align, and look at the rewards of the first step, before which policy and reference are the same."""
+    aligned = ladle.open(recipe, root=folder / "killed").build("kto")
+    first = json.loads((aligned.path / "training_log.jsonl").read_text().splitlines()[0])
+    rewards = [first["rewards/chosen"], first["rewards/rejected"]]
+    if rewards != [0, 0]:
+        yield f"KTO's first rewards are {rewards}"
 
-    import ladle
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+def check_greedy(recipe: Path, folder: Path) -> Iterator[str]:
+    """Evaluate, and compare greedy completions, made in one batch, with `generate`, one prompt at a time."""
+    run = ladle.open(recipe, root=folder / "killed")
+    run.build("evaluate/pretrained")
+    place = run["pretrain"].model
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
     prompts = ["3 apples and", "12 apples and 5 pears make 17 pieces of fruit, and 12 more make 29. What", "What is 7"]
-    ours = ladle.generate(folder, prompts, temperature=0, max_new_tokens=NEW_TOKENS)
+    ours = ladle.generate(place, prompts, temperature=0, max_new_tokens=NEW_TOKENS)
     for prompt, (sample,) in zip(prompts, ours, strict=True):
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, ids.shape[1] :].tolist()
         if sample.token_ids != theirs:
-            outcome.faults.append(f"greedy: {sample.token_ids[:8]} …, generate {theirs[:8]} … after {prompt!r}")
+            yield f"greedy: {sample.token_ids[:8]} …, generate {theirs[:8]} … after {prompt!r}"
 
 
 def load_all() -> None:
     """Load all modules, and what the first saved model sets up, so that a fork need not."""
     for name in PRELOADED:
         importlib.import_module(name)
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM(LlamaConfig(vocab_size=280, **SIZES)).save_pretrained(folder)
     gc.freeze()  # what is loaded stays: each collection in a fork would walk and copy it
@@ -385,7 +400,7 @@ def run_apart(family: str) -> Outcome:
         if child.exitcode == 0:
             return Outcome(**json.loads((Path(folder) / "outcome.json").read_text()))
         lines = (Path(folder) / "errors.txt").read_text().splitlines()
-        return Outcome(family, "fails", faults=[f"exit code {child.exitcode}: " + "\n".join(lines[-9:])])
+        return Outcome(family, faults=[f"exit code {child.exitcode}: " + "\n".join(lines[-9:])])
 
 
 def _run_and_write(family: str, folder: Path) -> None:
@@ -412,13 +427,8 @@ def main() -> None:
 
 def page(outcomes: list[Outcome]) -> str:
     """Return the page about the families."""
-    rows = []
-    for one in outcomes:
-        what = "works" + (f" with {' and '.join(one.handling)}" if one.handling else "")
-        if one.outcome != "works":
-            what = f"{one.outcome}: " + (one.reason or "; ".join(one.faults)).replace("\n", " ").replace("|", "\\|")
-        rows.append(f"| {one.family} | {what} |\n")
-    return "| family | through the pipeline |\n|---|---|\n" + "".join(rows)
+    rows = [f"| {one.family} | {one.words().replace('|', '/').replace(chr(10), ' ')} |\n" for one in outcomes]
+    return HEAD + "| family | what becomes of it |\n|---|---|\n" + "".join(rows)
 
 
 if __name__ == "__main__":

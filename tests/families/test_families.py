@@ -13,14 +13,14 @@ import pytest
 from .sweep import FAMILIES, Outcome, page
 
 EXPECTED = {
-    "llama": [],
-    "qwen3_moe": [],
-    "deepseek_v3": [],
-    "gpt2": [],  # positions that are learned, dropout, tied embeddings
-    "gemma2": ["eager attention"],  # soft caps, windows in every other layer
-    "opt": ["one document a row"],  # positions that start at 2, dropout in functions
-    "qwen3_next": ["one document a row"],  # a state beside the attention's
-    "phimoe": [],  # noise in the routers, a window that is in the mask alone, a head with a bias
+    "llama": "works",
+    "qwen3_moe": "works",
+    "deepseek_v3": "works",
+    "gpt2": "works",  # positions that are learned, dropout, tied embeddings
+    "opt": "works with one document a row",  # dropout in functions, positions by a mask
+    "gemma2": "works with eager attention",  # soft caps, windows in every other layer
+    "qwen3_next": "works with one document a row",  # a state beside the attention's
+    "phimoe": "works",  # noise in the routers, a window that is in the mask alone, a head with a bias
 }
 
 
@@ -36,8 +36,7 @@ def outcomes(repository: Path) -> dict[str, Outcome]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", EXPECTED)
 def test_a_family_goes_through_the_whole_pipeline(outcomes: dict[str, Outcome], family: str) -> None:
-    one = outcomes[family]
-    assert (one.outcome, one.handling) == ("works", EXPECTED[family]), f"{one.reason}\n{one.faults}"
+    assert outcomes[family].words().startswith(EXPECTED[family]), outcomes[family]
 
 
 def test_the_page_has_a_row_for_each_family(repository: Path) -> None:
@@ -49,9 +48,15 @@ def test_the_page_has_a_row_for_each_family(repository: Path) -> None:
 
 
 def test_the_page_says_how_a_family_works_or_why_not() -> None:
-    lines = page([Outcome("a"), Outcome("b", handling=["eager attention"]), Outcome("c", "refused", reason="kto: x|y")])
-    assert lines.splitlines()[-3:] == [
+    several = [
+        Outcome("a"),
+        Outcome("b", ["eager attention"], {"KTO": "x|y"}),
+        Outcome("c", refusals={"model": "why"}),
+        Outcome("d", refusals={"KTO": "why"}, faults=["a loss"]),
+    ]
+    assert page(several).splitlines()[-4:] == [
         "| a | works |",
-        "| b | works with eager attention |",
-        "| c | refused: kto: x\\|y |",
+        "| b | works with eager attention; KTO refused: x/y |",
+        "| c | model refused: why |",
+        "| d | fails: a loss |",
     ]
