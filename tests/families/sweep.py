@@ -422,7 +422,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(asdict(outcomes[-1])) + "\n")
         sys.stdout.flush()
     if arguments.page:
-        arguments.page.write_text(page(outcomes), encoding="utf-8")
+        arguments.page.write_text(page(sorted(outcomes, key=lambda one: one.family)), encoding="utf-8")
 
 
 def page(outcomes: list[Outcome]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
@@ -20,7 +21,7 @@ from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
 from ladle.models.config import DEEPSEEK_V3_ROUTING
-from ladle.models.probe import require_text_decoder
+from ladle.models.probe import CANNOT_RUN, require_text_decoder
 
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 logger = get_logger(__name__)
@@ -173,7 +174,7 @@ def init_model(
     """Return a model with random weights, its vocabulary and special ids those of the tokenizer.
 
     Raises:
-        UserError: an unknown model type, or a vocabulary smaller than the tokenizer's.
+        UserError: an unknown model type, sizes that do not fit each other, or a vocabulary below the tokenizer's.
     """
     fields = dict(architecture)
     model_type = fields.pop("model_type", "")
@@ -186,11 +187,11 @@ def init_model(
         special["pad_token_id"] = None  # it would begin at zero, and get no gradient
     try:
         config = AutoConfig.for_model(model_type, **special, **fields)
-    except ValueError as error:
-        problem = f"init.architecture is not a model: {str(error).splitlines()[0]}"
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    except (*CANNOT_RUN, StrictDataclassError) as error:
+        problem = f"init.architecture is not a model: {' '.join(str(error).splitlines()[:2])}"
         raise UserError(problem, "check model_type and the sizes") from error
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     # as `from_pretrained` keeps them in a loaded model: DeepSeek-V3's router biases
     in_float32 = model._keep_in_fp32_modules_strict or ()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

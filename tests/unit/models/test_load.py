@@ -63,9 +63,17 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
         init_model(DEEPSEEK_V3 | {"vocab_size": 10}, make_tokenizer(), "float32", 0)
 
 
-def test_an_unknown_model_type_is_refused():
-    with pytest.raises(UserError, match="not a model"):
-        init_model({"model_type": "deepseek_v33"}, make_tokenizer(), "float32", 0)
+@pytest.mark.parametrize(
+    ("architecture", "problem"),
+    [
+        ({"model_type": "deepseek_v33"}, "deepseek_v33"),
+        (SHAPES["llama"] | {"hidden_size": -64}, "not a model"),
+        ({"model_type": "modernbert-decoder"}, "bos_token_id"),  # it needs one, and the tokenizer has none
+    ],
+)
+def test_an_architecture_that_is_no_model_is_refused(architecture, problem):
+    with pytest.raises(UserError, match=problem):
+        init_model(architecture, make_tokenizer(), "float32", 0)
 
 
 def test_the_same_seed_gives_the_same_weights():
