@@ -27,8 +27,8 @@ COLUMNS = ("prompt", "completion", "label")
 EXTRA_COLUMNS = ("tools", "chat_template_kwargs", "prompt_ids", "completion_ids", "finish_reason")
 """Columns of the joined data where some example has them; the first two by TRL's names."""
 CUT, STOPPED = "length", "stop"
-"""`finish_reason` of a completion that was cut before its end, and of one that ended by a stop text: neither is followed
-by an end token."""
+"""`finish_reason` of a completion that was cut before its end, and of one that ended by a stop text: neither is
+followed by an end token."""
 _CONVERSATIONS = ("unpaired", "paired", "messages")
 _ROLES = {"human": "user", "gpt": "assistant"}
 _SET_BY_LADLE = {"conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message"}
