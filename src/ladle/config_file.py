@@ -51,9 +51,9 @@ def parse_value(text: str) -> Any:
     try:
         node = yaml.compose(text, Loader=_Loader)
         return ConfigFile(ON_COMMAND_LINE, {})._construct(node, ()) if node else None
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ladle.errors import CheckFailed, UserError
 
@@ -55,14 +55,6 @@ class Shard:
 
 WHOLE = Shard()
 """The one share that is all of the work."""
-
-
-class Executor(Protocol):
-    """Maps a picklable function over picklable arguments."""
-
-    def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
-        """Yield `function(argument)` for each argument, in order; the first exception propagates."""
-        ...
 
 
 class SerialExecutor:
@@ -162,6 +154,10 @@ class RayExecutor:
 
 def _call(function: Callable[[Any], Any], argument: Any) -> Any:
     return function(argument)
+
+
+Executor = SerialExecutor | ProcessExecutor | RayExecutor
+"""Maps a function over arguments, both picklable; the results come in order, and the first exception propagates."""
 
 
 def _connect() -> Any:
