@@ -65,7 +65,7 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
     num_tokens = min(longest, config.max_length)
     model, packed, choices = load_policy(inputs["model"][0], config, cast(torch.device, state.device), num_tokens)
     autocast = getattr(torch, config.autocast) if config.autocast else None
-    pad_id = cast(int, tokenizer.pad_token_id)
+    pad_id = cast(int, tokenizer.pad_token_id or 0)
     reference = ReferencePass(model, packed, pad_id, config.max_tokens_per_microbatch, autocast)
     for split, examples in splits.items():
         _require_embeddings(examples, tokenizer, model)
@@ -120,8 +120,9 @@ def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBas
     size = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     if largest >= size:
         token = tokenizer.convert_ids_to_tokens(largest)
-        problem = f"the data holds token {token!r} (id {largest}), and the model has {size} embeddings"
-        raise UserError(problem, "use the model's own tokenizer, without tokens added to it")
+        what = "its eos_token, which its vocabulary does not have" if token == tokenizer.eos_token else "an added token"
+        problem = f"the tokenizer writes {token!r} (id {largest}), {what}, and the model has {size} embeddings"
+        raise UserError(problem, "use the model's own tokenizer, or correct its tokenizer_config.json")
 
 
 def load_policy_base(path: Path, settings: KtoConfig | KtoReferenceConfig) -> PreTrainedModel:

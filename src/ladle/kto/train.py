@@ -72,7 +72,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, keep: Rotation) -> Pr
             config.max_tokens_per_microbatch,
             packed,
         ),
-        pad_id=cast(int, tokenizer.pad_token_id),
+        pad_id=cast(int, tokenizer.pad_token_id or 0),
         keep=keep,
         router_bias_update_rate=0.0,
         max_skipped_steps=config.max_skipped_steps,

@@ -51,7 +51,9 @@ def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if vocabulary.name == TOKENIZER_FILE:
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        except (KeyError, ValueError) as error:
+        except Exception as error:
+            if type(error) not in (Exception, KeyError, TypeError) and not isinstance(error, ValueError):
+                raise  # tokenizers raises Exception itself
             problem = f"{vocabulary} is not a tokenizer ({type(error).__name__}: {error})"
             raise UserError(problem, "fetch the file again") from error
     else:
