@@ -7,6 +7,7 @@ disk, and a raw `load_state_dict(strict=False)` would lose them. Code from a rep
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
@@ -73,7 +74,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # so that they are reported below, all at once
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         problem = f"cannot load the model in {folder}: {str(error).splitlines()[0]}"
         fix = "check config.json and the weights"
         raise UserError(problem, "set attn_implementation: eager" if "attention" in problem else fix) from error
@@ -153,6 +154,26 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: 
     remove_half_written(out)
 
 
+def require_side_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check, before a training, that all that is saved beside its weights can be.
+
+    Raises:
+        UserError: transformers refuses to save one of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in {
+            "config": model.config,
+            "generation config": model.generation_config,
+            "tokenizer": tokenizer,
+        }.items():
+            try:
+                if part is not None:
+                    part.save_pretrained(folder)
+            except CANNOT_RUN as error:
+                problem = f"the model's {name} cannot be saved: {str(error).splitlines()[0]}"
+                raise UserError(problem, "correct its file in the model's folder") from error
+
+
 def remove_half_written(folder: Path) -> None:
     """Remove what a killed save of tensors left: safetensors writes to `.tmp` and six letters, then renames that."""
     for path in folder.glob(".tmp??????"):
@@ -189,7 +210,7 @@ def init_model(
         config = AutoConfig.for_model(model_type, **special, **fields)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    except (*CANNOT_RUN, StrictDataclassError) as error:
+    except CANNOT_RUN as error:
         problem = f"init.architecture is not a model: {' '.join(str(error).splitlines()[:2])}"
         raise UserError(problem, "check model_type and the sizes") from error
     # as `from_pretrained` keeps them in a loaded model: DeepSeek-V3's router biases

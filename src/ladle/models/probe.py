@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ladle.errors import UserError
@@ -25,6 +26,7 @@ logger = get_logger(__name__)
 
 CANNOT_RUN = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+    StrictDataclassError,
 )  # fmt: skip
 """What a model's own code raises for a configuration or inputs that it cannot take."""
 FIRST, SECOND = 5, 7
@@ -58,8 +60,8 @@ class Traits:
 
     def sentences(self) -> list[str]:
         """Return, for a warning each, what is done otherwise and why."""
-        found = [f"takes one document a row: {self.why_apart}"] if self.why_apart else []
-        found += [f"takes all logits at once: {self.why_own_logits}"] if self.why_own_logits else []
+        found = [f"each document is a row of its own: {self.why_apart}"] if self.why_apart else []
+        found += [f"its loss takes all logits at once: {self.why_own_logits}"] if self.why_own_logits else []
         weight = f"adds the routers' auxiliary loss that its config asks for, times {self.router_weight:g}"
         return found + [weight] * (self.router_weight > 0)
 
@@ -141,7 +143,8 @@ def why_documents_meet(model: PreTrainedModel, num_rows: int = 2) -> str | None:
     windows, and under some that are shorter than the documents, for which masks are made in another way.
     """
     config = model.config
-    windows = {name: value for name, value in config.to_dict().items() if "window" in name and type(value) is int}
+    ends = ("window", "window_size")
+    windows = {name: value for name, value in config.to_dict().items() if name.endswith(ends) and type(value) is int}
     for values in [windows, dict.fromkeys(windows, FIRST - 2)] if windows else [{}]:
         for name, value in values.items():
             setattr(config, name, value)

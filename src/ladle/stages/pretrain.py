@@ -68,6 +68,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
 STAGE = Stage(
     "pretrain",
     run,
+    version=2,
     volatile=("checkpoints/runs/*",),  # tracker logs, whose bytes hold times
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",

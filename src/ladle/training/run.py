@@ -11,13 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ladle.artifacts.files import fsync_tree, hash_bytes, pretty_json, write_text_durably
+from ladle.models.load import require_side_files
 from ladle.stage import StageResult
 from ladle.training.arguments import CHECKPOINTS
 from ladle.training.checkpoint import Rotation, leave_models_only
@@ -68,6 +69,8 @@ def run_training(config: TrainingConfig, out: Path, prepare: Callable[[Rotation]
         return StageResult(**json.loads(finished.read_text(encoding="utf-8")))
     prepared = prepare(keep)
     trainer = prepared.trainer
+    if trainer.args.should_save:
+        require_side_files(prepared.model, cast(PreTrainedTokenizerBase, trainer.processing_class))
     trainer.train_or_resume()
     if trainer.args.should_save:
         prepared.model.config.use_cache = True
