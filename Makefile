@@ -6,7 +6,7 @@ STAMP := .venv/.ladle-setup
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.ladle-setup
 
-.PHONY: setup setup-vllm quickstart test test-all check bench clean
+.PHONY: setup setup-vllm quickstart test test-all check bench sweep clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,9 @@ check: setup
 
 bench: setup
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+sweep: setup
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.families.sweep --page docs/models.md
 
 clean:
 	rm -rf runs

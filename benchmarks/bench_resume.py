@@ -35,13 +35,13 @@ from transformers import (
 
 from ladle.training.arguments import make_arguments
 from ladle.training.attention import collate_packed
-from ladle.training.checkpoint import MANIFEST, STAGING, Rotation, seal
+from ladle.training.checkpoint import MANIFEST, STAGING, seal
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
 from ladle.training.pretrain import PretrainTask
-from ladle.training.run import share_out
+from ladle.training.run import make_training
 
 SHARES = (0.1, 0.5, 0.9)
 LENGTH, VOCAB_SIZE, BATCH = 16, 256, 4
@@ -105,8 +105,7 @@ def make_trainer(way: str, num_rows: int, folder: Path) -> Any:
         return trainer
     use_linear_cross_entropy(model)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
-    parallel = share_out(pretrain, model, join_world(), arguments)
-    return _OneStep(PretrainTask(rows), parallel, tokenizer, arguments, Rotation(), "float32")
+    return make_training(pretrain, PretrainTask(rows), model, tokenizer, join_world(), arguments, kind=_OneStep)
 
 
 def start(trainer: Any, checkpoint: Path | None) -> float:

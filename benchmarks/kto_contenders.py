@@ -35,11 +35,10 @@ from ladle.kto.reference import ReferencePass
 from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.models.tokenizer import train_tokenizer
 from ladle.training.arguments import make_arguments
-from ladle.training.checkpoint import Rotation
 from ladle.training.config import TrainerArguments
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
-from ladle.training.run import share_out
+from ladle.training.run import make_training
 
 PROMPT_DECILES = (23, 37, 42, 47, 53, 57, 63, 69, 78, 92, 188)
 COMPLETION_DECILES = (27, 63, 78, 89, 102, 115, 129, 145, 166, 197, 413)
@@ -179,19 +178,18 @@ def train_with_ladle(
     examples = flatten(rows)
     kind = KtoPlan if new_pairs else _RotatedPlan
     plan = kind(examples.prompt_of, epochs, 42, 42, new_pairs, kl_fraction=1.0, rows_per_step=rows_per_step // 2)
-    use_kto_forward(model)
+    packed = use_kto_forward(model)
     started, world = CLOCK(), join_world()
-    reference = ReferencePass(model.eval(), PAD_ID, budget).run(examples, plan, out / "reference", world)
+    reference = ReferencePass(model.eval(), packed, PAD_ID, budget).run(examples, plan, out / "reference", world)
     values = {
         "num_train_epochs": epochs, "per_device_train_batch_size": rows_per_step // 2, "gradient_accumulation_steps": 2,
         "save_strategy": "no", "learning_rate": 1e-5,
     }  # fmt: skip
     config = KtoConfig(trainer=TrainerArguments(**values))
-    options = KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget)
+    options = KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget, packed)
     task = KtoTask(KtoData(examples, plan, reference), None, options, PAD_ID)
     arguments = make_arguments(config, out)
-    parallel = share_out(config, model, world, arguments)
-    training = _TimedTraining(task, parallel, _any_tokenizer(), arguments, Rotation(), "float32")
+    training: Any = make_training(config, task, model, _any_tokenizer(), world, arguments, kind=_TimedTraining)
     training.run()
     return [end - started for end in training.ends]
 

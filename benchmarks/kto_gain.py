@@ -22,6 +22,7 @@ from typing import Any
 
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.inputs import InputFinder, natural_key
+from ladle.artifacts.step import in_build_order
 from ladle.errors import CheckFailed
 from ladle.evaluation.compare import compare_runs
 from ladle.pipeline import CHECKPOINTS, Pipeline
@@ -41,7 +42,8 @@ def run(recipe: Path, overrides: list[str], root: Path, only: str | None = None)
     loaded = load_recipe(recipe, overrides)
     pipeline = Pipeline(loaded, InputFinder(root))
     workspace = Workspace(root / loaded.name)
-    return {step.name: build(step, workspace) for step in pipeline.in_build_order(only)}
+    wanted = [pipeline.steps[only]] if only else list(pipeline.steps.values())
+    return {step.name: build(step, workspace) for step in in_build_order(wanted)}
 
 
 def choose_policy(pretrained: dict[str, Path], least: float) -> Path:

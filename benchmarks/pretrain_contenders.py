@@ -33,13 +33,12 @@ from transformers import (
 
 from ladle.training.arguments import make_arguments
 from ladle.training.attention import use_fused_attention
-from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
 from ladle.training.pretrain import PretrainTask
-from ladle.training.run import share_out
+from ladle.training.run import make_training
 
 SHAPE = {
     "hidden_size": 256,
@@ -138,8 +137,8 @@ def train(way: str, vocab_size: int, steps: int, folder: Path) -> list[float]:
         model.config.use_cache = False
         use_linear_cross_entropy(model)
         use_fused_attention(model)
-        parallel = share_out(config, model, join_world(), arguments)
-        training = TrainingOnDemand(PretrainTask(rows), parallel, tokenizer, arguments, Rotation(), "float32", 1e-3)
+        kind, world = TrainingOnDemand, join_world()
+        training = make_training(config, PretrainTask(rows), model, tokenizer, world, arguments, 1e-3, kind)
         training.run()
         return [entry["loss"] for entry in training.state.log_history if "loss" in entry]
     trainer = Trainer(

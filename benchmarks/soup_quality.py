@@ -21,7 +21,7 @@ from typing import Any
 
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.inputs import InputFinder, natural_key
-from ladle.artifacts.step import Step
+from ladle.artifacts.step import Step, in_build_order
 from ladle.data.config import MixConfig
 from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
@@ -41,7 +41,7 @@ def train(recipe: Path, seed: int, root: Path, overrides: list[str]) -> tuple[li
     loaded = load_recipe(recipe, [f"seed={seed}", *overrides])
     pipeline = Pipeline(loaded, InputFinder(root))
     workspace = Workspace(root / f"seed-{seed}" / loaded.name)
-    for step in pipeline.in_build_order("pretrain"):
+    for step in in_build_order([pipeline.steps["pretrain"]]):
         build(step, workspace)
     pretrained = workspace.path_of(pipeline.steps["pretrain"])
     problems = workspace.path_of(pipeline.steps["datasets/problems"])

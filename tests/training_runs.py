@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from ladle.training.arguments import make_arguments
-from ladle.training.checkpoint import Rotation
 from ladle.training.config import PretrainConfig
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
 from ladle.training.pretrain import PretrainTask
-from ladle.training.run import share_out
+from ladle.training.run import make_training
 from tests.tiny_models import make_tokenizer
 
 
@@ -33,17 +32,7 @@ def prepare(model: Any, rows: Any, folder: Path, trainer: dict[str, Any], **sect
     rate = section.pop("router_bias_update_rate", 0.0)
     config = PretrainConfig.model_validate({"trainer": {"report_to": "none", **trainer}, **section})
     arguments = make_arguments(config, folder)
-    parallel = share_out(config, model, join_world(), arguments)
-    return Training(
-        PretrainTask(rows),
-        parallel,
-        make_tokenizer(),
-        arguments,
-        Rotation(),
-        config.dtype,
-        rate,
-        config.max_skipped_steps,
-    )
+    return make_training(config, PretrainTask(rows), model, make_tokenizer(), join_world(), arguments, rate)
 
 
 def train(model: Any, rows: Any, folder: Path, trainer: dict[str, Any], **section: Any) -> Training:

@@ -1,56 +1,16 @@
 """From an open base language model to an aligned, evaluated one: `ladle.api` is the front door, `open` the start."""
 
+# ruff: noqa: F403, F405 - the lists below name what there is
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ladle.api import (
-        Artifact,
-        Evaluation,
-        Run,
-        Score,
-        artifact,
-        compare,
-        doctor,
-        evaluate,
-        fetch,
-        generate,
-        grade,
-        grade_file,
-        launch_on_slurm,
-        mix,
-        open,
-        push,
-        rehearse,
-        rescore,
-        soup,
-        verify,
-    )
+    from ladle.api import *
 
-__all__ = [
-    "Artifact",
-    "Evaluation",
-    "Run",
-    "Score",
-    "artifact",
-    "compare",
-    "doctor",
-    "evaluate",
-    "fetch",
-    "generate",
-    "grade",
-    "grade_file",
-    "launch_on_slurm",
-    "mix",
-    "open",
-    "push",
-    "rehearse",
-    "rescore",
-    "soup",
-    "verify",
-]
+__all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "doctor", "evaluate", "fetch", "generate"]
+__all__ += ["grade", "grade_file", "launch_on_slurm", "mix", "open", "push", "rehearse", "rescore", "soup", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import UserDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -51,44 +51,33 @@ Overrides = Mapping[str, Any] | Sequence[str] | None
 
 
 class Artifact:
-    """The folder that a finished step left, and what its record says."""
+    """The folder that a finished step left, and what its record says.
+
+    Attributes:
+        path: the folder.
+        record: all that record.json holds.
+        name: the step's name in its recipe.
+        stage: what kind of step made it.
+        digest: equal for equal results.
+        counters: what was read, written and left out.
+        metrics: what was measured of the result.
+        warnings: what the stage warned of.
+        seconds: how long the build took, without the tries that were stopped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.record = read_record(path)
+        self.name: str = self.record["name"]
+        self.stage: str = self.record["stage"]
+        self.digest: str = self.record["digest"]
+        self.counters: dict[str, int] = self.record["counters"]
+        self.metrics: dict[str, Any] = self.record["metrics"]
+        self.warnings: list[str] = self.record.get("warnings", [])
+        self.seconds: float = self.record["timings"]["seconds"]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
-
-    @property
-    def name(self) -> str:
-        """The step's name in its recipe."""
-        return self.record["name"]
-
-    @property
-    def stage(self) -> str:
-        """What kind of step made it."""
-        return self.record["stage"]
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal results."""
-        return self.record["digest"]
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """What was read, written and left out."""
-        return self.record["counters"]
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What was measured of the result."""
-        return self.record["metrics"]
-
-    @property
-    def seconds(self) -> float:
-        """How long the build took, without the tries that were stopped."""
-        return self.record["timings"]["seconds"]
 
     @property
     def model(self) -> Path:
@@ -125,30 +114,16 @@ class Score:
     counts: dict[str, int]
 
 
-class Evaluation(Artifact, Mapping[str, Score]):
+class Evaluation(Artifact, UserDict[str, Score]):
     """The scores of one model by benchmark."""
 
-    @cached_property
-    def _scores(self) -> dict[str, Score]:
-        named = ("accuracy", "low", "high", "n")
-        return {
-            benchmark: Score(
-                one["accuracy"],
-                (one["low"], one["high"]),
-                one["n"],
-                {name: count for name, count in one.items() if name not in named},
-            )
-            for benchmark, one in self.metrics.items()
-        }
-
-    def __getitem__(self, benchmark: str) -> Score:
-        return self._scores[benchmark]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._scores)
-
-    def __len__(self) -> int:
-        return len(self._scores)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.data = {}
+        for benchmark, measured in self.metrics.items():
+            counts = dict(measured)
+            accuracy, low, high, n = (counts.pop(name) for name in ("accuracy", "low", "high", "n"))
+            self.data[benchmark] = Score(accuracy, (low, high), n, counts)
 
 
 @dataclass(frozen=True)
@@ -178,7 +153,9 @@ class Run:
     def __init__(self, pipeline: Pipeline, workspace: Workspace, only: str | None = None) -> None:
         self.recipe = pipeline.recipe
         self.workspace = workspace
-        self._steps = {step.name: step for step in pipeline.in_build_order(only)}
+        self._steps = {step.name: step for step in pipeline.in_build_order()}
+        if only is not None:
+            self._steps = {step.name: step for step in in_build_order([self._step(only)])}
 
     @property
     def steps(self) -> list[str]:
@@ -201,16 +178,13 @@ class Run:
             CheckFailed: a check of a stage on its own work did not hold.
             Preempted: a signal stopped it; the same call resumes.
         """
-        wanted = in_build_order([self._step(step)]) if step else list(self._steps.values())
-        for planned in make_plan(wanted, self.workspace):
-            _build_planned(planned, self.workspace)
+        _build_all(in_build_order([self._step(step)] if step else list(self._steps.values())), self.workspace)
         return self[step] if step else {name: self[name] for name in self._steps}
 
     def build_shard(self, step: str, shard: Shard) -> None:
         """Work one share of a step, once all that it needs is built."""
         *parents, last = in_build_order([self._step(step)])
-        for planned in make_plan(parents, self.workspace):
-            _build_planned(planned, self.workspace)
+        _build_all(parents, self.workspace)
         build_shard(last, self.workspace, shard)
 
     def __getitem__(self, step: str) -> Artifact:
@@ -221,9 +195,8 @@ class Run:
         """
         path = self.path_of(step)
         if not (path / RECORD_NAME).is_file():
-            raise UserError(
-                f"{step} is not built ({path})", f"ladle run {self.recipe.source or 'RECIPE'} --only {step}"
-            )
+            command = f"ladle run {self.recipe.source or 'RECIPE'} --only {step}"
+            raise UserError(f"{step} is not built ({path})", command)
         return _artifact(path)
 
     def path_of(self, step: str) -> Path:
@@ -239,8 +212,8 @@ class Run:
     @property
     def report(self) -> Path | None:
         """The page of the run, if the recipe has one and it is built."""
-        page = self.path_of("report") / "index.html" if "report" in self._steps else None
-        return page if page and page.is_file() else None
+        pages = [self.path_of(name) / "index.html" for name in self._steps if name == "report"]
+        return next(filter(Path.is_file, pages), None)
 
     def status(self) -> list[StepStatus]:
         """Return how far each step is, and who builds it now."""
@@ -250,19 +223,16 @@ class Run:
         jobs = describe_jobs(plan, self.workspace.folder / SLURM_FOLDER)
         rows = []
         for planned in plan:
-            done = planned.state is State.CACHED
-            record = read_record(planned.path) if done else {}
-            holder = planned.path.with_name(f".{planned.path.name}.holder")
-            rows.append(
-                StepStatus(
-                    planned.step.name,
-                    "done" if done else str(planned.state),
-                    record.get("timings", {}).get("seconds"),
-                    sum(entry["size_bytes"] for entry in record.get("files", {}).values()),
-                    json.loads(holder.read_text()) if holder.is_file() and not done else None,
-                    jobs.get(planned.step.name),
-                )
-            )
+            name, done = planned.step.name, planned.state is State.CACHED
+            seconds, size, building = None, 0, None
+            if done:
+                record = read_record(planned.path)
+                seconds = record["timings"]["seconds"]
+                size = sum(entry["size_bytes"] for entry in record["files"].values())
+            elif (holder := planned.path.with_name(f".{planned.path.name}.holder")).is_file():
+                building = json.loads(holder.read_text())
+            state = "done" if done else str(planned.state)
+            rows.append(StepStatus(name, state, seconds, size, building, jobs.get(name)))
         return rows
 
     def _step(self, name: str) -> Step:
@@ -275,17 +245,18 @@ def _artifact(path: Path) -> Artifact:
     return Evaluation(path) if read_record(path)["stage"] == "evaluate" else Artifact(path)
 
 
-def _build_planned(planned: PlannedStep, workspace: Workspace) -> None:
-    """Build a step unless it is finished, and say so."""
-    name = planned.step.name
-    if planned.state is State.CACHED:
-        logger.info("%s: cached", name)
-        return
-    why = f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
-    logger.info("%s: %s%s", name, planned.state, why)
-    started = time.monotonic()
-    build_step(planned.step, workspace)
-    logger.info("%s: done in %.1f s", name, time.monotonic() - started)
+def _build_all(steps: list[Step], workspace: Workspace) -> None:
+    """Build those of the steps, parents first, that are not finished, and say so."""
+    for planned in make_plan(steps, workspace):
+        name, why = planned.step.name, f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
+        if planned.state is State.CACHED:
+            num_warnings = len(read_record(planned.path).get("warnings", []))
+            logger.info("%s: cached%s", name, f", with {num_warnings} warning(s)" if num_warnings else "")
+            continue
+        logger.info("%s: %s%s", name, planned.state, why)
+        started = time.monotonic()
+        build_step(planned.step, workspace)
+        logger.info("%s: done in %.1f s", name, time.monotonic() - started)
 
 
 def _assignments(overrides: Overrides) -> list[str]:
@@ -297,8 +268,7 @@ def _assignments(overrides: Overrides) -> list[str]:
 def _build_alone(step: Step, out: Reference | None, root: Reference) -> Artifact:
     placed = ((step.name, Path(out)),) if out is not None else ()
     workspace = Workspace(Path(root) / "standalone", placed)
-    for planned in make_plan(in_build_order([step]), workspace):
-        _build_planned(planned, workspace)
+    _build_all(in_build_order([step]), workspace)
     return _artifact(workspace.path_of(step))
 
 
@@ -346,8 +316,8 @@ def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
 
 def find_artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Path:
     """Return the folder that a reference names: itself, or that of a step if it is `RECIPE:STEP`."""
-    recipe, colon, step = str(reference).rpartition(":")
-    if not colon or Path(reference).exists() or not Path(recipe).is_file():
+    recipe, _, step = str(reference).rpartition(":")
+    if Path(reference).exists() or not (Path(recipe).is_file() or recipe.endswith((".yaml", ".yml"))):
         return Path(reference)
     return open(recipe, root=root)[step].path
 
@@ -360,13 +330,9 @@ def find_model(reference: str, root: Reference = DEFAULT_ROOT) -> str:
     """
     path = find_artifact(reference, root)
     if path.is_dir() and not any((place / "config.json").is_file() for place in (path, path / "model")):
-        inner = sorted(str(one.parent) for one in path.glob("*/config.json")) + sorted(
-            str(one.parent.parent) for one in path.glob("*/model/config.json")
-        )
-        raise UserError(
-            f"{path} holds no model (no config.json)",
-            f"did you mean {inner[0]}?" if inner else "name a folder saved by save_pretrained, or a step: RECIPE:STEP",
-        )
+        inner = [*sorted(path.glob("*/config.json")), *(one.parent for one in sorted(path.glob("*/model/config.json")))]
+        fix = "name a folder saved by save_pretrained, or a step: RECIPE:STEP"
+        raise UserError(f"{path} holds no model (no config.json)", f"did you mean {inner[0].parent}?" if inner else fix)
     return str(path) if path.exists() else reference
 
 
@@ -493,7 +459,7 @@ def generate(
         dtype: floating-point type to run the weights in.
         sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.
     """
-    from ladle.generation.complete import make_generator
+    from ladle.generation.complete import make_generator, positions_of
     from ladle.generation.request import SamplingConfig, make_requests
     from ladle.models.load import model_dir
     from ladle.models.tokenizer import load_fast_tokenizer
@@ -502,7 +468,8 @@ def generate(
     folder = model_dir(Path(find_model(str(model), root)))
     tokenizer = load_fast_tokenizer(folder)
     prompt_ids = tokenizer(list(prompts))["input_ids"]
-    requests = [make_requests(config, "prompts", index, ids) for index, ids in enumerate(prompt_ids)]
+    room = positions_of(folder)
+    requests = [make_requests(config, "prompts", at, ids, positions=room) for at, ids in enumerate(prompt_ids)]
     generator = make_generator(config, folder, tokenizer, dtype)
     done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
     return [[done[request.id] for request in own] for own in requests]

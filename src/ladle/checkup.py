@@ -160,7 +160,11 @@ def model_config_of(step: Step) -> dict[str, Any] | None:
     """Return the fields of config.json of the model that a step reads; None if they are not known before a run."""
     if step.stage.model_config is not None and (made := step.stage.model_config(step)) is not None:
         return made
-    item = _model_input(step)
+    return model_config_of_input(_model_input(step))
+
+
+def model_config_of_input(item: StepInput | None) -> dict[str, Any] | None:
+    """Return the fields of config.json of a model that a step reads; None if they are not known before a run."""
     if isinstance(item, StepOutput):
         return model_config_of(item.step)
     if isinstance(item, HubRepository):
@@ -242,3 +246,8 @@ class Estimate:
 
     seconds: float | None = None
     gpu_hours: float | None = None
+
+
+def same_seconds(check: Checkup, measured: Measured) -> Estimate:
+    """Return the rehearsal's own time, where starting, or work that does not shrink, takes most of it."""
+    return Estimate(measured.seconds)

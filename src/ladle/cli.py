@@ -31,25 +31,38 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# What several commands take, or would fill their signatures.
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
-    ),
-]
-RecipeAndOverrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="A recipe file, and values that replace its own."),
-]
-ConfigPath = Annotated[
-    Path | None,
-    typer.Option("--config", help="The recipe in another form: then keys are relative to this stage's section."),
-]
-Root = Annotated[Path, typer.Option("--root", help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder that becomes the artifact.")]
+_REPLACE = "Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_REPLACE)]
+_RECIPE = "A recipe file, and values that replace its own."
+RecipeAndOverrides = Annotated[list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help=_RECIPE)]
+_CONFIG = "The recipe in another form: then keys are relative to this stage's section."
+ConfigPath = Annotated[Path | None, typer.Option("--config", help=_CONFIG)]
 Reference = Annotated[str, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or RECIPE:STEP.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, a Hub id, or RECIPE:STEP.")]
+Root = Annotated[Path, typer.Option(help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
+Out = Annotated[Path | None, typer.Option(help="The folder that becomes the artifact.")]
+Data = Annotated[Path | None, typer.Option(help="Folder with <benchmark>/test.jsonl; unset takes the Hub's.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a name of the Hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_SHARD = "With --only mix, rollout or evaluate/…: work one share of it."
+ShardText = Annotated[str | None, typer.Option("--shard", metavar="I/N", help=_SHARD)]
+_REHEARSE = "Run every stage at its true shape in tiny amounts, and estimate the full run."
+Rehearse = Annotated[bool, typer.Option("--rehearse", help=_REHEARSE)]
+Profile = Annotated[Path | None, typer.Option(help="What a cluster's jobs request, such as recipes/slurm/gpu.yaml.")]
+_PROCESSES = "Processes of each training on this machine; unset is one per GPU."
+Processes = Annotated[int | None, typer.Option(min=1, help=_PROCESSES)]
+Export = Annotated[Literal["arrow"] | None, typer.Option(help="Also write OUT-arrow, which load_from_disk opens.")]
+_MEMBERS = "A recipe, or members from oldest to newest."
+Members = Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|MEMBER]... [KEY=VALUE]...", help=_MEMBERS)]
+_WITH_BASE = "Whether a recipe's base is a member."
+WithBase = Annotated[bool | None, typer.Option("--include-base/--no-base", help=_WITH_BASE)]
+_ALLOW_MISSING = "Average only the tensors that all members have; the rest is counted."
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help=_ALLOW_MISSING)]
+_BENCHMARKS = "Names, or jsonl files of questions and answers, separated by commas."
+_RECOMPUTE = "Also average a soup's members again and compare every tensor."
+_RESULTS = "An evaluation whose scores the card shows; may be repeated."
 DEFAULT_ROOT = Path(api.DEFAULT_ROOT)
 
 
@@ -77,18 +90,10 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     root: Root = DEFAULT_ROOT,
-    only: Annotated[str | None, typer.Option("--only", help="Build this one step, and what it still needs.")] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="With --only mix, rollout or evaluate/…: work one share of it."),
-    ] = None,
-    rehearse: Annotated[
-        bool,
-        typer.Option(
-            "--rehearse", help="Run every stage at its true shape in tiny amounts, and estimate the full run."
-        ),
-    ] = False,
-    price: Annotated[float, typer.Option("--price", min=0, help="With --rehearse: the price of a GPU-hour.")] = 0.0,
+    only: Annotated[str | None, typer.Option(help="Build this one step, and what it still needs.")] = None,
+    shard: ShardText = None,
+    rehearse: Rehearse = False,
+    price: Annotated[float, typer.Option(min=0, help="With --rehearse: the price of a GPU-hour.")] = 0.0,
 ) -> None:
     """Run a recipe; finished steps are kept, stopped ones resume.
 
@@ -134,7 +139,7 @@ def status(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT
 
       ladle status recipes/quickstart.yaml
     """
-    display.print_status(api.open(recipe, overrides, root).status(), as_json)
+    display.emit(api.open(recipe, overrides, root).status(), as_json, display.show_status)
 
 
 @app.command()
@@ -162,7 +167,7 @@ def doctor(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT
       ladle doctor recipes/quickstart.yaml pretrain.trainer.per_device_train_batch_size=4096 --json
     """
     found = api.doctor(recipe, overrides, root)
-    display.print_findings(found, as_json)
+    display.emit(found, as_json, display.show_findings)
     if any(finding.level == "error" for finding in found):
         raise typer.Exit(EXIT_CHECK_FAILED)
 
@@ -172,13 +177,8 @@ def launch(
     recipe: RecipePath,
     overrides: Overrides = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit a Slurm job for each step, in their order.")] = False,
-    profile: Annotated[
-        Path | None, typer.Option("--profile", help="What the cluster's jobs request, such as recipes/slurm/gpu.yaml.")
-    ] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option("--processes", min=1, help="Processes of each training on this machine; unset is one per GPU."),
-    ] = None,
+    profile: Profile = None,
+    processes: Processes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts or commands and do nothing.")] = False,
     root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
@@ -194,10 +194,8 @@ def launch(
     if profile is not None and not slurm:
         raise UserError("--profile is for Slurm jobs", "add --slurm, or leave --profile out")
     if processes is not None and slurm:
-        raise UserError(
-            "--processes is for the trainings of this machine",
-            f"with --slurm set it in the recipe: pretrain.processes={processes} kto.processes={processes}",
-        )
+        fix = f"with --slurm set it in the recipe: pretrain.processes={processes} kto.processes={processes}"
+        raise UserError("--processes is for the trainings of this machine", fix)
     if slurm:
         launched = api.launch_on_slurm(recipe, overrides, profile, dry_run, root)
         (display.print_scripts if dry_run else display.print_submitted)(launched, as_json)
@@ -222,9 +220,8 @@ def _open_stage(
     if config is not None and named:
         raise UserError(f"{named[0]} is named beside --config {config}", "name one recipe")
     if config is None and len(named) != 1:
-        raise UserError(
-            f"ladle {stage} needs one recipe, and {len(named)} are named", f"ladle {stage} RECIPE [KEY=VALUE]..."
-        )
+        problem = f"ladle {stage} needs one recipe, and {len(named)} are named"
+        raise UserError(problem, f"ladle {stage} RECIPE [KEY=VALUE]...")
     relative_to = "" if config is None else section or stage
     return api.open(config or named[0], overrides, root, only=stage, out=out, section=relative_to)
 
@@ -239,11 +236,9 @@ def mix(
     config: ConfigPath = None,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; they never change the data.")] = None,
-    executor: Annotated[str | None, typer.Option("--executor", help="Where shards run: processes or ray.")] = None,
-    export: Annotated[
-        Literal["arrow"] | None, typer.Option("--export", help="Also write OUT-arrow, which load_from_disk opens.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; they never change the data.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Where shards run: processes or ray.")] = None,
+    export: Export = None,
 ) -> None:
     """Mix datasets by ratio into packed rows of tokens.
 
@@ -280,18 +275,10 @@ _stage_command("kto", "Align a policy by KTO.")
 
 @app.command()
 def soup(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RECIPE|MEMBER]... [KEY=VALUE]...", help="A recipe, or members from oldest to newest."),
-    ] = None,
+    arguments: Members = None,
     config: ConfigPath = None,
-    include_base: Annotated[
-        bool | None, typer.Option("--include-base/--no-base", help="Whether a recipe's base is a member.")
-    ] = None,
-    allow_missing: Annotated[
-        bool,
-        typer.Option("--allow-missing", help="Average only the tensors that all members have; the rest is counted."),
-    ] = False,
+    include_base: WithBase = None,
+    allow_missing: AllowMissing = False,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -322,18 +309,12 @@ def soup(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, a Hub id, or RECIPE:STEP.")],
+    model: Model,
     overrides: Overrides = None,
-    benchmarks: Annotated[
-        str, typer.Option("--benchmarks", help="Names, or jsonl files of questions and answers, separated by commas.")
-    ] = "gsm8k,math500",
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl; unset fetches from the Hub.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Items of each benchmark, from the first.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")] = None,
+    benchmarks: Annotated[str, typer.Option(help=_BENCHMARKS)] = "gsm8k,math500",
+    data: Data = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each benchmark, from the first.")] = None,
+    revision: Revision = None,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -352,11 +333,9 @@ def evaluate(
 def fetch(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A Hub id, or a local folder.")] = None,
     overrides: Overrides = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="A dataset of the Hub: org/name[:subset].")] = None,
-    init: Annotated[
-        Path | None, typer.Option("--init", help="A YAML file with architecture and tokenizer: random weights.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset of the Hub: org/name[:subset].")] = None,
+    init: Annotated[Path | None, typer.Option(help="YAML of architecture and tokenizer: random weights.")] = None,
+    revision: Revision = None,
     out: Out = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
@@ -377,11 +356,11 @@ def fetch(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, or RECIPE:STEP.")],
+    model: Annotated[str, typer.Argument(help="A folder with a model, or RECIPE:STEP.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to complete, as they are.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option()] = 1,
     root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
 ) -> None:
@@ -401,9 +380,7 @@ def generate(
 @app.command()
 def verify(
     artifact: Reference,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Also average a soup's members again and compare every tensor.")
-    ] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help=_RECOMPUTE)] = False,
     root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
 ) -> None:
@@ -431,16 +408,14 @@ def show(artifact: Reference, root: Root = DEFAULT_ROOT, as_json: AsJson = False
 
       ladle show recipes/tiny.yaml:kto
     """
-    display.print_record(api.artifact(artifact, root), as_json)
+    display.emit(api.artifact(artifact, root).record, as_json, display.show_record)
 
 
 @app.command()
 def grade(
-    pairs: Annotated[
-        Path | None, typer.Argument(metavar="[PAIRS.jsonl]", help="Rows of gold, answer and optionally type.")
-    ] = None,
-    gold: Annotated[str | None, typer.Option("--gold", help="The known answer.")] = None,
-    answer: Annotated[str | None, typer.Option("--answer", help="The answer to grade.")] = None,
+    pairs: Annotated[Path | None, typer.Argument(help="Rows of gold, answer and optionally type.")] = None,
+    gold: Annotated[str | None, typer.Option(help="The known answer.")] = None,
+    answer: Annotated[str | None, typer.Option(help="The answer to grade.")] = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -453,9 +428,11 @@ def grade(
       ladle grade pairs.jsonl --out verdicts.jsonl
     """
     if pairs is not None and out is not None:
-        display.print_counts(api.grade_file(pairs, out), as_json)
+        display.emit(api.grade_file(pairs, out), as_json, display.show_counts)
     elif gold is not None and answer is not None:
-        display.print_grade(api.grade(gold, answer), as_json)
+        one = api.grade(gold, answer)
+        shown = {"verdict": one.verdict.value, "reason": one.reason, "seconds": one.seconds}
+        display.emit(shown, as_json, display.show_grade)
     elif pairs is not None:
         raise UserError(f"the verdicts on {pairs} have no file to go to", "add --out VERDICTS.jsonl")
     else:
@@ -464,12 +441,8 @@ def grade(
 
 @app.command()
 def rescore(
-    results: Annotated[
-        str, typer.Argument(metavar="FILE|DIR", help="A result file, a folder of them, or RECIPE:STEP.")
-    ],
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder with <benchmark>/test.jsonl, for gold answers.")
-    ] = None,
+    results: Annotated[str, typer.Argument(help="A result file, a folder of them, or RECIPE:STEP.")],
+    data: Data = None,
     root: Root = DEFAULT_ROOT,
     as_json: AsJson = False,
 ) -> None:
@@ -481,7 +454,7 @@ def rescore(
 
       ladle rescore scores
     """
-    display.print_rescored(api.rescore(results, data, root), as_json)
+    display.emit(api.rescore(results, data, root), as_json, display.show_rescored)
 
 
 @app.command()
@@ -499,18 +472,16 @@ def compare(
 
       ladle compare scores-before scores-after
     """
-    display.print_comparison(api.compare(first, second, root), as_json)
+    display.emit(api.compare(first, second, root), as_json, display.show_comparison)
 
 
 @app.command()
 def push(
     artifact: Reference,
     repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; created if there is none.")],
-    results: Annotated[
-        list[str] | None, typer.Option("--results", help="An evaluation whose scores the card shows; may be repeated.")
-    ] = None,
+    results: Annotated[list[str] | None, typer.Option(help=_RESULTS)] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    message: Annotated[str | None, typer.Option("--message", help="The commit's message.")] = None,
+    message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
     root: Root = DEFAULT_ROOT,
 ) -> None:
     """Put an artifact on the Hub, with a card, in one commit.
@@ -527,31 +498,22 @@ def push(
 # Outcomes.
 
 
-_DISK_ERRORS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-_ACCESS_ERRORS = {
-    errno.EACCES: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.EPERM: "not permitted",
-}
+_ACCESS = "gain access to it, or choose a folder that you may write with --root or --out"
+_SPACE = "free some space, or choose another disk with --root, and run the same command again"
+FIXES = {errno.EACCES: _ACCESS, errno.EROFS: _ACCESS, errno.EPERM: _ACCESS, errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE}
+FULL_DISK = ("No space left on device", "PytorchStreamWriter failed")
+"""What libraries say of a full disk, without its error number."""
 
 
-def _as_user_error(error: BaseException) -> LadleError | None:
+def _as_user_error(error: Exception) -> LadleError | None:
     """Return the foreseen outcome that an exception means: Ladle's own, a full disk, or a folder without access."""
     if isinstance(error, LadleError):
         return error
-    number = error.errno if isinstance(error, OSError) else None
-    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-    if number in _ACCESS_ERRORS:
-        return UserError(
-            f"{_ACCESS_ERRORS[number]}{place}",
-            "gain access to it, or choose a folder that you may write with --root or --out",
-        )
-    if number in _DISK_ERRORS or "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
-        what = _DISK_ERRORS.get(number or errno.ENOSPC, "the disk is full")
-        return UserError(
-            f"{what}{place}", "free some space, or choose another disk with --root, and run the same command again"
-        )
-    return None
+    number = errno.ENOSPC if any(text in str(error) for text in FULL_DISK) else getattr(error, "errno", None)
+    if number not in FIXES:
+        return None
+    place = getattr(error, "filename", None)
+    return UserError(os.strerror(number).lower() + (f" ({place})" if place else ""), FIXES[number])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -574,8 +536,7 @@ def _run_and_explain(arguments: list[str] | None) -> Any:
         sys.stderr.write("interrupted; run the same command again to resume\n")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place where exceptions become exit codes; bugs keep their traceback
-        outcome = _as_user_error(error)
-        if outcome is None:
+        if (outcome := _as_user_error(error)) is None:
             traceback.print_exc()
             return EXIT_BUG
         sys.stderr.write(f"error: {outcome}\n")

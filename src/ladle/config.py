@@ -6,10 +6,13 @@ log settings) or `location(...)` (a path or id whose *content* enters the finger
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from datetime import date
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+IsoDate = Annotated[str, BeforeValidator(lambda day: date.fromisoformat(str(day)).isoformat())]
+"""A day, which YAML reads as a date unless it is quoted."""
 _NOT_IDENTITY = "not_identity"
 
 
@@ -26,7 +29,9 @@ def location(default: Any = ..., **kwargs: Any) -> Any:
 class Config(BaseModel):
     """A frozen, typed section of a recipe; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
     takes_recipe_seed: ClassVar[bool] = True
     """Whether the recipe's seed is the default of a `seed` here."""

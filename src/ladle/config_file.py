@@ -49,8 +49,11 @@ _Loader.add_implicit_resolver(
 def parse_value(text: str) -> Any:
     """Read the right side of an override as YAML: `2e-4`, `true`, `[a, b]`, `null`, or plain text."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        node = yaml.compose(text, Loader=_Loader)
+        return ConfigFile(ON_COMMAND_LINE, {})._construct(node, ()) if node else None
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 
@@ -72,15 +75,14 @@ class ConfigFile:
         if not path.is_file():
             folder = path if path.is_dir() else path.parent
             recipes = sorted(str(file) for file in folder.glob("*.yaml") if not file.name.startswith("."))
-            raise UserError(
-                f"{path} is a folder, not a recipe" if path.is_dir() else f"there is no recipe at {path}",
-                f"name an existing one (here: {', '.join(recipes)})" if recipes else "name an existing YAML file",
-            )
+            problem = f"{path} is a folder, not a recipe" if path.is_dir() else f"there is no recipe at {path}"
+            fix = f"name an existing one (here: {', '.join(recipes)})" if recipes else "name an existing YAML file"
+            raise UserError(problem, fix)
         file = cls(str(path), {})
         try:
-            node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+            node = yaml.compose(path.read_bytes(), Loader=_Loader)  # in UTF-8, or in UTF-16 behind its mark
             tree = file._construct(node, ()) if node else None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{path} is not valid YAML", " ".join(str(error).split())) from error
         if not isinstance(tree, dict):
             raise UserError(f"{path} holds no keys", "write a recipe as `key: value` lines")
@@ -167,9 +169,12 @@ class ConfigFile:
         if not isinstance(value, str):
             return value
         for name in _REFERENCE.findall(value):
-            if self.tree.get(name) is None:
+            if (found := self.tree.get(name)) is None:
                 fix = f"add {name}=VALUE to the command ({self.where(path)})"
                 raise UserError(f"{name} is required and not set", fix)
+            if isinstance(found, (bool, dict, list)):
+                problem = f"${{{name}}} stands for {found!r}, which is not text or a number"
+                raise UserError(problem, f"name a key that holds one ({self.where(path)})")
         return _REFERENCE.sub(lambda reference: str(self.tree[reference[1]]), value)
 
     def _explain(self, error: ValidationError, model: type[Config]) -> UserError:

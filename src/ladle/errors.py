@@ -37,6 +37,13 @@ class UserError(LadleError, ValueError):
         return f"{self.problem}: {self.fix}"
 
 
+class BadRow(UserError):
+    """A row that cannot be used. Stages that read many rows leave it out, counted by its problem, up to a cap."""
+
+    def __init__(self, problem: str, fix: str = "correct the row, or take it out") -> None:
+        super().__init__(problem, fix)
+
+
 class CheckFailed(LadleError):
     """A check that the user requested, or that a stage makes of its own work, failed."""
 

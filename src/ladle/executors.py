@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ladle.errors import CheckFailed, UserError
 
@@ -25,6 +25,8 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """One thread per worker: the workers are what fills the cores."""
+MAX_RETRIES = 5
+"""Times that an item is worked again after its Ray node was lost; an error of its own is never retried."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,6 @@ class Shard:
 
 WHOLE = Shard()
 """The one share that is all of the work."""
-
-
-class Executor(Protocol):
-    """Maps a picklable function over picklable arguments."""
-
-    def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
-        """Yield `function(argument)` for each argument, in order; the first exception propagates."""
-        ...
 
 
 class SerialExecutor:
@@ -103,17 +97,86 @@ def make_executor(kind: ExecutorKind, workers: int, on_gpus: bool = False) -> Ex
 
     Args:
         kind: `processes` on this machine, or `ray`.
-        workers: processes to use; 0 means one per core that this process may use. On Ray, the most workers with
-            `on_gpus`; without, all CPUs of the cluster are used.
+        workers: processes to use; 0 means one per core that this process may use. On Ray the cluster decides.
         on_gpus: each item should have a GPU of its own where there are any.
     """
     if kind == "ray":
-        from ladle.ray_executor import RayExecutor
-
-        return RayExecutor(workers if on_gpus else None, on_gpus)
+        return RayExecutor(on_gpus)
     workers = workers or len(os.sched_getaffinity(0))
     return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
 
 
 def _limit_threads() -> None:
     os.environ.update(WORKER_ENVIRONMENT)
+
+
+class RayExecutor:
+    """Runs items as tasks of the Ray cluster at RAY_ADDRESS, or else of the one this machine belongs to (extra `ray`).
+
+    A task that is lost with its node runs again on whichever is free first. The nodes share the file system that holds
+    the run, since shards pass through files. Training stays with torchrun, whose processes must all be there at once.
+
+    Args:
+        on_gpus: give each task a GPU of its own where the cluster has any.
+    """
+
+    def __init__(self, on_gpus: bool) -> None:
+        self.on_gpus = on_gpus
+
+    def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
+        """Yield `function(argument)` for each argument, in order.
+
+        Raises:
+            UserError: Ray is not installed, or there is no cluster.
+            CheckFailed: an item was lost again and again.
+        """
+        items = list(arguments)
+        if not items:
+            return
+        ray = _connect()
+        gpus = 1 if self.on_gpus and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_call), ray.put(function)
+        answers = [task.remote(shared, item) for item in items]
+        try:
+            for answer in answers:
+                yield ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise CheckFailed(
+                f"an item was lost with its node {MAX_RETRIES + 1} times ({str(error).splitlines()[0]}); finished "
+                "shards are kept: run the same command again once the cluster is well"
+            ) from error
+        finally:
+            for answer in answers:  # those that are not over, where one of them failed
+                ray.cancel(answer, force=True)
+
+
+def _call(function: Callable[[Any], Any], argument: Any) -> Any:
+    return function(argument)
+
+
+Executor = SerialExecutor | ProcessExecutor | RayExecutor
+"""Maps a function over arguments, both picklable; the results come in order, and the first exception propagates."""
+
+
+def _connect() -> Any:
+    """Return Ray's module, connected to the cluster.
+
+    Raises:
+        UserError: Ray is not installed, or there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("executor=ray needs Ray, which is not installed", "pip install 'ladle[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address="auto", runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False)
+        except ConnectionError as error:
+            raise UserError(
+                "there is no Ray cluster here",
+                "start one with `ray start --head` (and `ray start --address=HEAD:6379` on the other nodes), "
+                "set RAY_ADDRESS, or use executor=processes",
+            ) from error
+    return ray

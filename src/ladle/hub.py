@@ -160,14 +160,10 @@ def upload(kind: str, repo_id: str, folder: Path, message: str, private: bool) -
     except (OSError, httpx2.HTTPError) as error:
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response else None
         if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
-            raise UserError(
-                f"{_who()} may not write to {kind} {repo_id} on {endpoint()}",
-                "run `hf auth login` with a token that can write (or set HF_TOKEN), and name a repository of your own",
-            ) from error
-        raise UserError(
-            f"cannot push to {kind} {repo_id} on {endpoint()}: {_first_line(error)}",
-            "check the network, then run the same command again; what was uploaded is not sent twice",
-        ) from error
+            fix = "run `hf auth login` with a token that can write (or set HF_TOKEN), and name a repository of your own"
+            raise UserError(f"{_who()} may not write to {kind} {repo_id} on {endpoint()}", fix) from error
+        fix = "check the network, then run the same command again; what was uploaded is not sent twice"
+        raise UserError(f"cannot push to {kind} {repo_id} on {endpoint()}: {_first_line(error)}", fix) from error
 
 
 @contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PLAIN_LINE_EVERY_SECONDS = 10.0
+PLAIN_LINE_EVERY_SECONDS, SILENT_AT_MOST_SECONDS = 10.0, 60.0
+ENOUGH_TO_ESTIMATE = 0.05
+"""Of what is left after the first report: the share that must be done before the time left is shown."""
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -42,16 +45,46 @@ def _say_on_standard_error(record: logging.LogRecord) -> bool:
     return False
 
 
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Yield a list that gets each warning of Ladle once, while it is shown as ever."""
+    said: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() not in said:
+                said.append(record.getMessage())
+
+    ladle = logging.getLogger("ladle")
+    handlers: list[logging.Handler] = [Collector(logging.WARNING)]
+    if not ladle.hasHandlers() and logging.lastResort is not None:  # Python's own, which any handler puts out of work
+        handlers.append(logging.lastResort)
+    for handler in handlers:
+        ladle.addHandler(handler)
+    try:
+        yield said
+    finally:
+        for handler in handlers:
+            ladle.removeHandler(handler)
+
+
 class ProgressBar:
-    """Counts finished units of work and logs a line about them every ten seconds."""
+    """Counts finished units of work and logs a line about them every ten seconds.
+
+    The speed counts from the first report on: that one brings what an earlier run had finished, or, of work that is
+    done side by side, the quickest item, after which no estimate can be made of the others.
+    """
 
     def __init__(self, total: int | None, description: str, unit: str) -> None:
         self.total, self.description, self.unit = total, description, unit
         self.done, self.note = 0, ""
         self.started = self.printed = time.monotonic()
+        self.first_done, self.first_at = 0, self.started
 
     def advance(self, count: int) -> None:
         """Add `count` finished units."""
+        if not self.done:
+            self.first_done, self.first_at = count, time.monotonic()
         self.done += count
         self._show()
 
@@ -60,15 +93,26 @@ class ProgressBar:
         self.note = f", {note}"
         self._show()
 
+    def show_life(self, over: threading.Event) -> None:
+        """Log a line a minute while nothing is reported, until the work is over."""
+        while not over.wait(SILENT_AT_MOST_SECONDS):
+            if time.monotonic() - self.printed >= SILENT_AT_MOST_SECONDS:
+                self._print()
+
     def finish(self) -> None:
         """Log the last state, if the work took so long that there was a line before."""
         if self.printed != self.started:
             self._print()
 
     @property
-    def rate(self) -> str:
-        """Units per second since the start."""
-        return f"{self.done / max(time.monotonic() - self.started, 1e-9):,.1f}/s"
+    def text(self) -> str:
+        """The unit, the speed, the note and, once a twentieth of the work shows it, the time left."""
+        now, since_first = time.monotonic(), self.done - self.first_done
+        rate = since_first / max(now - self.first_at, 1e-9) or self.done / max(now - self.started, 1e-9)
+        left = ""
+        if self.total is not None and since_first > ENOUGH_TO_ESTIMATE * (self.total - self.first_done):
+            left = f", {(self.total - self.done) / rate:,.0f} s left"
+        return f"{self.unit}, {rate:,.{1 if rate >= 1 else 3}f}/s{self.note}{left}"
 
     def _show(self) -> None:
         if time.monotonic() - self.printed >= PLAIN_LINE_EVERY_SECONDS:
@@ -76,13 +120,8 @@ class ProgressBar:
 
     def _print(self) -> None:
         self.printed = time.monotonic()
-        count, left = f"{self.done:,}", ""
-        if self.total is not None:
-            count += f"/{self.total:,}"
-        if self.total and self.done:
-            left = f", {(self.printed - self.started) * (self.total / self.done - 1):.0f} s left"
-        line = f"{self.description}: {count} {self.unit}, {self.rate}{self.note}{left}"
-        get_logger(__name__).info("%s", line)
+        total = "" if self.total is None else f"/{self.total:,}"
+        get_logger(__name__).info("%s: %s%s %s", self.description, f"{self.done:,}", total, self.text)
 
 
 class _TerminalBar(ProgressBar):
@@ -90,10 +129,10 @@ class _TerminalBar(ProgressBar):
 
     def __init__(self, display: Any, total: int | None, description: str, unit: str) -> None:
         super().__init__(total, description, unit)
-        self.display, self.task = display, display.add_task(description, total=total, rate="", note="")
+        self.display, self.task = display, display.add_task(description, total=total, text=unit)
 
     def _show(self) -> None:
-        self.display.update(self.task, completed=self.done, rate=self.rate, note=self.note)
+        self.display.update(self.task, completed=self.done, text=self.text)
 
 
 @contextmanager
@@ -107,13 +146,17 @@ def progress(total: int | None, description: str, unit: str = "items") -> Iterat
     """
     if not sys.stderr.isatty():
         bar = ProgressBar(total, description, unit)
-        yield bar
+        over = threading.Event()
+        threading.Thread(target=bar.show_life, args=(over,), daemon=True).start()
+        try:
+            yield bar
+        finally:
+            over.set()
         bar.finish()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    rate = TextColumn(f"{unit} {{task.fields[rate]}}{{task.fields[note]}}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
         yield _TerminalBar(display, total, description, unit)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.inputs import HubRepository, InputFinder, find_local
+from ladle.artifacts.inputs import HubRepository, InputFinder, find_local, names_hub
 from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import Step, StepInput, StepOutput, in_build_order
 from ladle.config_file import ConfigFile
@@ -22,7 +22,6 @@ from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferCon
 from ladle.data.formats import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
-from ladle.hub import is_repo_id
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import KtoSection, Recipe, make_recipe
@@ -73,19 +72,9 @@ class Pipeline:
                     raise
                 on_fault(fault)
 
-    def in_build_order(self, only: str | None = None) -> list[Step]:
-        """Return every step, parents first; or only what the step named `only` needs, with itself last.
-
-        Raises:
-            UserError: no step of that name.
-        """
-        if only is None:
-            return in_build_order(list(self.steps.values()))
-        if only not in self.steps:
-            raise UserError(
-                f"the recipe has no step {only!r}", f"add its section, or name one of {', '.join(self.steps)}"
-            )
-        return in_build_order([self.steps[only]])
+    def in_build_order(self) -> list[Step]:
+        """Return every step, parents first."""
+        return in_build_order(list(self.steps.values()))
 
     # The stages, in the order of the method.
 
@@ -94,10 +83,8 @@ class Pipeline:
             inputs: Inputs = {}
             if isinstance(config, FetchDatasetConfig):
                 if find_local(config.dataset):
-                    raise UserError(
-                        f"datasets.{name} names {config.dataset}, which is on disk already",
-                        "name it where it is used, and leave it out here",
-                    )
+                    problem = f"datasets.{name} names {config.dataset}, which is on disk already"
+                    raise UserError(problem, "name it where it is used, and leave it out here")
                 inputs = {"dataset": self._dataset(config.dataset, f"datasets.{name}", config.revision)}
             self._add(Step(f"datasets/{name}", fetch.STAGE, config, inputs, f"datasets.{name}"))
 
@@ -139,10 +126,8 @@ class Pipeline:
         if config.tokenizer is None:
             tokenizer = self._model(None, section)
         elif self.models:
-            raise UserError(
-                f"{section}.tokenizer is {config.tokenizer}, and the recipe has a base model with its own",
-                f"leave {section}.tokenizer out, or `base:`",
-            )
+            problem = f"{section}.tokenizer is {config.tokenizer}, and the recipe has a base model with its own"
+            raise UserError(problem, f"leave {section}.tokenizer out, or `base:`")
         else:
             tokenizer = self._tokenizer(config.tokenizer, config.tokenizer_revision, f"{section}.tokenizer")
         inputs: Inputs = {"tokenizer": (tokenizer,)}
@@ -169,9 +154,8 @@ class Pipeline:
         elif mixture is not None:
             data = (StepOutput(mixture),)
         else:
-            raise UserError(
-                f"{section} has nothing to train on", f"add a `mix:` section, or {section}.data=DIR of a mixture"
-            )
+            problem = f"{section} has nothing to train on"
+            raise UserError(problem, f"add a `mix:` section, or {section}.data=DIR of a mixture")
         inputs = {"model": (self._model(config.model, f"{section}.model"),), "mixture": data}
         return self._add(Step(name, pretrain.STAGE, config, inputs, section))
 
@@ -182,9 +166,8 @@ class Pipeline:
         inputs: Inputs = {"members": tuple(item for one in config.ordered_members for item in self._soup_member(one))}
         if config.select != "none":
             if "mix" not in self.steps:
-                raise UserError(
-                    "soup.select needs a validation split", "add a `mix:` section with `validation:`, or select: none"
-                )
+                problem = "soup.select needs a validation split"
+                raise UserError(problem, "add a `mix:` section with `validation:`, or select: none")
             inputs["validation"] = (StepOutput(self.steps["mix"]),)
         self.models["soup"] = self._add(Step("soup", soup.STAGE, config, inputs, "soup"))
 
@@ -196,13 +179,11 @@ class Pipeline:
             found = [self.member_files((folder,), TRAINING_STATE) for folder in find_members(member)]
             return [*found] or [self._model_or_hub(member, None, "soup.members")]
         if training is None:
-            raise UserError(
-                "soup.members names checkpoints, and the recipe has no `pretrain:`", "add it, or name model folders"
-            )
+            problem = "soup.members names checkpoints, and the recipe has no `pretrain:`"
+            raise UserError(problem, "add it, or name model folders")
         if training.trainer.values().get("save_strategy") == "no":
-            raise UserError(
-                "the soup has no checkpoints: pretrain.trainer.save_strategy is no", "set save_steps to save some"
-            )
+            problem = "the soup has no checkpoints: pretrain.trainer.save_strategy is no"
+            raise UserError(problem, "set save_steps to save some")
         return [StepOutput(self.models["pretrained"], CHECKPOINTS)]
 
     def _add_alignments(self) -> None:
@@ -305,7 +286,7 @@ class Pipeline:
             return StepOutput(list(self.models.values())[-1])
         if reference in self.models:
             return StepOutput(self.models[reference])
-        if is_repo_id(reference) and not find_local(reference):
+        if names_hub(reference) and not find_local(reference):
             raise UserError(f"{key} names {reference}, a model of the Hub", "name it under `base:`, which imports it")
         return self.finder.find("model", reference, key, known=tuple(self.models))
 
@@ -348,8 +329,8 @@ def soup_step(members: list[str], overrides: list[str], root: Path, out: Path | 
     for override in overrides:
         if override.partition("=")[0] in ("members", "include_base"):
             raise UserError(f"{override} concerns a recipe", "name the members alone, or a recipe")
-    recipe = make_recipe({"soup": {"members": members}}, overrides, "soup")
     is_new = out is not None and not (out / RECORD_NAME).is_file()
+    recipe = make_recipe({"soup": {"members": members}}, overrides, "soup")
     return Pipeline(recipe, InputFinder(root), reads_members_once=is_new).steps["soup"]
 
 
@@ -372,20 +353,18 @@ def fetch_step(
         UserError: not exactly one of the three is named.
     """
     if sum(item is not None for item in (model, dataset, init)) != 1:
-        raise UserError(
-            "name one thing to fetch", "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE"
-        )
+        problem = "name one thing to fetch"
+        raise UserError(problem, "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE")
+    sections: dict[str, Any] = {"base": {"model": model, "revision": revision}}
+    section, name = "base", "base"
     if dataset is not None:
-        section = {"datasets": {"dataset": {"dataset": dataset, "revision": revision}}}
-        recipe = make_recipe(section, overrides, "datasets.dataset")
-        return Pipeline(recipe, InputFinder(root)).steps["datasets/dataset"]
-    if init is None:
-        recipe = make_recipe({"base": {"model": model, "revision": revision}}, overrides, "base")
-        return Pipeline(recipe, InputFinder(root)).steps["base"]
-    file = ConfigFile.read(init)
-    file.override(overrides)
-    fresh = file.validate(InitConfig)
-    if not isinstance(fresh.tokenizer, str):
-        raise UserError("--init takes the folder of a tokenizer", "set `tokenizer: DIR` in the file")
-    recipe = make_recipe({"base": {"init": fresh}}, [], "")
-    return Pipeline(recipe, InputFinder(root)).steps["base"]
+        sections = {"datasets": {"dataset": {"dataset": dataset, "revision": revision}}}
+        section, name = "datasets.dataset", "datasets/dataset"
+    elif init is not None:
+        file = ConfigFile.read(init)
+        file.override(overrides)
+        fresh = file.validate(InitConfig)
+        if not isinstance(fresh.tokenizer, str):
+            raise UserError("--init takes the folder of a tokenizer", "set `tokenizer: DIR` in the file")
+        sections, overrides = {"base": {"init": fresh}}, []
+    return Pipeline(make_recipe(sections, overrides, section), InputFinder(root)).steps[name]

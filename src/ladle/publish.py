@@ -1,22 +1,37 @@
 """Putting an artifact on the Hub in the form that others load: a model, a dataset as parquet, an evaluation's files.
 
 The artifact is verified first, staged with its card in a temporary folder (by links where the disk allows), and goes
-up in one commit.
+up in one commit. The card (README.md) says what it is, how it was made and how it scored, from records alone: the
+artifact's own, those it was made from, and those of its evaluations.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ladle.artifacts.files import link_or_copy, list_files
 from ladle.artifacts.record import RECORD_NAME, describe_files, read_record
 from ladle.errors import CheckFailed, UserError
 from ladle.hub import is_repo_id, upload
-from ladle.reporting.card import make_card
 
 CARD = "README.md"
+_KINDS = {
+    "pretrain": "continued pretraining",
+    "kto": "Kahneman-Tversky alignment (KTO, arXiv 2402.01306)",
+    "gate": "the better of a round's model and the one before it",
+    "soup": "a model soup",
+    "fetch": "an imported or fresh model",
+    "mix": "a mixture of tokenized documents, packed into rows",
+    "prefer": "labelled completions (prompt, completion, label)",
+    "rollout": "completions labelled by a verifier (prompt, completion, label)",
+    "evaluate": "completions and verdicts on benchmarks",
+}
 
 
 def push(artifact: Path, repo_id: str, evaluations: list[Path], private: bool, message: str | None) -> str:
@@ -57,7 +72,14 @@ def push(artifact: Path, repo_id: str, evaluations: list[Path], private: bool, m
 def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[str, Any]:
     """Put what is pushed into `staged` and return what the card's header says about it."""
     if record["stage"] in ("mix", "prefer"):
-        splits = _write_mixture(artifact, staged) if record["stage"] == "mix" else _write_preference(artifact, staged)
+        with tempfile.TemporaryDirectory(dir=staged.parent, prefix=".arrow-") as temporary:
+            saved = artifact / "preference"
+            if record["stage"] == "mix":
+                from ladle.data.arrow import export_arrow
+
+                saved = Path(temporary) / "arrow"
+                export_arrow(artifact, saved)
+            splits = _write_parquet(saved, staged / "data")
         files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
         return {"configs": [{"config_name": "default", "data_files": files}]}
     folder = artifact / "model" if (artifact / "model").is_dir() else artifact
@@ -67,30 +89,76 @@ def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[s
     return {}
 
 
-def _write_mixture(artifact: Path, staged: Path) -> list[str]:
-    """Write a mixture's rows as parquet, a file for each of its Arrow files, and return the names of its splits."""
+def _write_parquet(saved: Path, out: Path) -> list[str]:
+    """Write a dataset that was saved to disk as parquet, a file for each Arrow file; return its splits' names."""
     from datasets import load_from_disk
 
-    from ladle.data.arrow import export_arrow
-
-    with tempfile.TemporaryDirectory(dir=staged.parent, prefix=".arrow-") as temporary:
-        export_arrow(artifact, Path(temporary) / "arrow")
-        loaded = load_from_disk(Path(temporary) / "arrow")
-        splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-        for name, split in splits.items():
-            count = max(1, len(split.cache_files))
-            for index in range(count):
-                part = split.shard(count, index, contiguous=True)
-                part.to_parquet(staged / "data" / f"{name}-{index:05d}-of-{count:05d}.parquet")
-        return [str(name) for name in splits]
-
-
-def _write_preference(artifact: Path, staged: Path) -> list[str]:
-    """Write each split of preference data as one parquet file, and return the splits' names."""
-    from datasets import DatasetDict, load_from_disk
-
-    splits = load_from_disk(artifact / "preference")
-    assert isinstance(splits, DatasetDict)  # as the stage writes it
+    loaded = load_from_disk(saved)
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
     for name, split in splits.items():
-        split.to_parquet(staged / "data" / f"{name}-00000-of-00001.parquet")
+        count = max(1, len(split.cache_files))
+        for index in range(count):
+            part = split.shard(count, index, contiguous=True)
+            part.to_parquet(out / f"{name}-{index:05d}-of-{count:05d}.parquet")
     return [str(name) for name in splits]
+
+
+def make_card(folder: Path, kind: str, evaluations: list[Path], metadata: dict[str, Any]) -> str:
+    """Return the README.md of an artifact.
+
+    Args:
+        folder: the artifact.
+        kind: `model` or `dataset`.
+        evaluations: artifacts of the evaluate stage whose scores the card shows.
+        metadata: more of the card's YAML header, such as `configs` of a dataset.
+    """
+    chain = _lineage(folder)
+    record = chain[-1]
+    header: dict[str, Any] = {"tags": ["ladle"], **metadata}
+    if kind == "model":
+        header |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    inputs = [item for one in chain for items in one["inputs"].values() for item in items]
+    for key, hub_kind in (("base_model" if kind == "model" else "models", "model"), ("datasets", "dataset")):
+        if roots := sorted({item["repo_id"] for item in inputs if item.get("hub") == hub_kind}):
+            header[key] = roots
+    scores = [
+        (name, f"{one['accuracy']:.1%}", f"{one['low']:.1%} to {one['high']:.1%}", one["n"])
+        for place in evaluations
+        for name, one in read_record(place)["metrics"].items()
+    ]
+    steps = [(one["name"], _KINDS.get(one["stage"], one["stage"]), f"`{one['fingerprint'][:12]}`") for one in chain]
+    counters = "".join(f"- {name}: {value}\n" for name, value in record["counters"].items())
+    settings = json.dumps(record["identity"]["config"], indent=2, sort_keys=True, ensure_ascii=False)
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=True, allow_unicode=True)}---\n",
+        f"# {record['name']}\n\nThis is {_KINDS.get(record['stage'], 'the result of a step')}, made with Ladle.\n",
+        _table("Scores", ("benchmark", "accuracy", "95 % interval", "n"), scores),
+        _table("Made from", ("step", "what", "fingerprint"), steps),
+        f"## Settings\n\n{counters}\n```json\n{settings}\n```\n",
+        f"`record.json` holds every file's blake3 and these settings; its digest is `{record['digest']}`.\n",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _lineage(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of the artifact and of all it was made from, parents first, as far as they are on disk."""
+    found: dict[Path, dict[str, Any]] = {}
+
+    def visit(place: Path) -> None:
+        place = place.resolve()
+        if place in found or not (place / RECORD_NAME).is_file():
+            return
+        record = read_record(place)
+        for item in (item for items in record["inputs"].values() for item in items if "artifact" in item):
+            visit(place.parent / item["artifact"])
+        found[place] = record
+
+    visit(folder)
+    return list(found.values())
+
+
+def _table(title: str, header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
+    if not rows:
+        return ""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return f"## {title}\n\n" + "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)

@@ -38,14 +38,11 @@ class BaseConfig(Config):
     def _check(self) -> BaseConfig:
         if (self.model is None) == (self.init is None):
             seen = "both" if self.model else "neither"
-            raise UserError(
-                f"base needs `model` or `init`, and has {seen}",
-                "keep `model: ORG/NAME` (or a folder), or `init: {...}`",
-            )
+            problem = f"base needs `model` or `init`, and has {seen}"
+            raise UserError(problem, "keep `model: ORG/NAME` (or a folder), or `init: {...}`")
         if (self.mix is None) != (self.pretrain is None):
-            raise UserError(
-                "base.mix and base.pretrain go together, and one is missing", "add the other, or remove both"
-            )
+            problem = "base.mix and base.pretrain go together, and one is missing"
+            raise UserError(problem, "add the other, or remove both")
         return self
 
 
@@ -66,14 +63,11 @@ class KtoSection(KtoConfig, PreferConfig):
     @model_validator(mode="after")
     def _gate_rounds(self) -> KtoSection:
         if self.rounds > 1 and self.gate is None:
-            raise UserError(
-                f"kto.rounds is {self.rounds}, and nothing says whether a round made the model worse",
-                "add kto.gate: {prompts: {dataset: …, split: validation}}",
-            )
+            problem = f"kto.rounds is {self.rounds}, and nothing says whether a round made the model worse"
+            raise UserError(problem, "add kto.gate: {prompts: {dataset: …, split: validation}}")
         if self.rounds > 1 and not self.takes_rollouts:
-            raise UserError(
-                f"kto.rounds is {self.rounds}, and kto.data takes no rollouts", "add `rollouts` to kto.data"
-            )
+            problem = f"kto.rounds is {self.rounds}, and kto.data takes no rollouts"
+            raise UserError(problem, "add `rollouts` to kto.data")
         return self
 
 
@@ -107,9 +101,7 @@ class Recipe(Config):
     @property
     def alignments(self) -> list[KtoSection]:
         """The `kto:` sections, in order."""
-        if self.kto is None:
-            return []
-        return self.kto if isinstance(self.kto, list) else [self.kto]
+        return self.kto if isinstance(self.kto, list) else [self.kto] if self.kto else []
 
     @field_validator("datasets")
     @classmethod

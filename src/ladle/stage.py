@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ladle.config import Config
 from ladle.executors import Shard
+from ladle.log import collected_warnings
 
 if TYPE_CHECKING:
     from ladle.artifacts.step import Step
@@ -32,15 +33,19 @@ class StageResult:
         counters: what was read, written, left out.
         metrics: what was measured of the result; any JSON value.
         timings: seconds, by name; `seconds` itself is the whole build's and is added by it.
+        files_read: for roles whose folders hold more than was read of them, the files (or folders of files) that were.
         input_hashes: blake3 of input files by path, where the stage took them while it read.
         output_hashes: blake3 of its own files by path in the artifact, where it took them while it wrote.
+        warnings: what it logged as such; `run_stage` adds them.
     """
 
     counters: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    files_read: Mapping[str, Iterable[Path]] = field(default_factory=dict)
     input_hashes: Mapping[str, str] = field(default_factory=dict)
     output_hashes: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,23 @@ class Stage:
     bytes_written: Callable[[Checkup], int] | None = None
     shrink: Callable[[Any, Shrinking], Config] | None = None
     extrapolate: Callable[[Checkup, Measured], Estimate] | None = None
+
+
+def deferred(target: str) -> Callable[..., Any]:
+    """Return the function `module:name`, imported when it is called, so that a declaration imports nothing heavy."""
+    module, _, name = target.partition(":")
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*arguments)
+
+    return call
+
+
+def run_stage(stage: Stage, config: Config, inputs: Inputs, out: Path) -> StageResult:
+    """Run a stage and return its result, with the warnings that it logged."""
+    with collected_warnings() as warnings:
+        result = stage.run(config, inputs, out)
+    return replace(result, warnings=tuple(warnings))
 
 
 def find_stage(name: str) -> Stage:

@@ -12,7 +12,7 @@ from tests.pipeline.conftest import ladle
 def test_every_stage_is_rehearsed(tiny, tmp_path):
     done = ladle("run", tiny, "--rehearse", "--price", "2", root=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if " GB " in line}
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if " GB " in line or " MB " in line}
     for step in ("base/init", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate/kto", "report"):
         assert step in lines
     assert "killed after a checkpoint, resumed" in lines["pretrain"]

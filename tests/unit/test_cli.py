@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ladle import display
+from ladle.artifacts.plan import PlannedStep, State
+from tests.unit.artifacts import toy
+
 HEAVY = ("torch", "transformers", "datasets", "numpy", "pyarrow", "vllm")
 
 
@@ -129,3 +133,10 @@ def test_plan_as_json_lists_steps_in_build_order(tmp_path, repository):
         steps.index("mix") < steps.index("pretrain") < steps.index("soup") < steps.index("kto") < steps.index("report")
     )
     assert {row["state"] for row in json.loads(done.stdout)} == {"new"}
+
+
+def test_brackets_are_printed_as_they_are(capsys):
+    (step,) = toy.chain("a")
+    reason = "evaluate.benchmarks: [gsm8k] → [math500], :smile:"
+    display.print_plan([PlannedStep(step, State.CHANGED, (reason,), Path("runs/s0"))], as_json=False)
+    assert reason in capsys.readouterr().out

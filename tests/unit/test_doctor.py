@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,13 @@ def closed_root(setup: Setup) -> None:
     setup.root = setup.folder / "file" / "runs"
 
 
+def large_kto(setup: Setup) -> None:
+    """64 rows of 128 tokens in a pass, on a machine whose memory takes a few."""
+    init(intermediate_size=32_768)(setup)
+    setup.set("kto.trainer.per_device_train_batch_size", 256)
+    setup.machine = without(CPU, memory_bytes=4 * GIB)
+
+
 def unfit_tokenizer(setup: Setup) -> None:
     setup.edit_json("model/config.json", vocab_size=100)
 
@@ -208,6 +216,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "model: no tokenizer": ("model", "error", "no tokenizer", "tokenizer.json", remove("model/tokenizer.json")),
     "model: rows longer than its positions": ("model", "error", "has positions for 512", "sequence_length=512", setting("mix.sequence_length", 1024)),
     "model: a chat without a template": ("model", "error", "no chat template", "tokenizer_config.json", setting("rollout.prompt", "chat")),
+    "model: members of the soup in two dtypes": ("model", "error", "different dtypes (bfloat16, float32)", "allow_dtypes=true", setting("base.dtype", "bfloat16")),
     "arguments: an unknown name": ("arguments", "error", "learning_rat", "did you mean 'learning_rate'", setting("pretrain.trainer.learning_rat", 1)),
     "arguments: a name of earlier versions": ("arguments", "error", "warmup_ratio", "warmup_steps", setting("pretrain.trainer.warmup_ratio", 0.1)),
     "arguments: an unknown value": ("arguments", "error", "'cosin' is not a valid", "did you mean 'cosine'", setting("pretrain.trainer.lr_scheduler_type", "cosin")),
@@ -228,13 +237,14 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "disk: more than there is": ("disk", "error", "the stages write about", "save_total_limit", lambda s: (init(vocab_size=4_000_000, hidden_size=8192)(s), s.set("pretrain.trainer", {"max_steps": 1000, "save_steps": 2}))),
     "disk: a mixture larger than the disk": ("disk", "error", "mix 4", "free space", lambda s: s.set("mix.budget", {"tokens": 10**12})),
     "memory: activations": ("memory", "error", "activations and logits", "gradient_checkpointing=true", on(without(CPU, memory_bytes=GIB), ("pretrain.trainer.per_device_train_batch_size", 512))),
-    "memory: weights and optimizer": ("memory", "error", "weights", "optim=adafactor", lambda s: (init(vocab_size=500_000, hidden_size=4096)(s), setattr(s, "machine", without(CPU, memory_bytes=8 * GIB)))),
+    "memory: weights and optimizer": ("memory", "error", "weights", "set pretrain.trainer.optim=adafactor", lambda s: (init(vocab_size=500_000, hidden_size=4096)(s), setattr(s, "machine", without(CPU, memory_bytes=8 * GIB)))),
+    "memory: a microbatch of KTO": ("memory", "error", "activations and logits", "set kto.max_tokens_per_microbatch=", large_kto),
     "memory: the processes together": ("memory", "error", "communication", "distributed=fsdp", lambda s: (init(vocab_size=200_000, hidden_size=1024)(s), s.set("pretrain.processes", 4), setattr(s, "machine", without(CPU, memory_bytes=12 * GIB)))),
     "devices: more processes than GPUs": ("devices", "error", "16 processes, and this machine has 8 GPU(s)", "processes=8", setting("pretrain.processes", 16, GPUS)),
     "devices: more processes than cores": ("devices", "error", "8 processes, and this machine has no GPU and 4", "ladle launch", setting("pretrain.processes", 8)),
     "devices: idle GPUs": ("devices", "warning", "4 of 8 GPUs are used", "processes=8", setting("pretrain.processes", 4, GPUS)),
     "devices: bfloat16 on an old GPU": ("devices", "error", "has no bfloat16", "fp16=true", setting("pretrain.trainer.bf16", True, each_gpu(name="Tesla V100", capability=(7, 0)))),
-    "devices: float16 without a GPU": ("devices", "error", "fp16 needs a GPU", "bf16=true", setting("pretrain.trainer.fp16", True)),
+    "devices: float16 without a GPU": ("devices", "error", "fp16 needs a GPU", "leave it out", setting("pretrain.trainer.fp16", True)),
     "devices: bfloat16 that the CPU emulates": ("devices", "warning", "no instructions for bfloat16", "dtype=float32", setting("pretrain.trainer.bf16", True, without(CPU, multiplies_bfloat16=False))),
     "devices: an optimizer without its package": ("devices", "error", "adamw_bnb_8bit needs the package bitsandbytes", "pip install bitsandbytes", setting("pretrain.trainer.optim", "adamw_bnb_8bit")),
     "devices: an adapter without peft": ("devices", "error", "peft, which is not installed", "ladle[peft]", setting("kto.peft", {})),
@@ -271,13 +281,13 @@ def test_there_are_enough_of_each_kind():
         lambda setup: None,
         init(),
         on(CPU, ("pretrain.processes", 2), ("kto.processes", 2)),
-        on(GPUS, ("pretrain.processes", 8), ("kto.processes", 8), ("pretrain.trainer.bf16", True), ("pretrain.dtype", "bfloat16")),
+        on(GPUS, ("pretrain.processes", 8), ("kto.processes", 8), ("pretrain.trainer.bf16", True), ("pretrain.dtype", "bfloat16"), ("base.dtype", "bfloat16")),
         on(GPUS, ("pretrain.processes", 8), ("kto.processes", 8), ("kto.distributed", "zero2"), ("kto.trainer.bf16", True)),
         on(GPUS, ("pretrain.processes", 8), ("kto.processes", 8), ("kto.attn_implementation", "flash_attention_2"), ("kto.dtype", "bfloat16")),
         lambda setup: (setup.recipe.pop("kto"), setup.set("evaluate.models", ["base"])),
         on(without(CPU, packages=frozenset({"peft"})), ("kto.peft", {})),
         on(CPU, ("pretrain.trainer.eval_strategy", "epoch"), ("mix.validation", {"sequences": 8})),
-        on(CPU, ("pretrain.trainer.bf16", True), ("pretrain.dtype", "bfloat16")),
+        on(CPU, ("pretrain.trainer.bf16", True), ("pretrain.dtype", "bfloat16"), ("base.dtype", "bfloat16")),
         lambda setup: setup.set("kto", [setup.recipe["kto"]]),
     ],
     ids=["as it is", "fresh model", "two processes", "8 GPUs", "zero2", "flash", "no alignment", "adapter", "held out", "bfloat16 on a CPU", "a curriculum"],
@@ -287,6 +297,15 @@ def test_a_good_setup_gives_no_alarm(good_files, tmp_path, plant):
     plant(setup)
     alarms = [finding for finding in setup.diagnose() if finding.level != "ok"]
     assert alarms == []
+
+
+def test_the_microbatch_that_is_advised_fits_and_no_cpu_is_offered_bfloat16(good_files, tmp_path):
+    setup = Setup(good_files, tmp_path)
+    large_kto(setup)
+    (finding,) = [one for one in setup.diagnose() if (one.family, one.subject, one.level) == ("memory", "kto", "error")]
+    assert "bfloat16" not in finding.fix
+    setup.set("kto.max_tokens_per_microbatch", int(re.findall(r"microbatch=(\d+)", finding.fix)[0]))
+    assert [one.level for one in setup.diagnose() if (one.family, one.subject) == ("memory", "kto")] == ["ok"]
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "quickstart"])

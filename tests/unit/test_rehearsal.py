@@ -12,8 +12,7 @@ import yaml
 from ladle.checkup import Checkup, Machine, Measured
 from ladle.pipeline import Pipeline
 from ladle.preflight.diagnose import CheckedInputs
-from ladle.preflight.measure import watch
-from ladle.preflight.rehearse import make_small
+from ladle.preflight.rehearse import make_small, watch
 from ladle.recipe import Recipe, load_recipe
 
 DATA = ["data_root=data"]

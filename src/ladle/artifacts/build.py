@@ -6,11 +6,14 @@ At every moment the final name either does not exist or holds the whole artifact
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +23,13 @@ from filelock import FileLock, Timeout
 
 from ladle.artifacts.files import fsync_path, fsync_tree, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.inputs import HubRepository, LocalFiles, UnreadFiles, changed_meanwhile, natural_key
-from ladle.artifacts.record import RECORD_NAME, is_complete, make_record, read_record
+from ladle.artifacts.record import RECORD_NAME, UNFINISHED_NAME, is_complete, make_record, read_record
 from ladle.artifacts.step import Step, StepInput, StepOutput
 from ladle.artifacts.worker import needs_torchrun, run_in_processes
 from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.hub import snapshot
-from ladle.stage import Inputs
+from ladle.stage import Inputs, run_stage
 
 
 @dataclass(frozen=True)
@@ -73,25 +76,39 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     partial = workspace.partial_of(step)
     partial.mkdir(exist_ok=True)
     (partial / RECORD_NAME).unlink(missing_ok=True)
+    write_text_durably(partial / UNFINISHED_NAME, pretty_json({"name": step.name, "identity": step.identity}))
     inputs = resolve_inputs(step, workspace)
     processes = getattr(step.config, "processes", None)
     if processes is not None and needs_torchrun(processes):
         result = run_in_processes(step.stage.name, step.config, inputs, partial, processes)
     else:
-        result = step.stage.run(step.config, inputs, partial)
+        result = run_stage(step.stage, step.config, inputs, partial)
+    (partial / UNFINISHED_NAME).unlink(missing_ok=True)  # some stages clear their folder
+    _give_back_memory()
     step = step.settle(result.input_hashes)
-    for item in (item for items in step.inputs.values() for item in items if result.input_hashes):
-        for path, planned in _planned_hashes(item, workspace):
-            if result.input_hashes.get(path, planned) != planned:
-                raise changed_meanwhile(path)
+    _refuse_changed_inputs(step, workspace, result.input_hashes)
     described = {
-        role: [_describe_input(item, workspace, final) for item in items] for role, items in sorted(step.inputs.items())
+        role: [
+            _describe_input(item, workspace, final, {*map(Path.absolute, result.files_read.get(role, ()))})
+            for item in items
+        ]
+        for role, items in sorted(step.inputs.items())
     }
     record = make_record(step, partial, described, result, time.monotonic() - started)
     fsync_tree(partial)
     write_text_durably(partial / RECORD_NAME, pretty_json(record))
     partial.rename(final)
     fsync_path(final.parent)
+
+
+def _give_back_memory() -> None:
+    """Free what a stage leaves behind, such as the models of a training: cycles, and pages that the C library keeps."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
@@ -112,13 +129,16 @@ def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
         step.stage.run_shard(step.config, resolve_inputs(step, workspace), partial, shard)
 
 
-def _planned_hashes(item: StepInput, workspace: Workspace) -> Iterator[tuple[str, str]]:
-    """Yield the path and hash of every file of an input, as planned or as a parent left it."""
-    if isinstance(item, LocalFiles):
-        yield from ((path, digest) for path, _, digest in item.files)
-    if isinstance(item, StepOutput):
-        folder = workspace.path_of(item.step)
-        yield from ((str(folder / name), entry["blake3"]) for name, entry in read_record(folder)["files"].items())
+def _refuse_changed_inputs(step: Step, workspace: Workspace, hashes: Mapping[str, str]) -> None:
+    """Refuse an input whose hash, as the stage read it, is not that of the plan, or of the parent's record."""
+    for item in (item for items in step.inputs.values() for item in items if hashes):
+        planned = {path: digest for path, _, digest in item.files} if isinstance(item, LocalFiles) else {}
+        if isinstance(item, StepOutput):
+            folder = workspace.path_of(item.step)
+            planned = {str(folder / name): one["blake3"] for name, one in read_record(folder)["files"].items()}
+        for path in planned.keys() & hashes.keys():
+            if hashes[path] != planned[path]:
+                raise changed_meanwhile(path)
 
 
 def resolve_inputs(step: Step, workspace: Workspace) -> Inputs:
@@ -139,14 +159,17 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern), key=natural_key) if pattern else [folder]
 
 
-def _describe_input(item: StepInput, workspace: Workspace, final: Path) -> dict[str, Any]:
+def _describe_input(item: StepInput, workspace: Workspace, final: Path, read: set[Path]) -> dict[str, Any]:
+    """Return what a record says of an input; of local files, those read, if the stage says which."""
     if isinstance(item, StepOutput):
         folder = workspace.path_of(item.step)
         record = read_record(folder)
         path = os.path.relpath(folder.resolve(), final.parent.resolve())
         return {"artifact": path, "fingerprint": record["fingerprint"], "digest": record["digest"], "glob": item.glob}
     if isinstance(item, LocalFiles):
-        files = [{"path": str(Path(path).absolute()), "blake3": digest} for path, _, digest in item.files]
+        hashed = {Path(path).absolute(): digest for path, _, digest in item.files}
+        taken = [path for path in hashed if not read or not read.isdisjoint((path, path.parent))]
+        files = [{"path": str(path), "blake3": hashed[path]} for path in taken]
         return {"paths": [str(path.absolute()) for path in item.paths], "files": files}
     assert isinstance(item, HubRepository)  # nothing is unread once the stage has run
     return {"hub": item.kind, "repo_id": item.repo_id, "commit": item.commit, "file": item.file}
@@ -166,22 +189,18 @@ def recorded_paths(folder: Path, role: str) -> list[Path]:
 
 
 def _refuse_occupied(final: Path, step: Step) -> None:
-    if not final.exists():
-        return
     if final.is_dir() and not any(final.iterdir()):
         final.rmdir()
+    if not final.exists():
         return
     if not (final / RECORD_NAME).is_file():
         raise UserError(f"{final} exists and is not an artifact of Ladle", "name an empty folder with --out")
+    problem = f"{final} is damaged: files of it are missing or have another size"
+    fix = f"`ladle verify {final}` names them; remove the folder to build it again"
     if read_record(final)["fingerprint"] != step.fingerprint:
-        raise UserError(
-            f"{final} holds the artifact of other settings or inputs",
-            f"name another folder with --out, or remove this one (`ladle show {final}` prints what it is)",
-        )
-    raise UserError(
-        f"{final} is damaged: files of it are missing or have another size",
-        f"`ladle verify {final}` names them; remove the folder to build it again",
-    )
+        problem = f"{final} holds the artifact of other settings or inputs"
+        fix = f"name another folder with --out, or remove this one (`ladle show {final}` prints what it is)"
+    raise UserError(problem, fix)
 
 
 @contextmanager
@@ -193,14 +212,11 @@ def _locked(final: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         if not Path(lock.lock_file).exists():
-            raise UserError(
-                f"nothing can be written in {final.parent}", "choose another place with --root or --out"
-            ) from None
+            problem = f"nothing can be written in {final.parent}"
+            raise UserError(problem, "choose another place with --root or --out") from None
         who = json.loads(holder.read_text()) if holder.is_file() else {"host": "unknown", "pid": "unknown"}
-        raise UserError(
-            f"{final.name} is being built by process {who['pid']} on {who['host']}",
-            "wait for it, or stop it and run this again",
-        ) from None
+        problem = f"{final.name} is being built by process {who['pid']} on {who['host']}"
+        raise UserError(problem, "wait for it, or stop it and run this again") from None
     try:
         write_text_durably(holder, pretty_json({"host": socket.gethostname(), "pid": os.getpid()}))
         yield

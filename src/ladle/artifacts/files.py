@@ -36,6 +36,15 @@ def pretty_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def readable_size(size_bytes: float) -> str:
+    """Return a size for people, with three digits: `1.23 GB`, `45.6 MB`, `789 kB`, `12 bytes`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= unit:
+            size = size_bytes / unit
+            return f"{size:,.{2 if size < 10 else 1 if size < 100 else 0}f} {name}"
+    return f"{size_bytes:.0f} bytes"
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents.
 
@@ -45,9 +54,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot make the folder {folder}: {error.strerror}", "choose another place with --root or --out"
-        ) from error
+        problem = f"cannot make the folder {folder}: {error.strerror}"
+        raise UserError(problem, "choose another place with --root or --out") from error
 
 
 def fsync_path(path: Path) -> None:
@@ -61,11 +69,8 @@ def fsync_path(path: Path) -> None:
 
 def fsync_tree(folder: Path) -> None:
     """Flush every file and directory below `folder`, and `folder` itself."""
-    for path in list_files(folder):
+    for path in [*list_files(folder), *sorted(one for one in folder.rglob("*") if one.is_dir()), folder]:
         fsync_path(path)
-    for directory in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        fsync_path(directory)
-    fsync_path(folder)
 
 
 def list_files(folder: Path) -> list[Path]:

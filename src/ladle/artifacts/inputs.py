@@ -21,6 +21,11 @@ from ladle.hub import Resolve, is_repo_id, resolve_commit
 
 SMALL_BYTES = 2**20
 """Files up to this size are hashed at once: configs and tokenizers, which a stage need not hash for us."""
+PATH_SUFFIXES = frozenset((
+    ".arrow", ".bz2", ".csv", ".gz", ".json", ".jsonl", ".md", ".ndjson", ".parquet", ".py", ".safetensors", ".tsv",
+    ".txt", ".xz", ".yaml", ".yml", ".zip", ".zst",
+))  # fmt: skip
+"""Ends of names that no repository of the Hub has."""
 Signature = tuple[int, int]
 """Size in bytes and modification time in nanoseconds: a file that keeps both is taken to be the same file."""
 
@@ -169,6 +174,19 @@ def find_local(reference: str) -> tuple[Path, ...]:
     return tuple(sorted(map(Path, matches), key=natural_key))
 
 
+def names_hub(reference: str) -> bool:
+    """Whether a name that nothing here has is meant as a repository of the Hub rather than as a path.
+
+    A path begins with `.`, `/` or `~`, ends like a data file, or has an existing folder before its last part.
+    """
+    return _may_name_hub(reference) and not Path(reference).parent.is_dir()
+
+
+def _may_name_hub(reference: str) -> bool:
+    repo_id = reference.partition(":")[0]
+    return is_repo_id(repo_id) and Path(repo_id).suffix not in PATH_SUFFIXES
+
+
 class InputFinder:
     """Finds what a name stands for: files on this machine, or else a repository of the Hub at a commit."""
 
@@ -203,13 +221,21 @@ class InputFinder:
         if paths := find_local(reference):
             return self.local(paths)
         repo_id, _, subset = reference.partition(":")
-        if is_repo_id(repo_id):
-            commit = self.resolve(kind, repo_id, revision)
-            return HubRepository(kind, repo_id, commit, subset or None, file, patterns, revision)
-        close = difflib.get_close_matches(Path(reference).parent.name or reference, known, n=1)
-        close = close or difflib.get_close_matches(reference, known, n=1)
-        fix = f"did you mean {close[0]!r}?" if close else "name an existing path or glob, or a Hub id org/name"
-        raise UserError(f"there is no {kind} at {reference} ({key})", fix)
+        if _may_name_hub(reference):
+            try:
+                commit = self.resolve(kind, repo_id, revision)
+            except UserError:
+                if names_hub(reference):
+                    raise
+            else:
+                return HubRepository(kind, repo_id, commit, subset or None, file, patterns, revision)
+        path = Path(reference)
+        close = difflib.get_close_matches(path.parent.name or reference, known, n=1)
+        beside = [str(path.with_name(one.name)) for one in path.expanduser().parent.glob("[!.]*")] if path.name else []
+        close = close or difflib.get_close_matches(reference, [*known, *beside], n=1)
+        is_path = path.suffix in PATH_SUFFIXES or len(path.parts) > 1 or reference.startswith((".", "~"))
+        fix = "name an existing path or glob" if is_path else "name an existing path or glob, or a Hub id org/name"
+        raise UserError(f"there is no {kind} at {reference} ({key})", f"did you mean {close[0]!r}?" if close else fix)
 
     def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
         """Describe files and folders by content.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import glob
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.build import Workspace
-from ladle.artifacts.record import RECORD_NAME, is_complete, read_record
+from ladle.artifacts.record import RECORD_NAME, UNFINISHED_NAME, is_complete, read_record
 from ladle.artifacts.step import Step, StepInput, StepOutput
 
 
@@ -37,30 +39,38 @@ def make_plan(steps: list[Step], workspace: Workspace) -> list[PlannedStep]:
 
 
 def _plan_step(step: Step, workspace: Workspace) -> PlannedStep:
-    path = workspace.path_of(step)
+    path, partial = workspace.path_of(step), workspace.partial_of(step)
     if is_complete(path, step.fingerprint):
         return PlannedStep(step, State.CACHED, (), path)
-    previous = _latest_record(step, path)
-    reasons = _differences(step, previous) if previous else ()
-    if workspace.partial_of(step).is_dir():
+    if partial.is_dir():
         return PlannedStep(step, State.RESUME, ("an unfinished build is on disk",), path)
-    return PlannedStep(step, State.CHANGED if previous else State.NEW, reasons, path)
+    folder, previous = _latest_build(step, path)
+    if previous is None:
+        return PlannedStep(step, State.NEW, (), path)
+    left = (f"{folder.name} is of other settings, and stays unfinished",) if folder.suffix == ".partial" else ()
+    return PlannedStep(step, State.CHANGED, _differences(step, previous) + left, path)
 
 
-def _latest_record(step: Step, path: Path) -> dict[str, Any] | None:
-    """Return the newest record among the finished artifacts of the step's name; what stands beside --out is not its."""
+def _latest_build(step: Step, path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Return the folder and the identity of the newest build of the step's name, finished or not.
+
+    Beside a folder that the user named, only unfinished builds are the step's.
+    """
     is_named_by_user = path.name != step.folder_name
-    siblings = [path] if is_named_by_user else path.parent.glob(f"{step.name.rsplit('/', 1)[-1]}-*")
-    siblings = [folder for folder in siblings if (folder / RECORD_NAME).is_file()]
-    records = [(folder, read_record(folder)) for folder in siblings]
-    records = [(folder, record) for folder, record in records if record["name"] == step.name]
-    if not records:
-        return None
-    return max(records, key=lambda item: (item[0] / RECORD_NAME).stat().st_mtime)[1]
+    siblings = f"{glob.escape(path.name)}-*.partial" if is_named_by_user else f"{step.name.rsplit('/', 1)[-1]}-*"
+    builds: list[tuple[float, Path, dict[str, Any]]] = []
+    for folder in [path, *path.parent.glob(siblings)]:
+        file = folder / (UNFINISHED_NAME if folder.suffix == ".partial" else RECORD_NAME)
+        if file.is_file():
+            build = read_record(folder) if file.name == RECORD_NAME else json.loads(file.read_text(encoding="utf-8"))
+            if build["name"] == step.name:
+                builds.append((file.stat().st_mtime, folder, build["identity"]))
+    _, folder, identity = max(builds, default=(0.0, path, None), key=lambda one: one[0])
+    return folder, identity
 
 
-def _differences(step: Step, previous: dict[str, Any]) -> tuple[str, ...]:
-    old, new = previous["identity"], step.identity
+def _differences(step: Step, old: dict[str, Any]) -> tuple[str, ...]:
+    new = step.identity
     reasons = []
     if old["version"] != new["version"]:
         reasons.append(f"the stage's version: {old['version']} → {new['version']}")

@@ -23,6 +23,8 @@ from ladle.errors import UserError
 from ladle.stage import StageResult
 
 RECORD_NAME = "record.json"
+UNFINISHED_NAME = ".unfinished.json"
+"""What a build leaves of its step, name and identity, until it ends."""
 RECORD_FORMAT = 1
 _PACKAGES = (
     *("ladle", "torch", "transformers", "tokenizers", "datasets"),
@@ -44,14 +46,16 @@ def describe_files(folder: Path, known: Mapping[str, str] | None = None) -> dict
 
 
 def digest_of(files: dict[str, dict[str, Any]], volatile: tuple[str, ...]) -> str:
-    """Return the blake3 over the sorted (path, blake3) of the files that equal results share."""
-    stable = [(name, entry["blake3"]) for name, entry in sorted(files.items()) if not is_volatile(name, volatile)]
+    """Return the blake3 over the sorted (path, blake3) of the files that equal results share.
+
+    `*` in a pattern of volatile files matches `/` too.
+    """
+    stable = [
+        (name, entry["blake3"])
+        for name, entry in sorted(files.items())
+        if not any(fnmatch(name, pattern) for pattern in volatile)
+    ]
     return hash_bytes(canonical_json(stable).encode())
-
-
-def is_volatile(name: str, volatile: tuple[str, ...]) -> bool:
-    """Tell whether a file's bytes may differ between equal results; `*` in a pattern matches `/` too."""
-    return any(fnmatch(name, pattern) for pattern in volatile)
 
 
 def make_record(
@@ -73,6 +77,7 @@ def make_record(
         "digest": digest_of(files, step.stage.volatile),
         "counters": dict(result.counters),
         "metrics": dict(result.metrics),
+        "warnings": list(result.warnings),
         "timings": {"seconds": round(seconds, 3), **result.timings},
         "command": sys.argv,
     }
@@ -102,15 +107,30 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD_NAME
     if not path.is_file():
-        raise UserError(
-            f"{folder} is not an artifact (it has no {RECORD_NAME})", "name a folder that a ladle stage made"
-        )
+        raise _not_an_artifact(folder)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error})", f"run `ladle verify {folder}`, or remove the folder and build it again"
-        ) from error
+        problem = f"{path} is damaged ({error})"
+        raise UserError(problem, f"run `ladle verify {folder}`, or remove the folder and build it again") from error
+
+
+def _not_an_artifact(folder: Path) -> UserError:
+    """Return the error that a folder has no record; if it holds artifacts, with the newest of them."""
+    inside = list(_records_below(folder))
+    if inside:
+        newest = max(inside, key=lambda path: path.stat().st_mtime).parent
+        problem = f"{folder} is not an artifact, but holds {len(inside)} of them"
+        return UserError(problem, f"name one, such as the newest, {newest}")
+    seen = f"{folder} is not an artifact (it has no {RECORD_NAME})"
+    problem = seen if folder.exists() else f"there is no artifact at {folder}"
+    return UserError(problem, "name a folder that a ladle stage made, or RECIPE:STEP")
+
+
+def _records_below(folder: Path) -> Iterator[Path]:
+    """Yield the records of the artifacts in a folder of them: a stage's, a run's, or one of runs."""
+    for depth in ("*", "*/*", "*/*/*"):
+        yield from folder.glob(f"{depth}/{RECORD_NAME}")
 
 
 def is_complete(folder: Path, fingerprint: str) -> bool:
@@ -143,8 +163,9 @@ def verify(folder: Path) -> Iterator[str]:
     Raises:
         UserError: `folder` does not exist or was never an artifact.
     """
-    if not (folder / RECORD_NAME).exists() and not (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"there is no artifact at {folder}", "name a folder that a ladle stage made")
+    was_one = (folder / RECORD_NAME).exists() or (folder.is_dir() and any(folder.iterdir()))
+    if not was_one or any(_records_below(folder)):
+        raise _not_an_artifact(folder)
     yield from _verify_once(folder.resolve(), set())
 
 

@@ -27,7 +27,7 @@ from ladle.artifacts.files import pretty_json, write_text_durably
 from ladle.artifacts.torchrun import STOP_SIGNALS
 from ladle.config import Config
 from ladle.errors import CheckFailed, LadleError, Preempted, UserError
-from ladle.stage import Inputs, StageResult, find_stage
+from ladle.stage import Inputs, StageResult, find_stage, run_stage
 
 NODES = "LADLE_NODES"
 RENDEZVOUS = "LADLE_RENDEZVOUS"
@@ -131,7 +131,8 @@ def work(job_path: Path) -> int:
     config = getattr(importlib.import_module(module), name).model_validate(job["config"])
     inputs = {role: [Path(path) for path in paths] for role, paths in job["inputs"].items()}
     try:
-        outcome, code = {"result": asdict(find_stage(job["stage"]).run(config, inputs, Path(job["out"])))}, 0
+        result = run_stage(find_stage(job["stage"]), config, inputs, Path(job["out"]))
+        outcome, code = {"result": asdict(result)}, 0
     except LadleError as error:
         outcome, code = {"error": type(error).__name__, "arguments": list(error.args)}, error.exit_code
     if is_first or "error" in outcome:

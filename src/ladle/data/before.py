@@ -52,15 +52,14 @@ def check_mix(check: Checkup) -> Iterator[Finding]:
 
 
 def _check_source(check: Checkup, source: SourceConfig, paths: list[Path], wanted_tokens: float) -> Iterator[Finding]:
-    from ladle.data.documents import HARMLESS, columns_of, make_formatter, to_document
-    from ladle.data.rows import Unreadable, read_piece
+    from ladle.data.documents import HARMLESS, read_documents
+    from ladle.data.rows import Unreadable
     from ladle.data.tokenize import find_pieces
 
     key, mix = f"{check.key}.sources.{source.name}", check.config
     pieces = find_pieces(source, paths, 2**26)
-    formatter = make_formatter(source, check.tokenizer_folder or Path())
-    batches = (batch for piece in pieces for batch in read_piece(piece, columns_of(source)))
-    seen = [to_document(row, formatter) for row in islice((row for batch in batches for row in batch), SAMPLE_ROWS)]
+    batches = (batch for piece in pieces for batch in read_documents(piece, source, check.tokenizer_folder or Path()))
+    seen = [*islice((document for batch in batches for document in batch), SAMPLE_ROWS)]
     reasons = Counter(document.reason for document in seen if isinstance(document, Unreadable))
     documents = len(seen) - sum(reasons.values())
     bad = sum(count for reason, count in reasons.items() if reason not in HARMLESS)
@@ -138,11 +137,12 @@ def check_preference(check: Checkup, allow_single_label: bool) -> Iterator[Findi
 def _check_preference_source(
     key: str, source: PreferenceSource, paths: list[Path], labels: set[bool]
 ) -> Iterator[Finding]:
-    from ladle.data.prefer import unpaired_rows
-    from ladle.data.rows import read_rows
+    from ladle.data.preference import Findings, unpaired_rows
+    from ladle.data.rows import scan_rows
 
-    bad: Counter[str] = Counter()
-    examples = list(unpaired_rows(islice(read_rows(paths, source.split), SAMPLE_ROWS), source, bad))
+    findings = Findings()
+    examples = list(unpaired_rows(islice(scan_rows(paths, source.split), SAMPLE_ROWS), source, findings))
+    bad = findings.bad
     labels.update(example["label"] for example in examples)
     if not examples:
         message = f"no row of {source.dataset} becomes an example ({_listed(bad)})"

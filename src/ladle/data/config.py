@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from ladle.config import Config, execution, location
+from ladle.config import Config, IsoDate, execution, location
 from ladle.data.formats import columns_of_template
 from ladle.errors import UserError
 from ladle.executors import ExecutorKind
@@ -19,13 +19,16 @@ TRAIN = "train"
 EVERY_SPLIT = "*"
 _TEMPLATES = {"template": ("{question}", "{answer}"), "thumbs": ("{prompt}", "{completion}")}
 """Prompt and completion of the preference formats made of columns, where the source names none."""
+_COLUMNS = {
+    "unpaired": ("prompt", "completion", "label"),
+    "paired": ("chosen", "rejected"),
+    "messages": ("messages",),
+}
 
 
-class SourceConfig(Config):
-    """One dataset of the mixture."""
+class _Dataset(Config):
+    """A dataset of the Hub, or of this machine."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    """What reports call it; also keys its shuffles, so a renamed source is drawn in another order."""
     dataset: str = location()
     """Hub id `org/name[:subset]`, a `save_to_disk` folder, or a path or glob of files: jsonl, json, csv, tsv, parquet,
     compressed ones too."""
@@ -33,17 +36,31 @@ class SourceConfig(Config):
     """Configuration of a Hub dataset, where the id does not name it."""
     revision: str | None = location(None)
     """Branch, tag or commit of a Hub dataset."""
+
+    def hub_subset(self) -> str | None:
+        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
+        return self.subset or self.dataset.partition(":")[2] or None
+
+
+class SourceConfig(_Dataset):
+    """One dataset of the mixture."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """What reports call it; also keys its shuffles, so a renamed source is drawn in another order."""
     split: str = "train"
     format: Literal["text", "messages", "template", "function", "input_ids"] = "text"
-    """How a row becomes a document."""
-    text: str = "text"
-    """Column of `format: text`."""
-    messages: str = "messages"
-    """Column of `format: messages`: role/content pairs, written out by the tokenizer's chat template."""
-    input_ids: str = "input_ids"
-    """Column of `format: input_ids`: token ids of the same tokenizer."""
-    template: str = "{question}\n{answer}"
-    """Format string of `format: template`, over the row's columns."""
+    """How a row becomes a document: by the key of the same name, which belongs to this format alone."""
+    text: str | None = None
+    """Column of `format: text` (unset: `text`)."""
+    messages: str | None = None
+    """Column of `format: messages` (unset: `messages`): role/content pairs, written out by the tokenizer's chat
+    template."""
+    input_ids: str | None = None
+    """Column of `format: input_ids` (unset: `input_ids`): token ids of the same tokenizer, without padding."""
+    template_date: IsoDate | None = None
+    """Day that a chat template writes as today's; one that writes the date is refused without it."""
+    template: str | None = None
+    """Format string of `format: template` (unset: question and answer, a line each), over the row's columns."""
     function: str | None = None
     """`module:function` of `format: function`: takes a row as a dict, returns text, a list of messages, or None to
     leave it out."""
@@ -52,14 +69,18 @@ class SourceConfig(Config):
     max_epochs: float = Field(4.0, gt=0)
     """More passes over this source than this are refused; up to 4 cost little (arXiv 2305.16264)."""
 
+    @property
+    def reads(self) -> str:
+        """The column, template or function that makes a row a document."""
+        return getattr(self, self.format) or ("{question}\n{answer}" if self.format == "template" else self.format)
+
     @model_validator(mode="after")
-    def _format_is_complete(self) -> SourceConfig:
-        if (self.format == "function") != (self.function is not None):
-            raise UserError(
-                f"source {self.name} has format={self.format} and function={self.function}",
-                "set both `format: function` and `function: module:name`, or neither",
-            )
-        if self.function is not None and self.function.count(":") != 1:
+    def _keys_belong_to_the_format(self) -> SourceConfig:
+        for key in ("text", "messages", "input_ids", "template", "function"):
+            if getattr(self, key) is not None and key != self.format:
+                problem = f"source {self.name} has format={self.format}, and `{key}` belongs to `format: {key}`"
+                raise UserError(problem, f"set `format: {key}`, or leave `{key}` out")
+        if self.format == "function" and self.reads.count(":") != 1:
             raise UserError(f"source {self.name} has function={self.function!r}", "write it as `module:function`")
         if self.format == "template":
             self.template_columns()  # refuses what is not one
@@ -67,11 +88,7 @@ class SourceConfig(Config):
 
     def template_columns(self) -> list[str]:
         """Return the columns that the template names, in order of first use."""
-        return columns_of_template(self.template, f"the template of source {self.name}")
-
-    def hub_subset(self) -> str | None:
-        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
-        return self.subset or self.dataset.partition(":")[2] or None
+        return columns_of_template(self.reads, f"the template of source {self.name}")
 
 
 class _OneUnit(Config):
@@ -80,10 +97,8 @@ class _OneUnit(Config):
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
         if sum(value is not None for _, value in self) != 1:
-            raise UserError(
-                f"it has {' and '.join(f'{name}={value}' for name, value in self)}",
-                f"set one of {' and '.join(f'`{name}: N`' for name, _ in self)}",
-            )
+            problem = f"it has {' and '.join(f'{name}={value}' for name, value in self)}"
+            raise UserError(problem, f"set one of {' and '.join(f'`{name}: N`' for name, _ in self)}")
         return self
 
 
@@ -188,6 +203,13 @@ def _exact(ratio: float) -> Fraction:
 
 
 _DOWN = ["down", "thumbs down", "thumbs_down", "thumbs-down", "👎", "-1", "0", "false", "no", "bad", "dislike"]
+_MADE_OF_COLUMNS = ("template", "thumbs")
+_FORMATS_OF_KEYS = {
+    **dict.fromkeys(("prompt", "completion", "conversational"), _MADE_OF_COLUMNS),
+    **dict.fromkeys(("rating", "up", "down"), ("thumbs",)),
+    "label": ("unpaired", "messages", "template"),
+}
+"""Keys of a preference source that only some formats use."""
 
 
 class PreferenceSource(Config):
@@ -203,8 +225,8 @@ class PreferenceSource(Config):
     revision: str | None = location(None)
     format: Literal["unpaired", "paired", "messages", "template", "thumbs"] = "unpaired"
     """`unpaired`: prompt, completion (one, or a list of alternatives, one row each), label. `paired`: chosen, rejected,
-    and prompt unless they open with it. `messages`: first user turn, then answer. `template`: text made of the row's
-    columns. `thumbs`: the same, labelled by a column of people's ratings."""
+    and prompt unless they open with it. `messages`: the last answer, and all before it as prompt. `template`: text made
+    of the row's columns. `thumbs`: the same, labelled by a column of people's ratings."""
     prompt: str | None = None
     """Prompt of `template` (unset: `{question}`) and `thumbs` (unset: `{prompt}`), with columns in braces."""
     completion: str | None = None
@@ -218,7 +240,7 @@ class PreferenceSource(Config):
     conversational: bool = False
     """Make the template's prompt a user turn and its completion an assistant turn, for a model that chats."""
     label: bool | None = None
-    """The label of rows that have none (`messages`, `template`)."""
+    """The label of rows that have none (`unpaired`, `messages`, `template`)."""
     keep_label: bool | None = None
     """Use only the examples with this label, to see what one side alone teaches; unset uses both."""
     limit: int | None = Field(default=None, gt=0)
@@ -227,13 +249,44 @@ class PreferenceSource(Config):
     @property
     def templates(self) -> tuple[str, str]:
         """How a row's columns become prompt and completion."""
-        prompt, completion = _TEMPLATES.get(self.format, ("", ""))
-        return self.prompt or prompt, self.completion or completion
+        prompt, completion = _TEMPLATES[self.format]
+        return (
+            prompt if self.prompt is None else self.prompt,
+            completion if self.completion is None else self.completion,
+        )
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns that the format needs of every row."""
+        if self.format not in _MADE_OF_COLUMNS:
+            return set(_COLUMNS[self.format]) - ({"label"} if self.label is not None else set())
+        prompt, completion = self.templates
+        columns = {*columns_of_template(prompt, "kto.data.prompt")}
+        columns |= {*columns_of_template(completion, "kto.data.completion")}
+        return columns | ({self.rating} if self.format == "thumbs" else set())
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
         return {"dataset": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _every_key_is_used(self) -> PreferenceSource:
+        for key, formats in _FORMATS_OF_KEYS.items():
+            if self.format not in formats and getattr(self, key) != type(self).model_fields[key].default:
+                problem = f"`{key}` belongs to `format: {' or '.join(formats)}`, and {self.dataset} has {self.format}"
+                raise UserError(problem, f"set its format, or leave `{key}` out")
+        if self.split == EVERY_SPLIT and self.into != TRAIN:
+            problem = f"{self.dataset} has `split: *`, which keeps the splits' names, and `into: {self.into}`"
+            raise UserError(problem, "name one split, or leave `into` out")
+        if self.dataset == ROLLOUTS and (self.split, self.format, self.revision) != (TRAIN, "unpaired", None):
+            problem = "rollouts have one split and one form, and the source sets `split`, `format` or `revision`"
+            raise UserError(problem, "leave them out, or name a dataset")
+        if both := {word.strip().lower() for word in self.up} & {word.strip().lower() for word in self.down}:
+            problem = f"ratings of {self.dataset} are in both `up` and `down`: {', '.join(sorted(both))}"
+            raise UserError(problem, "set both lists; one that is left out is made for thumbs, 1 and 0")
+        self.columns  # noqa: B018 - refuses what is not a template
+        return self
 
 
 class PreferConfig(Config):
@@ -248,26 +301,35 @@ class PreferConfig(Config):
     deduplicate: bool = True
     """Keep one of the rows whose prompt, completion and label are all equal."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of unusable rows (label not a boolean, empty completion, missing role) past which the data is refused."""
+    """Share of a source's unusable rows (label not a boolean, empty completion, missing role) past which it is
+    refused."""
+    cut_completions: Literal["drop", "keep"] = "drop"
+    """Completions that were cut before their end (`finish_reason: length`): leave them out, counted, or train on them
+    as they are, without an end token."""
     seed: int = 233
+
+    @model_validator(mode="after")
+    def _one_form(self) -> PreferConfig:
+        texts = [one.dataset for one in self.data if one.format in _MADE_OF_COLUMNS and not one.conversational]
+        turns = [one.dataset for one in self.data if one.format == "messages" or one.conversational]
+        if texts and turns:
+            raise mixed_forms(texts[0], turns[0])
+        return self
+
+
+def mixed_forms(text_source: str, messages_source: str) -> UserError:
+    """Return the refusal of text and messages in one dataset."""
+    fix = "set `format: template, conversational: true` on the one with text, or leave one out"
+    return UserError(f"{text_source} holds text and {messages_source} messages, which cannot be trained together", fix)
 
 
 # Datasets.
 
 
-class FetchDatasetConfig(Config):
+class FetchDatasetConfig(_Dataset):
     """Bring a dataset of the Hub to disk, every split it has."""
 
     kind: Literal["dataset"] = "dataset"
-    dataset: str = location()
-    """`org/name`, or `org/name:subset`."""
-    subset: str | None = None
-    """Configuration of the dataset, where the id does not name it."""
-    revision: str | None = location(None)
-
-    def hub_subset(self) -> str | None:
-        """Return the configuration of the dataset, from `subset` or from `org/name:subset`."""
-        return self.subset or self.dataset.partition(":")[2] or None
 
 
 class WordProblemsConfig(Config):

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, uint64
@@ -26,9 +26,9 @@ from numba import njit, uint64
 from ladle.artifacts.files import canonical_json, hash_bytes
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import SourceConfig
-from ladle.data.documents import columns_of, format_identity, make_formatter, to_document
+from ladle.data.documents import format_identity, read_documents
 from ladle.data.encoders import Vocabulary, load_oracle
-from ladle.data.rows import Piece, read_piece
+from ladle.data.rows import Piece
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import builtin_benchmarks, load_items
 from ladle.executors import Executor
@@ -42,8 +42,7 @@ FILTER_BITS = 20
 """Size of the table that rules out most n-grams without a search: 1 MiB, which fits in a core's cache."""
 
 
-@dataclass(frozen=True)
-class BenchmarkText:
+class BenchmarkText(NamedTuple):
     """The text of one benchmark item: its question, and its solution where it has one."""
 
     benchmark: str
@@ -145,9 +144,9 @@ def find_contamination(
         found = _read_finds([finished[task.name()] for task in of_source])
         documents.append(np.array([row for row, _, _ in found], np.int64))
         for row, count, first in found:
-            text = texts[owners[first]]
+            benchmark, item, _ = texts[owners[first]]
             place = {"source": source.name, "document": row, "ngrams": count}
-            finds.append(place | {"benchmark": text.benchmark, "item": text.item})
+            finds.append(place | {"benchmark": benchmark, "item": item})
     items = Counter(text.benchmark for text in texts)
     short = Counter(text.benchmark for text, of_text in zip(texts, of_texts, strict=True) if len(of_text) == 0)
     sharing = Counter(find["benchmark"] for find in finds)
@@ -160,11 +159,10 @@ def find_contamination(
 
 def _search_piece(task: _SearchTask, out: Path) -> None:
     ngrams = _load_ngrams(task.hashes_file, task.num_words)
-    formatter = make_formatter(task.source, task.vocabulary.folder)
     row = 0
     with out.open("w", encoding="utf-8") as stream:
-        for rows in read_piece(task.piece, columns_of(task.source)):
-            for document in (to_document(one, formatter) for one in rows):
+        for documents in read_documents(task.piece, task.source, task.vocabulary.folder):
+            for document in documents:
                 if isinstance(document, list):
                     document = load_oracle(task.vocabulary.folder).tokenizer.decode(document)
                 count, first = ngrams.find(document) if isinstance(document, str) else (0, -1)

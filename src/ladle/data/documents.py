@@ -7,16 +7,20 @@ doing, the others count as bad rows.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
 from ladle.data.encoders import Vocabulary
-from ladle.data.formats import find_code, load_function
-from ladle.data.rows import Row, Unreadable
-from ladle.errors import UserError
+from ladle.data.formats import PlainFormatter, find_code, load_function
+from ladle.data.preference import read_turn, template_arguments
+from ladle.data.rows import LONE_SURROGATE, Piece, Row, Unreadable, read_piece
+from ladle.errors import BadRow, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 HARMLESS = ("empty", "left_out")
 """Reasons that do not count towards `max_bad_fraction`."""
@@ -24,15 +28,31 @@ HARMLESS = ("empty", "left_out")
 Document = str | list[int] | Unreadable
 Formatter = Callable[[dict[str, Any]], Document]
 
-_PART_CHARS = 2**20
+_OPTIONAL = {"input_ids": ("attention_mask",), "messages": ("tools", "chat_template_kwargs")}
 _MISSING = Unreadable("missing_column")
 
 
+def read_documents(piece: Piece, source: SourceConfig, tokenizer_folder: Path) -> Iterator[list[Document]]:
+    """Yield the documents of a piece in batches: one in the place of each row, or why there is none.
+
+    Raises:
+        UserError: a damaged file, a column that does not exist, a chat template or function that cannot be loaded.
+    """
+    formatter, first = make_formatter(source, tokenizer_folder), 1
+    for rows in read_piece(piece, columns_of(source), _OPTIONAL.get(source.format, ())):
+        try:
+            yield [to_document(row, formatter) for row in rows]
+        except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was
+            error.add_note(f"in one of rows {first}-{first + len(rows) - 1} of a piece of {piece.path}")
+            raise
+        first += len(rows)
+
+
 def columns_of(source: SourceConfig) -> list[str] | None:
-    """Return the columns that the source's format reads; None for all."""
+    """Return the columns that the source's format needs; None for all."""
     if source.format == "function":
         return None
-    return source.template_columns() if source.format == "template" else [getattr(source, source.format)]
+    return source.template_columns() if source.format == "template" else [source.reads]
 
 
 def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -42,12 +62,14 @@ def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, A
     Raises:
         UserError: a formatting function that cannot be loaded.
     """
-    identity: dict[str, Any] = {source.format: getattr(source, source.format)}
+    identity: dict[str, Any] = {source.format: source.reads}
     if source.function is not None:
         load_function(source.function)
         identity["code"] = hash_file(find_code(source.function))
     if source.format in ("messages", "function"):
         identity["chat"] = vocabulary.chat_digest
+    if source.template_date is not None:
+        identity["day"] = source.template_date
     return identity
 
 
@@ -57,7 +79,7 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
     Raises:
         UserError: a chat template or a formatting function that cannot be loaded.
     """
-    render = functools.cache(lambda: _chat_renderer(tokenizer_folder))
+    tokenizer = functools.cache(lambda: _load_chat_tokenizer(source, tokenizer_folder))
     if source.function is not None:
         function = load_function(source.function)
 
@@ -65,23 +87,22 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
             result = function(row)
             if result is None:
                 return Unreadable("left_out")
-            return _rendered(result, render) if isinstance(result, list) else _checked_text(result)
+            if isinstance(result, str) and LONE_SURROGATE.search(result):
+                return Unreadable("bad_utf8")
+            return _written(result, {}, tokenizer) if isinstance(result, list) else _checked_text(result)
 
         return of_function
     if source.format == "template":
-        return functools.partial(_fill, source.template, source.template_columns())
-    column = getattr(source, source.format)
-    checks: dict[str, Callable[[Any], Document]] = {
-        "text": _checked_text,
-        "input_ids": _checked_ids,
-        "messages": lambda value: _rendered(value, render),
-    }
-    check = checks[source.format]
+        return functools.partial(_fill, source.reads, source.template_columns())
+
+    column = source.reads
 
     def of_column(row: dict[str, Any]) -> Document:
         if (value := row.get(column)) is None:
             return Unreadable("null") if column in row else _MISSING
-        return check(value)
+        if source.format == "messages":
+            return _written(value, row, tokenizer)
+        return _checked_text(value) if source.format == "text" else _checked_ids(value, row.get("attention_mask"))
 
     return of_column
 
@@ -93,21 +114,13 @@ def to_document(row: Row, formatter: Formatter) -> Document:
 
 
 def _checked_text(value: Any) -> Document:
-    if not isinstance(value, str):
-        return Unreadable("not_text")
-    if value.isascii():
-        return value
-    try:  # part by part, for the memory; JSON's escapes can write lone surrogates, which UTF-8 cannot hold
-        for start in range(0, len(value), _PART_CHARS):
-            value[start : start + _PART_CHARS].encode("utf-8")
-    except UnicodeEncodeError:
-        return Unreadable("bad_utf8")
-    return value
+    return value if isinstance(value, str) else Unreadable("not_text")
 
 
-def _checked_ids(value: Any) -> Document:
-    is_ids = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**32 for item in value)
-    return value if is_ids else Unreadable("not_token_ids")
+def _checked_ids(value: Any, mask: Any) -> Document:
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**32 for item in value):
+        return Unreadable("not_token_ids")
+    return Unreadable("padded") if isinstance(mask, list) and 0 in mask else value
 
 
 def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
@@ -115,30 +128,37 @@ def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
     if _MISSING in values or None in values:
         return _MISSING if _MISSING in values else Unreadable("null")
     try:
-        return _checked_text(template.format(**row))
+        return PlainFormatter().vformat(template, (), row)
+    except BadRow:
+        return Unreadable("not_text")
     except (LookupError, AttributeError, ValueError, TypeError):
         return Unreadable("template_does_not_fit")
 
 
-Render = Callable[[list[dict[str, Any]]], str]
+def _written(messages: Any, row: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerFast]) -> Document:
+    """Return turns as the chat template writes them, with the row's `tools` and `chat_template_kwargs`."""
+    from ladle.models.chat import render  # imported where needed: transformers takes seconds
 
-
-def _rendered(messages: Any, render: Callable[[], Render]) -> Document:
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) and all(isinstance(message.get(name), str) for name in ("role", "content"))
-        for message in messages
-    ):
+    if not isinstance(messages, list):
         return Unreadable("not_messages")
-    return _checked_text(render()(messages) if messages else "")
+    try:
+        turns, arguments = [read_turn(one) for one in messages], template_arguments(row)
+    except BadRow:
+        return Unreadable("not_messages")
+    try:
+        keys = {"tools": arguments.get("tools"), **arguments.get("chat_template_kwargs", {})}
+        return render(tokenizer(), turns, **keys) if turns else ""
+    except BadRow:  # such as a role or an order of turns that it does not know
+        return Unreadable("refused_by_chat_template")
 
 
-def _chat_renderer(tokenizer_folder: Path) -> Render:
+def _load_chat_tokenizer(source: SourceConfig, folder: Path) -> PreTrainedTokenizerFast:
+    from ladle.models.chat import set_template_date
     from ladle.models.tokenizer import load_fast_tokenizer
 
-    tokenizer = load_fast_tokenizer(tokenizer_folder)
+    tokenizer = load_fast_tokenizer(folder)
     if tokenizer.chat_template is None:
-        raise UserError(
-            f"the tokenizer in {tokenizer_folder} has no chat template",
-            "add one to its tokenizer_config.json, or use `format: template`",
-        )
-    return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
+        problem = f"the tokenizer in {folder} has no chat template"
+        raise UserError(problem, "add one to its tokenizer_config.json, or use `format: template`")
+    set_template_date(tokenizer, source.template_date, f"template_date of source {source.name}")
+    return tokenizer

@@ -77,6 +77,8 @@ class Vocabulary:
     chat_digest: str
     """Hash of what decides how messages are written out: the chat template and the named tokens it may use."""
     eos_id: int
+    eos_text: str
+    """What becomes eos where it is written in a text; empty if nothing does."""
     pad_id: int
     bos_id: int | None
     vocab_size: int
@@ -107,12 +109,14 @@ def read_vocabulary(folder: Path, scratch: Path) -> Vocabulary:
 
         convert_tokenizer(folder, scratch)
         folder = scratch
-    ids = _token_ids(folder / TOKENIZER_FILE)
+    ids, added = _token_ids(folder / TOKENIZER_FILE)
     named = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-    special = [named.get(key) for key in ("eos_token", "pad_token", "bos_token")]
-    eos_id, pad_id, bos_id = (ids.get(one["content"] if isinstance(one, dict) else one or "") for one in special)
+    special = [named.get(key) or "" for key in ("eos_token", "pad_token", "bos_token")]
+    special = [one["content"] if isinstance(one, dict) else one for one in special]
+    eos_id, pad_id, bos_id = map(ids.get, special)
     if eos_id is None:
-        raise UserError(f"the tokenizer in {folder} names no eos_token", "add `eos_token` to its tokenizer_config.json")
+        problem = f"names {special[0]!r} as its eos_token and has no such token" if special[0] else "names no eos_token"
+        raise UserError(f"the tokenizer in {folder} {problem}", "set `eos_token` in its tokenizer_config.json")
     chat = {key: value for key, value in named.items() if key == "chat_template" or key.endswith("_token")}
     own_file = folder / "chat_template.jinja"
     template = own_file.read_text(encoding="utf-8") if own_file.is_file() else None
@@ -121,22 +125,31 @@ def read_vocabulary(folder: Path, scratch: Path) -> Vocabulary:
         digest=hash_file(folder / TOKENIZER_FILE),
         chat_digest=hash_bytes(canonical_json([chat, template]).encode()),
         eos_id=eos_id,
+        eos_text=special[0] if special[0] in added else "",
         pad_id=eos_id if pad_id is None else pad_id,
         bos_id=bos_id,
         vocab_size=model.get("vocab_size") or model.get("text_config", {}).get("vocab_size") or max(ids.values()) + 1,
     )
 
 
-def _token_ids(tokenizer_file: Path) -> dict[str, int]:
+def _token_ids(tokenizer_file: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the id of each token, and those of the added ones alone, which text is searched for."""
     tokenizer = _read_json(tokenizer_file)
-    vocabulary = tokenizer["model"]["vocab"]
-    if isinstance(vocabulary, list):  # unigram: [[token, score], …] in id order
-        vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
-    return vocabulary | {added["content"]: added["id"] for added in tokenizer["added_tokens"]}
+    try:
+        vocabulary = tokenizer["model"]["vocab"]
+        if isinstance(vocabulary, list):  # unigram: [[token, score], …] in id order
+            vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+        added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{tokenizer_file} is not a tokenizer ({error!r})", "fetch the file again") from error
+    return vocabulary | added, added
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}", "fetch it again") from error
 
 
 class Encoded(NamedTuple):

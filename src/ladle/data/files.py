@@ -1,8 +1,10 @@
 """Which files of a dataset hold a split: single files, folders, `save_to_disk` folders, downloaded Hub datasets.
 
-In a folder without a dataset card that lists its files, the files named for the split are taken (`train.jsonl`,
-`data/train-00000-of-00002.parquet`, `train_2.csv`); if there are none, those whose path names it as a word
-(`zh/train/0.parquet`, `web_train.jsonl`); and if no file names any split, all of them are `train`.
+In a folder without a dataset card that lists its files, a file names a split by a folder or the end of its name
+(`zh/train/0.parquet`, `web_train.jsonl`, `train-00000-of-00002.parquet`); where every file speaks of some split, any
+word of its name will do (`train_sft.jsonl`). Of those, the ones named for the split alone are taken if there are any
+(`train.jsonl`, `train_2.csv`); and if no file names any split, all of them are `train`. What is left out of `train`
+and belongs to no other split is named in a warning.
 """
 
 from __future__ import annotations
@@ -19,23 +21,32 @@ from ladle.log import get_logger
 logger = get_logger(__name__)
 
 COMPRESSIONS = ("gz", "zst", "xz", "bz2")
-CORPUS_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"} | {
-    f".{name}.{compression}": f"jsonl.{compression}"  # .json.gz is what C4 and others call compressed JSON lines
-    for name in ("jsonl", "ndjson", "json")
-    for compression in COMPRESSIONS
-}
+_TEXT_KINDS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "tsv": "tsv"}
 SUFFIXES = (
-    CORPUS_SUFFIXES
-    | {".json": "json", ".csv": "csv", ".tsv": "tsv"}
-    | {f".{name}.{compression}": f"{name}.{compression}" for name in ("csv", "tsv") for compression in COMPRESSIONS}
+    {".parquet": "parquet"}
+    | {f".{name}": kind for name, kind in _TEXT_KINDS.items()}
+    | {f".{name}.{how}": f"{kind}.{how}" for name, kind in _TEXT_KINDS.items() for how in COMPRESSIONS}
 )
-"""The kind of each suffix. A kind is a format and, after a dot, a compression."""
+"""The kind of each suffix, in lower case. A kind is a format and, after a dot, a compression."""
+_RANKS = (r"jsonl|parquet|json\.", r"csv|tsv", r"json$")
+"""Kinds that a split is looked for in, one after the other: what stands beside a corpus describes it or repeats it.
+.json.gz is what C4 and others call compressed JSON lines."""
+DESCRIPTIONS = (
+    "record.json",
+    "config.json",
+    "state.json",
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+)
+"""Files beside the data, which hold no rows."""
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Words that name a split in a file's path, as in `datasets.data_files`."""
+MOST_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,24 @@ def splits_of(paths: Sequence[Path]) -> list[str]:
     return list(dict.fromkeys(name for path in paths for name in _names_of_splits(path)))
 
 
-def split_of(relative: Path, wanted: str) -> str:
-    """Return the split that a file's path names, the wanted one where it could be that; empty where it names none."""
-    if _names(relative, wanted):
-        return wanted
-    named = (split for split, words in SPLIT_WORDS.items() if any(_names(relative, word) for word in words))
-    return next(named, "")
+def split_of(relative: Path, wanted: str, anywhere: bool = True) -> str:
+    """Return the split that a file's path names, the wanted one where it could be that; empty where it names none.
+
+    Args:
+        relative: the path.
+        wanted: the split that it is asked about.
+        anywhere: whether the word may stand anywhere in the path, or only as a folder or at the end of the name.
+    """
+    after = r"(?:[-._/0-9]|$)" if anywhere else r"(?:[-._]?\d[^/]*)?(?:/|\.[a-zA-Z]|$)"
+    for split, words in [(wanted, (wanted,)), *SPLIT_WORDS.items()]:
+        if any(re.search(rf"(?:^|[-._/0-9]){re.escape(word)}{after}", relative.as_posix()) for word in words):
+            return split
+    return ""
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind of a data file by its name; empty for a file that is not one."""
+    return next((kind for suffix, kind in SUFFIXES.items() if path.name.lower().endswith(suffix)), "")
 
 
 def _find_in(path: Path, split: str, subset: str | None) -> list[DataFile]:
@@ -88,7 +111,7 @@ def _find_in(path: Path, split: str, subset: str | None) -> list[DataFile]:
         if split not in declared:
             raise _no_such_split(path, split, declared)
         return [_data_file(Path(name)) for name in declared[split]]
-    return _matching_files(path, split, subset)
+    return [_data_file(file) for file in _matching_files(path, split, subset)]
 
 
 def _names_of_splits(path: Path) -> Iterable[str]:
@@ -98,103 +121,110 @@ def _names_of_splits(path: Path) -> Iterable[str]:
         return splits
     if (declared := _declared_files(path, None)) is not None:
         return declared
-    files = _files_below(path)
-    corpus = [file for file in files if file.name.endswith(tuple(CORPUS_SUFFIXES))]
-    return [_own_split(file.relative_to(path)) for file in corpus or files]
+    return [_own_split(file.relative_to(path)) for file in _files_below(path)]
 
 
 def _own_split(relative: Path) -> str:
-    """Return the split that a file belongs to: its name's first word where datasets keep their files, at the top and in
-    `data/`."""
+    """Return the split that a file belongs to: its name without the number of a part where datasets keep their files,
+    at the top and in `data/`."""
     if relative.parent.as_posix() in (".", "data"):
-        return re.split("[-.]", relative.name, maxsplit=1)[0]
+        suffix = next(suffix for suffix in SUFFIXES if relative.name.lower().endswith(suffix))
+        return re.sub(r"(?:^|[-_.])\d.*", "", relative.name[: -len(suffix)]) or "train"
     return split_of(relative, "train") or "train"
 
 
 def _data_file(path: Path) -> DataFile:
-    for suffix, kind in SUFFIXES.items():
-        if path.name.endswith(suffix):
-            return DataFile(path, kind)
-    raise UserError(
-        f"{path} has a format that cannot be read",
-        f"give files ending in {', '.join(SUFFIXES)}, or a save_to_disk folder",
-    )
+    if kind := kind_of(path):
+        return DataFile(path, kind)
+    problem = f"{path} has a format that cannot be read"
+    raise UserError(problem, f"give files ending in {', '.join(SUFFIXES)}, or a save_to_disk folder")
 
 
 def _saved_splits(folder: Path) -> list[str] | None:
     file = folder / "dataset_dict.json"
-    return json.loads(file.read_text(encoding="utf-8"))["splits"] if file.is_file() else None
+    try:
+        return [str(name) for name in json.loads(file.read_bytes())["splits"]] if file.is_file() else None
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} does not list the splits ({error})", "save the dataset again") from error
 
 
 def _declared_files(folder: Path, subset: str | None) -> dict[str, list[str]] | None:
     """Return the files that the dataset card's `configs:` names for each split; None where it names none."""
     card = folder / "README.md"
-    if not card.is_file() or re.search(r"^configs:", card.read_text(encoding="utf-8"), re.MULTILINE) is None:
+    if not card.is_file() or re.search(rb"^configs:", card.read_bytes(), re.MULTILINE) is None:
         return None
+    import yaml
     from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetsError
 
     try:
         declared = load_dataset_builder(str(folder), name=subset).config.data_files or {}
-    except ValueError as error:
-        raise UserError(
-            f"{folder}: {str(error).splitlines()[0]}", "set the source's `subset` to one that its card lists"
-        ) from error
+    except (ValueError, OSError, LookupError, TypeError, AttributeError, yaml.YAMLError, DatasetsError) as error:
+        problem = f"the files that {card} lists cannot be found: {str(error).splitlines()[0]}"
+        fix = "set the source's `subset` to one that its card lists, or correct the card (UTF-8, YAML)"
+        raise UserError(problem, fix) from error
     return {str(split): list(files) for split, files in declared.items()}
 
 
-def _matching_files(folder: Path, split: str, subset: str | None) -> list[DataFile]:
+def _matching_files(folder: Path, split: str, subset: str | None) -> list[Path]:
     found = _files_below(folder)
     if not found:
         raise UserError(f"{folder} holds no data files", f"it needs files ending in {', '.join(SUFFIXES)}")
     if subset is not None:
         tops = sorted({file.relative_to(folder).parts[0] for file in found})
-        found = [file for file in found if _names(file.relative_to(folder), subset)]
+        found = [file for file in found if split_of(file.relative_to(folder), subset) == subset]
         if not found:
-            raise UserError(
-                f"{folder} has no files of subset {subset!r} (it holds {', '.join(tops[:12])})",
-                "correct the source's `subset`",
-            )
-    corpus = [file for file in found if file.name.endswith(tuple(CORPUS_SUFFIXES))]
-    others = [file for file in found if file not in corpus]  # beside a corpus, they describe it or repeat it
-    known: set[str] = set()
-    for files in (corpus, others):
-        by_split: dict[str, list[Path]] = {}
-        for file in files:
-            by_split.setdefault(split_of(file.relative_to(folder), split), []).append(file)
-        if list(by_split) == [""]:
-            unnamed = [file for file in by_split[""] if file.suffix != ".json"]  # such as a model's config.json
-            by_split = {"train": unnamed} if unnamed else {}
-        if chosen := _named_exactly(by_split.get(split, []), folder, split):
-            return [_data_file(file) for file in chosen]
-        known |= by_split.keys() - {""}
-    raise _no_such_split(folder, split, known)
+            problem = f"{folder} has no files of subset {subset!r} (it holds {', '.join(tops[:MOST_NAMES])})"
+            raise UserError(problem, "correct the source's `subset`")
+    named = _name_splits(found, folder, split)
+    for rank in _RANKS:
+        if files := [file for file in found if re.match(rank, kind_of(file)) and named[file] == split]:
+            alone = re.compile(rf"{re.escape(split)}(-.*|[_.]?\d.*)?\.[^\d].*")
+            taken = [file for file in files if alone.fullmatch(file.name)] or files
+            unread = [file for file in found if named[file] in (split, "" if split == "train" else split)]
+            if left := [file for file in unread if file not in taken]:
+                said = _listed(taken, folder), _listed(left, folder)
+                logger.warning("split %s of %s is read from %s; left out: %s", split, folder, *said)
+            return taken
+    raise _no_such_split(folder, split, {*named.values()} - {""}, [file for file in found if not named[file]])
 
 
-def _named_exactly(files: list[Path], folder: Path, split: str) -> list[Path]:
-    """Return those of a split's files that are named for it alone, or all of them where none is."""
-    pattern = re.compile(rf"{re.escape(split)}(-.*|[_.]?\d.*)?\.[^\d].*")
-    exact = [file for file in files if pattern.fullmatch(file.name)]
-    if exact and len(exact) < len(files):
-        left = ", ".join(str(file.relative_to(folder)) for file in files if file not in exact)
-        logger.warning("split %s of %s is read from %s; %s not", split, folder, ", ".join(f.name for f in exact), left)
-    return exact or files
+def _name_splits(files: list[Path], folder: Path, split: str) -> dict[Path, str]:
+    """Return the split that each of the files belongs to; empty for none."""
+    loosely, named = ({file: split_of(file.relative_to(folder), split, how) for file in files} for how in (True, False))
+    if all(loosely.values()):
+        return loosely
+    if any(named.values()):
+        return named
+    if split == "train" and (odd := [file for file in files if loosely[file]]):
+        logger.warning("%s is read as train: beside files that name no split, it names none", _listed(odd, folder))
+    return dict.fromkeys(files, "train")
+
+
+def _listed(files: Sequence[Path], folder: Path) -> str:
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if names[MOST_NAMES:] else "")
 
 
 def _files_below(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.name.endswith(tuple(SUFFIXES))
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
+    """Return the data files below a folder, sorted; what is hidden is passed over."""
+    found = []
+    for file in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts) or file.name in DESCRIPTIONS:
+            continue
+        if file.is_symlink() and file.is_dir():
+            logger.warning("%s is a link to a folder, and not searched", file)
+        elif kind_of(file) and file.is_symlink() and not file.exists():
+            raise UserError(f"{file} is a link to a file that is not there", "fetch the file, or remove the link")
+        elif kind_of(file) and file.is_file():
+            found.append(file)
+    return found
 
 
-def _names(relative: Path, word: str) -> bool:
-    """Tell whether a word is alone in a path: between separators, digits or its ends."""
-    return re.search(rf"(?:^|[-._/0-9]){re.escape(word)}(?:[-._/0-9]|$)", relative.as_posix()) is not None
-
-
-def _no_such_split(folder: Path, split: str, splits: Iterable[str]) -> UserError:
+def _no_such_split(folder: Path, split: str, splits: Iterable[str], unnamed: Sequence[Path] = ()) -> UserError:
     known = ", ".join(sorted(splits)) or "none"
-    return UserError(f"{folder} has no split {split!r} (it has {known})", "set the source's `split` to one of them")
+    beside = f"; {_listed(unnamed, folder)}: of none" if unnamed else ""
+    return UserError(
+        f"{folder} has no split {split!r} (it has {known}{beside})",
+        "set the source's `split` to one of them, or name its files in `dataset`",
+    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ladle.errors import UserError
+from ladle.errors import BadRow, UserError
 
 
 def columns_of_template(template: str, key: str) -> list[str]:
@@ -39,16 +40,39 @@ def columns_of_template(template: str, key: str) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
+class PlainFormatter(string.Formatter):
+    """str.format for text and plain numbers; anything else it would write as Python does (`None`, `[{'role': …`)."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return a field's value; `BadRow` for one that is neither text nor a number."""
+        value, column = super().get_field(field_name, args, kwargs)
+        is_plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        if not is_plain or (isinstance(value, float) and not math.isfinite(value)):
+            raise BadRow(f"column {field_name!r} is {kind_of(value)}, not text or a number")
+        return value, column
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, for messages."""
+    names = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list", str: "text"}
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
 def fill(template: str, row: dict[str, Any], key: str) -> str:
-    """Return the template with the row's values in it.
+    """Return the template with the row's values, text or plain numbers, in it.
 
     Raises:
-        UserError: the row lacks a column that the template names.
+        BadRow: the row lacks a column that the template names, or holds something else there.
     """
     missing = [name for name in columns_of_template(template, key) if name not in row]
     if missing:
-        raise UserError(f"there is no column {missing[0]!r} (there is {', '.join(row)})", f"correct {key}")
-    return template.format_map(row)
+        raise BadRow(f"there is no column {missing[0]!r} (there is {', '.join(row)})", f"correct {key}")
+    try:
+        return PlainFormatter().vformat(template, (), row)
+    except BadRow:
+        raise
+    except (LookupError, AttributeError, ValueError, TypeError) as error:
+        raise BadRow(f"{key} does not fit ({template!r}: {error})", f"correct {key}, or the row") from error
 
 
 def find_code(reference: str) -> Path:

@@ -19,7 +19,7 @@ from ladle.data.mixing.choose import select
 from ladle.data.mixing.write import count_tokens, describe_mixture, write_split
 from ladle.data.rows import Piece
 from ladle.data.store import MIXTURE_FILE
-from ladle.data.tokenize import choose_executor, find_pieces, tokenize_share, tokenize_sources
+from ladle.data.tokenize import CACHE, choose_executor, find_pieces, tokenize_share, tokenize_sources
 from ladle.executors import Shard
 from ladle.stage import Inputs, StageResult
 
@@ -67,7 +67,11 @@ def run(config: MixConfig, inputs: Inputs, out: Path) -> StageResult:
     mixture = describe_mixture(config, vocabulary, selections, splits, contamination)
     (out / MIXTURE_FILE).write_text(pretty_json(mixture), encoding="utf-8")
     shutil.rmtree(journal, ignore_errors=True)
-    return StageResult(count_tokens(mixture), mixture["splits"])
+    read = {
+        f"source:{one.name}": {piece.path for piece in of_source}
+        for one, of_source in zip(config.sources, pieces, strict=True)
+    }
+    return StageResult(count_tokens(mixture), mixture["splits"], files_read=read)
 
 
 def run_shard(config: MixConfig, inputs: Inputs, out: Path, shard: Shard) -> None:
@@ -80,7 +84,7 @@ def _prepare(
     config: MixConfig, inputs: Inputs, journal: Path, converted: str
 ) -> tuple[Path, Vocabulary, list[list[Piece]]]:
     """Return the folder where shards are kept, the tokenizer, and the pieces of each source."""
-    kept = Path(config.cache).expanduser() if config.cache else journal
+    kept = Path(config.cache).expanduser() / CACHE if config.cache else journal
     kept.mkdir(parents=True, exist_ok=True)
     vocabulary = read_vocabulary(inputs["tokenizer"][0], journal / converted)
     pieces = [

@@ -1,26 +1,34 @@
 """The one reader of rows: JSON lines, JSON, CSV, TSV, parquet and `save_to_disk` folders, compressed ones too.
 
-`read_rows` reads the rows of a split and stops at the first bad one. Mixtures read piece by piece: `cut_file` cuts a
-file into pieces of about the same size, at places that only the data decides, and `read_piece` yields a piece's rows in
-small batches, with an `Unreadable` in the place of a bad one. A piece is the unit of tokenizing: named by the hash of
-its content, worked by one worker, kept as one token shard. Plain JSON lines are cut at line ends, parquet between row
-groups, `save_to_disk` folders between rows. Any other file is one piece; JSON and CSV files are held in memory whole.
+`scan_rows` yields the rows of a split with an `Unreadable` in the place of each bad one, for those who count them;
+`read_rows` stops at the first. Mixtures read piece by piece: `cut_file` cuts a file into pieces of about the same
+size, at places that only the data decides, and `read_piece` yields a piece's rows in small batches. A piece is the unit
+of tokenizing: named by the hash of its content, worked by one worker, kept as one token shard. Plain JSON lines are cut
+at line ends, parquet between row groups, `save_to_disk` folders between rows. Any other file is one piece; a JSON file
+that is one value is held in memory whole.
+
+Text is UTF-8, with or without a byte order mark. Every cell of a CSV or TSV file is text as it is written, an empty one
+is None. In parquet and Arrow, a key of a nested struct that is null is left out, as TRL does: all structs of a column
+have the same keys there, and a null looks the same as a key that was never written.
 """
 
 from __future__ import annotations
 
 import bz2
 import contextlib
+import csv
 import gzip
 import io
 import json
 import lzma
+import re
+import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from blake3 import blake3
 
@@ -28,10 +36,20 @@ from ladle.artifacts.files import hash_bytes, hash_file
 from ladle.data.files import DataFile, find_data_files
 from ladle.errors import UserError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
 BATCH_ROWS = 256
 BATCH_BYTES = 2**20
 BUFFER_BYTES = 2**20
 LONG_LINE_BYTES = 2**24
+MOST_LEVELS = 100
+"""Levels of lists and objects in a row; what walks through rows recursively breaks at some hundreds."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair of code units: not a character, and UTF-8 cannot hold it."""
+_TOO_DEEP = "it is nested too deeply"
 
 
 @dataclass(frozen=True)
@@ -65,35 +83,47 @@ def read_rows(paths: Sequence[Path], split: str = "train") -> Iterator[dict[str,
     """Yield the rows of a split, in order.
 
     Raises:
-        UserError: no such file or split, a damaged file, or a line that is not a JSON object.
+        UserError: no such file or split, a damaged file, or a row that cannot be read.
     """
     return (row for _, row in read_placed_rows(paths, split))
 
 
-def read_placed_rows(paths: Sequence[Path], split: str = "train") -> Iterator[tuple[str, dict[str, Any]]]:
+def read_placed_rows(
+    paths: Sequence[Path], split: str = "train", any_text: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a split, each with its place for error messages: `line 3 of FILE`, or `row 3 of FILE`.
+
+    Args:
+        paths: files and folders.
+        split: split to look for in folders.
+        any_text: let JSON lines hold half of a surrogate pair, which is not text and cannot be written to a file.
 
     Raises:
         UserError: as `read_rows`.
     """
+    for place, row in scan_rows(paths, split, any_text):
+        if isinstance(row, Unreadable):
+            problem, fix = _PROBLEMS[row.reason]
+            raise UserError(f"{place} {problem}" + (f" ({row.detail})" if row.detail else ""), fix)
+        yield place, row
+
+
+def scan_rows(paths: Sequence[Path], split: str = "train", any_text: bool = False) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a split, each with its place; a bad row comes as an `Unreadable`, to be counted by its reason.
+
+    Args and errors are those of `read_placed_rows`, but for bad rows.
+    """
     for file in find_data_files(paths, split):
-        for place, row in _placed(file):
-            if isinstance(row, Unreadable):
-                problem, fix = _PROBLEMS[row.reason]
-                raise UserError(f"{place} {problem}" + (f" ({row.detail})" if row.detail else ""), fix)
-            yield place, row
-
-
-def _placed(file: DataFile) -> Iterator[tuple[str, Row]]:
-    whole = Piece(file.path, file.kind, 0, None, "", 0)
-    if file.kind.partition(".")[0] == "jsonl":
-        for number, line in enumerate(_lines(whole), start=1):
-            if not line.isspace():
-                yield f"line {number} of {file.path}", _parse(line)
-        return
-    rows = (row for batch in read_piece(whole, None) for row in batch)
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number} of {file.path}", row
+        whole = Piece(file.path, file.kind, 0, None, "", 0)
+        if file.kind.partition(".")[0] == "jsonl":
+            numbered = enumerate(_lines(whole), start=1)
+            checked = () if any_text else None
+            yield from (
+                (f"line {n} of {file.path}", _parse(line, checked)) for n, line in numbered if not _is_blank(line)
+            )
+        else:
+            rows = (row for batch in read_piece(whole, None) for row in batch)
+            yield from ((f"row {n} of {file.path}", row) for n, row in enumerate(rows, start=1))
 
 
 def take_rows(dataset: str, paths: Sequence[Path], split: str, first: int, limit: int | None) -> list[dict[str, Any]]:
@@ -112,6 +142,7 @@ _PROBLEMS = {
     "bad_json": ("is not JSON", "fix or remove it"),
     "bad_utf8": ("is not UTF-8", "save the file as UTF-8"),
     "not_an_object": ("is not a JSON object", 'write a row as {"column": value, ...}'),
+    "ragged": ("has more or fewer cells than the header", "quote cells that hold a separator or a line break"),
 }
 
 
@@ -127,35 +158,46 @@ def cut_file(file: DataFile, size_bytes: int) -> list[Piece]:
     return [Piece(file.path, file.kind, 0, size, hash_file(file.path), size)]
 
 
-def read_piece(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+def read_piece(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> Iterator[list[Row]]:
     """Yield the rows of a piece, in order, in batches.
 
     Args:
         piece: what to read.
-        columns: columns needed; None for all of them.
+        columns: columns needed; None for all of them. A row of text may hold others too.
+        optional: columns to read as well where the file has them.
 
     Raises:
         UserError: a column that does not exist, or a damaged file.
     """
     read = {"parquet": _read_parquet, "arrow": _read_arrow, "csv": _read_csv, "tsv": _read_csv, "json": _read_json}
-    return read.get(piece.kind.partition(".")[0], _read_lines)(piece, columns)
+    return read.get(piece.kind.partition(".")[0], _read_lines)(piece, columns, optional)
 
 
-def _unreadable(path: Path, error: BaseException) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"{path} cannot be read: {reason}", "fetch the file again, or take it out of the source")
+@contextlib.contextmanager
+def _damage_named(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """Turn what libraries raise on a damaged file (a last frame cut short, say) into one message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (EOFError, zlib.error, lzma.LZMAError, ValueError, OSError, *errors) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fix = "fetch the file again, or take it out of the source"
+        raise UserError(f"{path} cannot be read: {reason}", fix) from error
 
 
-def _require(path: Path, columns: Sequence[str] | None, present: Sequence[str]) -> list[str] | None:
-    """Return the columns to read, after checking that a file has them."""
+def _choose_columns(
+    path: Path, columns: Sequence[str] | None, optional: Sequence[str], present: Sequence[str]
+) -> list[str]:
+    """Return the columns to read, after checking that a file has them and none twice."""
+    if twice := sorted({name for name in present if present.count(name) > 1}):
+        raise UserError(f"{path} has two columns named {twice[0]!r}", "rename one of them")
     if columns is None:
-        return None
+        return [*present]
     if missing := [column for column in columns if column not in present]:
-        raise UserError(
-            f"{path} has no column {', '.join(missing)} (its columns: {', '.join(present) or 'none'})",
-            "set the source's `text`, `messages`, `input_ids` or `template` to a column it has",
-        )
-    return list(columns)
+        problem = f"{path} has no column {', '.join(missing)} (its columns: {', '.join(present) or 'none'})"
+        raise UserError(problem, "set the source's `text`, `messages`, `input_ids` or `template` to a column it has")
+    return [*columns, *(name for name in optional if name in present and name not in columns)]
 
 
 # JSON lines.
@@ -186,22 +228,22 @@ def _hash_range(stream: BinaryIO, start: int, stop: int) -> str:
     return digest.hexdigest()
 
 
-def _read_lines(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
-    for number, batch in enumerate(_line_batches(piece)):
+def _read_lines(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
+    for number, batch in enumerate(_line_batches(piece, columns)):
         rows = [row for row in batch if isinstance(row, dict)]
         # a file none of whose first rows has the columns is refused; single rows without them are counted as bad later
         if number == 0 and columns and rows and not any(set(columns) <= row.keys() for row in rows):
-            _require(piece.path, columns, sorted({name for row in rows for name in row}))
+            _choose_columns(piece.path, columns, optional, sorted({name for row in rows for name in row}))
         yield batch
 
 
-def _line_batches(piece: Piece) -> Iterator[list[Row]]:
+def _line_batches(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
     batch: list[Row] = []
     held = 0
     for line in _lines(piece):
-        if line.isspace():
+        if _is_blank(line):
             continue
-        batch.append(_parse(line))
+        batch.append(_parse(line, columns))
         held += len(line)
         del line  # a document may fill a good part of memory: it is not kept in two forms
         if len(batch) >= BATCH_ROWS or held >= BATCH_BYTES:
@@ -213,7 +255,7 @@ def _line_batches(piece: Piece) -> Iterator[list[Row]]:
 
 def _lines(piece: Piece) -> Iterator[bytes]:
     with _open(piece) as stream:
-        if "." in piece.kind:  # one stream, which cannot be entered midway
+        if "." in piece.kind or piece.kind == "json":  # one stream, which cannot be entered midway
             yield from stream
             return
         position = stream.seek(piece.start)
@@ -241,25 +283,77 @@ _DECOMPRESS: dict[str, Callable[[Any], Any]] = {
 
 
 @contextlib.contextmanager
-def _open(piece: Piece) -> Iterator[io.BufferedIOBase]:
-    """Open a file for reading what it holds once it is decompressed; damage (a last frame cut short, say) is a
-    UserError."""
-    with contextlib.ExitStack() as stack:
+def _open(piece: Piece) -> Iterator[IO[bytes]]:
+    """Open a file for reading what it holds once it is decompressed."""
+    with _damage_named(piece.path), contextlib.ExitStack() as stack:
         raw = stack.enter_context(io.BufferedReader(piece.path.open("rb", buffering=0), BUFFER_BYTES))
-        try:
-            yield stack.enter_context(_DECOMPRESS[piece.kind.partition(".")[2]](raw))
-        except (EOFError, zlib.error, lzma.LZMAError, ValueError, OSError) as error:
-            raise _unreadable(piece.path, error) from error
+        yield stack.enter_context(_DECOMPRESS[piece.kind.partition(".")[2]](raw))
 
 
-def _parse(line: bytes) -> Row:
+def _is_blank(line: bytes) -> bool:
+    return line.isspace() or (len(line) <= 5 and not line.removeprefix(BYTE_ORDER_MARK).strip())
+
+
+def _parse(line: bytes, columns: Sequence[str] | None = None) -> Row:
+    """Return the row that a line holds; only the text of the columns named has to be valid."""
+    return _as_row(_parse_json(line), _may_hold_surrogates(line), columns)
+
+
+def _may_hold_surrogates(text: bytes) -> bool:
+    return len(text) <= LONG_LINE_BYTES and (b"\\ud" in text or b"\\uD" in text)
+
+
+def _as_row(value: Any, may_hold_surrogates: bool, columns: Sequence[str] | None) -> Row:
+    if not isinstance(value, dict):
+        return value if isinstance(value, Unreadable) else Unreadable("not_an_object")
+    if may_hold_surrogates:  # JSON's escapes can write one
+        used = value if columns is None else [value.get(name) for name in columns]
+        if LONE_SURROGATE.search(json.dumps(used, ensure_ascii=False)):
+            return Unreadable("bad_utf8", "it holds half of a surrogate pair")
+    return value
+
+
+def _parse_json(text: bytes) -> Any:
+    """Return a JSON value, or an `Unreadable` for what is not one."""
+    text = text.removeprefix(BYTE_ORDER_MARK)
     try:
-        row = _parse_long(line) if len(line) > LONG_LINE_BYTES else json.loads(line.decode("utf-8"))
+        value = _parse_long(text) if len(text) > LONG_LINE_BYTES else _DECODER.decode(text.decode("utf-8"))
     except UnicodeError as error:
         return Unreadable("bad_utf8", str(error))
+    except RecursionError:
+        return Unreadable("bad_json", _TOO_DEEP)
     except ValueError as error:
-        return Unreadable("bad_json", str(error))
-    return row if isinstance(row, dict) else Unreadable("not_an_object")
+        has_nul = b"\0" in text
+        return (
+            Unreadable("bad_utf8", "it holds NUL bytes, as UTF-16 does")
+            if has_nul
+            else Unreadable("bad_json", str(error))
+        )
+    if text.count(b"[") + text.count(b"{") > MOST_LEVELS and _is_deep(value):
+        return Unreadable("bad_json", _TOO_DEEP)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key is written twice in one object")
+    return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        level = [
+            item
+            for one in level
+            if isinstance(one, (dict, list))
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def _parse_long(line: bytes) -> Any:
@@ -267,7 +361,7 @@ def _parse_long(line: bytes) -> Any:
 
     Bytes past ASCII are passed through the parser as surrogates, two bytes each, and decoded string by string.
     """
-    return _decode_strings(json.loads(line.decode("ascii", "surrogateescape")))
+    return _decode_strings(_DECODER.decode(line.decode("ascii", "surrogateescape")))
 
 
 def _decode_strings(value: Any) -> Any:
@@ -286,47 +380,103 @@ def _decode_strings(value: Any) -> Any:
 # JSON and tables of text.
 
 
-def _read_json(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+def _read_json(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
     """Read one JSON value, a list of rows or lists by column; a file that is not that is read as JSON lines."""
-    try:
-        value = json.loads(piece.path.read_text(encoding="utf-8"))
-    except ValueError:
-        value = None
+    with _open(piece) as stream:
+        lines = (line for line in stream if not _is_blank(line))
+        first, second = next(lines, b""), next(lines, b"")
+    value, may_hold_surrogates = None, False
+    if not second or not isinstance(_parse_json(first), dict):
+        with _open(piece) as stream:
+            text = stream.read()
+        value, may_hold_surrogates = _parse_json(text), _may_hold_surrogates(text)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         if len({len(column) for column in value.values()}) > 1:
             sizes = ", ".join(f"{name} {len(column)}" for name, column in value.items())
             raise UserError(f"the columns of {piece.path} differ in length ({sizes})", "make them equally long")
         value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        yield from _read_lines(piece, columns)
+    if not isinstance(value, list):
+        yield from _read_lines(piece, columns, optional)
         return
-    _require(piece.path, columns, sorted({name for row in value for name in row}))
-    for start in range(0, len(value), BATCH_ROWS):
-        yield [*value[start : start + BATCH_ROWS]]
+    rows = [_as_row(row, may_hold_surrogates, columns) for row in value]
+    names = sorted({name for row in rows if isinstance(row, dict) for name in row})
+    _choose_columns(piece.path, columns, optional, names)
+    yield from _in_batches(rows)
 
 
-def _read_csv(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
-    from pyarrow import csv as pa_csv
+def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while batch := [*islice(rows, BATCH_ROWS)]:
+        yield batch
 
-    options = pa_csv.ParseOptions(delimiter="\t" if piece.kind.startswith("tsv") else ",", newlines_in_values=True)
-    blocks = pa_csv.ReadOptions(block_size=LONG_LINE_BYTES, use_threads=False)
+
+def _read_csv(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
+    """Read a table of text as Python's csv does; an empty cell is None, and a row of other length than the header is
+    bad."""
+    csv.field_size_limit(sys.maxsize)  # a cell may hold a document
     with _open(piece) as stream:
-        table = pa_csv.read_csv(stream, blocks, options)
-    wanted = _require(piece.path, columns, table.column_names)
-    for batch in table.select(wanted or table.column_names).to_batches(BATCH_ROWS):
-        yield batch.to_pylist()
+        text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")  # bad bytes are found row by row
+        table = _cells_of_rows(text, "\t" if piece.kind.startswith("tsv") else ",", piece.path)
+        header = next(table, [])
+        if not _is_text(header) or any("\0" in name for name in header):
+            raise UserError(f"the first line of {piece.path} is not UTF-8", "save the file as UTF-8")
+        if header:
+            _choose_columns(piece.path, columns, optional, header)
+        yield from _in_batches(_row_of_cells(header, cells) for cells in table)
+
+
+def _cells_of_rows(text: Iterable[str], delimiter: str, path: Path) -> Iterator[list[str]]:
+    reader, line = csv.reader(text, delimiter=delimiter, strict=True), 1
+    try:
+        for cells in reader:
+            line = reader.line_num + 1
+            if cells:
+                yield cells
+    except csv.Error as error:
+        fix = "close its quotes, and double a quote inside of them"
+        raise UserError(f"the row at line {line} of {path} is not a row of cells: {error}", fix) from error
+
+
+def _row_of_cells(header: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(header):
+        return Unreadable("ragged", f"{len(cells)} and {len(header)}")
+    row = {name: cell or None for name, cell in zip(header, cells, strict=True)}
+    return row if _is_text(cells) else Unreadable("bad_utf8")
+
+
+def _is_text(cells: Iterable[str]) -> bool:
+    """Tell whether the cells hold text alone, not bytes passed through."""
+    return LONE_SURROGATE.search("".join(cells)) is None
 
 
 # Parquet and `save_to_disk` folders.
+
+_UNLIKE_JSON = re.compile("struct|date|time|duration|decimal")
+"""In the name of an Arrow type whose values are not those that JSON would hold."""
+
+
+def _plain_rows(rows: list[dict[str, Any]], schema: pa.Schema) -> list[Row]:
+    for name in (column.name for column in schema if _UNLIKE_JSON.search(str(column.type))):
+        for row in rows:
+            if name in row:
+                row[name] = _plain(row[name])
+    return [*rows]
+
+
+def _plain(value: Any) -> Any:
+    """Leave out the nulls that Arrow adds to align structs; write dates, times and decimals as text."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (str, int, float, bytes)) else str(value)
 
 
 def _cut_parquet(path: Path, size_bytes: int) -> list[Piece]:
     import pyarrow.parquet as pq  # imported where needed: it takes longer than grading a small file
 
-    try:
+    with _damage_named(path):
         metadata = pq.read_metadata(path)
-    except (ValueError, OSError) as error:
-        raise _unreadable(path, error) from error
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     whole = hash_file(path)
     pieces, start, held = [], 0, 0
@@ -339,26 +489,28 @@ def _cut_parquet(path: Path, size_bytes: int) -> list[Piece]:
     return pieces
 
 
-def _read_parquet(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+def _read_parquet(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(piece.path, memory_map=True, page_checksum_verification=True) as file:
-            wanted = _require(piece.path, columns, file.schema_arrow.names)
-            groups = list(range(file.num_row_groups))[piece.start : piece.stop]
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
-                yield batch.to_pylist()
-    except (ValueError, OSError) as error:
-        raise _unreadable(piece.path, error) from error
+    with (
+        _damage_named(piece.path),
+        pq.ParquetFile(piece.path, memory_map=True, page_checksum_verification=True) as file,
+    ):
+        wanted = _choose_columns(piece.path, columns, optional, file.schema_arrow.names)
+        groups = list(range(file.num_row_groups))[piece.start : piece.stop]
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
+            yield _plain_rows(batch.to_pylist(), batch.schema)
+
+
+def _load_saved(folder: Path) -> Dataset:
+    from datasets import Dataset
+
+    with _damage_named(folder, LookupError, TypeError, AttributeError, RuntimeError):
+        return Dataset.load_from_disk(str(folder)).with_format(None)  # plain values, whatever it was saved to give
 
 
 def _cut_arrow(folder: Path, size_bytes: int) -> list[Piece]:
-    from datasets import Dataset
-
-    try:
-        dataset = Dataset.load_from_disk(str(folder))
-    except (ValueError, OSError) as error:
-        raise _unreadable(folder, error) from error
+    dataset = _load_saved(folder)
     rows = len(dataset)
     if rows == 0:
         return []
@@ -372,15 +524,11 @@ def _cut_arrow(folder: Path, size_bytes: int) -> list[Piece]:
     return pieces
 
 
-def _read_arrow(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
-    from datasets import Dataset
-
-    dataset = Dataset.load_from_disk(str(piece.path)).with_format(None)
-    if (wanted := _require(piece.path, columns, dataset.column_names)) is not None:
-        dataset = dataset.select_columns(wanted)
-    try:
+def _read_arrow(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
+    dataset = _load_saved(piece.path)
+    dataset = dataset.select_columns(_choose_columns(piece.path, columns, optional, dataset.column_names))
+    with _damage_named(piece.path):
         for start in range(len(dataset))[piece.start : piece.stop : BATCH_ROWS]:
             batch: Any = dataset[start : min(start + BATCH_ROWS, piece.stop or len(dataset))]
-            yield [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-    except (ValueError, OSError) as error:
-        raise _unreadable(piece.path, error) from error
+            rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
+            yield _plain_rows(rows, dataset.features.arrow_schema)

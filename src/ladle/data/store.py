@@ -137,18 +137,6 @@ def _map(path: Path, dtype: str | np.dtype, offset: int, count: int) -> np.ndarr
     return np.asarray(np.memmap(path, dtype, "r", offset, (count,))) if count else np.empty(0, dtype)
 
 
-@dataclass(frozen=True)
-class DocumentPart:
-    """A stretch of a document in a row."""
-
-    source: str
-    document: int
-    """Number of the row in the source's files, from 0."""
-    offset: int
-    """First token used of the document."""
-    length: int
-
-
 class MixedDataset:
     """One split of a mixed dataset, as a map-style dataset; opening it reads only its description.
 
@@ -164,10 +152,8 @@ class MixedDataset:
         self.path, self.split = Path(path), split
         self.mixture = read_mixture(self.path)
         if split not in self.mixture["splits"]:
-            raise UserError(
-                f"{path} has no split {split!r} (it has {', '.join(self.mixture['splits'])})",
-                "mix it with `validation:` set, or use train",
-            )
+            problem = f"{path} has no split {split!r} (it has {', '.join(self.mixture['splits'])})"
+            raise UserError(problem, "mix it with `validation:` set, or use train")
         self.sequence_length: int = self.mixture["sequence_length"]
         self.vocab_size: int = self.mixture["vocab_size"]
         self.pad_id: int = self.mixture["pad_id"]
@@ -201,18 +187,6 @@ class MixedDataset:
     def lengths_of_row(self, index: int) -> list[int]:
         """Return the tokens of each document part in a row; what they leave of the row is padding."""
         return self._segments(index)["length"].tolist()
-
-    def documents_of_row(self, index: int) -> list[DocumentPart]:
-        """Name the documents in a row."""
-        parts, shards = [], self.mixture["shards"]
-        for shard, length, offset in self._segments(index).tolist():
-            ends = np.cumsum(open_shard(self.path / shards[shard]["file"]).lengths(), dtype=np.int64)
-            number = int(np.searchsorted(ends, offset, "right"))
-            start = int(ends[number - 1]) if number else 0
-            source = shards[shard]["source"]
-            before = sum(other["rows"] for other in shards[:shard] if other["source"] == source)
-            parts.append(DocumentPart(source, before + number, offset - start, length))
-        return parts
 
     def _segments(self, index: int) -> np.ndarray:
         rows, segments = self._index
@@ -257,8 +231,6 @@ def read_mixture(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"there is no mixed dataset at {path} (no {MIXTURE_FILE})", "make one with `ladle mix`")
     mixture = json.loads(file.read_text(encoding="utf-8"))
-    if mixture.get("format") != MIXTURE_FORMAT:
-        raise UserError(
-            f"{path} has mixture format {mixture.get('format')}, and this Ladle reads {MIXTURE_FORMAT}", "mix it again"
-        )
+    if (found := mixture.get("format")) != MIXTURE_FORMAT:
+        raise UserError(f"{path} has mixture format {found}, and this Ladle reads {MIXTURE_FORMAT}", "mix it again")
     return mixture

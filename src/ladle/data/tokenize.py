@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ import numpy as np
 from ladle.artifacts.files import canonical_json, hash_bytes, link_or_copy
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.config import MixConfig, SourceConfig
-from ladle.data.documents import HARMLESS, Document, columns_of, format_identity, make_formatter, to_document
+from ladle.data.documents import HARMLESS, Document, format_identity, read_documents
 from ladle.data.encoders import Disagreement, Encoded, Engine, PieceEncoder, Vocabulary
 from ladle.data.files import find_data_files
-from ladle.data.rows import Piece, Unreadable, cut_file, read_piece
+from ladle.data.rows import Piece, Unreadable, cut_file
 from ladle.data.store import ShardWriter, TokenShard, open_shard
 from ladle.errors import UserError
 from ladle.executors import Executor, SerialExecutor, Shard, make_executor
@@ -30,8 +30,15 @@ from ladle.log import get_logger
 
 logger = get_logger(__name__)
 
+Pieces = Sequence[Sequence[Piece]]
+"""The pieces of each source, in the order of the config's sources."""
 SHARD_FORMAT = 1
+CACHE = "rows-2"
+"""Folder within a cache; another one where the same rows give other tokens. The shards' names stay as they are, since
+the digest of a dataset is made of them."""
 BUFFER_BYTES = 2**20
+LONGEST_TAIL_CHARS = 100
+"""White space and end token that are looked at behind a text."""
 SMALL_INPUT_BYTES = 8 * 2**20
 """Below this, starting worker processes takes longer than the work."""
 
@@ -122,7 +129,7 @@ def find_pieces(source: SourceConfig, paths: Sequence[Path], size_bytes: int) ->
     return [piece for file in files for piece in cut_file(file, size_bytes)]
 
 
-def choose_executor(config: MixConfig, pieces: Sequence[Sequence[Piece]]) -> Executor:
+def choose_executor(config: MixConfig, pieces: Pieces) -> Executor:
     """Return where to work the pieces: the executor that the config names, or this process where there is little to
     do."""
     size_bytes = sum(piece.size_bytes for of_source in pieces for piece in of_source)
@@ -132,7 +139,7 @@ def choose_executor(config: MixConfig, pieces: Sequence[Sequence[Piece]]) -> Exe
 
 
 def tokenize_sources(
-    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]], kept: Path, out: Path
+    config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, kept: Path, out: Path
 ) -> list[TokenizedSource]:
     """Tokenize every piece that is not in `kept` yet and link the shards into `out`.
 
@@ -146,48 +153,37 @@ def tokenize_sources(
     Raises:
         UserError: a source that cannot be read or trained on.
     """
-    tasks, names = _tasks(config, vocabulary, pieces)
-    finished = ShardJournal(kept).run(tasks, tokenize_piece, choose_executor(config, pieces), "tokenizing")
+    tasks = _tasks(config, vocabulary, pieces)
+    by_name = dict(task for of_source in tasks for task in of_source)
+    finished = ShardJournal(kept).run(by_name, tokenize_piece, choose_executor(config, pieces), "tokenizing")
     out.mkdir()
     for path in finished.values():
         link_or_copy(path, out / path.name)
-    firsts = accumulate(map(len, names), initial=0)
-    sources = [
-        TokenizedSource(
-            config=source,
-            shards=tuple(open_shard(out / name) for name in of_source),
-            origins=tuple(piece.path for piece in its_pieces),
-            first_shard=first,
-        )
-        for source, its_pieces, of_source, first in zip(config.sources, pieces, names, firsts, strict=False)
-    ]
-    for source in sources:
-        _require_usable(source, config.max_bad_fraction, vocabulary.vocab_size)
+    sources, first_shard = [], 0
+    for source, of_source in zip(config.sources, tasks, strict=True):
+        shards = tuple(open_shard(out / name) for name, _ in of_source)
+        sources.append(TokenizedSource(source, shards, tuple(task.piece.path for _, task in of_source), first_shard))
+        _require_usable(sources[-1], config.max_bad_fraction, vocabulary.vocab_size)
+        first_shard += len(shards)
     return sources
 
 
-def tokenize_share(
-    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]], kept: Path, shard: Shard
-) -> None:
+def tokenize_share(config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, kept: Path, shard: Shard) -> None:
     """Tokenize one share of the pieces into `kept`, where `tokenize_sources` finds them."""
-    tasks, _ = _tasks(config, vocabulary, pieces)
+    tasks = dict(task for of_source in _tasks(config, vocabulary, pieces) for task in of_source)
     share = {name: tasks[name] for name in shard.of(sorted(tasks))}
     ShardJournal(kept).run(share, tokenize_piece, choose_executor(config, pieces), "tokenizing")
 
 
-def _tasks(
-    config: MixConfig, vocabulary: Vocabulary, pieces: Sequence[Sequence[Piece]]
-) -> tuple[dict[str, TokenizeTask], list[list[str]]]:
-    """Return the tasks by the names of their shards, and the names of each source."""
+def _tasks(config: MixConfig, vocabulary: Vocabulary, pieces: Pieces) -> list[list[tuple[str, TokenizeTask]]]:
+    """Return the tasks of each source, by the names of their shards."""
     if config.add_bos and vocabulary.bos_id is None:
         raise UserError("add_bos is set and the tokenizer names no bos_token", "set add_bos=false, or add the token")
-    tasks: dict[str, TokenizeTask] = {}
-    names: list[list[str]] = []
-    for source, of_source in zip(config.sources, pieces, strict=True):
-        made = [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
-        names.append([task.name() for task in made])
-        tasks |= zip(names[-1], made, strict=True)
-    return tasks, names
+    tasks = [
+        [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
+        for source, of_source in zip(config.sources, pieces, strict=True)
+    ]
+    return [[(task.name(), task) for task in of_source] for of_source in tasks]
 
 
 def tokenize_piece(task: TokenizeTask, out: Path) -> None:
@@ -209,13 +205,20 @@ def tokenize_piece(task: TokenizeTask, out: Path) -> None:
 
 
 def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
-    encoder = PieceEncoder(engine, task.vocabulary.folder)
-    bos_id = task.vocabulary.bos_id if task.add_bos else None
+    vocabulary = task.vocabulary
+    encoder = PieceEncoder(engine, vocabulary.folder)
+    bos_id = vocabulary.bos_id if task.add_bos else None
+    padding = [vocabulary.pad_id] * 2
     with out.open("wb", buffering=BUFFER_BYTES) as stream:
-        writer = ShardWriter(stream, task.vocabulary.token_dtype)
-        for documents in _documents(task):
+        writer = ShardWriter(stream, vocabulary.token_dtype)
+        for documents in read_documents(task.piece, task.source, vocabulary.folder):
+            for index, document in enumerate(documents):
+                if isinstance(document, list) and padding in (document[:2], document[-2:]):
+                    documents[index] = Unreadable("padded")
             texts = [document for document in documents if isinstance(document, str)]
-            encoded = add_boundaries(*_in_place(documents, encoder.encode(texts)), task.vocabulary.eos_id, bos_id)
+            ended = [index for index, document in enumerate(documents) if _is_ended(document, vocabulary.eos_text)]
+            ids, lengths = _in_place(documents, encoder.encode(texts))
+            encoded = add_boundaries(ids, lengths, vocabulary.eos_id, bos_id, ended)
             for index in np.flatnonzero(encoded.lengths == 0).tolist():
                 document = documents[index]
                 reason = document.reason if isinstance(document, Unreadable) else "empty"
@@ -224,17 +227,11 @@ def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
         writer.finish()
 
 
-def _documents(task: TokenizeTask) -> Iterator[list[Document]]:
-    formatter = make_formatter(task.source, task.vocabulary.folder)
-    first = 1
-    for rows in read_piece(task.piece, columns_of(task.source)):
-        try:
-            documents = [to_document(row, formatter) for row in rows]
-        except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was
-            error.add_note(f"in one of rows {first}-{first + len(rows) - 1} of a piece of {task.piece.path}")
-            raise
-        yield documents
-        first += len(rows)
+def _is_ended(document: Document, eos_text: str) -> bool:
+    """Tell whether a text has its eos already and white space behind it, as chat templates write."""
+    if not isinstance(document, str) or not eos_text or not document[-1:].isspace():
+        return False
+    return document[-LONGEST_TAIL_CHARS:].rstrip().endswith(eos_text)
 
 
 def _in_place(documents: Sequence[Document], texts: Encoded) -> Encoded:
@@ -246,7 +243,9 @@ def _in_place(documents: Sequence[Document], texts: Encoded) -> Encoded:
     return Encoded(np.concatenate([texts.ids, *given]), lengths)
 
 
-def add_boundaries(ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: int | None) -> Encoded:
+def add_boundaries(
+    ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: int | None, ended: Sequence[int] = ()
+) -> Encoded:
     """Put eos after each document (unless it ends with one) and bos before it (unless it begins with one).
 
     Args:
@@ -254,11 +253,13 @@ def add_boundaries(ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: in
         lengths: (documents,) their lengths; a document of length 0 stays so.
         eos_id: token that ends a document.
         bos_id: token that begins one, or None for none.
+        ended: indices of further documents that need no eos.
     """
     stops = np.cumsum(lengths)
     there = np.flatnonzero(lengths)
     ends, begins = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     ends[there] = ids[stops[there] - 1] != eos_id
+    ends[[*ended]] = 0
     if bos_id is not None:
         begins[there] = ids[(stops - lengths)[there]] != bos_id
     bounded = lengths + begins + ends
@@ -275,28 +276,30 @@ def add_boundaries(ids: np.ndarray, lengths: np.ndarray, eos_id: int, bos_id: in
 
 def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size: int) -> None:
     """Refuse a source that cannot be trained on: no documents, too many unreadable rows, or ids that the model does not
-    have."""
+    have; say which rows are left out of one that can."""
     rows = int(source.first_documents[-1])
-    seen = f"{rows:,} rows read" + "".join(f", {count:,} {reason}" for reason, count in source.dropped.items())
-    if source.num_tokens == 0:
-        raise UserError(
-            f"source {source.name} (split {source.config.split}) holds no documents ({seen})",
-            "check its `dataset` and `split`",
-        )
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items())
     bad = sum(count for reason, count in source.dropped.items() if reason not in HARMLESS)
     if bad > max_bad_fraction * rows:
         step = 10.0 ** (math.floor(math.log10(bad / rows)) - 1)
         allowing = min(1.0, math.ceil(round(bad / rows / step, 6)) * step)  # in two digits, never below the share
-        raise UserError(
-            f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({seen}), such as {_example(source)}",
-            f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}",
-        )
+        problem = f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({reasons})"
+        fix = f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}"
+        raise UserError(f"{problem}, such as {_example(source)}", fix)
+    if source.num_tokens == 0:
+        seen = f"{rows:,} rows read" + (f", {reasons}" if reasons else "")
+        problem = f"source {source.name} (split {source.config.split}) holds no documents ({seen})"
+        raise UserError(problem, "check its `dataset` and `split`")
     largest = max(shard.max_token for shard in source.shards)
     if largest >= vocab_size:
-        raise UserError(
-            f"source {source.name} holds token id {largest} and the model's vocab_size is {vocab_size}",
-            "mix with the tokenizer that belongs to the model",
-        )
+        problem = f"source {source.name} holds token id {largest} and the model's vocab_size is {vocab_size}"
+        raise UserError(problem, "mix with the tokenizer that belongs to the model")
+    if bad:
+        left_out = sum(source.dropped.values())
+        message = "%s of the %s rows of source %s are left out (%s), such as %s"
+        logger.warning(message, f"{left_out:,}", f"{rows:,}", source.name, reasons, _example(source))
+    elif reasons:
+        logger.info("rows of source %s left out: %s of %s", source.name, reasons, f"{rows:,}")
 
 
 def _example(source: TokenizedSource) -> str:

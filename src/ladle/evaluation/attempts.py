@@ -14,17 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, Item, PromptStyle, load_items
 from ladle.evaluation.config import ExamplesConfig
-from ladle.generation.complete import Completed
-from ladle.generation.request import Request, Sample, SamplingConfig, make_requests
-from ladle.grading.grade import Grade, Grader, GraderConfig, Pair
-from ladle.log import progress
+from ladle.executors import WHOLE, Shard, make_executor
+from ladle.generation.complete import Completed, complete, make_generator, positions_of
+from ladle.generation.request import Request, Sample, SamplingConfig, Workers, make_requests
+from ladle.grading.extract import Extraction
+from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
+from ladle.log import get_logger, progress
+from ladle.models.chat import render
 
+logger = get_logger(__name__)
 Message = dict[str, str]
 
 COT_TEMPLATE = "Question: {question}\nAnswer: "
@@ -68,7 +73,7 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
         examples: worked examples, shown in order before the question.
 
     Raises:
-        UserError: `chat` for a tokenizer without a chat template.
+        UserError: `chat` for a tokenizer without a chat template, or with one that refuses these turns.
     """
     if style == "cot":
         shown = [_fill(COT_TEMPLATE, example.question) + example.answer for example in examples]
@@ -84,10 +89,13 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
     if style != "chat":
         text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
         text += "<|im_start|>assistant\n"
-    elif tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     else:
-        raise UserError("prompt=chat, and the model's tokenizer has no chat template", "use prompt=cot")
+        if not tokenizer.chat_template:
+            raise UserError("prompt=chat, and the model's tokenizer has no chat template", "use prompt=cot")
+        try:
+            text = render(tokenizer, turns, add_generation_prompt=True)
+        except UserError as error:
+            raise UserError(f"prompt=chat: {error.problem}", "use prompt=cot") from error
     return Prompt(_encode(text, tokenizer, add_special_tokens=False), text, messages=tuple(turns))
 
 
@@ -118,7 +126,7 @@ def _fill(template: str, question: str) -> str:
 def _encode(text: str, tokenizer: Any, add_special_tokens: bool) -> list[int]:
     ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
     # A tokenizer that closes every text with eos would have the model answer after the end.
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    return ids[:-1] if add_special_tokens and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 @dataclass(frozen=True)
@@ -129,39 +137,103 @@ class Task:
     items: Sequence[Item]
     prompts: Sequence[Prompt]
 
-    def requests(self, sampling: SamplingConfig) -> list[Request]:
-        """Return the requests for all samples of all items, in order."""
-        return [
+    def requests(self, sampling: SamplingConfig, positions: int | None) -> list[Request]:
+        """Return the requests for all samples of all items, in order, of a model with so many positions.
+
+        Raises:
+            UserError: a prompt leaves no room for an answer.
+        """
+        requests = [
             request
             for item, prompt in zip(self.items, self.prompts, strict=True)
-            for request in make_requests(sampling, self.name, item.idx, prompt.ids, prompt.stop)
+            for request in make_requests(sampling, self.name, item.idx, prompt.ids, prompt.stop, positions)
         ]
+        if short := sum(request.max_new_tokens < sampling.max_new_tokens for request in requests):
+            text = "%s: %d of %d completions end at position %d of the model, before max_new_tokens=%d"
+            logger.warning(text, self.name, short, len(requests), positions, sampling.max_new_tokens)
+        return requests
 
     def samples(self, done: Completed, num_samples: int) -> list[list[Sample]]:
         """Return the samples of each item, in order."""
         return [[done.samples[f"{self.name}/{item.idx}/{n}"] for n in range(num_samples)] for item in self.items]
 
 
-def grade_completions(
-    items: Sequence[Item], texts: Sequence[Sequence[str]], config: GraderConfig, name: str
-) -> list[list[Grade]]:
-    """Return the grade of each completion of each item.
+def complete_tasks(
+    tasks: Sequence[Task],
+    sampling: SamplingConfig,
+    workers: Workers,
+    model: Path,
+    tokenizer: Any,
+    folder: Path,
+    shard: Shard = WHOLE,
+    dtype: str = "float32",
+) -> Completed:
+    """Complete all tasks' prompts, or a share of them, into a folder that keeps finished samples across crashes.
+
+    Raises:
+        UserError: a prompt leaves no room for an answer.
+    """
+    positions = positions_of(model)
+    if sampling.temperature == 0 and sampling.samples > 1:
+        logger.warning("all %d samples of a prompt are the same at temperature 0", sampling.samples)
+    requests = [request for task in tasks for request in task.requests(sampling, positions)]
+    make = partial(make_generator, sampling, model, tokenizer, dtype)
+    executor = make_executor(workers.executor, workers.workers, on_gpus=True)
+    return complete(requests, make, folder, executor, workers.workers, shard)
+
+
+def find_unreadable(items: Sequence[Item], config: GraderConfig, name: str, consequence: str) -> set[int]:
+    """Return the numbers of the items whose known answer cannot be read, so that only its very text would be right.
 
     Args:
         items: the problems.
-        texts: for each of them, the model's completions.
+        config: the grader's limits.
+        name: what they are, for messages.
+        consequence: what becomes of them, for the warning.
+
+    Raises:
+        UserError: there is no other, or an answer's type is not known.
+    """
+    with Grader(config) as grader:
+        problems = list(grader.gold_problems(item.pair("") for item in items))
+    found = [(item, problem) for item, problem in zip(items, problems, strict=True) if problem]
+    if found:
+        shown = "; ".join(f"{item.gold[:60]!r} ({problem})" for item, problem in found[:3])
+        text = f"{len(found)} of {len(items)} known answers of {name} cannot be read, such as {shown}"
+        if len(found) == len(items):
+            raise UserError(text, "name the field that holds the answer alone, or set `type: text`")
+        logger.warning("%s: %s", text, consequence)
+    return {item.idx for item, _ in found}
+
+
+def grade_samples(
+    items: Sequence[Item],
+    samples: Sequence[Sequence[Sample]],
+    config: GraderConfig,
+    name: str,
+    extraction: Extraction = "ladle",
+) -> list[list[Grade]]:
+    """Return the grade of each completion of each item; of one that was cut, only a whole box or statement counts.
+
+    Args:
+        items: the problems.
+        samples: for each of them, the model's completions.
         config: the grader's limits.
         name: what is graded, for the progress line.
+        extraction: the rule that finds the answer.
     """
-    pairs = [
-        Pair(item.gold, text, item.type, item.tolerance, item.unit, item.multiple)
-        for item, several in zip(items, texts, strict=True)
-        for text in several
-    ]
-    grades = []
+    pairs = [item.pair(sample.text) for item, several in zip(items, samples, strict=True) for sample in several]
+    cut = [sample.finish_reason == "length" for several in samples for sample in several]
+    grades: list[Grade] = []
     with Grader(config) as grader, progress(len(pairs), f"{name}: grading", "answers") as bar:
-        for grade in grader.grade_completions(pairs):
+        for grade in grader.grade_completions(pairs, cut, extraction):
             grades.append(grade)
             bar.advance(1)
+    unparsed = sum(grade.verdict == Verdict.UNPARSED for grade in grades)
+    if 2 * unparsed > len(grades):
+        text = "%s: %d of %d completions give no answer that can be read, %d were cut at their last token: %s"
+        logger.warning(
+            text, name, unparsed, len(grades), sum(cut), "look at some; raise max_new_tokens or change `prompt`"
+        )
     in_order = iter(grades)
-    return [[next(in_order) for _ in several] for several in texts]
+    return [[next(in_order) for _ in several] for several in samples]

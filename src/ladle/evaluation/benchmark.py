@@ -5,6 +5,8 @@ The built-in ones are the YAML files of `ladle/evaluation/benchmarks`; adding on
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ import yaml
 
 from ladle.config import Config
 from ladle.errors import UserError
+from ladle.grading.verdict import Pair
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
@@ -43,12 +46,20 @@ class FieldRule(Config):
     marker: str = ""
 
     def read(self, row: dict[str, Any]) -> str:
-        """Return the text that the rule reads from a row, without spaces around it; nothing where there is none."""
+        """Return the text that the rule reads from a row, without spaces around it; nothing where there is none.
+
+        Raises:
+            UserError: the field holds what is neither text nor a number.
+        """
         value = row.get(self.field)
-        if self.rule == "first" and isinstance(value, list):
+        if isinstance(value, list) and (self.rule == "first" or len(value) == 1):
             value = value[0] if value else None
-        if value is None:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            shown = json.dumps(value, ensure_ascii=False, default=str)[:60]
+            problem = f"has {shown} in {self.field}, which is neither text nor a number"
+            raise UserError(problem, "write it as text (several answers as `1, 2`), or name another field")
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # amc23 writes 27.0 for the integer 27
         text = str(value)
@@ -124,6 +135,10 @@ class Item:
     multiple: bool = False
     row: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def pair(self, answer: str) -> Pair:
+        """Return the known answer with one to grade by it."""
+        return Pair(self.gold, answer, self.type, self.tolerance, self.unit, self.multiple)
+
 
 def load_items(benchmark: Benchmark, paths: Sequence[Path], split: str = "test") -> list[Item]:
     """Read a benchmark's items, in order.
@@ -135,14 +150,20 @@ def load_items(benchmark: Benchmark, paths: Sequence[Path], split: str = "test")
         split: split to look for in a folder.
 
     Raises:
-        UserError: no such file, or a row without a question or an answer.
+        UserError: no such file, none or two of the same item in it, or a row without a question or an answer.
     """
     from ladle.data.rows import read_placed_rows  # needs pyarrow, which a recipe that is only read does not
 
     inside = [benchmark.hub.file, benchmark.name] if benchmark.hub else [benchmark.name]
     places = [next((path / name for name in inside if (path / name).exists()), path) for path in paths]
-    rows = enumerate(read_placed_rows(places, split))
-    items = [_read_item(benchmark, index, row, where) for index, (where, row) in rows]
+    items: list[Item] = []
+    for index, (where, row) in enumerate(read_placed_rows(places, split)):
+        try:
+            items.append(_read_item(benchmark, index, row))
+        except UserError as error:
+            raise UserError(f"{where} {error.problem}", error.fix) from error
+    if not items:
+        raise UserError(f"{benchmark.name} has no items in {places[0]}", "name a file with a problem in each row")
     if len({item.idx for item in items}) != len(items):
         raise UserError(f"{benchmark.name} has two items of the same idx", "remove the idx field, or make it unique")
     if benchmark.items is not None and len(items) != benchmark.items:
@@ -185,34 +206,45 @@ def last_boxed(text: str) -> str:
     return ""
 
 
-def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any], where: str) -> Item:
+def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any]) -> Item:
     question = read_first(row, [FieldRule(field=name) for name in benchmark.question])
     gold = read_first(row, benchmark.gold)
     if not question or not gold:
         what = "answer" if question else "question"
         fields = [rule.field for rule in benchmark.gold] if question else benchmark.question
         looked_for = ", ".join(dict.fromkeys(fields))
-        problem = f"{where} has no {what} (looked for {looked_for}; it has {', '.join(row)})"
+        problem = f"has no {what} (looked for {looked_for}; it has {', '.join(row)})"
         raise UserError(problem, f"name the field: benchmarks: [{{name: {benchmark.name}, {what}: FIELD}}]")
-
-    def optional(name: str | None) -> str | None:
-        value = row.get(name) if name else None
-        return None if value is None or value == "" else str(value)
-
-    tolerance = optional(benchmark.tolerance_field)
-    try:
-        tolerance = None if tolerance is None else float(tolerance)
-    except ValueError:
-        problem = f"{where}: {benchmark.tolerance_field} is {tolerance!r}, not a number"
-        raise UserError(problem, "fix or remove it") from None
     return Item(
-        idx=row["idx"] if isinstance(row.get("idx"), int) else index,
+        idx=row["idx"] if type(row.get("idx")) is int else index,
         question=question,
         gold=gold,
         solution=read_first(row, benchmark.solution),
-        type=benchmark.type or optional(benchmark.type_field),
-        unit=optional(benchmark.unit_field),
-        tolerance=tolerance,
-        multiple=bool(row.get(benchmark.multiple_field)) if benchmark.multiple_field else False,
         row=row,
+        **compared_by(benchmark, row),
     )
+
+
+def compared_by(benchmark: Benchmark, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what an item's answers are compared by beside the known one: `type`, `unit`, `tolerance` and `multiple`.
+
+    Raises:
+        UserError: the tolerance is not a number of at least 0.
+    """
+
+    def optional(name: str | None) -> str | None:
+        return (FieldRule(field=name).read(row) or None) if name else None
+
+    tolerance = optional(benchmark.tolerance_field)
+    try:
+        number = None if tolerance is None else float(tolerance)
+    except ValueError:
+        number = math.nan
+    if number is not None and not 0 <= number < math.inf:
+        raise UserError(f"has {tolerance!r} in {benchmark.tolerance_field}, not a number", "fix or remove it")
+    return {
+        "type": benchmark.type or optional(benchmark.type_field),
+        "unit": optional(benchmark.unit_field),
+        "tolerance": number,
+        "multiple": str(row.get(benchmark.multiple_field or "")).lower() in ("true", "1"),
+    }

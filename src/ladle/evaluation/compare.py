@@ -22,7 +22,9 @@ from ladle.evaluation.statistics import (
     minimum_detectable_effect,
     sign_flip_p_value,
 )
+from ladle.log import get_logger
 
+logger = get_logger(__name__)
 Row = dict[str, Any]
 ALL = "all items"
 
@@ -79,11 +81,13 @@ class PairedResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Each benchmark that both were evaluated on, all their items together, and the items that flipped."""
+    """Each benchmark that both were evaluated on, all their items together, the items that flipped, and the benchmarks
+    left out because only one of the two was evaluated on them."""
 
     benchmarks: list[PairedResult]
     overall: PairedResult
     flipped: list[Flip]
+    left_out: list[str]
 
     @property
     def difference(self) -> float:
@@ -112,17 +116,24 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
     Raises:
         UserError: no benchmark in common, several runs of one, or different items under one idx.
     """
+    left_out: list[str] = []
     if first.is_file() and second.is_file():
         ours, theirs = find_results(first)[0], find_results(second)[0]
         pairs = [(ours.benchmark, *_pair_rows(ours, theirs))]
     else:
         ours, theirs = _by_benchmark(first), _by_benchmark(second)
         pairs = [(name, *_pair_rows(ours[name], theirs[name])) for name in ours if name in theirs]
+        left_out = sorted(ours.keys() ^ theirs.keys())
         if not pairs:
             raise UserError(
                 f"{first} ({', '.join(ours)}) and {second} ({', '.join(theirs)}) have no benchmark in common",
                 "evaluate both on the same benchmarks",
             )
+    if left_out:
+        logger.warning("left out, evaluated of one of the two alone: %s", ", ".join(left_out))
+    for name, _, unpaired in pairs:
+        if unpaired:
+            logger.warning("%s: %d items that only one of the two answered are left out", name, unpaired)
     results = [_compare(name, rows, unpaired, seed) for name, rows, unpaired in pairs]
     every_row = [row for _, rows, _ in pairs for row in rows]
     flipped = [
@@ -132,7 +143,7 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
         if item_score(one) != item_score(other)
     ]
     overall = _compare(ALL, every_row, sum(unpaired for *_, unpaired in pairs), seed)
-    return Comparison(results, overall, flipped)
+    return Comparison(results, overall, flipped, left_out)
 
 
 def _by_benchmark(path: Path) -> dict[str, ResultFile]:

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from ladle.config import Config, execution, location
+from ladle.config import Config, IsoDate, execution, location
 from ladle.data.files import SUFFIXES
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks
-from ladle.executors import ExecutorKind
-from ladle.generation.request import SamplingConfig
+from ladle.generation.request import SamplingConfig, Workers
+from ladle.grading.extract import Extraction
 from ladle.grading.pool import GraderConfig
 
 
@@ -148,7 +148,7 @@ def _refuse_repeated(choices: list[Any], info: ValidationInfo) -> list[Any]:
 _Unique = AfterValidator(_refuse_repeated)
 
 
-class EvaluateModelConfig(Config):
+class EvaluateModelConfig(Workers):
     """What decides the results of one model."""
 
     benchmarks: Annotated[list[Annotated[BenchmarkChoice, BeforeValidator(_benchmark_of)]], _Unique] = Field(
@@ -156,6 +156,8 @@ class EvaluateModelConfig(Config):
     )
     prompt: PromptStyle | None = None
     """`cot`, `openseek_sft`, `qwen25-math-cot`, or `chat` for the model's own template; unset: the benchmark's own."""
+    template_date: IsoDate | None = None
+    """For `chat`: the day (2026-01-31) that a chat template which writes today's date writes instead."""
     few_shot: int = Field(default=0, ge=0)
     """Worked examples before each question, taken from `examples`."""
     examples: ExamplesConfig | None = None
@@ -169,10 +171,8 @@ class EvaluateModelConfig(Config):
     end: int = Field(default=-1, ge=-1)
     """Item to stop before; -1 takes all."""
     grader: GraderSection = GraderSection()
-    workers: int = execution(1, ge=1)
-    """Processes that generate side by side, one GPU each where there are several."""
-    executor: ExecutorKind = execution("processes")
-    """Where those processes are: on this machine, or on a Ray cluster."""
+    extraction: Extraction = "ladle"
+    """Rule that finds the answer in a completion; `upstream` is the published harness's, for comparisons with it."""
 
     def style(self, choice: BenchmarkChoice) -> PromptStyle:
         """Return the prompt format for one of the benchmarks."""

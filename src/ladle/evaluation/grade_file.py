@@ -19,6 +19,9 @@ from ladle.log import progress
 # `"gold": 18` says what `"18"` says.
 _Text = Annotated[str, BeforeValidator(lambda value: repr(value) if type(value) in (int, float) else value)]
 
+# Numbers and booleans are text in a CSV.
+_OfText = BeforeValidator(lambda value: json.loads(value.lower()) if isinstance(value, str) else value)
+
 
 class _Row(BaseModel):
     """What a row must hold to be a pair; its other columns are carried over."""
@@ -28,9 +31,9 @@ class _Row(BaseModel):
     gold: _Text
     answer: _Text
     type: Annotated[str | None, AfterValidator(answer_type)] = None
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tolerance: Annotated[float, _OfText, Field(ge=0, allow_inf_nan=False)] | None = None
     unit: str | None = None
-    multiple: bool | None = None
+    multiple: Annotated[bool, _OfText] | None = None
 
 
 def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
@@ -48,7 +51,7 @@ def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
     """
     if not pairs.is_file():
         raise UserError(f"there is no file {pairs}", "name a file of rows with gold and answer")
-    rows = [(row, _pair(row, place)) for place, row in read_placed_rows([pairs])]
+    rows = [(row, _pair(row, place)) for place, row in read_placed_rows([pairs], any_text=True)]
     verdicts.parent.mkdir(parents=True, exist_ok=True)
     counts = Counter({verdict.value: 0 for verdict in Verdict})
     partial = verdicts.with_name(verdicts.name + ".partial")

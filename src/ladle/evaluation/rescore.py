@@ -1,22 +1,24 @@
 r"""Grade the answers of a stored result file again, and say which verdicts differ from the stored scores and why.
 
-Reads Ladle's files and both upstream spellings. The known answer is read from the row's own fields by the benchmark's
-rule where they are there: the `gt` that upstream stores has lost letters and braces (`\frac{ab}{2}` became
-`\frac{}{2}`).
+Reads Ladle's files and both upstream spellings. A file of Ladle's is graded as it was, by its own settings. In another
+the known answer is read from the row's own fields by the benchmark's rule where they are there: the `gt` that upstream
+stores has lost letters and braces (`\frac{ab}{2}` became `\frac{}{2}`).
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ladle.errors import UserError
-from ladle.evaluation.attempts import grade_completions
-from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, load_items, read_first
+from ladle.evaluation.attempts import grade_samples
+from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, compared_by, load_items, read_first
 from ladle.evaluation.results import ResultFile, find_results, read_result
 from ladle.evaluation.statistics import item_score
+from ladle.generation.request import Sample
 from ladle.grading.grade import GraderConfig
 
 Row = dict[str, Any]
@@ -65,7 +67,7 @@ def rescore(path: Path, config: GraderConfig, data: Path | None = None) -> list[
 
     Args:
         path: the file or folder.
-        config: the grader's limits.
+        config: the grader's limits, where a file's metrics do not say those that it was graded by.
         data: folder with `<benchmark>/test.jsonl`: known answers, units and tolerances as the benchmark itself has
             them.
 
@@ -90,7 +92,15 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
         items = [known[item.idx] for item in items]
     # A row without completions is graded by its answers, in boxes.
     texts = [row.get("code") or [f"\\boxed{{{answer}}}" for answer in row.get("pred") or []] for row in stored]
-    grades = grade_completions(items, texts, config, result.benchmark)
+    reasons: list[Any]
+    samples = [
+        [Sample("", None, text, reason) for text, reason in zip(several, reasons, strict=True)]
+        for row, several in zip(stored, texts, strict=True)
+        if (reasons := row.get("finish_reason") or ["stop"] * len(several))
+    ]
+    settings = _settings_of(result)
+    config = GraderConfig(**config.model_dump() | settings.get("grader", {}))
+    grades = grade_samples(items, samples, config, result.benchmark, settings.get("extraction", "ladle"))
     changes = [
         Change(row["idx"], sample, bool(was), str(grade.verdict), grade.reason, item.gold, grade.extracted)
         for row, item, several in zip(stored, items, grades, strict=True)
@@ -109,16 +119,14 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
     )
 
 
+def _settings_of(result: ResultFile) -> Row:
+    """Return the settings in the metrics beside a result file; none where upstream wrote them."""
+    metrics = result.path.with_name(f"{result.run_id}_metrics.json")
+    return json.loads(metrics.read_text(encoding="utf-8")).get("settings", {}) if metrics.is_file() else {}
+
+
 def _item_of(row: Row, benchmark: Benchmark | None) -> Item:
-    tolerance = row.get("error")
-    return Item(
-        idx=row["idx"],
-        question=row.get("question", ""),
-        gold=(read_first(row, benchmark.gold) if benchmark else "") or str(row["gt"]),
-        solution=str(row.get("gt_cot") or ""),
-        type=row.get("answer_type") or (benchmark.type if benchmark else None),
-        unit=row.get("unit"),
-        tolerance=None if tolerance is None else float(tolerance),
-        multiple=bool(row.get("is_multiple_answer")),
-        row=row,
-    )
+    is_ours = "verdict" in row
+    compared = row.get("compared_by") or (compared_by(benchmark, row) if benchmark else {})
+    gold = "" if is_ours or benchmark is None else read_first(row, benchmark.gold)
+    return Item(row["idx"], row.get("question", ""), gold or str(row["gt"]), row=row, **compared)

@@ -26,7 +26,7 @@ from ladle.data.rows import read_rows
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Item
 from ladle.generation.request import Sample
-from ladle.grading.grade import Grade
+from ladle.grading.grade import Grade, Verdict
 
 FINAL_NAME = "final_result.json"
 COPIED_FIELDS = (
@@ -34,6 +34,10 @@ COPIED_FIELDS = (
     *("answer_type", "dataset", "subfield", "filed", "theorem", "answer"),
 )
 """Fields of an item that upstream keeps in its rows (`filed` is its spelling)."""
+
+COMPARED_BY = ("type", "unit", "tolerance", "multiple")
+"""Fields of an item, beside its known answer, that decide verdicts; kept in `compared_by` for grading the row again."""
+OVER_LIMIT = "over a limit of the grader"
 
 _RESULT_NAME = re.compile(r"(?P<run_id>[^_.][^_]*_.+_-?\d+_seed-?\d+_t[\d.]+_s\d+_e-?\d+)((qwen)?_result)?\.jsonl")
 _LINE_BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
@@ -57,31 +61,30 @@ def run_id(split: str, prompt: str, limit: int | None, seed: int, temperature: f
 def make_row(item: Item, samples: Sequence[Sample], grades: Sequence[Grade]) -> dict[str, Any]:
     """Return the row of an item and its graded completions."""
     copied = {name: item.row.get(name) for name in COPIED_FIELDS}
-    # What grading needs beside the gold answer, under OlympiadBench's names, for grading the row again.
-    compared = {"answer_type": item.type, "unit": item.unit, "error": item.tolerance}
-    compared |= {"is_multiple_answer": item.multiple or None}
+    compared = {name: value for name in COMPARED_BY if (value := getattr(item, name)) not in (None, False)}
     return {
         "idx": item.idx,
         "question": item.question,
         "gt_cot": item.solution,
         "gt": item.gold,
         **{name: value for name, value in copied.items() if value is not None},
-        **{name: value for name, value in compared.items() if value is not None},
+        **({"compared_by": compared} if compared else {}),
         "code": [sample.text for sample in samples],
         "pred": [grade.extracted for grade in grades],
-        "report": [grade.reason for grade in grades],
+        # Which of the grader's limits an answer meets first depends on the machine's load.
+        "report": [OVER_LIMIT if grade.verdict == Verdict.TIMEOUT else grade.reason for grade in grades],
         "score": [grade.verdict == "correct" for grade in grades],
         "verdict": [str(grade.verdict) for grade in grades],
         "method": [grade.method for grade in grades],
-        "finish_reason": [sample.finish_reason for sample in samples],
-        "num_tokens": [len(sample.token_ids) for sample in samples],
+        "finish_reason": ["length" if sample.finish_reason == "length" else "stop" for sample in samples],
+        "num_tokens": [None if sample.token_ids is None else len(sample.token_ids) for sample in samples],
     }
 
 
 def write_result(folder: Path, run: str, rows: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> None:
     """Write a benchmark's rows and metrics; each file is there whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n" for row in rows)
+    lines = (json.dumps(row, ensure_ascii=False, default=str).translate(_LINE_BREAKS) + "\n" for row in rows)
     write_text_durably(folder / f"{run}_result.jsonl", "".join(lines))
     write_metrics(folder / f"{run}_metrics.json", metrics)
 
@@ -117,9 +120,10 @@ def read_result(result: ResultFile) -> list[dict[str, Any]]:
     rows = list(read_rows([result.path]))
     for number, row in enumerate(rows, start=1):
         missing = [name for name in ("idx", "gt", "score") if row.get(name) in (None, [])]
-        if missing:
-            problem = f"row {number} of {result.path} has no {missing[0]}"
-            raise UserError(problem, "give a file that an evaluation wrote")
+        answers, scores = row.get("code") or row.get("pred"), row.get("score")
+        if missing or not isinstance(answers, list) or not isinstance(scores, list) or len(answers) != len(scores):
+            what = f"no {missing[0]}" if missing else "another number of answers than of scores"
+            raise UserError(f"row {number} of {result.path} has {what}", "give a file that an evaluation wrote")
     if not rows:
         raise UserError(f"{result.path} has no rows", "give a file that an evaluation wrote")
     return rows

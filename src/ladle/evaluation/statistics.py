@@ -132,7 +132,9 @@ def item_score(row: Row) -> float:
     return sum(map(bool, row["score"])) / len(row["score"])
 
 
-def summarise(rows: Sequence[Row], seed: int, seconds: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[Row], gold_unreadable: int, seed: int, seconds: float, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the metrics file of one benchmark.
 
     The first fields are upstream's, spelling included; accuracies there are percentages. Ladle's follow: proportions
@@ -140,6 +142,7 @@ def summarise(rows: Sequence[Row], seed: int, seconds: float, settings: Mapping[
 
     Args:
         rows: its result rows, at least one.
+        gold_unreadable: items whose known answer the grader cannot read.
         seed: of the bootstrap.
         seconds: time spent on generating.
         settings: how the completions were made, to be kept beside the numbers.
@@ -174,6 +177,7 @@ def summarise(rows: Sequence[Row], seed: int, seconds: float, settings: Mapping[
             f"maj@{len(rows[0]['score'])}": fmean(at is not None and bool(score[at]) for score, at in majorities)
         },
         "verdicts": {name: verdicts[name] for name in ("correct", "wrong", "unparsed", "timeout")},
+        "gold_unreadable": gold_unreadable,
         "truncated_samples": sum(reason == "length" for row in rows for reason in row["finish_reason"]),
         "methods": dict(sorted(Counter(method for row in rows for method in row["method"]).items())),
         "tokens": {"total": sum(lengths), "mean": fmean(lengths), "median": median(lengths), "max": max(lengths)}
@@ -198,7 +202,7 @@ def summarise_all(
     weighted = fmean(every_score)
     accuracies = {name: one["acc"] for name, one in metrics.items()}
     intervals = ("accuracy", "interval_wilson", "interval_bootstrap")
-    shared = (*intervals, "pass@k", "maj@k", "verdicts", "truncated_samples", "tokens")
+    shared = (*intervals, "pass@k", "maj@k", "verdicts", "gold_unreadable", "truncated_samples", "tokens")
     return {
         "dataset_acc": accuracies,
         "final_acc": fmean(accuracies.values()),

@@ -22,7 +22,9 @@ from ladle.artifacts.journal import RowJournal
 from ladle.errors import UserError
 from ladle.executors import WHOLE, Executor, Shard
 from ladle.generation.request import Generator, Request, Sample, SamplingConfig
-from ladle.log import progress
+from ladle.log import get_logger, progress
+
+logger = get_logger(__name__)
 
 JOURNAL_PATTERN = ".samples-*.jsonl"
 
@@ -75,6 +77,17 @@ def discard_samples(folder: Path) -> None:
         journal.unlink()
 
 
+def positions_of(model: Path) -> int | None:
+    """Return how many tokens a model takes, prompt and completion together; None where its config does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except (OSError, ValueError):
+        return None  # loading it will say why; and a server may know it
+    return getattr(config, "max_position_embeddings", None)
+
+
 def make_generator(
     sampling: SamplingConfig, model: Path, tokenizer: Any, dtype: str = "float32", worker: int = 0
 ) -> Generator:
@@ -109,17 +122,20 @@ def _complete_pile(make: Callable[[int], Generator], folder: Path, numbered: tup
     # Where this is a second try, the first one's process may be unreachable and still alive: it keeps its own journal.
     journal = RowJournal(folder / JOURNAL_PATTERN.replace("*", f"{number}-{socket.gethostname()}-{os.getpid()}"))
     finished = _read_journals(folder).samples
+    logger.info("%d samples to make: loading the model", len(pile))
     generator = make(number)
     with journal.appending() as append:
         for task, group in groupby(pile, key=lambda request: request.task):
             requests = [request for request in group if request.id not in finished]
             before = time.monotonic()
-            with progress(len(requests), task, "samples") as bar:
-                for sample in generator.generate(requests):
+            # Counted in tokens: the first samples to finish are the shortest, and say little of the rest.
+            with progress(sum(request.max_new_tokens for request in requests), task, "tokens") as bar:
+                generator.report = bar.advance
+                for count, sample in enumerate(generator.generate(requests), start=1):
                     now = time.monotonic()
                     append(asdict(sample) | {"seconds": now - before})
                     before = now
-                    bar.advance(1)
+                    bar.say(f"{count:,}/{len(requests):,} samples")
 
 
 def _read_journals(folder: Path) -> Completed:

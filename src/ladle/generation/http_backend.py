@@ -2,7 +2,7 @@
 
 Prompts are sent as token ids, so the server's own chat template or start token cannot change them. `top_k`,
 `stop_token_ids` and `return_token_ids` are vLLM's additions to the protocol. Where a server does not return token
-ids, they are made from the text.
+ids, its samples have none: the text's own are not always those that were sampled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import httpx2
@@ -24,6 +25,7 @@ logger = get_logger(__name__)
 
 ATTEMPTS = 6
 _TIMEOUT_SECONDS = 3600.0
+_WORKING_EVERY_SECONDS = 10.0
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -47,6 +49,8 @@ class HttpGenerator:
         self.endpoint = endpoint
         self.tokenizer = tokenizer
         self.concurrency = concurrency
+        self.report = lambda count: None
+        self._returns_ids = True
         self.stop_ids = stop_token_ids(None, tokenizer)
         key = os.environ.get("OPENAI_API_KEY")
         self.client = httpx2.Client(
@@ -73,9 +77,18 @@ class HttpGenerator:
             UserError: it refuses a request.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(self._complete, request) for request in requests]
+            done: SimpleQueue[Future[Sample]] = SimpleQueue()
+            limits = {pool.submit(self._complete, request): request.max_new_tokens for request in requests}
+            for future in limits:
+                future.add_done_callback(done.put)
             try:
-                for future in as_completed(futures):
+                while limits:
+                    try:
+                        future = done.get(timeout=_WORKING_EVERY_SECONDS)
+                    except Empty:
+                        self.report(0)
+                        continue
+                    self.report(limits.pop(future))
                     yield future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -90,9 +103,12 @@ class HttpGenerator:
         token_ids = choice.get("token_ids")
         if token_ids is not None:
             return make_sample(request, token_ids, self.stop_ids, self.tokenizer)
-        token_ids = self.tokenizer.encode(choice["text"], add_special_tokens=False)
-        reason = "length" if choice.get("finish_reason") == "length" else "stop"
-        return Sample(request.id, token_ids, choice["text"], reason)
+        if self._returns_ids:
+            self._returns_ids = False
+            logger.warning("the server at %s returns no token ids: its samples are kept as text alone", self.endpoint)
+        # Only where there are stop texts it is not known whether one of them or an end token was the end.
+        reason = "length" if choice.get("finish_reason") == "length" else "stop" if request.stop else "eos"
+        return Sample(request.id, None, choice["text"], reason)
 
     @retry(
         retry=retry_if_exception_type((ServerBusy, httpx2.TransportError)),

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from blake3 import blake3
 from pydantic import Field
 
 from ladle.config import Config, execution
 from ladle.errors import UserError
-from ladle.log import get_logger
-
-logger = get_logger(__name__)
+from ladle.executors import ExecutorKind
 
 
 class SamplingConfig(Config):
@@ -44,7 +42,7 @@ class SamplingConfig(Config):
     seed: int = 1
     """Root of every sample's own seed: see `ladle.generation.request.sample_seed`."""
 
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     """Texts that end a completion and are cut from it, beside the model's end-of-sequence ids."""
 
     batch_size: int = execution(64, ge=1)
@@ -55,6 +53,15 @@ class SamplingConfig(Config):
 
     endpoint: str | None = execution(None)
     """For `backend: http`: the server's base URL, such as `http://localhost:8000/v1`."""
+
+
+class Workers(Config):
+    """Where completions are made."""
+
+    workers: int = execution(1, ge=1)
+    """Processes that generate side by side, one GPU each where there are several."""
+    executor: ExecutorKind = execution("processes")
+    """Where those processes are: on this machine, or on a Ray cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +105,24 @@ class Sample:
 
     Attributes:
         id: the request's id.
-        token_ids: the new tokens, the end-of-sequence id that ended them included.
+        token_ids: the new tokens as they were sampled, with the end-of-sequence id or the stop text that ended them;
+            None where a server does not return them.
         text: the new tokens as text, without special tokens and without the stop text that ended them.
-        finish_reason: `stop` (an end-of-sequence id or a stop text) or `length` (cut at `max_new_tokens`).
+        finish_reason: `eos` (an end-of-sequence id), `stop` (a stop text) or `length` (cut at `max_new_tokens`).
     """
 
     id: str
-    token_ids: list[int]
+    token_ids: list[int] | None
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["eos", "stop", "length"]
 
 
 class Generator(Protocol):
     """Anything that turns requests into samples."""
+
+    report: Callable[[int], None]
+    """Is called with the number of tokens, of all requests' `max_new_tokens`, that were made or are not needed any
+    more; and with 0 where nothing is known but that the work goes on."""
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield one sample for each request, as they finish."""
@@ -118,7 +130,12 @@ class Generator(Protocol):
 
 
 def make_requests(
-    sampling: SamplingConfig, task: str, item: int, prompt_ids: Sequence[int], stop: Sequence[str] = ()
+    sampling: SamplingConfig,
+    task: str,
+    item: int,
+    prompt_ids: Sequence[int],
+    stop: Sequence[str] = (),
+    positions: int | None = None,
 ) -> list[Request]:
     """Return the requests for all samples of one prompt.
 
@@ -128,18 +145,24 @@ def make_requests(
         item: the item's number there.
         prompt_ids: the prompt.
         stop: texts that end a completion of this prompt, beside the settings' own.
+        positions: tokens that the model takes, prompt and completion together; a completion ends at the last of them.
 
     Raises:
-        UserError: the prompt has no tokens.
+        UserError: the prompt has no tokens, or leaves no room for any.
     """
     if not prompt_ids:
         raise UserError(f"the prompt of {task}/{item} has no tokens", "give every item a non-empty question")
+    if positions is not None and len(prompt_ids) >= positions:
+        raise UserError(
+            f"the prompt of {task}/{item} has {len(prompt_ids):,} tokens, and the model takes {positions:,} in all",
+            "leave the item out (limit, start, end), show fewer examples, or use a model with a longer context",
+        )
     return [
         Request(
             f"{task}/{item}/{sample}",
             list(prompt_ids),
             sample_seed(sampling.seed, task, item, sample),
-            sampling.max_new_tokens,
+            min(sampling.max_new_tokens, (positions or 2**62) - len(prompt_ids)),
             sampling.temperature,
             sampling.top_p,
             sampling.top_k,
@@ -174,18 +197,6 @@ def openai_settings(request: Request, stop_ids: Sequence[int]) -> dict[str, Any]
     } | ({"top_k": request.top_k} if request.top_k else {})  # strict servers refuse what they do not know
 
 
-def warn_beyond_context(longest: int, limit: int | None) -> None:
-    """Warn of a run that may leave the positions its model was made for.
-
-    Args:
-        longest: tokens of the longest prompt and completion together.
-        limit: the model's `max_position_embeddings`, where its config has it.
-    """
-    if limit is not None and longest > limit:
-        text = "prompts and completions may reach %d tokens, and the model was made for %d: %s"
-        logger.warning(text, longest, limit, "lower sampling.max_new_tokens")
-
-
 # When a completion ends.
 
 
@@ -200,39 +211,48 @@ def stop_token_ids(model_eos: int | list[int] | None, tokenizer: Any) -> list[in
         model_eos: `generation_config.eos_token_id` of the model.
         tokenizer: a Hugging Face tokenizer.
     """
+    from ladle.models.chat import render  # needs transformers, which reading a recipe does not
+
     model_ids = [model_eos] if isinstance(model_eos, int) else model_eos or []
     ids = {*model_ids, tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
-    if tokenizer.chat_template:
-        answer = "ladle"
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
+    answer = "ladle"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    templates = tokenizer.chat_template or {}
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        try:
+            text = render(tokenizer, turns, chat_template=template)
+        except UserError:
+            continue  # it is for other turns than these
+        after = text.rpartition(answer)[2]
         special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        turn_end = max((text for text in special if text and after.startswith(text)), key=len, default=None)
-        ids.add(special.get(turn_end))
+        ids.add(special.get(max((end for end in special if end and after.startswith(end)), key=len, default=None)))
     return sorted(ids - {None})
 
 
 def make_sample(request: Request, token_ids: list[int], stop_ids: Container[int], tokenizer: Any) -> Sample:
     """Return the sample that a request's new tokens make, cut at the first stop text."""
-    if request.stop and (cut := cut_at_stop(tokenizer, token_ids, request.stop)):
+    is_ended = bool(token_ids) and token_ids[-1] in stop_ids
+    cut = cut_at_stop(tokenizer, token_ids[:-1] if is_ended else token_ids, request.stop) if request.stop else None
+    if cut is not None:
         return Sample(request.id, *cut, "stop")
-    reason = "stop" if token_ids and token_ids[-1] in stop_ids else "length"
-    return Sample(request.id, token_ids, decode(tokenizer, token_ids), reason)
+    return Sample(request.id, token_ids, decode(tokenizer, token_ids), "eos" if is_ended else "length")
 
 
 def cut_at_stop(tokenizer: Any, token_ids: list[int], stop: tuple[str, ...]) -> tuple[list[int], str] | None:
     """Return the fewest first tokens whose text holds a stop text, and the text before it; None without one."""
-
-    def holds_stop(count: int) -> bool:
-        text = decode(tokenizer, token_ids[:count])
-        return any(end in text for end in stop)
-
-    if not holds_stop(len(token_ids)):
+    if not shows_stop(tokenizer, token_ids, stop):
         return None
     # Once a stop text is there, more tokens do not take it away: bisect.
-    kept = token_ids[: bisect_left(range(len(token_ids)), True, key=holds_stop)]
+    counts = range(len(token_ids))
+    kept = token_ids[: bisect_left(counts, True, key=lambda count: shows_stop(tokenizer, token_ids[:count], stop))]
     text = decode(tokenizer, kept)
-    return kept, text[: min(place for end in stop if (place := text.find(end)) >= 0)]
+    return kept, text[: min((place for end in stop if (place := text.find(end)) >= 0), default=None)]
+
+
+def shows_stop(tokenizer: Any, token_ids: list[int], stop: tuple[str, ...]) -> bool:
+    """Return whether the tokens' text, special tokens included, holds a stop text."""
+    text = tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+    return any(end in text for end in stop)
 
 
 def decode(tokenizer: Any, token_ids: list[int]) -> str:

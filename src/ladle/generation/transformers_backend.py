@@ -7,9 +7,13 @@ prefilled once.
 
 transformers' own caches keep every row of a batch equally long; in `SlotCache` each row has its own length. It is
 filled from inside attention (transformers' `AttentionInterface`), after the model has made keys and values of the new
-tokens alone. So one cache serves every architecture, and DeepSeek-V3's latents are expanded once a token instead of
-once a token and step. The transformers library's own continuous batching is not used: for DeepSeek-V3 it returns no
-tokens and no error (5.23).
+tokens alone, and masked by the model's own rule (`AttentionMaskInterface`). So one cache serves every architecture that
+attends so, and DeepSeek-V3's latents are expanded once a token instead of once a token and step. The transformers
+library's own continuous batching is not used: for DeepSeek-V3 it returns no tokens and no error (5.23).
+
+Other architectures keep a state besides keys and values, cap their scores, or attend in code of their own. They are not
+listed: before the first request a few tokens are run both through the slots and plainly, and a model whose logits
+differ is left to transformers' own `generate`, one request at a time, with the same random numbers.
 
 Shapes: B slots, N live rows (always the first N slots, so that the live part of every buffer is a view), M the longest
 completion, V vocabulary, H query heads, G key/value heads, T columns read, P prompt columns, K prompts' rows, D key
@@ -18,19 +22,22 @@ width, E value width. A row's token at position p is in column p of the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
 
-from ladle.errors import UserError
-from ladle.generation.request import Request, Sample, decode, make_sample, stop_token_ids, warn_beyond_context
+from ladle.generation.request import Request, Sample, make_sample, shows_stop, stop_token_ids
 from ladle.generation.sampling import draw, random_words
+from ladle.log import get_logger
 from ladle.models.load import load_model
+
+logger = get_logger(__name__)
 
 ATTENTION = "ladle_slots"
 _REFILL_SHARE = 8
@@ -40,8 +47,8 @@ _STOP_TEXT_EVERY = 8
 """Steps between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
 
 
-def _unsupported(problem: str) -> UserError:
-    return UserError(problem, "use sampling.backend=vllm")
+_CANNOT_RUN = (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model's code raises for arguments that it was not written for."""
 
 
 class TransformersGenerator:
@@ -56,9 +63,6 @@ class TransformersGenerator:
         prefill_tokens: prompt tokens, padding included, in one forward pass over prompts.
         worker: number of this process among those side by side: a folder's model goes to GPU `worker` modulo their
             count, or stays on the CPU where there is none.
-
-    Raises:
-        UserError: the architecture keeps state that the slot cache cannot hold.
     """
 
     def __init__(
@@ -78,31 +82,131 @@ class TransformersGenerator:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.prefill_tokens = prefill_tokens
-        config = model.config
-        other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-        if other:
-            names = ", ".join(sorted(other))
-            raise _unsupported(f"layers of type {names} keep a state that this generator cannot hold")
-        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-        if rope in ("dynamic", "longrope"):
-            raise _unsupported(f"rope_type {rope!r} makes a sample depend on the longest one in its batch")
+        self.report = lambda count: None
+        self.stop_ids = stop_token_ids(model.generation_config.eos_token_id, tokenizer)
+        self.fault = find_fault(model)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Yield a sample for each request as it finishes; the longest are started first."""
         # The longest first, so that none of them is left to run alone at the end; equal prompts side by side.
         # Requests are taken from the end.
         queue = sorted(requests, key=lambda request: (request.max_length, request.prompt_ids))
-        if not queue:
-            return
-        warn_beyond_context(queue[-1].max_length, getattr(self.model.config, "max_position_embeddings", None))
-        with _slot_attention(self.model):
-            batch = _Batch(self.model, self.tokenizer, queue, self.batch_size, self.prefill_tokens)
-            free_enough = max(1, batch.cache.num_slots // _REFILL_SHARE)
-            while queue or batch.live:
-                free = batch.cache.num_slots - len(batch.live)
-                if queue and free >= free_enough:
-                    batch.admit([queue.pop() for _ in range(min(free, len(queue)))])
-                yield from batch.step()
+        longest = 0 if self.fault else _longest_apart(self.model.config)
+        alone = [request for request in queue if request.max_length > longest]
+        queue = [request for request in queue if request.max_length <= longest]
+        if alone:
+            why = self.fault or f"past {longest:,} tokens its positions depend on the longest row of a batch"
+            text = "%s makes %d completions one at a time, by transformers' generate (%s): %s"
+            logger.warning(text, type(self.model).__name__, len(alone), why, "sampling.backend=vllm may be faster")
+        with _prepared(self.model):
+            for request in alone:
+                yield self._complete_alone(request)
+                self.report(request.max_new_tokens)
+        if queue:
+            with _prepared(self.model, ATTENTION):
+                yield from self._complete_in_slots(queue)
+
+    def _complete_in_slots(self, queue: list[Request]) -> Iterator[Sample]:
+        batch = _Batch(self, queue)
+        free_enough = max(1, batch.cache.num_slots // _REFILL_SHARE)
+        while queue or batch.live:
+            free = batch.cache.num_slots - len(batch.live)
+            if queue and free >= free_enough:
+                batch.admit([queue.pop() for _ in range(min(free, len(queue)))])
+            samples = batch.step()
+            self.report(batch.spent)
+            yield from samples
+
+    @torch.inference_mode()
+    def _complete_alone(self, request: Request) -> Sample:
+        device, start = self.model.device, len(request.prompt_ids)
+        words = random_words(request.seed, request.max_new_tokens).to(device)
+        temperature = torch.tensor([request.temperature], device=device)
+        top_p = torch.tensor([request.top_p], device=device) if request.top_p < 1 else None
+        top_k = torch.tensor([request.top_k], device=device) if request.top_k else None
+
+        def choose(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            token = draw(scores.clone(), words[input_ids.shape[1] - start, None], temperature, top_p, top_k)
+            return torch.full_like(scores, -math.inf).scatter(1, token[:, None], 0.0)
+
+        def shows_end(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            is_ended = shows_stop(self.tokenizer, input_ids[0, start:].tolist(), request.stop)
+            return torch.tensor([is_ended], device=device)
+
+        given, self.model.generation_config = self.model.generation_config, GenerationConfig()  # no settings of its own
+        try:
+            prompt = torch.tensor([request.prompt_ids], device=device)
+            # A short pass, or positions stay encoded for the last long row (`dynamic_rope_update`).
+            self.model(prompt[:, :1], use_cache=False)
+            output = self.model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=GenerationConfig(
+                    max_new_tokens=request.max_new_tokens, eos_token_id=self.stop_ids or None, pad_token_id=0
+                ),
+                logits_processor=[choose] if request.temperature else [],
+                stopping_criteria=[shows_end] if request.stop else [],
+            )
+        finally:
+            self.model.generation_config = given
+        return make_sample(request, output[0, start:].tolist(), self.stop_ids, self.tokenizer)
+
+
+def find_fault(model: Any) -> str | None:
+    """Return why the slot cache does not fit a model; None if two rows of different lengths get their plain logits."""
+    text, device = model.config.get_text_config(), model.device
+    rows = [[(37 * place + 11) % text.vocab_size for place in range(length)] for length in (7, 4)]
+    cache = SlotCache(len(rows), len(rows[0]))
+    try:
+        with torch.inference_mode():
+            with _prepared(model, ATTENTION):
+                fill(model, cache, 0, [tuple(ids[:-1]) for ids in rows])
+                last, position = torch.tensor([[ids[-1], len(ids) - 1] for ids in rows], device=device).T
+                logits = next_logits(model, cache, last, position)
+            with _prepared(model):
+                inputs = [torch.tensor([ids], device=device) for ids in rows]
+                plain = [model(input_ids, use_cache=False).logits[0, -1].float() for input_ids in inputs]
+    except _CANNOT_RUN as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    difference = max(float((one - two).abs().max() / two.abs().max()) for one, two in zip(logits, plain, strict=True))
+    if difference <= (1e-3 if model.dtype == torch.float32 else 5e-2):  # rounding alone: below 1e-5 in float32
+        return None
+    if len(cache.layers) < text.num_hidden_layers:
+        return f"{len(cache.layers)} of its {text.num_hidden_layers} layers attend through transformers' interface"
+    return f"its logits are {difference:.1%} off with nothing but keys and values of earlier tokens"
+
+
+def _longest_apart(config: Any) -> float:
+    """Return up to how many tokens a row's positions are encoded the same beside any others."""
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None) or {}
+    limits = [
+        rope.get("original_max_position_embeddings") or text.max_position_embeddings
+        for rope in ([ropes] if "rope_type" in ropes else ropes.values())  # one, or one a type of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=math.inf)
+
+
+def fill(model: Any, cache: SlotCache, first_row: int, prompts: Sequence[tuple[int, ...]]) -> None:
+    """Run prompts, each distinct one once, and store their keys and values in the rows from `first_row` on."""
+    place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    width = max(map(len, place))
+    if not width:
+        return
+    cache.begin_prompts(first_row, torch.tensor([place[prompt] for prompt in prompts], device=model.device), width)
+    padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=model.device)
+    positions = torch.arange(width, device=model.device).expand(len(place), -1)
+    # The decoder alone: nobody needs the head's logits over prompts.
+    model.get_decoder()(input_ids=padded, position_ids=positions, use_cache=False, slots=cache)
+
+
+def next_logits(model: Any, cache: SlotCache, token_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
+    """Add a token to each live row at its position, and return the logits after it, float32 [N, V]."""
+    cache.begin_step(position_N)
+    token_N1, position_N1 = token_N[:, None], position_N[:, None]
+    output = model(input_ids=token_N1, position_ids=position_N1, use_cache=False, slots=cache, logits_to_keep=1)
+    return output.logits[:, -1].float()
 
 
 class _Batch:
@@ -112,27 +216,21 @@ class _Batch:
     Python looks at single rows only when they finish.
 
     Args:
-        model: what runs them.
-        tokenizer: turns finished tokens into text.
+        generator: its model, tokenizer and sizes.
         requests: all that will be admitted.
-        batch_size: most rows at once.
-        prefill_tokens: prompt tokens, padding included, in one forward pass over prompts.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, requests: list[Request], batch_size: int, prefill_tokens: int):
-        num_slots = min(batch_size, len(requests))
+    def __init__(self, generator: TransformersGenerator, requests: list[Request]) -> None:
+        num_slots = min(generator.batch_size, len(requests))
+        model = generator.model
 
         def column(dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.zeros(num_slots, *shape, dtype=dtype, device=model.device)
 
-        self.model = model
-        self.tokenizer = tokenizer
-        self.prefill_tokens = prefill_tokens
+        self.generator, self.model = generator, model
         self.cache = SlotCache(num_slots, max(request.max_length for request in requests))
         self.live: list[Request] = []
-        self.stop_ids = stop_token_ids(model.generation_config.eos_token_id, tokenizer)
-        self.ends_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
-        self.ends_V[[id_ for id_ in self.stop_ids if id_ < model.config.vocab_size]] = True
+        self.stop_ids = torch.tensor(generator.stop_ids, dtype=torch.long, device=model.device)
         self.token_B, self.position_B = column(torch.long), column(torch.long)
         self.count_B, self.limit_B = column(torch.long), column(torch.long)
         self.temperature_B, self.top_p_B = column(torch.float32), column(torch.float32)
@@ -145,26 +243,15 @@ class _Batch:
         self.any_top_p = any(request.top_p < 1 for request in requests)
         self.any_top_k = any(request.top_k > 0 for request in requests)
         self.any_stop_text = any(request.stop for request in requests)
-        self.num_steps = 0
+        self.num_steps = self.spent = 0
 
     @torch.inference_mode()
     def admit(self, requests: list[Request]) -> None:
         """Prefill the prompts of new rows, each but for its last token, and make the rows live."""
         first, device = len(self.live), self.model.device
         new = slice(first, first + len(requests))
-        for group in _prefill_groups(requests, self.prefill_tokens):
-            # Each distinct prompt runs once and is stored in every row that starts with it.
-            prompts = [tuple(request.prompt_ids[:-1]) for request in group]
-            place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
-            width = max(map(len, place))
-            if width:
-                source_K = torch.tensor([place[prompt] for prompt in prompts], device=device)
-                self.cache.begin_prompts(first, source_K, width)
-                padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=device)
-                positions = torch.arange(width, device=device).expand(len(place), -1)
-                # The decoder alone: nobody needs the head's logits over prompts.
-                decoder = self.model.get_decoder()
-                decoder(input_ids=padded, position_ids=positions, use_cache=False, slots=self.cache)
+        for group in _prefill_groups(requests, self.generator.prefill_tokens):
+            fill(self.model, self.cache, first, [tuple(request.prompt_ids[:-1]) for request in group])
             first += len(group)
         self.count_B[new] = 0
         settings_of = [
@@ -184,21 +271,7 @@ class _Batch:
         """Add one token to each live row, remove the rows that ended, and return their samples."""
         rows = slice(0, len(self.live))
         position_N, count_N = self.position_B[rows], self.count_B[rows]
-        self.cache.begin_step(position_N)
-        output = self.model(
-            input_ids=self.token_B[rows, None],
-            position_ids=position_N[:, None],
-            use_cache=False,
-            slots=self.cache,
-            logits_to_keep=1,
-        )
-        num_layers, num_cached = self.model.config.num_hidden_layers, len(self.cache.layers)
-        if num_cached != num_layers:
-            raise _unsupported(
-                f"{type(self.model).__name__} has {num_layers} layers, "
-                f"but only {num_cached} of them attend through transformers' attention interface"
-            )
-        logits_NV = output.logits[:, -1].float()
+        logits_NV = next_logits(self.model, self.cache, self.token_B[rows], position_N)
         if self.all_greedy:
             token_N = logits_NV.argmax(dim=-1)
         else:
@@ -213,8 +286,8 @@ class _Batch:
         self.token_B[rows] = token_N
         position_N += 1
         count_N += 1
-        self.num_steps += 1
-        is_done_N = self.ends_V[token_N] | (count_N >= self.limit_B[rows])
+        self.num_steps, self.spent = self.num_steps + 1, len(self.live)
+        is_done_N = torch.isin(token_N, self.stop_ids) | (count_N >= self.limit_B[rows])
         done = set(is_done_N.nonzero()[:, 0].tolist())
         if self.any_stop_text and self.num_steps % _STOP_TEXT_EVERY == 0:
             done |= self._showing_stop_text(count_N)
@@ -229,19 +302,19 @@ class _Batch:
         columns_NW = first_N[:, None] + torch.arange(width, device=count_N.device)
         tails = self.output_BM[: len(count_N)].gather(1, columns_NW.clamp_(max=self.output_BM.shape[1] - 1)).tolist()
         lengths = (count_N - first_N).tolist()
-        found = set()
-        for row, (request, tail, length) in enumerate(zip(self.live, tails, lengths, strict=True)):
-            text = decode(self.tokenizer, tail[:length]) if request.stop else ""
-            if any(end in text for end in request.stop):
-                found.add(row)
-        return found
+        return {
+            row
+            for row, (request, tail, length) in enumerate(zip(self.live, tails, lengths, strict=True))
+            if request.stop and shows_stop(self.generator.tokenizer, tail[:length], request.stop)
+        }
 
     def _retire(self, done: list[int]) -> list[Sample]:
         """Remove the rows that ended, move the last live rows into their places, and return their samples."""
         samples = []
         for row in done:
-            token_ids = self.output_BM[row, : int(self.count_B[row])].tolist()
-            samples.append(make_sample(self.live[row], token_ids, self.stop_ids, self.tokenizer))
+            request, token_ids = self.live[row], self.output_BM[row, : int(self.count_B[row])].tolist()
+            self.spent += request.max_new_tokens - len(token_ids)
+            samples.append(make_sample(request, token_ids, self.generator.stop_ids, self.generator.tokenizer))
         remaining = len(self.live) - len(done)
         source = [row for row in range(remaining, len(self.live)) if row not in done]
         target = [row for row in done if row < remaining]
@@ -284,7 +357,7 @@ class SlotCache:
         self.prompt_rows: tuple[int, torch.Tensor] | None = None
         self.positions_N = self._rows_N = torch.empty(0, dtype=torch.long)
         self.columns_read = 0
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self._masks: dict[MaskRule, torch.Tensor] = {}
 
     def begin_prompts(self, first_row: int, source_K: torch.Tensor, num_columns: int) -> None:
         """Send the next forward pass's keys and values into new rows.
@@ -336,16 +409,14 @@ class SlotCache:
         live, read = slice(0, len(self._rows_N)), slice(0, self.columns_read)
         return buffers[0][live, :, read], buffers[1][live, :, read]
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Return the additive mask [N, 1, 1, T] of the step: a row sees its own columns, or the last `window`."""
-        if window not in self._masks:
+    def mask(self, rule: MaskRule, dtype: torch.dtype) -> torch.Tensor:
+        """Return the additive mask [N, 1, 1, T] of the step: a row's own columns, as far as the model's rule has it."""
+        if rule not in self._masks:
             column_T = torch.arange(self.columns_read, device=self.positions_N.device)
-            is_seen_NT = column_T <= self.positions_N[:, None]
-            if window is not None:
-                is_seen_NT &= column_T > self.positions_N[:, None] - window
-            mask_NT = torch.zeros_like(is_seen_NT, dtype=dtype).masked_fill_(~is_seen_NT, float("-inf"))
-            self._masks[window] = mask_NT[:, None, None, :]
-        return self._masks[window]
+            is_seen_NT = rule.is_seen(0, 0, self.positions_N[:, None], column_T)
+            mask_NT = torch.zeros_like(is_seen_NT, dtype=dtype).masked_fill_(~is_seen_NT, -math.inf)
+            self._masks[rule] = mask_NT[:, None, None, :]
+        return self._masks[rule]
 
     def _zeros(self, like: torch.Tensor) -> torch.Tensor:
         return like.new_zeros(self.num_slots, like.shape[1], self.columns, like.shape[3])
@@ -358,14 +429,38 @@ class SlotCache:
                 self.layers[layer] = (F.pad(keys, more), F.pad(values, more))
 
 
+class MaskRule(NamedTuple):
+    """What an attention layer may see, as the model says it; handed to `attend_slots` in the place of a mask.
+
+    Attributes:
+        is_seen: of batch, head, query's position and key's position; tensors of positions broadcast.
+        window: up to how many tokens it is the causal rule; None for any number.
+    """
+
+    is_seen: Callable[..., torch.Tensor]
+    window: int | None
+
+
+def keep_rule(
+    mask_function: Callable[..., torch.Tensor],
+    allow_is_causal_skip: bool = True,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **_: Any,
+) -> MaskRule:
+    """Return the rule that transformers would make a mask of: here each row of a batch is at a place of its own."""
+    if use_vmap:
+        raise ValueError("its mask is not a function of positions alone")
+    return MaskRule(mask_function, local_size if allow_is_causal_skip else 0)
+
+
 def attend_slots(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Any,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     slots: SlotCache | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
@@ -378,9 +473,8 @@ def attend_slots(
         query: [rows, H, tokens, D].
         key: [rows, G, tokens, D], of the new tokens alone.
         value: [rows, G, tokens, E].
-        attention_mask: none; rows are kept apart by the cache.
+        attention_mask: the `MaskRule` of the layer.
         scaling: factor of the scores; None is 1/sqrt(D).
-        sliding_window: tokens that a token sees, itself included; None is all.
         slots: the cache.
         softcap: not supported (Gemma 2).
         s_aux: not supported (gpt-oss).
@@ -389,30 +483,29 @@ def attend_slots(
         The output [rows, tokens, H, E], and no weights.
 
     Raises:
-        UserError: the model's attention does more than this one.
+        ValueError: the layer does more than this.
     """
-    if slots is None or attention_mask is not None or softcap is not None or s_aux is not None:
-        raise _unsupported(
-            f"{type(module).__name__} needs an attention that this generator does not have "
-            "(capped scores, as in Gemma 2, or attention sinks, as in gpt-oss)"
-        )
+    if softcap is not None or s_aux is not None:
+        raise ValueError("its attention caps scores or has sinks")
+    if slots is None or not isinstance(attention_mask, MaskRule):
+        raise ValueError("its attention has a mask or a cache of its own")
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     keys, values = slots.extend(layer, key, value)
     if slots.prompt_rows is not None:
-        output = _attend_prompts(query, keys, values, scaling, sliding_window)
+        output = _attend_prompts(query, keys, values, scaling, attention_mask)
     else:
-        output = _attend_step(query, keys, values, slots.mask(sliding_window, query.dtype), scaling)
+        output = _attend_step(query, keys, values, slots.mask(attention_mask, query.dtype), scaling)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _attend_prompts(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, rule: MaskRule
 ) -> torch.Tensor:
-    """Attend causally. Padding is on the right, where no real token sees it, so no mask is needed."""
+    """Attend by the rule. Padding is on the right, where no real token sees it: a causal rule needs no mask."""
     mask = None
-    if window is not None and window < query.shape[2]:
+    if rule.window is not None and rule.window < query.shape[2]:
         token_P = torch.arange(query.shape[2], device=query.device)
-        mask = (token_P <= token_P[:, None]) & (token_P > token_P[:, None] - window)
+        mask = rule.is_seen(0, 0, token_P[:, None], token_P)
     width = value.shape[-1]
     # One width for keys and values (DeepSeek-V3 has two) lets torch pick its fused kernels, which never hold P × P
     # scores.
@@ -436,13 +529,14 @@ def _attend_step(
 
 
 AttentionInterface.register(ATTENTION, attend_slots)
+AttentionMaskInterface.register(ATTENTION, keep_rule)
 
 
 @contextmanager
-def _slot_attention(model: Any) -> Iterator[None]:
-    """Let the model attend through the slot cache, in evaluation mode, and put both back after."""
+def _prepared(model: Any, attention: str | None = None) -> Iterator[None]:
+    """Put the model in evaluation mode, let it attend by a function of this name, and put both back after."""
     before, was_training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(ATTENTION)
+    model.set_attn_implementation(attention or before)
     model.eval()
     try:
         yield

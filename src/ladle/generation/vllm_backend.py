@@ -15,14 +15,7 @@ from typing import Any
 import torch
 
 from ladle.errors import UserError
-from ladle.generation.request import (
-    Request,
-    Sample,
-    make_sample,
-    openai_settings,
-    stop_token_ids,
-    warn_beyond_context,
-)
+from ladle.generation.request import Request, Sample, make_sample, openai_settings, stop_token_ids
 
 _SHORTEST_ENGINE = 1024
 _ENVIRONMENT = {
@@ -75,6 +68,7 @@ class VllmGenerator:
         self.tokenizer = tokenizer
         self.dtype = dtype
         self.batch_size = batch_size
+        self.report = lambda count: None
         config = _read_json(model / "config.json")
         self.context = config.get("max_position_embeddings")
         self._has_latent_attention = "kv_lora_rank" in config
@@ -84,31 +78,21 @@ class VllmGenerator:
         self._engine_length = 0
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        """Yield a sample for each request as it finishes.
-
-        Raises:
-            UserError: a prompt alone is longer than the model's context.
-        """
+        """Yield a sample for each request as it finishes."""
         by_id = {request.id: request for request in requests}
         if not by_id:
             return
-        longest = max(by_id.values(), key=lambda request: len(request.prompt_ids))
-        if self.context is not None and len(longest.prompt_ids) >= self.context:
-            raise UserError(
-                f"prompt {longest.id!r} has {len(longest.prompt_ids)} tokens, and the model takes {self.context}",
-                "lower few_shot, or leave the item out",
-            )
-        max_length = max(request.max_length for request in by_id.values())
-        warn_beyond_context(max_length, self.context)
-        engine = self._engine_for(max_length)
+        engine = self._engine_for(max(request.max_length for request in by_id.values()))
         for request in by_id.values():
             settings = openai_settings(request, self.stop_ids) | {"output_kind": self._final_only}
             prompt = {"prompt_token_ids": request.prompt_ids}
             engine.add_request(request.id, prompt, self._vllm.SamplingParams(**settings))
         while engine.has_unfinished_requests():
+            self.report(0)
             for output in engine.step():
                 if output.finished:
                     request, token_ids = by_id[output.request_id], list(output.outputs[0].token_ids)
+                    self.report(request.max_new_tokens)
                     yield make_sample(request, token_ids, self.stop_ids, self.tokenizer)
 
     def _engine_for(self, length: int) -> Any:

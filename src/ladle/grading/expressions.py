@@ -11,33 +11,18 @@ know (integrals, sums, limits, cases) it refuses; math-verify gets those.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from ladle.grading import nodes
 from ladle.grading.normalise import FUNCTION_NAMES
-from ladle.grading.tree import (
-    Call,
-    Constant,
-    Expression,
-    Foreign,
-    Number,
-    Power,
-    Product,
-    Sum,
-    Symbol,
-    Token,
-    Unreadable,
-    find_closing,
-    negative,
-    read_number,
-    split_at,
-)
 
 _GROUPS = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _CLOSING = _GROUPS | {"\\{": "\\}"}
 _ROUNDING = {"\\lfloor": "floor", "\\lceil": "ceil"}
 _TIMES = frozenset({"*", "\\cdot", "\\times"})
-_OPERATORS = _TIMES | frozenset("+-/:)]}!^_,;=<>'%&\"") | {"\\}", "\\rfloor", "\\rceil", "\\\\"}
+_OPERATORS = _TIMES | frozenset("+-/:)]}!^_,;=<>'%&\"") | {"\\bmod", "\\}", "\\rfloor", "\\rceil", "\\\\"}
 _FUNCTIONS = frozenset("\\" + name for name in FUNCTION_NAMES)
 _SEVERAL_ARGUMENTS = frozenset({"gcd", "lcm", "max", "min"})
 _FUNCTION_LETTERS = frozenset({*"fghFGH", "\\Gamma"})
@@ -46,33 +31,33 @@ _ACCENTS = {
     **{"\\bar": "bar", "\\overline": "bar", "\\hat": "hat", "\\widehat": "hat", "\\tilde": "tilde"},
     **{"\\widetilde": "tilde", "\\vec": "vec", "\\overrightarrow": "vec"},
 }
+_FIGURES = frozenset({"\\angle", "\\triangle"})
 _DOTS = {"\\dot": 1, "\\ddot": 2}
 _LETTERS = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
-omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi hbar ell odot oplus angle imath jmath triangle aleph
-mho"""
-_NAME_COMMANDS = frozenset("\\" + name for name in _LETTERS.split()) | _ACCENTS.keys() | _DOTS.keys()
+omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega pi hbar ell odot oplus imath jmath aleph mho"""
+_NAME_COMMANDS = frozenset("\\" + name for name in _LETTERS.split()) | _ACCENTS.keys() | _DOTS.keys() | _FIGURES
 _CONSTANTS = {"e": "e", "i": "i", "\\pi": "pi", "\\imath": "i"}
 
 
-def read_expression(tokens: Sequence[Token]) -> Expression:
+def read_expression(tokens: Sequence[nodes.Token]) -> nodes.Expression:
     """Return the value that all the tokens together spell.
 
     Raises:
         Unreadable: they spell none, or only some of them do.
     """
-    separate: list[Token] = []
+    separate: list[nodes.Token] = []
     for token in tokens:
         if token.kind == "run" and len(token.text) > _LONGEST_PRODUCT and not token.text.isupper():
-            raise Unreadable(f"the word {token.text!r} in a formula")
-        separate.extend([Token("run", letter) for letter in token.text] if token.kind == "run" else [token])
+            raise nodes.Unreadable(f"the word {token.text!r} in a formula")
+        separate.extend([nodes.Token("run", letter) for letter in token.text] if token.kind == "run" else [token])
     reader = _Reader(separate)
     value = reader.read_sum()
     if reader.position != len(reader.tokens):
-        raise Unreadable(f"{reader.tokens[reader.position].text!r} has no meaning there")
+        raise nodes.Unreadable(f"{reader.tokens[reader.position].text!r} has no meaning there")
     return value
 
 
-def is_foreign_command(token: Token) -> bool:
+def is_foreign_command(token: nodes.Token) -> bool:
     """Whether the token is a command that no expression holds, such as `\\int`."""
     return token.kind == "command" and token.text not in _KNOWN_COMMANDS
 
@@ -80,7 +65,7 @@ def is_foreign_command(token: Token) -> bool:
 class _Reader:
     """A position in the tokens of one value."""
 
-    def __init__(self, tokens: list[Token]) -> None:
+    def __init__(self, tokens: list[nodes.Token]) -> None:
         self.tokens = tokens
         self.position = 0
 
@@ -92,38 +77,38 @@ class _Reader:
             return "" if token.kind == "word" else token.text
         return ""
 
-    def take(self) -> Token:
+    def take(self) -> nodes.Token:
         if self.position >= len(self.tokens):
-            raise Unreadable("the text ends too early")
+            raise nodes.Unreadable("the text ends too early")
         self.position += 1
         return self.tokens[self.position - 1]
 
-    def read_sum(self) -> Expression:
+    def read_sum(self) -> nodes.Expression:
         terms = [self._read_signed(self._read_term)]
         while self.next in ("+", "-"):
             terms.append(self._read_signed(self._read_term))
-        return terms[0] if len(terms) == 1 else Sum(terms)
+        value = terms[0] if len(terms) == 1 else nodes.Sum(terms)
+        return nodes.Call("mod", [value, self.read_sum()]) if self._takes("\\bmod") else value
 
-    def _read_signed(self, read: Callable[[], Expression]) -> Expression:
+    def _read_signed(self, read: Callable[[], nodes.Expression]) -> nodes.Expression:
         is_negative = False
         while self.next in ("+", "-"):
             is_negative ^= self.take().text == "-"
         value = read()
-        return negative(value) if is_negative else value
+        return nodes.negative(value) if is_negative else value
 
-    def _read_term(self) -> Expression:
+    def _read_term(self) -> nodes.Expression:
         factors = [self._read_factor()]
         while True:
             if self.next in _TIMES:
                 self.take()
                 factors.append(self._read_signed(self._read_factor))
-            elif self.next in ("/", ":"):
-                self.take()
+            elif self._takes("/"):
                 factors.append(_inverse(self._read_signed(self._read_factor)))
             elif self._at_factor():
                 factors.append(self._read_factor())
             else:
-                return factors[0] if len(factors) == 1 else Product(factors)
+                return factors[0] if len(factors) == 1 else nodes.Product(factors)
 
     def _at_factor(self) -> bool:
         if self.position >= len(self.tokens):
@@ -133,51 +118,64 @@ class _Reader:
             return self.tokens[self.position - 1].kind != "number"
         return token.kind != "sign" and token.text not in _OPERATORS or token.text in ("(", "[", "{", "|")
 
-    def _read_factor(self) -> Expression:
+    def _read_factor(self) -> nodes.Expression:
         value = self._read_primary()
         while self.next in ("^", "!"):
             if self.take().text == "!":
-                value = Call("factorial", [value])
+                value = nodes.Call("double factorial" if self._takes("!") else "factorial", [value])
                 continue
             texts = [token.text for token in self.tokens[self.position : self.position + 3]]
             if texts[:1] == ["\\circ"] or texts == ["{", "\\circ", "}"]:
                 self.position += 1 if texts[0] == "\\circ" else 3
-                value = Product([value, Constant("pi"), Number(Fraction(1, 180))])
+                value = nodes.Product([value, nodes.Constant("pi"), nodes.Number(Fraction(1, 180))])
             else:
-                value = Power(value, self._read_signed(self._read_exponent))
+                value = nodes.Power(value, self._read_signed(self._read_exponent))
         return value
 
-    def _read_exponent(self) -> Expression:
+    def _read_exponent(self) -> nodes.Expression:
         exponent = self._read_primary()
         if self._takes("^"):
-            exponent = Power(exponent, self._read_signed(self._read_exponent))
+            exponent = nodes.Power(exponent, self._read_signed(self._read_exponent))
         return exponent
 
-    def _read_primary(self) -> Expression:
+    def _read_primary(self) -> nodes.Expression:
         token = self.take()
         if token.kind == "number":
             if self.next == "_":
-                raise Unreadable("a number with a base inside an expression")
-            number, width = read_number(token, self.tokens[self.position : self.position + 7])
+                raise nodes.Unreadable("a number with a base inside an expression")
+            number, width = nodes.read_number(token, self.tokens[self.position : self.position + 7])
             self.position += width
             return number
+        following = self.tokens[self.position : self.position + 4]
+        if token.text == "\\overline" and re.fullmatch("{[A-Z]{2}}", "".join(piece.text for piece in following)):
+            self.position += 4  # a segment, named by its ends in any order, and often without the bar
+            return read_expression(following[1:3])
         if token.kind in ("run", "face", "word") or token.text in _NAME_COMMANDS:
             self.position -= 1
             name = self.read_name()
-            return name if isinstance(name, Constant) else self._read_call(name) or name
+            texts = [piece.text for piece in self.tokens[self.position : self.position + 6]]
+            if (
+                texts == ["^", "{", "-", "1", "}", "("]
+                and isinstance(name, nodes.Symbol)
+                and name.name in _FUNCTION_LETTERS
+            ):
+                self.position += 5
+                name = nodes.Symbol(f"inverse {name.name}")
+                return self._read_call(name) or name
+            return name if isinstance(name, nodes.Constant) else self._read_call(name) or name
         if token.text in _GROUPS:
             value = read_expression(self._take_bracketed())
-            return Call(_ROUNDING[token.text], [value]) if token.text in _ROUNDING else value
+            return nodes.Call(_ROUNDING[token.text], [value]) if token.text in _ROUNDING else value
         if token.text in _FUNCTIONS:
             return self._read_function(token.text[1:])
         read = _CONSTRUCTS.get(token.text)
         if read is None:
-            raise Unreadable(f"{token.text!r} is not known here")
+            raise nodes.Unreadable(f"{token.text!r} is not known here")
         return read(self)
 
     # Names.
 
-    def read_name(self) -> Symbol | Constant:
+    def read_name(self) -> nodes.Symbol | nodes.Constant:
         """Read `x`, `E_{1}`, `\\lambda_{\\text{red}}`, `\\dot{x}_0` or `y''`."""
         token = self.take()
         text, order = token.text, 0
@@ -189,12 +187,21 @@ class _Reader:
             text, order = self._take_label(), _DOTS[text]
         elif text in _ACCENTS:
             text = f"{_ACCENTS[text]} {self._take_label()}"
+        elif text in _FIGURES:
+            label = self._take_label() if self.next == "{" else ""
+            while self.next.isupper() and len(self.next) == 1:
+                label += self.take().text
+            # An angle has its vertex in the middle, a triangle has none.
+            label = min(label, label[::-1]) if text == "\\angle" else "".join(sorted(label))
+            text = f"{text} {label}"
         order += self._take_primes()
         subscript = f"_{self._take_label()}" if self._takes("_") else ""
         order += self._take_primes()
         if order:
-            return Symbol(f"D{order}[{text}{subscript}]")
-        return Constant(_CONSTANTS[text]) if text in _CONSTANTS and not subscript else Symbol(text + subscript)
+            return nodes.Symbol(f"D{order}[{text}{subscript}]")
+        return (
+            nodes.Constant(_CONSTANTS[text]) if text in _CONSTANTS and not subscript else nodes.Symbol(text + subscript)
+        )
 
     def _take_primes(self) -> int:
         start = self.position
@@ -219,10 +226,10 @@ class _Reader:
             return 1
         text = self._take_label()
         if not text.isdigit():
-            raise Foreign("a derivative of symbolic order")
+            raise nodes.Foreign("a derivative of symbolic order")
         return int(text)
 
-    def _read_call(self, name: Symbol) -> Call | None:
+    def _read_call(self, name: nodes.Symbol) -> nodes.Call | None:
         """Read the arguments of a name that is a function, None of one that is a factor.
 
         A function is `f(...)`, any `I(0)` or `x(t)`, since nobody writes a product with one letter in parentheses,
@@ -231,10 +238,10 @@ class _Reader:
         is_braced = [token.text for token in self.tokens[self.position : self.position + 2]] == ["{", "("]
         if self.next != "(" and not is_braced:
             return None
-        closing = find_closing(self.tokens, self.position)
+        closing = nodes.find_closing(self.tokens, self.position)
         inside = self.tokens[self.position + 1 : closing]
         if is_braced:
-            if find_closing(inside, 0) != len(inside) - 1:
+            if nodes.find_closing(inside, 0) != len(inside) - 1:
                 return None
             inside = inside[1:-1]
         elif not (name.name in _FUNCTION_LETTERS or _is_plain_argument(inside) or len(_split_arguments(inside)) > 1):
@@ -242,67 +249,71 @@ class _Reader:
         self.position = closing + 1
         arguments = [read_expression(piece) for piece in _split_arguments(inside)]
         if len(arguments) == 2 and name.name == "C":
-            return Call("binomial", arguments)
-        if len(arguments) == 2 and name.name == "P" and any(isinstance(argument, Number) for argument in arguments):
-            return Call("permutation", arguments)  # P(6,3) counts arrangements, P(x,y) may be anything
-        return Call("gamma" if name.name == "\\Gamma" else f"apply {name.name}", arguments)
+            return nodes.Call("binomial", arguments)
+        if (
+            len(arguments) == 2
+            and name.name == "P"
+            and any(isinstance(argument, nodes.Number) for argument in arguments)
+        ):
+            return nodes.Call("permutation", arguments)  # P(6,3) counts arrangements, P(x,y) may be anything
+        return nodes.Call("gamma" if name.name == "\\Gamma" else f"apply {name.name}", arguments)
 
     # Groups, fractions, roots, functions.
 
-    def _take_bracketed(self) -> list[Token]:
+    def _take_bracketed(self) -> list[nodes.Token]:
         """Take what stands in the bracket just opened, and the bracket that closes it."""
         start = self.position - 1
-        opening, closing = self.tokens[start].text, find_closing(self.tokens, start)
+        opening, closing = self.tokens[start].text, nodes.find_closing(self.tokens, start)
         if self.tokens[closing].text != _CLOSING[opening]:
-            raise Unreadable(f"{opening} is closed by {self.tokens[closing].text}")
+            raise nodes.Unreadable(f"{opening} is closed by {self.tokens[closing].text}")
         self.position = closing + 1
         return self.tokens[start + 1 : closing]
 
-    def _take_argument(self) -> list[Token]:
+    def _take_argument(self) -> list[nodes.Token]:
         """Take a LaTeX argument: a group in braces, or else one token, of a number only its first digit."""
         token = self.take()
         if token.text == "{":
             return self._take_bracketed()
         if token.kind == "number" and len(token.text) > 1:
             self.position -= 1
-            self.tokens[self.position] = Token("number", token.text[1:])
-            return [Token("number", token.text[0])]
+            self.tokens[self.position] = nodes.Token("number", token.text[1:])
+            return [nodes.Token("number", token.text[0])]
         return [token]
 
-    def read_fraction(self) -> Expression:
+    def read_fraction(self) -> nodes.Expression:
         above, below = self._take_argument(), self._take_argument()
         derivative = _derivative(above, below)
         if derivative is not None:
             return derivative
-        if [token.text for token in above] == ["d"] and below[:1] == [Token("run", "d")]:
+        if [token.text for token in above] == ["d"] and below[:1] == [nodes.Token("run", "d")]:
             name = self.read_name().name
-            return _derivative([*above, Token("run", name)], below) or Symbol(name)
-        return Product([read_expression(above), _inverse(read_expression(below))])
+            return _derivative([*above, nodes.Token("run", name)], below) or nodes.Symbol(name)
+        return nodes.Product([read_expression(above), _inverse(read_expression(below))])
 
-    def read_root(self) -> Expression:
-        degree = read_expression(self._take_bracketed()) if self._takes("[") else Number(Fraction(2))
+    def read_root(self) -> nodes.Expression:
+        degree = read_expression(self._take_bracketed()) if self._takes("[") else nodes.Number(Fraction(2))
         inside = self._take_bracketed() if self._takes("(") else self._take_argument()
-        return Call("root", [read_expression(inside), degree])
+        return nodes.Call("root", [read_expression(inside), degree])
 
-    def read_binomial(self) -> Expression:
+    def read_binomial(self) -> nodes.Expression:
         above, below = self._take_argument(), self._take_argument()
-        return Call("binomial", [read_expression(above), read_expression(below)])
+        return nodes.Call("binomial", [read_expression(above), read_expression(below)])
 
-    def read_absolute(self) -> Expression:
-        inside: list[Token] = []
+    def read_absolute(self) -> nodes.Expression:
+        inside: list[nodes.Token] = []
         while not self._takes("|"):
             inside.append(self.take())
-        return Call("abs", [read_expression(inside)])
+        return nodes.Call("abs", [read_expression(inside)])
 
-    def _read_function(self, name: str) -> Expression:
-        power: Expression | None = None
-        base: list[Expression] = []
+    def _read_function(self, name: str) -> nodes.Expression:
+        power: nodes.Expression | None = None
+        base: list[nodes.Expression] = []
         while self.next in ("^", "_"):
             if self.take().text == "^":
                 power = self._read_signed(self._read_exponent)
             else:
                 base = [read_expression(self._take_argument())]
-        if isinstance(power, Number) and power.value == -1 and not name.startswith("ar"):
+        if isinstance(power, nodes.Number) and power.value == -1 and not name.startswith("ar"):
             name, power = "arc" + name, None
         if self.next in ("(", "[", "{", "\\{"):
             self.take()
@@ -313,20 +324,20 @@ class _Reader:
             factors = [self._read_signed(self._read_factor)]
             while self._at_factor() and self.next not in _FUNCTIONS and self.next != "(":
                 factors.append(self._read_factor())
-            arguments = [factors[0] if len(factors) == 1 else Product(factors)]
-        value = Call(name, arguments + base)
-        return value if power is None else Power(value, power)
+            arguments = [factors[0] if len(factors) == 1 else nodes.Product(factors)]
+        value = nodes.Call(name, arguments + base)
+        return value if power is None else nodes.Power(value, power)
 
 
-def _inverse(value: Expression) -> Power:
-    return Power(value, Number(Fraction(-1)))
+def _inverse(value: nodes.Expression) -> nodes.Power:
+    return nodes.Power(value, nodes.Number(Fraction(-1)))
 
 
-def _split_arguments(tokens: Sequence[Token]) -> list[list[Token]]:
-    return split_at(tokens, lambda token: token.text == ",")[0]
+def _split_arguments(tokens: Sequence[nodes.Token]) -> list[list[nodes.Token]]:
+    return nodes.split_at(tokens, lambda token: token.text == ",")[0]
 
 
-def _is_plain_argument(tokens: Sequence[Token]) -> bool:
+def _is_plain_argument(tokens: Sequence[nodes.Token]) -> bool:
     """Whether the tokens are one number, or letters between commas."""
     if len(tokens) == 1 and tokens[0].kind == "number":
         return True
@@ -336,7 +347,7 @@ def _is_plain_argument(tokens: Sequence[Token]) -> bool:
     )
 
 
-def _derivative(above: Sequence[Token], below: Sequence[Token]) -> Symbol | None:
+def _derivative(above: Sequence[nodes.Token], below: Sequence[nodes.Token]) -> nodes.Symbol | None:
     """Return the derivative that a fraction spells (`dx/dt`, `d^2 x/dt^2`); None of a quotient."""
     if [token.text for token in (*above[:1], *below[:1])] != ["d", "d"] or len(above) < 2 or len(below) < 2:
         return None
@@ -347,14 +358,14 @@ def _derivative(above: Sequence[Token], below: Sequence[Token]) -> Symbol | None
     function, variable = upper.read_name().name, lower.read_name().name
     if upper.position < len(upper.tokens) or lower.take_order() != order or lower.position < len(lower.tokens):
         return None
-    return Symbol(f"D{order}[{function},{variable}]")
+    return nodes.Symbol(f"D{order}[{function},{variable}]")
 
 
-_CONSTRUCTS: dict[str, Callable[[_Reader], Expression]] = {
+_CONSTRUCTS: dict[str, Callable[[_Reader], nodes.Expression]] = {
     "\\frac": _Reader.read_fraction,
     "\\sqrt": _Reader.read_root,
     "\\binom": _Reader.read_binomial,
     "|": _Reader.read_absolute,
-    "\\infty": lambda reader: Constant("infinity"),
+    "\\infty": lambda reader: nodes.Constant("infinity"),
 }
 _KNOWN_COMMANDS = _NAME_COMMANDS | _FUNCTIONS | _GROUPS.keys() | _OPERATORS | _CONSTRUCTS.keys()

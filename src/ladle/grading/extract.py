@@ -9,10 +9,11 @@ one list.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
-from ladle.grading.normalise import TEXT_COMMANDS, read_number_words
-from ladle.grading.units import CHANGE_THE_NUMBER
+from ladle.grading.normalise import MATH, TEXT_COMMANDS, read_number_words
+from ladle.grading.units import CHANGE_THE_NUMBER, is_unit_run
 
 # Completions.
 
@@ -20,46 +21,148 @@ _FINAL_ANSWER = "final answer is $"
 _HOPE = "$. I hope"
 _BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BARE_BOX = re.compile(r"\\boxed\s+(-?[\w.]+)")
-_PHRASES = ("he answer is", "final answer is", "答案是")
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_MARKED = re.compile(r"####\s*([^\n]+)")
+_PHRASE = re.compile(r"(?i:answers?)\W{0,4}?(?:is|are)\b|(?i:answer)\W{0,4}?(?P<label>[:=])|答案(?:应该|就)?[是为：:]")
+_EXPLANATION = re.compile(
+    r",?\s+(?:because|since|which|due to|i\.e\.|that is|(?:as|so) (?:that|there|it|s?he|we|the))\b.*"
+)
 _PROSE = re.compile(
     r"(?<![\\\w])(?:[Tt]he\s+(?:[a-z]+\s+){0,2}answer\s+is\b|(?:[A-Za-z]+\s+){2}[A-Za-z]+\s*:?\s*\$?\\boxed\b)"
 )
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|。")
-_MATH = re.compile(r"\$\$?([^$]+)\$\$?")
 _BETWEEN_BOXES = re.compile(r"[\s,;$]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s,;$]*(?:[A-Za-z]\w?\s*=\s*)?")
+
+# The last number is the last run of mathematics with digits, since a part of it would be another number.
+
+_ASIDE = re.compile(r"(?<=[\w%}])\s+\((?:[^()]*[A-Za-z]{2}|[^()]*\d\s*[-+*/x×=])[^()]*\)")  # `24 (6 x 4)`
+_PIECE_OF_RUN = (
+    r"(?:\d{1,3}(?:(?:,|\{,\}|,\\!|\\[,;:! ])\d{3})+(?!\d)|\d+|\.\d|\\(?!text|mathrm|mbox|boxed)[a-zA-Z]+|\\%"
+    r"|(?<![^\W\d_])[A-Za-zπ](?![^\W\d_])|[-+*/^_=×·÷:√∛%$€£!{}()<>≤≥≈⅓¼½¾⅔²³⁰-⁹−–∞°])"
+)
+_RUN = re.compile(
+    rf"(?P<word>(?:\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|[^\W\d_]{{2,}})(?:\^\{{?-?\d\}}?|[²³])?)"  # with a power
+    rf"|(?P<run>{_PIECE_OF_RUN}(?:[ \u00a0\u202f]*{_PIECE_OF_RUN})*)"
+)
+_RELATION = re.compile(r"[=<>≤≥≈]|\\(?:approx|[lg]eq?|to|implies|equiv)(?![a-z])")
+_SCALE = re.compile(
+    r"\s*(?:million|billion|trillion|thousand|hundred|dozen|percent|per cent|cents?|[ap]\.?m\b\.?)\b|(?:st|nd|rd|th)\b"
+)
+_BEFORE_NUMBER = re.compile(r"^(?:[*_:|!\s]+|[-–]\s+|[aAI]\s+)+")
+_AFTER_NUMBER = re.compile(r"[*_:|!$\s]+$|(?<=\d)(?:\s+[aAI]|\s*[mgshlLVWNJKCF](?:\^?\{?\d\}?|[²³])?)$")
+
+
+Extraction = Literal["ladle", "upstream"]
 
 
 class Extracted(NamedTuple):
-    """An answer and the rule that found it: boxed, phrase, final_answer_phrase, last_number or none."""
+    """An answer and the rule that found it.
+
+    The rules: tagged, boxed, marked, phrase, final_answer_phrase, last_number, upstream and none.
+    """
 
     answer: str
     method: str
 
 
-def extract_answer(completion: str, multiple: bool = False) -> Extracted:
+def extract_answer(
+    completion: str, multiple: bool = False, truncated: bool = False, rule: Extraction = "ladle"
+) -> Extracted:
     """Return the answer that a completion ends in; the empty string and `none` if it gives none.
 
     Args:
         completion: what the model wrote, its thoughts included.
         multiple: whether several answers are wanted.
+        truncated: whether it was cut off: then only a whole box, or a statement that ends in the text, is an answer.
+        rule: `upstream` follows the published harness to the letter.
     """
+    if rule == "upstream":
+        answer = _extract_as_upstream(completion)
+        return Extracted(answer, "upstream" if answer else "none")
     thoughts, closed, text = completion.rpartition("</think>")
     if not closed and "<think>" in text:
         return Extracted("", "none")
+    if tagged := _TAGGED.findall(text):
+        said = bare_answer(tagged[-1].strip(), multiple)
+        return Extracted(said, "tagged" if said else "none")
     _, introduced, final = text.rpartition(_FINAL_ANSWER)
     if introduced and _HOPE in final:
         return Extracted(final.partition(_HOPE)[0].strip(), "final_answer_phrase")
     boxed = _last_boxes(text, multiple)
     if boxed:
         return Extracted(boxed, "boxed")
-    for phrase in _PHRASES:
-        _, introduced, said = text.rpartition(phrase)
-        answer = _first_sentence(said) if introduced else ""
+    marked = _MARKED.findall(text)
+    if marked and not (truncated and text.rstrip().endswith(marked[-1])):
+        return Extracted(marked[-1].strip(), "marked")
+    for found in reversed([*_PHRASE.finditer(text)]):
+        said = text[found.end() :]
+        ends = _SENTENCE_END.search(said.strip(" :*\n"))
+        is_last = not found["label"] or ends is None or not re.search(r"\d", said.strip(" :*\n")[ends.end() :])
+        answer = _first_sentence(said) if is_last and (ends or not truncated) else ""
         if answer:
             return Extracted(answer, "phrase")
-    numbers = _NUMBER.findall(text)
-    return Extracted(numbers[-1].rstrip(","), "last_number") if numbers else Extracted("", "none")
+    answer = "" if truncated else _open_box(text) or _last_number(text)
+    return Extracted(answer, "last_number" if answer else "none")
+
+
+def _open_box(text: str) -> str:
+    """Return what a box that never closes holds to the end of its line, if that is whole."""
+    _, _, inside = text.rpartition("\\boxed{")
+    inside = re.split(r"[$\n]", inside)[0].strip().rstrip(".") if "\\boxed{" in text else ""
+    return inside if inside.count("{") == inside.count("}") else ""
+
+
+def _last_number(text: str) -> str:
+    """Return the last number with the fraction, time or formula that it is in; empty if that is not all there."""
+    text = _ASIDE.sub("", text)
+    last = None
+    for found in _RUN.finditer(text):
+        run = found["run"] or ""
+        is_in_name = re.match(r"[-\d^_]", run) and re.search(
+            r"[A-Za-z]$", text[max(found.start() - 1, 0) : found.start()]
+        )
+        if re.search(r"[\d½⅓¼¾⅔]", run) and not is_in_name:
+            last = found
+    if last is None:
+        return ""
+    sides = [side for side in _RELATION.split(last["run"]) if re.search(r"[\d½⅓¼¾⅔]", side)]
+    number = _BEFORE_NUMBER.sub("", sides[-1])
+    while number != (number := _AFTER_NUMBER.sub("", number)):
+        pass
+    if number.startswith("(") and ")" not in number:
+        number = number[1:]
+    if any(number.count(opening) != number.count(closing) for opening, closing in ("()", "{}")):
+        return ""
+    scale = _SCALE.match(text, last.end())
+    unit = re.compile(r"\s*([A-Za-z]{2,})(?:\^\d|[²³])?").match(text, last.end())
+    if scale is None and unit is not None and is_unit_run(unit[1]) and unit[1] != "in":
+        return number + unit[0]
+    return number + (scale[0] if scale else "")
+
+
+def _extract_as_upstream(completion: str) -> str:
+    """Find an answer as `extract_answer` of Qwen2.5-Math (`evaluation/parser.py`) does before its `strip_string`.
+
+    It reads inside thoughts, takes an unbalanced box to the end of the text, and any digits for the last number.
+    """
+    if "final answer is $" in completion and "$. I hope" in completion:
+        answer = completion.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
+    elif "boxed" in completion:
+        answer = completion.split("boxed")[-1]
+        if answer.startswith("{"):
+            depths = accumulate((letter == "{") - (letter == "}") for letter in answer)
+            answer = answer[1 : next((index for index, depth in enumerate(depths) if not depth), len(answer))]
+        else:
+            answer = answer.split("$")[0].strip()
+    elif "he answer is" in completion:
+        answer = completion.split("he answer is")[-1].strip()
+    elif "final answer is" in completion:
+        answer = completion.split("final answer is")[-1].strip()
+    elif "答案是" in completion:
+        answer = completion.split("答案是")[1].strip().split("\n\n")[0].strip()
+    else:
+        answer = next(reversed(re.findall(r"-?\d*\.?\d+", completion.replace(",", ""))), "")
+    return re.sub(r"\n\s*", "", answer).removeprefix(":").removesuffix(".").removesuffix("/")
 
 
 def bare_answer(answer: str, multiple: bool = False) -> str:
@@ -113,11 +216,11 @@ def _balanced_boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def _first_sentence(text: str) -> str:
-    text = text.lstrip(" :*\n")
-    math = _MATH.match(text)
-    if math is not None:
-        return math[1].strip()
-    return _SENTENCE_END.split(text, maxsplit=1)[0].strip(" *:.,$\n")
+    text = text.lstrip(" :*\n").replace("$$", "$")
+    sentence = _EXPLANATION.sub("", _SENTENCE_END.split(text, maxsplit=1)[0], count=1).strip(" *:.,\n")
+    math = MATH.match(text)
+    is_all = math is not None and not re.search(r"[\d$]", sentence[math.end() :])
+    return math[1].strip() if math is not None and is_all else sentence
 
 
 # Plain words, and the letters of options.
@@ -135,11 +238,11 @@ _SYNONYMS = {
     }.items()
     for same in others.split("|")
 }
-_NOT_WORDS = re.compile(r"[^\w\s%+-]|_")
+_NOT_WORDS = re.compile(r"[^\w\s%+-]|_|(?<=[a-z])-(?=[a-z])")
 _OPTION = re.compile(r"\(?\s*([A-J])\s*\)?")
 _INTRODUCED = re.compile(r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+(?:choice|is))?\s*:?\s*(?=\S)", re.I)
 _LABELLED = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:])(?:\s.*)?", re.DOTALL)
-_MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?\(\s*[A-J]\s*\)(?:\s*\}}\s*|\s+)(?=\S)")
+_MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?:\(\s*)?[A-J]\s*\)(?:\s*\}}\s*|\s+)(?=\S)")
 
 
 def plain_words(text: str) -> str:
@@ -179,9 +282,18 @@ _STATEMENT = re.compile(
     r"(?:is|are|was|equals|is equal to)\s*:?\s+(?!not\b|no\b)(?=\S)",
     re.IGNORECASE,
 )
-_LABEL = re.compile(r"^\s*(?:the\s+)?(?:final\s+)?answer\s*:\s*(?=\S)", re.IGNORECASE)
-_SAID_AGAIN = re.compile(
-    r"(?P<quantity>^[-\\$\s]*\d[\d,.]*\s+[A-Za-z][A-Za-z ]*)\s\((?=[^()]*\d)(?=[^()]*[A-Za-z]{3})[^()]*\)[.\s]*$"
+_LABEL = re.compile(r"^\s*(?:the\s+)?(?:final\s+)?(?:answer|total|result)\s*:\s*(?=\S)", re.IGNORECASE)
+_IN_BRACKETS = re.compile(
+    rf"(?P<said>.*?[^\s(,;=+*/^-])(?:\s|\\q?quad|\\[,;: ]|\\(?:{TEXT_COMMANDS})\s*\{{\s*)+"
+    rf"\((?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?P<aside>[^()]*(?:\([^()]*\)[^()]*)*)\)?[\s}}.$]*",
+    re.DOTALL,
+)
+_NOUN = re.compile(r"\s*[A-Za-z][A-Za-z'-]*(?:[\s.]+[A-Za-z][A-Za-z'-]*)*\s*")
+_QUANTITY = re.compile(
+    r"(?:[A-Za-z]\s*=\s*)?[-−]?\s*(?:\\?\$)?\d[\d.,/:]*(?:\s+[A-Za-z ]+)?|\$?-?\\frac\{\d+\}\{\d+\}\$?"
+)
+_EXPLAINS = re.compile(
+    r"(?:since|because|as|by|from|using|not|see|that|which|rounded|to the|approximately|about|i\.e|exactly|only)\b"
 )
 _WORD = r"[A-Za-z][A-Za-z'’-]*"
 _SENTENCE = re.compile(
@@ -190,8 +302,8 @@ _SENTENCE = re.compile(
 )
 _COMPARE = "least most between from up under above below more less fewer first last"
 _COMBINE = "never or and double twice triple by power choose log sin cos tan"
+# Words beside which a number in a sentence is not what the sentence says.
 _NOT_ALONE = CHANGE_THE_NUMBER.difference({"to"}).union(_COMPARE.split(), _COMBINE.split())
-"""Words beside which a number in a sentence is not what the sentence says."""
 _PLACED = re.compile(r"^\s*(?:on|in|at)\s+(?:(?:a|an|the)\s+)?(?=[A-Za-z])", re.IGNORECASE)
 _SUBJECT_AND_VERB = r",?\s+(?:it|he|she|they|there|this|that)\s+(?:is|are|does|do|can|will|has|have|was|were)"
 _AFFIRMED = re.compile(
@@ -199,12 +311,25 @@ _AFFIRMED = re.compile(
 )
 
 
+def drop_aside(text: str) -> str:
+    """Return the text without the explanation in brackets that ends it; a noun there, `9 (apples)`, is the unit."""
+    found = _IN_BRACKETS.fullmatch(text) if "(" in text else None
+    if found is None:
+        return text
+    aside, is_counted = found["aside"].strip(" }"), _QUANTITY.fullmatch(found["said"].strip())
+    if _EXPLAINS.match(aside) or is_counted and re.search(r"\d", aside) and re.search(r"[A-Za-z]{3}", aside):
+        return found["said"]
+    if is_counted and _NOUN.fullmatch(aside) and not aside.startswith(("mod", "or ")):
+        return f"{found['said']} \\text{{{aside}}}"
+    return text
+
+
 def drop_statement(text: str) -> str:
     """Return what a sentence says something is: `The area is 116.` gives `116.`, `Ann has to pay 5 dollars.` 5 dollars.
 
     A sentence that holds one number, in digits, counts for it if no word of it changes the number or is another one.
     """
-    text = _SAID_AGAIN.sub(lambda found: found["quantity"], _LABEL.sub("", text, count=1), count=1)
+    text = drop_aside(_EXPLANATION.sub("", _LABEL.sub("", text, count=1), count=1))
     stated = _STATEMENT.sub("", text, count=1)
     found = _SENTENCE.fullmatch(stated)
     if found is None:

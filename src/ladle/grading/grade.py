@@ -14,22 +14,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Self
 
 from ladle.errors import UserError
-from ladle.grading.extract import Extracted, extract_answer
+from ladle.grading.extract import Extracted, Extraction, extract_answer
+from ladle.grading.nodes import read_literal
 from ladle.grading.pool import GraderConfig, Timed, WorkerPool
-from ladle.grading.tree import read_literal
 from ladle.grading.verdict import AnswerType, Grade, Judgement, Pair, Verdict, answer_type
 
 __all__ = ["AnswerType", "Grade", "Grader", "GraderConfig", "Pair", "Verdict"]
 
+# Pairs taken from the input before the first verdict is returned; what the workers share between them.
 READ_AHEAD = 1024
-"""Pairs taken from the input before the first verdict is returned; what the workers share between them."""
-MAX_REMEMBERED = 100_000
-"""Verdicts kept in memory; a rollout repeats most of its answers."""
+MAX_REMEMBERED = 100_000  # verdicts kept in memory; a rollout repeats most of its answers
 _GIVEN = "given"
 
 
@@ -68,13 +67,40 @@ class Grader:
         """
         return self._grade((pair, Extracted(pair.answer, _GIVEN)) for pair in pairs)
 
-    def grade_completions(self, pairs: Iterable[Pair]) -> Iterator[Grade]:
-        """Grade whole completions, in order: the answer is found in each first (`ladle.grading.extract`).
+    def gold_problems(self, pairs: Iterable[Pair]) -> Iterator[str | None]:
+        """Say of each pair's gold, in order, why no answer but its very text could be graded by it; None if some could.
+
+        The answers are not looked at. Call it before sampling: golds that cannot be read are known without a model.
 
         Raises:
             UserError: a pair's type is not known.
         """
-        return self._grade((pair, extract_answer(pair.answer, pair.multiple)) for pair in pairs)
+        remaining = (pair._replace(answer=pair.gold) for pair in pairs)
+        while chunk := list(islice(remaining, READ_AHEAD)):
+            golds = {key_of(pair, self._salt): pair for pair in chunk}
+            judged = self._judge_elsewhere(golds)
+            for judgement in (judged[key_of(pair, self._salt)].judgement for pair in chunk):
+                yield None if judgement.verdict is Verdict.CORRECT else judgement.reason
+
+    def grade_completions(
+        self, pairs: Iterable[Pair], truncated: Iterable[bool] | None = None, extraction: Extraction = "ladle"
+    ) -> Iterator[Grade]:
+        """Grade whole completions, in order: the answer is found in each first (`ladle.grading.extract`).
+
+        Args:
+            pairs: golds and completions.
+            truncated: for each, whether it was cut off (finish_reason `length`), so that only a whole box or statement
+                counts; None if none was.
+            extraction: `upstream` finds answers by the rule of the Qwen2.5-Math harness, for comparisons with it.
+
+        Raises:
+            UserError: a pair's type is not known.
+        """
+        cuts = repeat(False) if truncated is None else truncated
+        return self._grade(
+            (pair, extract_answer(pair.answer, pair.multiple, cut, extraction))
+            for pair, cut in zip(pairs, cuts, strict=truncated is not None)
+        )
 
     def _grade(self, found: Iterator[tuple[Pair, Extracted]]) -> Iterator[Grade]:
         while chunk := list(islice(found, READ_AHEAD)):
@@ -83,7 +109,7 @@ class Grader:
             keys = {index: key_of(pairs[index], self._salt) for index, timed in enumerate(here) if timed is None}
             elsewhere = self._judge_elsewhere({key: pairs[index] for index, key in keys.items()})
             for index, (_, extracted) in enumerate(chunk):
-                judgement, seconds = here[index] or elsewhere[keys[index]]
+                judgement, seconds, _ = here[index] or elsewhere[keys[index]]
                 yield Grade(judgement.verdict, judgement.reason, seconds, extracted.answer, extracted.method)
 
     def _judge_here(self, pair: Pair) -> Timed | None:
@@ -157,8 +183,8 @@ def _read_number(text: str) -> Fraction | None:
 
 # Verdicts kept between runs, by everything that decided them.
 
-GRADER_VERSION = 4
-"""Raise it with any change that can change a verdict: verdicts of other versions are not found any more."""
+# Raise it with any change that can change a verdict: verdicts of other versions are not found any more.
+GRADER_VERSION = 5
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID
 """

@@ -11,45 +11,35 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from ladle.grading.equality import Rules
-from ladle.grading.equivalence import align_bound_letter, are_equivalent
+from ladle.grading import nodes
+from ladle.grading.equivalence import align_bound_letter, are_equivalent, are_same_families
 from ladle.grading.extract import (
     NO_SOLUTION,
     Declared,
     bare_answers,
+    drop_aside,
     drop_option_label,
     drop_statement,
     option_letter,
     plain_words,
     split_declarations,
 )
-from ladle.grading.normalise import normalise
-from ladle.grading.sets import are_same_families
+from ladle.grading.normalise import normalise, unwrap
 from ladle.grading.structure import Reading, read, ungroup
-from ladle.grading.tree import (
-    Foreign,
-    Quantity,
-    Relation,
-    Text,
-    TooLarge,
-    Tree,
-    Unordered,
-    Unreadable,
-    symbols_of,
-    tokenize,
-)
 from ladle.grading.units import Unit, read_unit
+from ladle.grading.values import Rules
 from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
-_WORDS = re.compile(r"[A-Za-z' -]*[A-Za-z]{4}[A-Za-z' -]*|yes|no", re.IGNORECASE)
+_COUNTED = re.compile(r"-?\d[\d.,]*(?: (?!(?:[a-d]+|[k-n]+|[p-r]+|[x-z]+)\b)(?=[a-z]*[aeiouy])[a-z]{3,})+")  # `4 cups`
+_WORDS = re.compile(r"[A-Za-z'. -]*[A-Za-z]{4}[A-Za-z'. -]*|yes|no", re.IGNORECASE)
 
 
 class _Gold(NamedTuple):
     text: str
-    tree: Tree | None
+    tree: nodes.Tree | None
     reading: Reading
-    refusal: Unreadable | TooLarge | None
+    refusal: nodes.Unreadable | nodes.TooLarge | None
     declared: Declared
 
 
@@ -77,24 +67,38 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
         if decided is not None:
             return decided
     gold = _read_gold(pair.gold, kind, pair.multiple, bool(pair.unit))
-    answer = normalise(drop_statement(drop_option_label(pair.answer)) if kind is not AnswerType.TEXT else pair.answer)
+    answer = unwrap(pair.answer)
+    answer = normalise(answer if kind is AnswerType.TEXT else drop_statement(drop_option_label(answer)))
     if not answer:
         return Judgement(Verdict.UNPARSED, "the answer is empty")
     declared = split_declarations(answer)
-    if declared.text == gold.text:
+    if (
+        _without_spacing(declared.text) == _without_spacing(gold.text) and pair.answer != pair.gold
+    ):  # of one text, the question is whether it can be read
         return _judge_declarations(gold.declared, declared, "the same text but for spacing and markup")
-    if isinstance(gold.tree, Text):
+    if gold.tree == nodes.Unordered([]) and plain_words(declared.text) == NO_SOLUTION:
+        return Judgement(Verdict.CORRECT, "no solution, in words")
+    if isinstance(gold.tree, nodes.Text):
         if gold.tree.words in map(plain_words, bare_answers(declared.text)):
             return _judge_declarations(gold.declared, declared, "equal words")
         return Judgement(Verdict.WRONG, "different words")
     tolerance = None if pair.tolerance is None else Fraction(repr(pair.tolerance))
     try:
         answer_tree = _read_answer(declared.text, gold)
-        return _judge_trees(gold, answer_tree, declared, Rules(rounding_digits, tolerance, _wanted_unit(pair.unit)))
-    except Foreign as error:
+        rules = Rules(rounding_digits, tolerance, _wanted_unit(pair.unit))
+        judged = _judge_trees(gold, answer_tree, declared, rules)
+    except nodes.Foreign as error:
         return _leave(gold, declared, str(error))
-    except (Unreadable, TooLarge) as error:
+    except (nodes.Unreadable, nodes.TooLarge) as error:
         return Judgement(Verdict.UNPARSED, str(error))
+    if pair.answer == pair.gold and isinstance(judged, Judgement) and judged.verdict is Verdict.WRONG:
+        return Judgement(Verdict.UNPARSED, "it says nothing that equals itself")
+    return judged
+
+
+def _without_spacing(text: str) -> str:
+    """Return the text without the spaces that part nothing: `3 1/2` keeps its own."""
+    return re.sub(r"(?<![A-Za-z\d]) +| +(?![A-Za-z\d])", "", text)
 
 
 def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:
@@ -119,33 +123,34 @@ def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:
 @lru_cache(maxsize=512)
 def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: bool) -> _Gold:
     """Read the gold, and say how to take an answer to it."""
-    declared = split_declarations(normalise(text))
+    declared = split_declarations(normalise(drop_aside(text) if kind is not AnswerType.TEXT else text))
     text = declared.text
     may_group = not multiple and kind not in _ORDERED_TYPES and not re.search(r"[(\[]|\\\{", text)
     is_grouped = may_group and "," not in ungroup(text)
     unread = Reading(is_grouped, accepts_nouns=False, accepts_unit_letters=False)
-    refusal: Unreadable | TooLarge | None = None
-    for reading in (unread, replace(unread, accepts_nouns=True)):  # `5 apples` is read now, but `2 ab` was two a b
+    refusal: nodes.Unreadable | nodes.TooLarge | None = None
+    readings = (unread, replace(unread, accepts_nouns=True))  # `5 apples` is read as the second, `2 ab` is two a b
+    for reading in readings[1:] if _COUNTED.fullmatch(text) else readings:
         try:
             tree = read(text, reading)
-        except Foreign as error:
+        except nodes.Foreign as error:
             return _Gold(text, None, unread, error, declared)
-        except (Unreadable, TooLarge) as error:
+        except (nodes.Unreadable, nodes.TooLarge) as error:
             refusal = refusal or error
         else:
-            has_unit |= isinstance(tree, Quantity) and bool(tree.unit)
-            return _Gold(text, tree, Reading(is_grouped, not symbols_of(tree), has_unit), None, declared)
+            has_unit |= isinstance(tree, nodes.Quantity) and bool(tree.unit)
+            return _Gold(text, tree, Reading(is_grouped, not nodes.symbols_of(tree), has_unit), None, declared)
     return _Gold(text, None, unread, refusal, declared)
 
 
-def _read_answer(text: str, gold: _Gold) -> Tree:
+def _read_answer(text: str, gold: _Gold) -> nodes.Tree:
     """Read an answer; of a calculation that cannot be read, such as `1+2+\\cdots+9 = 45`, what it arrives at."""
     try:
         return read(text, gold.reading)
-    except Foreign:
+    except nodes.Foreign:
         way, equals, end = text.rpartition("=")
         is_calculation = equals and way.count("{") == way.count("}") and not re.search(r"[<>]|\\[lgn]e\b", way)
-        if not is_calculation or gold.tree is None or isinstance(gold.tree, Relation):
+        if not is_calculation or gold.tree is None or isinstance(gold.tree, nodes.Relation):
             raise
         return read(end, gold.reading)
 
@@ -154,28 +159,26 @@ def _read_answer(text: str, gold: _Gold) -> Tree:
 def _wanted_unit(unit: str | None) -> Unit:
     """Return the unit that the question names; one that cannot be read makes no answer wrong."""
     try:
-        return read_unit(tokenize(normalise(unit)), accept_nouns=True) if unit else {}
-    except Unreadable:
+        return read_unit(nodes.tokenize(normalise(unit)), accept_nouns=True) if unit else {}
+    except nodes.Unreadable:
         return {}
 
 
-def _judge_trees(gold: _Gold, answer: Tree, declared: Declared, rules: Rules) -> Judgement | Algebra:
-    if isinstance(gold.refusal, Foreign):
+def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: Declared, rules: Rules) -> Judgement | Algebra:
+    if isinstance(gold.refusal, nodes.Foreign):
         return _leave(gold, declared, str(gold.refusal))
     if gold.tree is None:
         return Judgement(Verdict.UNPARSED, f"the gold: {gold.refusal}")
-    if isinstance(answer, Text):
-        if answer.words == NO_SOLUTION and gold.tree == Unordered([]):
-            return Judgement(Verdict.CORRECT, "no solution, in words")
+    if isinstance(answer, nodes.Text):
         return Judgement(Verdict.WRONG, "words where the gold has a value")
     bound = frozenset[str]() if gold.declared.condition else gold.declared.letters | declared.letters
     answer = align_bound_letter(gold.tree, answer, bound)
     verdict = are_equivalent(gold.tree, answer, rules)
-    if verdict is False and isinstance(answer, Quantity) and answer.unit and symbols_of(gold.tree):
+    if verdict is False and isinstance(answer, nodes.Quantity) and answer.unit and nodes.symbols_of(gold.tree):
         measured = read(gold.text, replace(gold.reading, accepts_unit_letters=True))  # `9.8 m/s^2` beside a marked unit
-        verdict = isinstance(measured, Quantity) and are_equivalent(measured, answer, rules)
+        verdict = isinstance(measured, nodes.Quantity) and are_equivalent(measured, answer, rules)
     elif verdict is False and gold.declared.kinds | declared.kinds == {"integer"}:
-        shared = symbols_of(gold.tree) & symbols_of(answer)
+        shared = nodes.symbols_of(gold.tree) & nodes.symbols_of(answer)
         verdict = any(are_same_families(gold.tree, answer, letter) for letter in shared)
     if verdict is None:
         return _leave(gold, declared, "no value to compare")

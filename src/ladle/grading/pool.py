@@ -1,21 +1,22 @@
 """Grading processes that are killed and replaced where a limit demands, so that no answer can stop a run.
 
-Each worker is sent a few pairs ahead and answers them in order, so the pair it is at is always known. An answer whose
-worker used up its CPU time is a timeout at once. One that took too long by the clock, or whose worker died, is tried
-once more with nothing else running: only then the machine's load is not to blame.
+Each worker is sent a few pairs at a time and answers them in order, so the pair it is at is always known. An answer
+whose worker used up its CPU time is a timeout at once. One that took too long by the clock, or whose worker died, is
+tried once more with nothing else running: only then the machine's load is not to blame.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,10 +25,8 @@ from ladle.grading.verdict import LOADING, READY, Judgement, Pair, Verdict
 
 START_TIMEOUT_SECONDS = 120.0
 MAX_STARTS = 5
-SHARE_OF_ONE_TRY = 0.47
-"""Part of the wall limit that each of the two tries has; the rest is for noticing and killing."""
-MAX_PAIRS_AHEAD = 32
-MAX_BYTES_AHEAD = 8192  # less than the smallest pipe holds, so that sending never blocks
+SHARE_OF_ONE_TRY = 0.47  # of the wall limit; the rest is for noticing and killing
+PAIRS_AT_A_TIME = 8  # the longest eight fit into a socket's buffer, so that sending does not wait for an answer
 
 
 class GraderConfig(BaseModel):
@@ -65,18 +64,11 @@ class GraderConfig(BaseModel):
 
 
 class Timed(NamedTuple):
-    """A judgement and the wall time it took, in seconds."""
+    """A judgement and the wall time it took, in seconds; `is_lost` if its worker was killed by the clock or died."""
 
     judgement: Judgement
     seconds: float
-
-
-class _Lost(NamedTuple):
-    """A pair whose worker was killed by the clock or died."""
-
-    index: int
-    seconds: float
-    reason: str
+    is_lost: bool = False
 
 
 class WorkerPool:
@@ -84,71 +76,36 @@ class WorkerPool:
 
     def __init__(self, config: GraderConfig) -> None:
         self._config = config
-        self._workers: list[_Worker] = []
+        self._idle: list[_Worker] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for worker in self._workers:
-            worker.end()
-        self._workers.clear()
+        while self._idle:
+            self._idle.pop().end()
 
     def judge_all(self, pairs: Sequence[Pair]) -> list[Timed]:
         """Return the judgement of each pair, in their order."""
-        results: dict[int, Timed] = {}
-        for first in self._judge(pairs, range(len(pairs)), self._config.workers, results):
-            for second in self._judge(pairs, [first.index], 1, results):
-                seconds = first.seconds + second.seconds
-                results[first.index] = Timed(Judgement(Verdict.TIMEOUT, f"{second.reason}, twice"), seconds)
-        return [results[index] for index in range(len(pairs))]
+        some = [pairs[start : start + PAIRS_AT_A_TIME] for start in range(0, len(pairs), PAIRS_AT_A_TIME)]
+        with ThreadPoolExecutor(self._config.workers) as threads:  # each waits for one process
+            results = [timed for several in threads.map(self._judge, some) for timed in several]
+        for index, first in enumerate(results):
+            if first.is_lost:
+                (second,) = self._judge([pairs[index]])
+                reason = f"{second.judgement.reason}, twice" if second.is_lost else second.judgement.reason
+                seconds = first.seconds + second.seconds if second.is_lost else second.seconds
+                results[index] = Timed(second.judgement._replace(reason=reason), seconds)
+        return results
 
-    def _judge(
-        self, pairs: Sequence[Pair], indices: Sequence[int], workers: int, results: dict[int, Timed]
-    ) -> list[_Lost]:
-        """Judge the pairs of these indices into `results`; return those that no worker finished."""
-        limit = self._config.wall_seconds * SHARE_OF_ONE_TRY
-        waiting = deque(indices)
-        lost: list[_Lost] = []
-        while waiting or any(worker.ahead for worker in self._workers):
-            while len(self._workers) < min(workers, len(waiting)):
-                self._workers.append(_start_worker(self._config))
-            for worker in self._workers[:workers]:
-                worker.send_ahead(waiting, pairs)
-            self._wait(limit)
-            for worker in list(self._workers):
-                results.update(worker.collect())
-                if worker.is_gone or worker.seconds_at_current() > limit:
-                    lost.extend(self._remove(worker, waiting, limit, results))
-        return lost
-
-    def _wait(self, limit: float) -> None:
-        """Sleep until a worker says something, or the first of them could be over its limit."""
-        busy = [worker for worker in self._workers if worker.ahead]
-        if not busy:
-            return
-        timeout = max(0.0, min(limit - worker.seconds_at_current() for worker in busy) + 0.001)
-        with selectors.DefaultSelector() as selector:
-            for worker in busy:
-                selector.register(worker.output, selectors.EVENT_READ)
-            selector.select(timeout)
-
-    def _remove(self, worker: _Worker, waiting: deque[int], limit: float, results: dict[int, Timed]) -> list[_Lost]:
-        """End a worker that is over its limit or dead, and put back what it had not begun."""
-        seconds = worker.seconds_at_current()
-        status, answered = worker.end()
-        results.update(answered)
-        self._workers.remove(worker)
-        if not worker.ahead:
-            return []
-        current, *rest = worker.ahead
-        waiting.extendleft(reversed(rest))
-        if status == -signal.SIGVTALRM:
-            reason = f"more than {self._config.cpu_seconds:g} s of CPU time"
-            results[current] = Timed(Judgement(Verdict.TIMEOUT, reason), seconds)
-            return []
-        reason = f"more than {limit:.2g} s" if seconds > limit else f"the worker ended with status {status}"
-        return [_Lost(current, seconds, reason)]
+    def _judge(self, pairs: Sequence[Pair]) -> list[Timed]:
+        results: list[Timed] = []
+        while len(results) < len(pairs):
+            worker = self._idle.pop() if self._idle else _start_worker(self._config)
+            results.extend(worker.judge(pairs[len(results) :]))
+            if not worker.has_ended:
+                self._idle.append(worker)
+        return results
 
 
 def _start_worker(config: GraderConfig) -> _Worker:
@@ -159,97 +116,81 @@ def _start_worker(config: GraderConfig) -> _Worker:
     """
     for _ in range(MAX_STARTS):
         worker = _Worker(config)
-        if worker.becomes_ready():
+        if worker.receive(START_TIMEOUT_SECONDS) == READY:
             return worker
         worker.end()
     raise RuntimeError(f"a grading worker did not start in {MAX_STARTS} tries; its own message is above")
 
 
 class _Worker:
-    """One process, and the pairs that it was sent and has not answered yet."""
+    """One process, which reads pairs and writes verdicts as JSON lines on a socket."""
 
     def __init__(self, config: GraderConfig) -> None:
         settings = config.model_dump_json(include={"cpu_seconds", "memory_mebibytes", "rounding_digits"})
+        self._cpu_seconds, self._limit = config.cpu_seconds, config.wall_seconds * SHARE_OF_ONE_TRY
+        self._socket, theirs = socket.socketpair()
+        self._lines = self._socket.makefile("rb")
+        self.has_ended = False
         # Not multiprocessing: its children run the parent's main module again, which may be a training script.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ladle.grading.worker", settings],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # an interrupt at the terminal is the parent's to handle
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._input, self.output = self._process.stdin, self._process.stdout
-        os.set_blocking(self.output.fileno(), False)
-        self._received = b""
-        self._sizes: deque[int] = deque()
-        self._since = 0.0
-        self.ahead: deque[int] = deque()
-        self.is_gone = False
-        """Whether the process has closed its end."""
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ladle.grading.worker", settings],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONHASHSEED": "0",  # what sympy makes of infinities hangs on the order of its sets
+                },
+                start_new_session=True,  # an interrupt at the terminal is the parent's to handle
+            )
 
-    def becomes_ready(self) -> bool:
-        """Wait until the process has started; False if it has not in time, or died."""
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.output, selectors.EVENT_READ)
-            while time.monotonic() < deadline and not self.is_gone:
-                selector.select(deadline - time.monotonic())
-                if READY in self._read_messages():
-                    return True
-        return False
+    def judge(self, pairs: Sequence[Pair]) -> list[Timed]:
+        """Return the judgements of the pairs, up to the first that the process does not survive."""
+        results: list[Timed] = []
+        started = time.monotonic()
+        self._send(pairs)
+        for _ in pairs:
+            message = self.receive(self._limit)
+            while message == LOADING:  # libraries, which is not charged to the answer
+                self.receive(START_TIMEOUT_SECONDS)
+                started = time.monotonic()
+                message = self.receive(self._limit)
+            if message is None:
+                return [*results, self._explain(time.monotonic() - started)]
+            verdict, reason, seconds = message
+            results.append(Timed(Judgement(Verdict(verdict), reason), seconds))
+            started = time.monotonic()
+        return results
 
-    def send_ahead(self, waiting: deque[int], pairs: Sequence[Pair]) -> None:
-        """Send waiting pairs as far ahead as the pipe holds."""
-        while waiting and len(self.ahead) < MAX_PAIRS_AHEAD and not self.is_gone:
-            line = json.dumps(pairs[waiting[0]]).encode() + b"\n"
-            if self.ahead and sum(self._sizes) + len(line) > MAX_BYTES_AHEAD:
-                return
-            try:
-                self._input.write(line)
-            except BrokenPipeError:
-                self.is_gone = True
-                return
-            if not self.ahead:
-                self._since = time.monotonic()
-            self.ahead.append(waiting.popleft())
-            self._sizes.append(len(line))
+    def _send(self, pairs: Sequence[Pair]) -> None:
+        self._socket.settimeout(self._limit)
+        with suppress(OSError):  # dead or stuck, which shows when no answer comes
+            self._socket.sendall(b"".join(json.dumps(pair).encode() + b"\n" for pair in pairs))
 
-    def collect(self) -> dict[int, Timed]:
-        """Return what has been answered since the last call."""
-        found: dict[int, Timed] = {}
-        for message in self._read_messages():
-            self._since = time.monotonic() + (START_TIMEOUT_SECONDS if message == LOADING else 0)
-            if message not in (LOADING, READY):
-                verdict, reason, seconds = message
-                found[self.ahead.popleft()] = Timed(Judgement(Verdict(verdict), reason), seconds)
-                self._sizes.popleft()
-        return found
+    def receive(self, seconds: float) -> Any:
+        """Return the next message; None if the process is dead, or silent for so long."""
+        self._socket.settimeout(seconds)
+        try:
+            line = self._lines.readline()
+        except OSError:
+            return None
+        return json.loads(line) if line.endswith(b"\n") else None
 
-    def _read_messages(self) -> list[Any]:
-        while True:
-            try:
-                data = os.read(self.output.fileno(), 65536)
-            except BlockingIOError:
-                break
-            self._received += data
-            if not data:
-                self.is_gone = True
-                break
-        *lines, self._received = self._received.split(b"\n")
-        return [json.loads(line) for line in lines]
+    def _explain(self, seconds: float) -> Timed:
+        """End the process, and say what became of the pair that it was at."""
+        status = self.end()
+        if status == -signal.SIGVTALRM:
+            return Timed(Judgement(Verdict.TIMEOUT, f"more than {self._cpu_seconds:g} s of CPU time"), seconds)
+        is_late = seconds > self._limit
+        reason = f"more than {self._limit:.2g} s" if is_late else f"the worker ended with status {status}"
+        return Timed(Judgement(Verdict.TIMEOUT, reason), seconds, is_lost=True)
 
-    def seconds_at_current(self) -> float:
-        """Return how long the process has been at its current pair; 0 without one, less while it loads libraries."""
-        return time.monotonic() - self._since if self.ahead else 0.0
-
-    def end(self) -> tuple[int, dict[int, Timed]]:
-        """Kill the process, unless it is dead already; return its exit status (minus a signal) and last answers."""
-        if self._process.poll() is None and not self.is_gone:
-            self._process.kill()
-        status, answered = self._process.wait(), self.collect()
-        self._input.close()
-        self.output.close()
-        return status, answered
+    def end(self) -> int:
+        """Kill the process, unless it is dead already; return its exit status (minus a signal)."""
+        self.has_ended = True
+        self._process.kill()
+        self._lines.close()
+        self._socket.close()
+        return self._process.wait()

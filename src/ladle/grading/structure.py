@@ -3,77 +3,60 @@
 from __future__ import annotations
 
 import re
+from calendar import month_name
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ladle.grading import nodes
 from ladle.grading.expressions import is_foreign_command, read_expression
 from ladle.grading.extract import plain_words
-from ladle.grading.tree import (
-    BaseNumeral,
-    ClockTime,
-    Constant,
-    Expression,
-    Foreign,
-    Interval,
-    Listing,
-    Matrix,
-    Number,
-    Ordered,
-    Product,
-    Quantity,
-    Relation,
-    Sum,
-    Text,
-    Token,
-    TooLarge,
-    Tree,
-    Union,
-    Unordered,
-    Unreadable,
-    depth_step,
-    find_closing,
-    negative,
-    read_literal,
-    split_at,
-    tokenize,
-)
+from ladle.grading.normalise import plain_text
 from ladle.grading.units import CURRENCIES, Unit, conversion, is_unit_run, read_unit
 
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_GROUPED = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3})(?![\d,])")
 _CLOCK = re.compile(
-    r"(?:\\text\s*\{)?\s*(\d{1,2})\s*:\s*(\d{2})\s*(?:(?:\\(?:text|mathrm)\s*\{)?\s*([ap])\.?\s*m\.?\s*)?\}?",
+    r"(?P<hour>\d{1,2})(?: ?: ?(?P<minute>[0-5]\d)(?: ?: ?00)?| ?o'clock)?(?: in the| at)?"
+    r"(?: ?(?P<half>[ap])\.? ?m\b\.?| (?P<part>morning|afternoon|evening|night|noon|midnight))?",
     re.IGNORECASE,
 )
-_CAPITALS = re.compile(r"[A-Z]{3,}")  # the name of a triangle, not a product
-_RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
-_COMMANDS = _RELATIONS.keys() | {
-    "\\cup",
-    "\\pm",
-    "\\mp",
-    "\\emptyset",
-    "\\langle",
-    "\\rangle",
-    "\\{",
-    "\\begin",
-    "\\end",
+_HALVES = {"noon": "pm", "midnight": "am", "morning": "am", "afternoon": "pm", "evening": "pm", "night": "pm"}
+_DATE = re.compile(
+    r"(?:on )?(?:the )?(?:(?P<month>[a-z]{3,9})\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?"
+    r"|(?P<first>\d{1,2})(?:st|nd|rd|th)? (?:of )?(?P<second>[a-z]{3,9}))(?:(?: ?,)? (?P<year>\d{4}))?"
+    r"|(?P<iso>\d{4})-(?P<number>\d\d)-(?P<last>\d\d)"
+)
+_CAPITALS = re.compile(r"[A-Z]{3,}|[IVX]{2}")  # the name of a triangle or a quadrant, not a product
+_OPEN_OUTSIDE = re.compile(r"(?=\]|.*\[$)([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
+_TRANSPOSED = re.compile(r"[(\[](.*)[)\]] ?\^ ?\{? ?(?:T|\\top) ?\}?")
+_RELATIONS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    "\\le": "<=",
+    "\\ge": ">=",
+    "\\ne": "!=",
+    "\\approx": "~",
+    "\\in": "in",
+    "\\equiv": "=",
 }
+_OTHER_COMMANDS = r"\cup \pm \mp \emptyset \langle \rangle \{ \begin \end"
+_COMMANDS = _RELATIONS.keys() | set(_OTHER_COMMANDS.split())
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"})
 _BOTH_SIGNS = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _TRIGONOMETRIC = frozenset({"\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc"})
-_ZERO, _INFINITY = Number(Fraction(0)), Constant("infinity")
-_POSITIVE = Interval(_ZERO, _INFINITY, False, False)
-_NOT_NEGATIVE = Interval(_ZERO, _INFINITY, True, False)
-_NEGATIVE = Interval(negative(_INFINITY), _ZERO, False, False)
-_REALS = {"": Interval(negative(_INFINITY), _INFINITY, False, False)} | {
+_ZERO, _INFINITY = nodes.Number(Fraction(0)), nodes.Constant("infinity")
+_POSITIVE = nodes.Interval(_ZERO, _INFINITY, False, False)
+_NOT_NEGATIVE = nodes.Interval(_ZERO, _INFINITY, True, False)
+_NEGATIVE = nodes.Interval(nodes.negative(_INFINITY), _ZERO, False, False)
+# The real numbers, and the half of them that a mark after the letter chooses.
+_REALS = {"": nodes.Interval(nodes.negative(_INFINITY), _INFINITY, False, False)} | {
     mark: half
     for half, marks in ((_POSITIVE, "^+ _+ _>0 ^>0"), (_NOT_NEGATIVE, "_\\ge0 ^\\ge0"), (_NEGATIVE, "^- _- _<0 ^<0"))
     for mark in marks.split()
 }
-"""The real numbers, and the half of them that a mark after the letter chooses."""
-MAX_ITEMS = 100
-"""A longer list is not an answer; it bounds the matching of lists without order."""
+MAX_ITEMS = 100  # a longer list is not an answer; it bounds the matching of lists without order
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +74,7 @@ class Reading:
     accepts_unit_letters: bool
 
 
-def read(text: str, reading: Reading) -> Tree:
+def read(text: str, reading: Reading) -> nodes.Tree:
     """Return what a normalised text says.
 
     Args:
@@ -103,19 +86,47 @@ def read(text: str, reading: Reading) -> Tree:
         Unreadable: it says nothing that anything should read.
         TooLarge: it nests too deep, or lists too much.
     """
-    clock = _CLOCK.fullmatch(text)
-    if clock is not None:
-        return ClockTime(int(clock[1]), int(clock[2]), f"{clock[3].lower()}m" if clock[3] else None)
+    found = _read_clock(text) or _read_date(text)
+    if found is not None:
+        return found
     if _CAPITALS.fullmatch(text):
-        return Text(plain_words(text))
-    tokens = tokenize(ungroup(text) if reading.is_grouped else text)
+        return nodes.Text(plain_words(text))
+    if found := _TRANSPOSED.fullmatch(text):
+        text = f"({found[1]})"
+    if found := _OPEN_OUTSIDE.fullmatch(text):  # `]1, 3]` is (1, 3]
+        text = f"{'(['[found[1] == '[']}{found[2]}{')]'[found[3] == ']']}"
+    tokens = nodes.tokenize(ungroup(text) if reading.is_grouped else text)
     try:
         return _Structure(reading).read_list(tokens)
-    except Unreadable as error:
+    except nodes.Unreadable as error:
         foreign = next((token for token in tokens if is_foreign_command(token) and token.text not in _COMMANDS), None)
         if foreign is None:
             raise
-        raise Foreign(f"{foreign.text} is not known") from error
+        raise nodes.Foreign(f"{foreign.text} is not known") from error
+
+
+def _read_clock(text: str) -> nodes.ClockTime | None:
+    """Read `4:30 p.m.`, `16:30`, `8 am`, `12 noon`; None of anything else, and of a number alone."""
+    words = plain_text(text)
+    found = _CLOCK.fullmatch("12 " + words if words in _HALVES else words)
+    if found is None or not (found["minute"] or found["half"] or found["part"] or "o'clock" in words):
+        return None
+    half = f"{found['half']}m".lower() if found["half"] else _HALVES.get((found["part"] or "").lower())
+    return nodes.ClockTime(int(found["hour"]), int(found["minute"] or 0), half)
+
+
+def _read_date(text: str) -> nodes.Date | None:
+    """Read `April 9th, 2023`, `9 Apr.` or `2023-04-09`; None of anything else."""
+    found = _DATE.fullmatch(plain_text(text).lower())
+    if found is None:
+        return None
+    if found["iso"]:
+        return nodes.Date(int(found["number"]), int(found["last"]), int(found["iso"]))
+    name = found["month"] or found["second"]
+    month = next((number for number, month in enumerate(month_name) if name and month.lower().startswith(name)), None)
+    if month is None:
+        return None
+    return nodes.Date(month, int(found["day"] or found["first"]), int(found["year"]) if found["year"] else None)
 
 
 def ungroup(text: str) -> str:
@@ -129,62 +140,67 @@ class _Structure:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    def read_list(self, tokens: Sequence[Token]) -> Tree:
+    def read_list(self, tokens: Sequence[nodes.Token]) -> nodes.Tree:
         compound = _read_compound(tokens)
         if compound is not None:
             return compound
-        pieces, joints = split_at(tokens, lambda token: _is_comma(token) or _joining_word(token) in ("and", "or"))
+        pieces, joints = nodes.split_at(tokens, lambda token: _is_comma(token) or _joining_word(token) in ("and", "or"))
         pieces = [piece for piece in pieces if piece]  # "3, 5, and 7" has two joints in a row
         items = self._read_items(pieces, "list")
         if len(items) < 2:
             return items[0] if items else self.read_item([])
         words = {_joining_word(joint) for joint in joints if joint.kind == "word"}
-        return Listing(items, words.pop() if len(words) == 1 else ",")
+        return nodes.Listing(items, words.pop() if len(words) == 1 else ",")
 
-    def _read_items(self, pieces: Sequence[Sequence[Token]], name: str) -> list[Tree]:
+    def _read_items(self, pieces: Sequence[Sequence[nodes.Token]], name: str) -> list[nodes.Tree]:
         """Read the items of a list; one with a plus-minus sign is two."""
         if len(pieces) > MAX_ITEMS:
-            raise TooLarge(f"a {name} of more than {MAX_ITEMS} items")
-        items: list[Tree] = []
+            raise nodes.TooLarge(f"a {name} of more than {MAX_ITEMS} items")
+        items: list[nodes.Tree] = []
         for piece in pieces:
             has_both_signs = any(token.text in _BOTH_SIGNS[0] for token in piece)
             if has_both_signs and _is_enclosed(piece):  # a tuple or set, whose items may each have both signs
-                has_both_signs = piece[0].text != "\\{" and not split_at(piece[1:-1], _is_comma)[1]
+                has_both_signs = piece[0].text != "\\{" and not nodes.split_at(piece[1:-1], _is_comma)[1]
             if has_both_signs:
                 for signs in _BOTH_SIGNS:
-                    signed = [Token("sign", signs[token.text]) if token.text in signs else token for token in piece]
+                    signed = [
+                        nodes.Token("sign", signs[token.text]) if token.text in signs else token for token in piece
+                    ]
                     items.append(self.read_item(signed))
             else:
                 items.append(self.read_item(piece))
         return items
 
-    def read_item(self, tokens: Sequence[Token]) -> Tree:
-        sides, operators = split_at(tokens, lambda token: token.kind != "word" and token.text in _RELATIONS)
+    def read_item(self, tokens: Sequence[nodes.Token]) -> nodes.Tree:
+        sides, operators = nodes.split_at(tokens, lambda token: token.kind != "word" and token.text in _RELATIONS)
         if operators:
             sides = sides if sides[0] else sides[1:]  # "= 5"
             if len(sides) == 1:
                 return self.read_item(sides[0])
             names = [_RELATIONS[operator.text] for operator in operators][-len(sides) + 1 :]
-            return Relation([self.read_side(side) for side in sides], names)
+            return nodes.Relation([self.read_side(side) for side in sides], names)
         return self.read_side(tokens)
 
-    def read_side(self, tokens: Sequence[Token]) -> Tree:
-        parts, _ = split_at(tokens, lambda token: token.text == "\\cup")
+    def read_side(self, tokens: Sequence[nodes.Token]) -> nodes.Tree:
+        parts, _ = nodes.split_at(tokens, lambda token: token.text == ":")
         if len(parts) > 1:
-            return Union([self.read_side(part) for part in parts])
+            return nodes.Ratio([read_expression(part) for part in parts])
+        parts, _ = nodes.split_at(tokens, lambda token: token.text == "\\cup")
+        if len(parts) > 1:
+            return nodes.Union([self.read_side(part) for part in parts])
         if not tokens:
-            raise Unreadable("nothing where a value should be")
+            raise nodes.Unreadable("nothing where a value should be")
         if all(token.kind in ("word", "run") for token in tokens):
             is_word = tokens[0].kind == "word" and len(tokens[0].text) > 1
             if is_word or (self._reading.accepts_nouns and len(tokens[0].text) > 2):
-                return Text(plain_words(" ".join(token.text for token in tokens)))
+                return nodes.Text(plain_words(" ".join(token.text for token in tokens)))
         if _is_enclosed(tokens):
             bracketed = self._read_bracketed(tokens)
             if bracketed is not None:
                 return bracketed
         if [token.text for token in tokens] == ["\\emptyset"]:
-            return Unordered([])
-        if tokens[0] == Token("face", "R"):
+            return nodes.Unordered([])
+        if tokens[0] == nodes.Token("face", "R"):
             mark = "".join(token.text for token in tokens[1:] if token.text not in ("{", "}"))
             if mark in _REALS:
                 return _REALS[mark]
@@ -196,66 +212,88 @@ class _Structure:
             or read_expression(tokens)
         )
 
-    def _read_membership(self, tokens: Sequence[Token]) -> Relation | None:
+    def _read_membership(self, tokens: Sequence[nodes.Token]) -> nodes.Relation | None:
         """Read `t(0,4]`, a letter and its range; the brackets of other letters before a pair are their arguments'."""
         brackets = tokens[1].text + tokens[-1].text if len(tokens) > 2 else ""
         if brackets not in ("(]", "[)") or tokens[0].kind != "run" or not _is_enclosed(tokens[1:]):
             return None
-        return Relation([read_expression(tokens[:1]), self.read_side(tokens[1:])], ["in"])
+        return nodes.Relation([read_expression(tokens[:1]), self.read_side(tokens[1:])], ["in"])
 
-    def _read_scaled_matrix(self, tokens: Sequence[Token]) -> Matrix | None:
+    def _read_scaled_matrix(self, tokens: Sequence[nodes.Token]) -> nodes.Matrix | None:
         """Read a matrix with a factor before it, or the sign of transposition after it."""
         texts = [token.text for token in tokens]
         if "\\begin" not in texts:
             return None
         start = texts.index("\\begin")
         start -= start > 0 and texts[start - 1] in ("(", "[")
-        end = find_closing(tokens, start) + 1
+        end = nodes.find_closing(tokens, start) + 1
         factor = tokens[: start - (start > 0 and texts[start - 1] in ("\\cdot", "\\times", "*"))]
         is_transposed = "".join(texts[end:]).replace("{", "").replace("}", "") in ("^T", "^\\top")
         matrix = self._read_bracketed(tokens[start:end])
-        if not isinstance(matrix, Matrix) or (texts[end:] and not is_transposed):
+        if not isinstance(matrix, nodes.Matrix) or (texts[end:] and not is_transposed):
             return None
         rows = [list(column) for column in zip(*matrix.rows, strict=True)] if is_transposed else matrix.rows
         if not factor:
-            return Matrix(rows)
-        scale = Number(Fraction(-1)) if texts[:start] == ["-"] else read_expression(factor)
-        return Matrix([[Product([scale, cell]) for cell in row] for row in rows])
+            return nodes.Matrix(rows)
+        scale = nodes.Number(Fraction(-1)) if texts[:start] == ["-"] else read_expression(factor)
+        return nodes.Matrix([[nodes.Product([scale, cell]) for cell in row] for row in rows])
 
-    def _read_bracketed(self, tokens: Sequence[Token]) -> Tree | None:
+    def _read_bracketed(self, tokens: Sequence[nodes.Token]) -> nodes.Tree | None:
         opening, closing, inside = tokens[0].text, tokens[-1].text, tokens[1:-1]
         if opening == "\\begin":
             if tokens[-1].kind != tokens[0].kind:
-                raise Unreadable(f"{tokens[0].kind} ends as {tokens[-1].kind}")
+                raise nodes.Unreadable(f"{tokens[0].kind} ends as {tokens[-1].kind}")
             return _read_matrix(tokens[0].kind, inside)
-        pieces, joints = split_at(inside, _is_comma)
+        pieces, joints = nodes.split_at(inside, _is_comma)
         if (opening, closing) == ("\\{", "\\}") or (opening, closing) == ("{", "}") and joints:
-            sides, marks = split_at(inside, lambda token: token.text in ("|", ":"))
+            sides, marks = nodes.split_at(inside, lambda token: token.text in ("|", ":"))
             condition = self.read_list(sides[1]) if len(marks) == 1 else None  # `x | x > 2`
-            if isinstance(condition, (Relation, Listing)):
+            if isinstance(condition, (nodes.Relation, nodes.Listing)):
                 return condition
-            return Unordered(self._read_items(pieces if inside else [], "set"))
+            return nodes.Unordered(self._read_items(pieces if inside else [], "set"))
         if opening in ("(", "[") and len(pieces) == 1:  # redundant, but those of a value are the expression's
             inner = self.read_item(inside) if inside else None
-            return inner if isinstance(inner, (Ordered, Unordered, Interval, Union, Matrix, Relation, Text)) else None
+            return (
+                inner
+                if isinstance(
+                    inner,
+                    (
+                        nodes.Ordered,
+                        nodes.Unordered,
+                        nodes.Interval,
+                        nodes.Union,
+                        nodes.Matrix,
+                        nodes.Relation,
+                        nodes.Ratio,
+                        nodes.Text,
+                    ),
+                )
+                else None
+            )
+        rows, _ = nodes.split_at(inside, lambda token: token.text == ";")
+        cells = [nodes.split_at(row, lambda token: token.text == ",")[0] for row in rows]
+        if opening == "[" and len(rows) > 1 and len(cells[0]) > 1:  # as MATLAB writes a matrix
+            return _read_rows(cells)
         if opening == "[" and all(len(piece) > 2 and _is_enclosed(piece, "[", "]") for piece in pieces):
-            return _read_rows([split_at(piece[1:-1], _is_comma)[0] for piece in pieces])  # as Python writes a matrix
+            return _read_rows(
+                [nodes.split_at(piece[1:-1], _is_comma)[0] for piece in pieces]
+            )  # as Python writes a matrix
         if len(pieces) == 2 and (opening, closing) in (("[", "]"), ("(", "]"), ("[", ")")):
             low, high = (self._read_end(piece) for piece in pieces)
-            return Interval(low, high, opening == "[", closing == "]")
+            return nodes.Interval(low, high, opening == "[", closing == "]")
         if opening in ("(", "[", "\\langle") and len(pieces) > 1:
-            return Ordered(self._read_items(pieces, "tuple"))
+            return nodes.Ordered(self._read_items(pieces, "tuple"))
         return None
 
-    def _read_end(self, tokens: Sequence[Token]) -> Expression:
+    def _read_end(self, tokens: Sequence[nodes.Token]) -> nodes.Expression:
         """Read the end of an interval; its unit, if it has one, says nothing more."""
         side = self.read_side(tokens)
-        value = side.value if isinstance(side, Quantity) else side
-        if not isinstance(value, Expression):
-            raise Unreadable("an interval whose ends are not values")
+        value = side.value if isinstance(side, nodes.Quantity) else side
+        if not isinstance(value, nodes.Expression):
+            raise nodes.Unreadable("an interval whose ends are not values")
         return value
 
-    def _read_quantity(self, tokens: Sequence[Token]) -> Quantity | None:
+    def _read_quantity(self, tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
         """Read a value with a unit after it or a money sign before it; None if the tokens are something else.
 
         Raises:
@@ -267,31 +305,37 @@ class _Structure:
             tokens = [*tokens[:sign], *tokens[sign + 1 :]]
             start = self._find_unit(tokens)
             paid_for = {} if start is None else read_unit(tokens[start:], accept_nouns=True)
-            return Quantity(read_expression(tokens[:start]), {money: 1} | paid_for)
+            return nodes.Quantity(read_expression(tokens[:start]), {money: 1} | paid_for)
         start = self._find_unit(tokens)
         if start is None:
             return None
         kinds = {token.kind for token in tokens[start:]}
         try:
             unit = read_unit(tokens[start:], self._reading.accepts_nouns or kinds == {"word"})
-        except Unreadable:
+        except nodes.Unreadable:
             if self._reading.accepts_nouns and kinds <= {"word", "run"}:
                 raise
             return None
-        return Quantity(read_expression(tokens[:start]), unit)
+        return nodes.Quantity(read_expression(tokens[:start]), unit)
 
-    def _find_unit(self, tokens: Sequence[Token]) -> int | None:
+    def _find_unit(self, tokens: Sequence[nodes.Token]) -> int | None:
         depth = 0
         for index, token in enumerate(tokens):
             if depth == 0 and index > 0 and self._starts_unit(tokens, index):
                 return index
-            depth += depth_step(token)
+            depth += nodes.depth_step(token)
         return None
 
-    def _starts_unit(self, tokens: Sequence[Token], index: int) -> bool:
+    def _starts_unit(self, tokens: Sequence[nodes.Token], index: int) -> bool:
         token, before = tokens[index], tokens[index - 1]
         if before.text in ("_", "^", "-", "+", "/", "*"):  # the token belongs to these
             return False
+        if token.text == "/" and len(tokens) > index + 1:  # `\$15/hour`
+            return (
+                before.kind == "number"
+                and tokens[index + 1].kind in ("word", "run")
+                and len(tokens[index + 1].text) > 1
+            )
         if token.text in ("'", '"'):
             return before.kind == "number" and tokens[0].text != "\\frac"
         if token.text == "^":
@@ -309,21 +353,23 @@ class _Structure:
         return token.kind == "word" or token.text == "%" or token.text in CURRENCIES
 
 
-def _is_comma(token: Token) -> bool:
+def _is_comma(token: nodes.Token) -> bool:
     return token.kind != "word" and token.text in (",", ";")
 
 
-def _joining_word(token: Token) -> str:
+def _joining_word(token: nodes.Token) -> str:
     return token.text.strip(" ,").lower() if token.kind == "word" else ""
 
 
-def _is_enclosed(tokens: Sequence[Token], opening: str | None = None, closing: str | None = None) -> bool:
+def _is_enclosed(tokens: Sequence[nodes.Token], opening: str | None = None, closing: str | None = None) -> bool:
     """Whether the first token is a bracket that the last one closes, and they are these two."""
-    is_bracket = depth_step(tokens[0]) == 1 and opening in (None, tokens[0].text) and closing in (None, tokens[-1].text)
-    return is_bracket and find_closing(tokens, 0) == len(tokens) - 1
+    is_bracket = (
+        nodes.depth_step(tokens[0]) == 1 and opening in (None, tokens[0].text) and closing in (None, tokens[-1].text)
+    )
+    return is_bracket and nodes.find_closing(tokens, 0) == len(tokens) - 1
 
 
-def _read_compound(tokens: Sequence[Token]) -> Quantity | None:
+def _read_compound(tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
     """Read a quantity in several units of a kind, the largest first: `1 hour 30 minutes`; None of anything else."""
     starts = [index for index, token in enumerate(tokens) if token.kind == "number"]
     if len(starts) < 2 or starts[0] != 0:
@@ -334,22 +380,25 @@ def _read_compound(tokens: Sequence[Token]) -> Quantity | None:
     sizes = [factor for factor in factors if factor is not None]
     if len(sizes) != len(parts) or any(big <= small for big, small in zip(sizes, sizes[1:], strict=False)):
         return None
-    terms = [Product([read_literal(part[0].text), Number(size)]) for part, size in zip(parts, sizes, strict=True)]
-    return Quantity(Sum([*terms]), units[0])
+    terms = [
+        nodes.Product([nodes.read_literal(part[0].text), nodes.Number(size)])
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+    return nodes.Quantity(nodes.Sum([*terms]), units[0])
 
 
-def _read_bare_unit(tokens: Sequence[Token]) -> Unit:
+def _read_bare_unit(tokens: Sequence[nodes.Token]) -> Unit:
     """Read a unit and the `and` or comma after it; empty where the tokens are anything else."""
     names = [token for token in tokens if token.text.strip().lower() not in ("and", ",")]
-    if any(token.kind not in ("word", "run") for token in names):
+    if any(token.kind not in ("word", "run") and token.text not in ("'", '"') for token in names):
         return {}
     try:
         return read_unit(names, accept_nouns=False)
-    except Unreadable:
+    except nodes.Unreadable:
         return {}
 
 
-def _read_numeral(tokens: Sequence[Token]) -> BaseNumeral | None:
+def _read_numeral(tokens: Sequence[nodes.Token]) -> nodes.BaseNumeral | None:
     """Read a number in a stated base (`2516_8`).
 
     Raises:
@@ -360,20 +409,20 @@ def _read_numeral(tokens: Sequence[Token]) -> BaseNumeral | None:
     name = "".join(token.text for token in tokens[2:]).strip("{}()").lower()
     base = int(name) if name.isdigit() and len(name) < 3 else _BASES.get(name)
     if base is None:
-        raise Unreadable(f"{name!r} is not a base")
-    return BaseNumeral(tokens[0].text, base)
+        raise nodes.Unreadable(f"{name!r} is not a base")
+    return nodes.BaseNumeral(tokens[0].text, base)
 
 
-def _read_matrix(environment: str, inside: Sequence[Token]) -> Matrix:
+def _read_matrix(environment: str, inside: Sequence[nodes.Token]) -> nodes.Matrix:
     if environment not in _MATRICES:
-        raise Foreign(f"the environment {environment}")
+        raise nodes.Foreign(f"the environment {environment}")
     if environment == "array" and inside and inside[0].text == "{":
-        inside = inside[find_closing(inside, 0) + 1 :]
-    rows, _ = split_at(inside, lambda token: token.text == "\\\\")
-    return _read_rows([split_at(row, lambda token: token.text == "&")[0] for row in rows if row])
+        inside = inside[nodes.find_closing(inside, 0) + 1 :]
+    rows, _ = nodes.split_at(inside, lambda token: token.text == "\\\\")
+    return _read_rows([nodes.split_at(row, lambda token: token.text == "&")[0] for row in rows if row])
 
 
-def _read_rows(cells: list[list[list[Token]]]) -> Matrix:
+def _read_rows(cells: list[list[list[nodes.Token]]]) -> nodes.Matrix:
     if not cells or any(len(row) != len(cells[0]) for row in cells):
-        raise Unreadable("a matrix whose rows differ in length")
-    return Matrix([[read_expression(cell) for cell in row] for row in cells])
+        raise nodes.Unreadable("a matrix whose rows differ in length")
+    return nodes.Matrix([[read_expression(cell) for cell in row] for row in cells])

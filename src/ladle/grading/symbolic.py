@@ -21,7 +21,7 @@ from math_verify import verify
 from sympy.polys.monomials import MonomialOps
 
 from ladle.grading.judge import Algebra
-from ladle.grading.tree import Unreadable, read_literal
+from ladle.grading.nodes import Unreadable, read_literal
 from ladle.grading.verdict import Judgement, Verdict
 
 # It warns once that its own timeouts are off; the worker's limits are on.
@@ -30,8 +30,7 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 _DROPPED = re.compile(r"'|\d\s*_|\\(?:text|mbox|mathrm|operatorname|textbf)|\\pm|\\circ|%|\\dollar")
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _SPELLING = NormalizationConfig(basic_latex=False, malformed_operators=True, boxed="none")  # \frac12 for its grammar
-MAX_GENERATORS = 24
-"""Polynomials in more symbols make sympy generate code for them, which is refused."""
+MAX_GENERATORS = 24  # polynomials in more symbols make sympy generate code for them, which is refused
 _CONVERSION = ConversionConfig(lowercase_symbols=False)
 
 

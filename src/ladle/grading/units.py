@@ -10,17 +10,19 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from ladle.grading.tree import Token, Unreadable
+from ladle.grading.nodes import Token, Unreadable
 
 Unit = dict[str, int]
 
 _SPELLINGS = {
-    "centimeter": "cm cms centimetre", "meter": "m metre", "millimeter": "mm millimetre",
-    "kilometer": "km kms kilometre", "nanometer": "nm nanometre", "inch": "in inches", "foot": "ft feet",
-    "yard": "yd yds", "mile": "mi", "second": "s sec secs", "minute": "min mins", "hour": "h hr hrs", "day": "",
-    "week": "", "month": "", "year": "yr yrs", "gram": "g gm gms", "kilogram": "kg kgs", "milligram": "mg",
+    "centimeter": "cm cms centimetre 厘米", "meter": "m metre 米", "millimeter": "mm millimetre",
+    "kilometer": "km kms kilometre 千米 公里", "nanometer": "nm nanometre", "inch": "in inches", "foot": "ft feet",
+    "yard": "yd yds", "mile": "mi", "second": "s sec secs 秒", "minute": "min mins 分钟",
+    "hour": "h hr hrs 小时", "day": "天",
+    "week": "", "month": "", "year": "yr yrs", "gram": "g gm gms 克", "kilogram": "kg kgs 千克 公斤", "milligram": "mg",
     "pound": "lb lbs", "ounce": "oz", "ton": "tonne", "liter": "l L litre", "milliliter": "ml mL", "gallon": "gal",
-    "cent": "", "dollar": "usd buck", "euro": "", "sterling": "", "degree": "deg", "radian": "rad", "celsius": "",
+    "cent": "", "dollar": "usd buck", "euro": "eur", "sterling": "gbp quid", "yen": "jpy",
+    "yuan": "cny rmb 元", "rupee": "inr", "pence": "penny pennies", "degree": "deg", "radian": "rad", "celsius": "",
     "fahrenheit": "", "kelvin": "K", "joule": "J", "newton": "N", "watt": "W", "volt": "V", "ampere": "A amp",
     "ohm": "", "hertz": "Hz", "pascal": "Pa", "erg": "", "mole": "mol", "unit": "", "%": "percent", "angstrom": "",
     "parsec": "pc", "electronvolt": "eV", "coulomb": "", "kilojoule": "kJ", "kilowatt": "kW", "kilopascal": "kPa",
@@ -30,13 +32,15 @@ _SPELLINGS = {
 _NAMES = {spelling: name for name, others in _SPELLINGS.items() for spelling in (name, name + "s", *others.split())}
 _COMPOUNDS: dict[str, Unit] = {
     "mph": {"mile": 1, "hour": -1}, "kmph": {"kilometer": 1, "hour": -1}, "kph": {"kilometer": 1, "hour": -1},
+    "平方厘米": {"centimeter": 2}, "平方米": {"meter": 2}, "立方厘米": {"centimeter": 3}, "立方米": {"meter": 3},
 }  # fmt: skip
 _MULTIPLES_OF = {
     "meter": "centimeter 0.01 millimeter 0.001 kilometer 1000 nanometer 1e-9 angstrom 1e-10 inch 0.0254 foot 0.3048 "
     "yard 0.9144 mile 1609.344",
     "second": "minute 60 hour 3600 day 86400 week 604800 millisecond 0.001", "month": "year 12",
     "kilogram": "gram 0.001 milligram 1e-6", "pound": "ounce 0.0625", "liter": "milliliter 0.001",
-    "dollar": "cent 0.01", "joule": "erg 1e-7 kilojoule 1000", "newton": "kilonewton 1000", "watt": "kilowatt 1000",
+    "dollar": "cent 0.01", "sterling": "pence 0.01", "joule": "erg 1e-7 kilojoule 1000",
+    "newton": "kilonewton 1000", "watt": "kilowatt 1000",
     "pascal": "kilopascal 1000", "hertz": "kilohertz 1000 megahertz 1000000 gigahertz 1000000000",
     "ampere": "milliampere 0.001",
 }  # fmt: skip
@@ -48,26 +52,33 @@ _DERIVED: dict[str, tuple[str, Unit]] = {
     "hertz": ("1", {"second": -1}),
     "liter": ("0.001", {"meter": 3}),
 }
+# A unit is this many of another one, or of a product of others; all of them exact by definition.
 _IN_OTHERS = _DERIVED | {
     name: (factor, {base: 1})
     for base, words in _MULTIPLES_OF.items()
     for name, factor in zip(words.split()[::2], words.split()[1::2], strict=True)
 }
-"""A unit is this many of another one, or of a product of others; all of them exact by definition."""
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
-_COUNTS = "dozen hundred thousand million billion trillion pair half third quarter tenth hundredth"
+_COUNTS = "dozen hundred thousand million billion trillion half third quarter tenth hundredth"
 _OPERATIONS = """minus plus times over negative not no factorial root base mod pi point squared cubed mil bn mn to than
 if unless except where either neither halves"""
+# Words that make another number of the one beside them, and so are not its unit.
 CHANGE_THE_NUMBER = frozenset(_OPERATIONS.split()) | {word + s for word in _COUNTS.split() for s in ("", "s")}
-"""Words that make another number of the one beside them, and so are not its unit."""
-CURRENCIES = {"\\dollar": "dollar", "\\euro": "euro", "\\pounds": "sterling", "\\cents": "cent"}
+CURRENCIES = {
+    f"\\{sign}": name
+    for name, signs in {
+        "dollar": "dollar USD", "euro": "euro EUR", "sterling": "pounds GBP", "cent": "cents", "yen": "yen JPY",
+        "yuan": "CNY RMB", "rupee": "rupee INR RS",
+    }.items()
+    for sign in signs.split()
+}  # fmt: skip
 _PIECE = re.compile(
-    r"\s*(?:(?P<name>[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
+    r"\s*(?:(?P<name>[^\W\d_]-[^\W\d_]{3,}|[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
 )
 _QUOTIENT = re.compile(r"\\frac \{([^{}]*)\} \{([^{}]*)\}")
 _SIGN = re.compile(
-    r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu|dollar|cents|euro|pounds)\b|^(?:' '|[\"'])$"
+    r"\^ (?:\{ )?\\circ(?: \})?(?: ([CF])\b)?|\\(?:cdot|times|mu|dollar|cents|euro|pounds|yen|rupee)\b|^(?:' '|[\"'])$"
 )
 _SIGNS = {"'": " foot", "' '": " inch", '"': " inch", "\\cdot": " ", "\\times": " ", "\\mu": " "} | {
     sign: f" {name}" for sign, name in CURRENCIES.items()
@@ -102,6 +113,8 @@ def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
             raise Unreadable(f"{text[position : position + 12].strip()!r} is not a unit")
         position = found.end()
         word = (found["name"] or "").rstrip(".")
+        if word == "of" and unit:
+            break  # `liters of punch` are liters
         if found["per"] or word == "per":
             sign = -1
         elif found["power"] and last:
@@ -110,6 +123,8 @@ def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
             unit[last] *= _POWER_AFTER[word]
         elif word in _POWER_BEFORE:
             factor = _POWER_BEFORE[word]
+        elif word == "times" and position == len(text):
+            unit["time"] = 1
         elif word:
             for last, power in _name_unit(word, accept_nouns).items():
                 unit[last] = unit.get(last, 0) + sign * factor * power
@@ -124,14 +139,19 @@ def _name_unit(word: str, accept_nouns: bool) -> Unit:
     if lowered in _COMPOUNDS:
         return _COMPOUNDS[lowered]
     name = _NAMES.get(word) or (_NAMES.get(lowered) if len(word) > 1 else None)
-    if name is None and (not accept_nouns or len(word) == 1 or lowered in CHANGE_THE_NUMBER):
+    if name is None and (not accept_nouns or len(word) == 1 and word.isascii() or lowered in CHANGE_THE_NUMBER):
         raise Unreadable(f"{word!r} is not a unit")
     return {name or lowered.removesuffix("s"): 1}
 
 
 def is_same_unit(gold: Unit, answer: Unit) -> bool:
-    """Whether the answer's unit is the gold's; a noun may be described further (`brown eggs` for `eggs`)."""
-    return gold == answer or not gold.keys() & _SPELLINGS.keys() and gold.items() <= answer.items()
+    """Whether the answer's unit is the gold's; a noun may be described (`brown eggs` for `eggs`) or not."""
+    if answer == {"pound": 1} and gold == {"sterling": 1}:
+        return True
+    if gold == answer or gold.keys() & _SPELLINGS.keys():
+        return gold == answer
+    is_short = answer.items() <= gold.items() and [*answer][-1:] == [*gold][-1:]
+    return is_short or gold.items() <= answer.items()
 
 
 def conversion(wanted: Unit, given: Unit) -> Fraction | None:

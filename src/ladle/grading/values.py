@@ -1,12 +1,19 @@
-"""The value of an expression: exact while it is rational and small, and a 40-digit float otherwise.
+"""The value of an expression, and whether two values are the same answer.
 
-What would cost more than an answer is worth (towers of powers) is refused by size before it is computed.
+A value is exact while it is rational and small, and a 40-digit float otherwise. What would cost more than an answer is
+worth (towers of powers) is refused by size before it is computed.
+
+Formulas are compared as functions of their symbols, at points chosen by the symbols' names. Two different formulas of
+the size of an answer agree to 30 digits at several such points with a probability that is nothing beside that of a
+misprint in the gold answers (for polynomials: Schwartz 1980, doi:10.1145/322217.322225). No algebra is done, so no
+answer is too hard to compare.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
@@ -14,23 +21,20 @@ from typing import Any
 
 import mpmath
 
-from ladle.grading.tree import Call, Constant, Expression, Number, Power, Product, Sum, Symbol, TooLarge
+from ladle.grading import nodes
+from ladle.grading.units import Unit, conversion, is_same_unit
 
 DIGITS = 40
-MAX_EXACT_BITS = 20_000
-"""Larger integers are carried as floats."""
-MAX_MAGNITUDE_BITS = 200_000
-"""Numbers beyond 2 to this power either way are refused."""
+MAX_EXACT_BITS = 20_000  # larger integers are carried as floats
+MAX_MAGNITUDE_BITS = 200_000  # numbers beyond 2 to this power either way are refused
 _MAX_EXACT_FACTORIAL = 1500
+# The sine of a larger number has no digit left to compare, and its exponential is refused anyway.
 _MAX_ARGUMENT_BITS = 1000
-"""The sine of a larger number has no digit left to compare, and its exponential is refused anyway."""
 
-Value = Any
-"""A `Fraction`, or a real or complex mpmath number; mpmath has no types to name."""
-Point = Mapping[str, Value]
-"""A value for each symbol."""
+Value = Any  # A `Fraction`, or a real or complex mpmath number; mpmath has no types to name
+Point = Mapping[str, Value]  # a value for each symbol
+# Under this name a point holds the natural logarithm of the base that `\log` without one is taken to have.
 BARE_LOGARITHM = "log"
-"""Under this name a point holds the natural logarithm of the base that `\\log` without one is taken to have."""
 
 CONTEXT: Any = mpmath.mp.clone()
 CONTEXT.dps = DIGITS
@@ -43,7 +47,7 @@ class Undefined(ArithmeticError):
     """No finite value: a pole, 0/0, or a function outside its domain."""
 
 
-def evaluate(expression: Expression, point: Point) -> Value:
+def evaluate(expression: nodes.Expression, point: Point) -> Value:
     """Return the value of the expression at a point.
 
     Raises:
@@ -56,7 +60,7 @@ def evaluate(expression: Expression, point: Point) -> Value:
         raise Undefined(str(error)) from error
 
 
-def evaluate_constant(expression: Expression) -> Value | None:
+def evaluate_constant(expression: nodes.Expression) -> Value | None:
     """Return the value of an expression without symbols, with `\\log` natural; None where it has none."""
     try:
         return evaluate(expression, {BARE_LOGARITHM: CONTEXT.mpf(1)})
@@ -64,31 +68,31 @@ def evaluate_constant(expression: Expression) -> Value | None:
         return None
 
 
-def _evaluate(node: Expression, point: Point) -> Value:
+def _evaluate(node: nodes.Expression, point: Point) -> Value:
     match node:
-        case Number():
+        case nodes.Number():
             return node.value
-        case Symbol():
+        case nodes.Symbol():
             return point[node.name]
-        case Sum():
+        case nodes.Sum():
             total: Value = Fraction(0)
             for term in node.terms:
                 total = add(total, _evaluate(term, point))
             return total
-        case Product():
+        case nodes.Product():
             total = Fraction(1)
             for factor in node.factors:
                 total = multiply(total, _evaluate(factor, point))
             return total
-        case Power():
+        case nodes.Power():
             return power(_evaluate(node.base, point), _evaluate(node.exponent, point))
-        case Constant("i"):
+        case nodes.Constant("i"):
             return CONTEXT.mpc(0, 1)
-        case Constant("infinity"):
+        case nodes.Constant("infinity"):
             raise Undefined("infinity is not a number")
-        case Constant():
+        case nodes.Constant():
             return +getattr(CONTEXT, node.name)
-        case Call():
+        case nodes.Call():
             arguments = [_evaluate(argument, point) for argument in node.arguments]
             if node.function.startswith("apply "):
                 return _apply_unknown(node.function, arguments)
@@ -166,7 +170,7 @@ def bound(value: Value) -> Value:
     if not CONTEXT.isfinite(value):
         raise Undefined("not finite")
     if value and abs(CONTEXT.mag(value)) > MAX_MAGNITUDE_BITS:
-        raise TooLarge("a number too large to compare")
+        raise nodes.TooLarge("a number too large to compare")
     return value
 
 
@@ -180,7 +184,7 @@ def power(base: Value, exponent: Value) -> Value:
         raise Undefined("zero to a power that is not positive")
     base, exponent = as_float(base), as_float(exponent)
     if base != 0 and abs(exponent) * max(1, abs(CONTEXT.mag(base))) > MAX_MAGNITUDE_BITS:
-        raise TooLarge("a power too large to compare")
+        raise nodes.TooLarge("a power too large to compare")
     return bound(CONTEXT.power(base, exponent))
 
 
@@ -245,7 +249,7 @@ def _apply(name: str, arguments: list[Value]) -> Value:
         raise Undefined(f"{name} of {len(arguments)} values")
     argument = as_float(arguments[0])
     if argument and CONTEXT.mag(argument) > _MAX_ARGUMENT_BITS:
-        raise TooLarge(f"the {name} of a number too large to compare")
+        raise nodes.TooLarge(f"the {name} of a number too large to compare")
     return bound(_FLOAT_FUNCTIONS[name](argument))
 
 
@@ -286,6 +290,13 @@ def _integer(value: Value) -> int:
     return value.numerator
 
 
+def _small(value: Value) -> int:
+    """Return an integer of which a factorial can be computed."""
+    if not 0 <= _integer(value) <= _MAX_EXACT_FACTORIAL:
+        raise Undefined("a double factorial of that number")
+    return value.numerator
+
+
 def floor(value: Value) -> Fraction:
     """Return the largest integer that is not above a real value."""
     real = _real(value)
@@ -298,7 +309,7 @@ def _factorial(value: Value) -> Value:
     if _is_integer(value) and value <= _MAX_EXACT_FACTORIAL:
         return bound(Fraction(math.factorial(value.numerator)))
     if abs(value + 1) > MAX_MAGNITUDE_BITS:
-        raise TooLarge("a factorial too large to compare")
+        raise nodes.TooLarge("a factorial too large to compare")
     return bound(CONTEXT.gamma(as_float(value + 1)))
 
 
@@ -306,7 +317,7 @@ def _binomial(above: Value, below: Value) -> Value:
     if _is_integer(above) and _is_integer(below) and 0 <= above <= _MAX_EXACT_FACTORIAL:
         return Fraction(math.comb(above.numerator, below.numerator) if below >= 0 else 0)
     if max(abs(above), abs(below)) > MAX_MAGNITUDE_BITS:
-        raise TooLarge("a binomial coefficient too large to compare")
+        raise nodes.TooLarge("a binomial coefficient too large to compare")
     return bound(CONTEXT.binomial(as_float(above), as_float(below)))
 
 
@@ -322,6 +333,8 @@ _FUNCTIONS: dict[str, Callable[..., Value]] = {
     "floor": floor,
     "ceil": lambda value: -floor(-value),
     "factorial": _factorial,
+    "double factorial": lambda value: bound(Fraction(math.prod(range(_small(value), 0, -2)))),
+    "mod": lambda value, modulus: value - modulus * floor(power(modulus, Fraction(-1)) * value),
     "gamma": lambda value: _factorial(value - 1),
     "binomial": _binomial,
     "permutation": _permutation,
@@ -342,3 +355,232 @@ _FLOAT_FUNCTIONS: dict[str, Callable[[Value], Value]] = {
     }.items()
     for name in names.split()
 }
+
+
+# Whether two single values are the same answer: equal, or a decimal that rounds the other, units considered.
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the pair and the configuration say about closeness.
+
+    Attributes:
+        rounding_digits: as in `GraderConfig`.
+        tolerance: largest absolute difference that counts as none, or None.
+        unit: the unit that the question names; empty if it names none.
+    """
+
+    rounding_digits: int
+    tolerance: Fraction | None
+    unit: Unit
+
+
+# Quantities.
+
+_PERCENT: Unit = {"%": 1}
+_DEGREE: Unit = {"degree": 1}
+
+
+def are_equal_quantities(gold: nodes.Quantity, answer: nodes.Quantity, rules: Rules) -> bool | None:
+    """Whether the answer is the gold: its unit may be left out, be added where the gold has none, never differ."""
+    for value, other in _readings(gold.value, answer.value, gold.unit or rules.unit, answer.unit):
+        verdict = are_equal_values(value, other, rules)
+        if verdict is not False:
+            return verdict
+    return False
+
+
+def _readings(
+    gold: nodes.Expression, answer: nodes.Expression, wanted: Unit, given: Unit
+) -> list[tuple[nodes.Expression, nodes.Expression]]:
+    """Return the pairs of plain values that the units allow to compare, the likeliest first; none if units differ."""
+    if given and wanted and not is_same_unit(wanted, given):
+        if (wanted, given) == (_DEGREE, {"radian": 1}):
+            return [(_in_radians(gold), answer)]
+        factor = conversion(wanted, given)
+        return [] if factor is None else [(gold, nodes.Product([answer, nodes.Number(factor)]))]
+    readings = [(gold, answer)]
+    if wanted == _PERCENT != given:
+        readings.append(
+            (gold, nodes.Product([answer, nodes.Number(Fraction(100))]))
+        )  # on the gold's scale, as its tolerance is
+    elif given == _PERCENT != wanted:
+        readings.append((gold, nodes.Product([answer, nodes.Number(Fraction(1, 100))])))
+    elif wanted == _DEGREE != given and nodes.Constant("pi") in nodes.walk(answer):
+        readings.append((_in_radians(gold), answer))
+    elif given == _DEGREE != wanted and nodes.Constant("pi") in nodes.walk(gold):
+        readings.append((gold, _in_radians(answer)))
+    return readings
+
+
+def _in_radians(value: nodes.Expression) -> nodes.Expression:
+    return nodes.Product([value, nodes.Constant("pi"), nodes.Number(Fraction(1, 180))])
+
+
+# Values.
+
+
+def are_equal_values(gold: nodes.Expression, answer: nodes.Expression, rules: Rules) -> bool | None:
+    """Whether two values are equal, or one is a decimal that rounds the other; None where that cannot be decided.
+
+    Raises:
+        TooLarge: they are too large to compare.
+    """
+    infinite = [_infinity_sign(side) for side in (gold, answer)]
+    if infinite != [0, 0]:
+        return infinite[0] == infinite[1]
+    verdict = are_identical(gold, answer)
+    if verdict is not False or nodes.symbols_of(gold) or nodes.symbols_of(answer):
+        return verdict
+    gold_value, answer_value = evaluate_constant(gold), evaluate_constant(answer)
+    if gold_value is None or answer_value is None:
+        return verdict
+    if rules.tolerance is not None and is_within(gold_value, answer_value, rules.tolerance):
+        return True
+    gold_places = gold.places if isinstance(gold, nodes.Number) else None
+    answer_places = answer.places if isinstance(answer, nodes.Number) else None
+    if gold_places is None and answer_places is None:
+        return False
+    if gold_places is None:
+        return _rounds_to(answer, gold_value, rules.rounding_digits, may_truncate=True)
+    if answer_places is None:
+        return _rounds_to(gold, answer_value, rules.rounding_digits, may_truncate=True)
+    return answer_places > gold_places and _rounds_to(gold, answer_value, rules.rounding_digits, may_truncate=False)
+
+
+def _infinity_sign(value: nodes.Expression) -> int:
+    """Return 1 for infinity, -1 for its negative, 0 for anything else."""
+    if isinstance(value, nodes.Product) and len(value.factors) == 2 and isinstance(value.factors[0], nodes.Number):
+        return -_infinity_sign(value.factors[1]) if value.factors[0].value == -1 else 0
+    return 1 if value == nodes.Constant("infinity") else 0
+
+
+def _rounds_to(decimal: nodes.Expression, value: Value, digits: int, may_truncate: bool) -> bool:
+    """Whether the value, rounded (or cut off) to the places of the decimal, is the decimal."""
+    real = real_part(value)
+    if not isinstance(decimal, nodes.Number) or decimal.places is None or real is None:
+        return False
+    shown = abs(decimal.value) * 10**decimal.places
+    if len(str(shown)) < digits or (real < 0) != (decimal.value < 0):
+        return False
+    scaled = multiply(abs(real), Fraction(10**decimal.places))
+    return shown == floor(add(scaled, Fraction(1, 2))) or (may_truncate and shown == floor(scaled))
+
+
+# Formulas.
+
+_SCALES = (Fraction(1, 4), Fraction(1), Fraction(3))  # below 1 and above, for roots of 1 - x^2 and of x^2 - 1
+_SIGNS = ((1, 1), (-1, 1), (-1, -1))
+_INTEGER_POINTS = 20  # enough for the residues that tell floors of small quotients apart, and for both k < n and n < k
+_FEWEST_INTEGER_POINTS = 3  # where fewer have a value, d!/(d-k)! has been seen at d = k only
+_INTEGER_FUNCTIONS = frozenset({"factorial", "double factorial", "gamma", "binomial", "permutation", "gcd", "lcm"})
+_BARE_BASES = (CONTEXT.mpf(1), CONTEXT.ln(10))  # `\log` without a base is natural or decimal: either reading may match
+
+
+def are_identical(gold: nodes.Expression, answer: nodes.Expression) -> bool | None:
+    """Whether the expressions are equal; None where too few points have values of both.
+
+    Raises:
+        TooLarge: the values are too large to compare.
+    """
+    has_bare_logarithm = any(
+        isinstance(node, nodes.Call) and node.function == "log" and len(node.arguments) == 1
+        for side in (gold, answer)
+        for node in nodes.walk(side)
+    )
+    verdicts = [_agree(gold, answer, base) for base in _BARE_BASES[: 1 + has_bare_logarithm]]
+    return True if True in verdicts else verdicts[0]
+
+
+def _agree(gold: nodes.Expression, answer: nodes.Expression, bare_base: Value) -> bool | None:
+    compared = 0
+    for gold_value, answer_value in _sample(gold, answer, bare_base):
+        if not is_close(gold_value, answer_value):
+            return False
+        compared += 1
+    parts = [*nodes.walk(gold), *nodes.walk(answer)]
+    is_at_integers = any(map(_is_about_integers, parts)) and any(isinstance(part, nodes.Symbol) for part in parts)
+    return True if compared >= (_FEWEST_INTEGER_POINTS if is_at_integers else 1) else None
+
+
+def are_proportional(gold: nodes.Expression, answer: nodes.Expression, positive: bool) -> bool:
+    """Whether one expression is a constant multiple of the other, as the two sides of equal equations are.
+
+    Args:
+        gold: an expression, zero where its equation holds.
+        answer: another.
+        positive: whether the multiple must be positive, as for inequalities.
+    """
+    pairs = list(_sample(gold, answer, _BARE_BASES[0]))
+    if not pairs:
+        return False
+    first_gold, first_answer = pairs[0]
+    if is_close(first_gold, Fraction(0)) or is_close(first_answer, Fraction(0)):
+        return False
+    if positive and not (first_gold / first_answer).real > 0:
+        return False
+    return all(is_close(multiply(one, first_answer), multiply(other, first_gold)) for one, other in pairs)
+
+
+def _sample(gold: nodes.Expression, answer: nodes.Expression, bare_base: Value) -> Iterator[tuple[Value, Value]]:
+    """Yield the values of both expressions at each point where both have one.
+
+    Raises:
+        TooLarge: at no point do they, and at one they are too large.
+    """
+    found, too_large = False, None
+    for point in _choose_points(gold, answer):
+        try:
+            at = {**point, BARE_LOGARITHM: bare_base}
+            values = evaluate(gold, at), evaluate(answer, at)
+        except Undefined:
+            continue
+        except nodes.TooLarge as error:
+            too_large = error
+            continue
+        found = True
+        yield values
+    if too_large is not None and not found:
+        raise too_large
+
+
+def _choose_points(gold: nodes.Expression, answer: nodes.Expression) -> Iterator[Point]:
+    names = sorted(nodes.symbols_of(gold) | nodes.symbols_of(answer))
+    parts = [*nodes.walk(gold), *nodes.walk(answer)]
+    if not names:
+        yield {}
+    elif any(map(_is_about_integers, parts)):
+        for step in range(_INTEGER_POINTS):
+            yield {name: Fraction(1 + pseudo_random_integer(f"{step}{name}") % 20) for name in names}
+    elif any(isinstance(part, nodes.Call) and part.function in ("floor", "ceil") for part in parts):
+        for step in range(-_INTEGER_POINTS, _INTEGER_POINTS):
+            yield {name: step * pseudo_random(f"{step}{name}") for name in names}
+    else:
+        # A gold answer with the root or the logarithm of a symbol takes it to be positive, as physics does.
+        signs = _SIGNS[:1] * 3 if any(_is_root_of_symbol(node) for node in nodes.walk(gold)) else _SIGNS
+        for scale, pair in zip(_SCALES, signs, strict=True):
+            yield {name: scale * pair[i % 2] * pseudo_random(f"{scale}{name}") for i, name in enumerate(names)}
+
+
+def _is_about_integers(node: object) -> bool:
+    """Whether its symbols are integers: in a factorial, a power of -1, and floors that are idle for them otherwise."""
+    if isinstance(node, nodes.Call) and node.function in ("floor", "ceil"):
+        return any(
+            isinstance(part, (nodes.Call, nodes.Constant))
+            or isinstance(part, nodes.Number)
+            and part.value.denominator > 1
+            or isinstance(part, nodes.Power)
+            and not nodes.symbols_of(part.base)
+            for part in nodes.walk(node.arguments[0])
+        )
+    if isinstance(node, nodes.Power):
+        return isinstance(node.base, nodes.Number) and node.base.value < 0 and bool(nodes.symbols_of(node.exponent))
+    return isinstance(node, nodes.Call) and node.function in _INTEGER_FUNCTIONS
+
+
+def _is_root_of_symbol(node: object) -> bool:
+    if isinstance(node, nodes.Call):
+        return node.function in ("root", "ln", "log") and bool(nodes.symbols_of(node))
+    if isinstance(node, nodes.Power) and nodes.symbols_of(node.base):
+        return not (isinstance(node.exponent, nodes.Number) and node.exponent.value.denominator == 1)
+    return False

@@ -109,7 +109,5 @@ class Grade(NamedTuple):
     method: str
 
 
-READY = "ready"
-"""A worker's message: it waits for pairs, or resumes the one it is at."""
-LOADING = "loading"
-"""A worker's message: it loads libraries, which is not charged to the answer it is at."""
+READY = "ready"  # a worker's message: it waits for pairs, or resumes the one it is at
+LOADING = "loading"  # a worker's message: it loads libraries, which is not charged to the answer it is at

@@ -18,10 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from types import CodeType, FrameType
 from typing import Any, BinaryIO
 
 from ladle.grading.judge import Algebra, judge
+from ladle.grading.normalise import CHINESE_NUMERAL
 from ladle.grading.verdict import LOADING, READY, Judgement, Pair, Verdict
 
 MAX_REASON_CHARACTERS = 200
@@ -54,24 +56,28 @@ def _reply(replies: BinaryIO, message: Any) -> None:
 
 
 class _Grading:
-    """Judges pairs within the limits; loads math-verify when first needed, which is not charged to the answer."""
+    """Judges pairs within the limits; loads what most runs never need when first needed, uncharged to the answer."""
 
     def __init__(self, cpu_seconds: float, rounding_digits: int, guard: CodeGuard, replies: BinaryIO) -> None:
         self._cpu_seconds = cpu_seconds
         self._rounding_digits = rounding_digits
         self._guard = guard
         self._replies = replies
-        self._judge_algebra: Callable[[Algebra], Judgement] | None = None
+        self._loaded: set[str] = set()
         self.seconds_loading = 0.0
 
     def judge(self, pair: Pair) -> Judgement:
         """Return the verdict on a pair, whatever happens on the way."""
+        if CHINESE_NUMERAL.search(pair.gold + pair.answer):
+            self._load("cn2an")
         started = time.process_time()
         left = self._within_limits(lambda: judge(pair, self._rounding_digits), self._cpu_seconds)
         if isinstance(left, Judgement):
             return left
         spent = time.process_time() - started
-        judge_algebra = self._judge_algebra or self._load()
+        self._load("ladle.grading.symbolic")
+        from ladle.grading.symbolic import judge_algebra
+
         self._guard.refused = ""
         judged = self._within_limits(lambda: judge_algebra(left), max(self._cpu_seconds - spent, 0.01))
         assert isinstance(judged, Judgement)
@@ -80,17 +86,18 @@ class _Grading:
             return Judgement(Verdict.UNPARSED, f"sympy may not use {self._guard.refused} to compare it")
         return judged
 
-    def _load(self) -> Callable[[Algebra], Judgement]:
+    def _load(self, name: str) -> None:
+        if name in self._loaded:
+            return
         started = time.perf_counter()
         _reply(self._replies, LOADING)
         with self._guard.paused():
-            from ladle.grading.symbolic import judge_algebra, warm_up  # sympy: most runs never need it
-
-            warm_up()
-        self._judge_algebra = judge_algebra
+            module = import_module(name)
+            if hasattr(module, "warm_up"):
+                module.warm_up()
+        self._loaded.add(name)
         _reply(self._replies, READY)
-        self.seconds_loading = time.perf_counter() - started
-        return judge_algebra
+        self.seconds_loading += time.perf_counter() - started
 
     def _within_limits(self, work: Callable[[], Judgement | Algebra], cpu_seconds: float) -> Judgement | Algebra:
         try:
@@ -108,8 +115,8 @@ class _Grading:
 
 # Limits.
 
+# CPU time after the limit at which the kernel ends a process whose Python code does not notice the signal.
 GRACE_SECONDS = 0.3
-"""CPU time after the limit at which the kernel ends a process whose Python code does not notice the signal."""
 
 
 class CpuLimitReached(BaseException):
@@ -165,12 +172,12 @@ _REFUSED_EVENTS = [
     }.items()
     for event in events.split()
 ]
+# For each audit event that may be refused, whether it is with these arguments.
 _IS_REFUSED: Mapping[str, Callable[..., bool]] = {
     "compile": lambda source, filename: not (isinstance(filename, str) and filename.endswith(".py")),
     "exec": lambda code: not (isinstance(code, CodeType) and code.co_filename.endswith(".py")),
     "open": lambda path, mode, flags: bool(set(mode or "") & set("wax+") or (flags or 0) & _WRITING),
 } | dict.fromkeys(_REFUSED_EVENTS, lambda *arguments: True)
-"""For each audit event that may be refused, whether it is with these arguments."""
 
 
 class CodeRefused(RuntimeError):

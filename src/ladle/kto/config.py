@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ladle.config import Config, execution
+from ladle.config import Config, IsoDate, execution
 from ladle.errors import UserError
 from ladle.training.config import Attention, Dtype, TrainingConfig
 
@@ -82,6 +82,11 @@ class KtoConfig(TrainingConfig):
     as the microbatch does elsewhere, and changes results by rounding alone."""
     allow_single_label: bool = False
     """Train although every label is the same: z0 then grows with the reward and the policy drifts as unbounded SFT."""
+    max_bad_fraction: float = execution(0.01, ge=0, le=1)
+    """Share of the examples that the chat template may refuse; they are counted and left out."""
+    template_date: IsoDate | None = execution(None)
+    """Day (`2026-01-31`) that a chat template writes which writes today's. The reference pass, which tokenizes, depends
+    on it."""
     eval_split: str = "test"
     """Split of the preference data that `trainer.eval_strategy` evaluates on."""
     peft: LoraConfig | None = None
@@ -132,7 +137,7 @@ ABSENT = {
 
 COPIED = (
     "max_length", "pairs", "max_tokens_per_microbatch", "attn_implementation", "quantization", "allow_single_label",
-    "processes",
+    "processes", "max_bad_fraction", "template_date",
 )  # fmt: skip
 """What a reference pass takes of its training as it is."""
 
@@ -160,6 +165,8 @@ class KtoReferenceConfig(Config):
     """Mixed precision of the forward passes, as in training."""
     attn_implementation: Attention
     quantization: QuantizationConfig | None
+    template_date: IsoDate | None = None
+    max_bad_fraction: float = execution(0.01)
     allow_single_label: bool = execution(False)
     """Changes nothing here; without it labels that are all the same are refused before the pass, not after it."""
     processes: int = execution(1, ge=1)

@@ -1,8 +1,7 @@
 """KTO's examples as token ids in flat arrays mapped from disk, and the bins that forward passes take them in.
 
-A text prompt is encoded with the tokenizer's own start token and a text completion ends with eos; a conversation goes
-through the chat template. A prompt is never cut: one that leaves no room for a completion within `max_length` is left
-out and counted; a completion that does not fit loses its end, and is counted too.
+How a row becomes token ids is in `ladle.models.chat`. A prompt is never cut: one that leaves no room for a completion
+within `max_length` is left out and counted; a completion that does not fit loses its end, and is counted too.
 
 A bin holds sequences (a prompt with a completion) of similar lengths within a budget of tokens. A padded bin is
 right-padded and has no attention mask: under causal attention a real token never sees what comes after it, so padding
@@ -15,18 +14,22 @@ Shape suffixes: B rows, T positions, N completion tokens of a bin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ladle.errors import UserError
-from ladle.models.tokenizer import ensure_chat_template
+from ladle.errors import BadRow, UserError
+from ladle.log import get_logger
+from ladle.models.chat import Encoded, encode_rows
+
+logger = get_logger(__name__)
 
 Row = dict[str, Any]
 ROWS_AT_ONCE = 1_000
@@ -87,34 +90,90 @@ class KtoExamples:
 
 
 def tokenize_examples(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, max_bad_fraction: float = 0.01
 ) -> tuple[KtoExamples, dict[str, int]]:
     """Return the examples of rows of prompt, completion and label, and the counts of dropped and cut ones.
 
     Raises:
-        UserError: fewer than two rows fit, so that no mismatched pair exists.
+        UserError: too many rows that the chat template refuses, token ids of another tokenizer, or fewer than two rows
+            that fit, so that no mismatched pair exists.
     """
-    prompts: list[list[int]] = []
-    completions: list[list[int]] = []
+    kept: list[Encoded] = []
     labels: list[bool] = []
-    num_long_prompts = num_cut = 0
-    rows = iter(rows)
-    while batch := list(islice(rows, ROWS_AT_ONCE)):
-        for row, (prompt, completion) in zip(batch, _encode(batch, tokenizer), strict=True):
-            if len(prompt) >= max_length:
-                num_long_prompts += 1
-                continue
-            num_cut += len(prompt) + len(completion) > max_length
-            prompts.append(prompt)
-            completions.append(completion)
+    bad, long, left_out = Counter[str](), Counter[bool](), Counter[str]()
+    first_bad, num_cut = "", 0
+    for row, encoded in _encode(rows, tokenizer):
+        if isinstance(encoded, BadRow):
+            bad[encoded.problem] += 1
+            first_bad = first_bad or str(row["prompt"])[:80]
+        elif len(encoded.prompt) >= max_length:
+            long[row["label"]] += 1
+        else:
+            num_cut += len(encoded.prompt) + len(encoded.completion) > max_length
+            left_out.update(encoded.left_out)
+            kept.append(encoded)
             labels.append(row["label"])
+    num_rows = len(kept) + bad.total() + long.total()
+    reasons = ", ".join(f"{count} with {reason}" for reason, count in bad.most_common())
+    reasons += f"; the first begins {first_bad!r}"
+    if bad.total() > max_bad_fraction * num_rows:
+        problem = f"{bad.total()} of {num_rows} examples cannot be written as tokens: {reasons}"
+        raise UserError(problem, "correct the data or the chat template, or raise kto.max_bad_fraction")
     if len(labels) < 2:
-        seen = f"has {len(labels)} ({num_long_prompts} prompts do not fit kto.max_length={max_length})"
+        seen = f"has {len(labels)} ({long.total()} prompts do not fit kto.max_length={max_length})"
         raise UserError(f"KTO needs at least two examples and {seen}", "add data, or raise kto.max_length")
     numbers: dict[tuple[int, ...], int] = {}
-    prompt_of = np.array([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts], dtype=np.int64)
-    examples = KtoExamples(*_flat(prompts), *_flat(completions), np.array(labels), prompt_of, max_length)
-    return examples, {"examples": len(labels), "dropped_long_prompts": num_long_prompts, "cut_completions": num_cut}
+    prompt_of = [numbers.setdefault(tuple(encoded.prompt_alone), len(numbers)) for encoded in kept]
+    examples = KtoExamples(
+        *_flat([encoded.prompt for encoded in kept]),
+        *_flat([encoded.completion for encoded in kept]),
+        np.array(labels),
+        np.array(prompt_of, dtype=np.int64),
+        max_length,
+    )
+    for count, what in (
+        (bad.total(), f"are left out: {reasons}"),
+        (long.total(), f"are left out: their prompts do not fit kto.max_length={max_length} ({long[False]} are False)"),
+        (num_cut, f"lose the end of their completions to kto.max_length={max_length}"),
+        *((count, f"are written without all of their {key} by the chat template") for key, count in left_out.items()),
+        (_count_contradictions(examples), "are the same tokens as one with the other label"),
+    ):
+        if count:
+            logger.warning("%d of %d examples %s", count, num_rows, what)
+    counts = {"examples": len(labels), "dropped_long_prompts": long.total(), "cut_completions": num_cut}
+    return examples, counts | {f"bad: {reason}": count for reason, count in sorted(bad.items())}
+
+
+def _encode(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Row, Encoded | BadRow]]:
+    """Yield each row with its token ids, or why it has none; ids of another tokenizer are refused at the end."""
+    num_sampled = num_foreign = 0
+    rows = iter(rows)
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        for row, encoded in zip(batch, encode_rows(batch, tokenizer), strict=True):
+            if isinstance(encoded, BadRow):
+                yield row, encoded
+                continue
+            said = str(tokenizer.decode(encoded.completion, skip_special_tokens=True))
+            if "completion_ids" in row:
+                completion = (
+                    row["completion"] if isinstance(row["completion"], str) else row["completion"][-1]["content"]
+                )
+                num_sampled += 1
+                # a stop text at the end of the ids is not part of the text
+                num_foreign += not "".join(said.split()).startswith("".join(completion.split()))
+            is_empty = not encoded.prompt or not said.strip()
+            yield row, BadRow("a prompt or completion that is empty once it is tokens") if is_empty else encoded
+    if num_foreign > num_sampled / 2:
+        problem = f"{num_foreign} of {num_sampled} completions are not what their completion_ids say"
+        raise UserError(problem, "use rollouts of a model with this tokenizer, or take the ids out of the rows")
+
+
+def _count_contradictions(examples: KtoExamples) -> int:
+    """Return how many examples have the tokens of one with the other label."""
+    labels: dict[tuple[bytes, bytes], list[bool]] = defaultdict(list)
+    for index, label in enumerate(examples.is_desirable.tolist()):
+        labels[examples.prompt(index).tobytes(), examples.completion(index, index).tobytes()].append(label)
+    return sum(len(same) for same in labels.values() if len(set(same)) > 1)
 
 
 def _flat(sequences: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,46 +182,22 @@ def _flat(sequences: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.fromiter((token for sequence in sequences for token in sequence), np.int32, int(bounds[-1])), bounds
 
 
-def _encode(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], list[int]]]:
-    """Return (prompt, completion) token ids of each row."""
-    if not isinstance(rows[0]["prompt"], str):
-        ensure_chat_template(tokenizer)
-        texts = [text for row in rows for text in _conversation_texts(row, tokenizer)]
-        ids = _ids(texts, tokenizer, special=False)
-        return list(zip(ids[::2], ids[1::2], strict=True))
-    eos = tokenizer.eos_token_id
-    prompts = _ids([row["prompt"] for row in rows], tokenizer, special=True)
-    completions = _ids([row["completion"] for row in rows], tokenizer, special=False)
-    # a tokenizer that closes every text with eos would have the model answer after the end
-    prompts = [ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids for ids in prompts]
-    return [(prompt, [*completion, eos]) for prompt, completion in zip(prompts, completions, strict=True)]
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> list[list[int]]:
-    return cast(list[list[int]], tokenizer(texts, add_special_tokens=special)["input_ids"])
-
-
-def _conversation_texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    prompt, completion = row["prompt"], row["completion"]
-    # tokenize=False gives the text; the stub's return type is that of every setting
-    prompt_text = cast(str, tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    whole_text = cast(str, tokenizer.apply_chat_template(prompt + completion, tokenize=False))
-    if not whole_text.startswith(prompt_text):
-        problem = "the chat template writes a prompt differently before an answer, so the two cannot be separated"
-        raise UserError(problem, "use a chat template whose generation prompt is the start of the assistant's turn")
-    return prompt_text, whole_text[len(prompt_text) :]
-
-
-def refuse_single_label(is_desirable: np.ndarray, allow: bool) -> None:
+def refuse_single_label(is_desirable: np.ndarray, allow: bool, num_long: int = 0) -> None:
     """Refuse labels that are all the same, unless that is allowed.
+
+    Args:
+        is_desirable: the labels.
+        allow: whether they may be.
+        num_long: examples already left out because their prompts are too long.
 
     Raises:
         UserError: they are.
     """
     if not allow and len(labels := np.unique(is_desirable)) == 1:
+        left = f" ({num_long} whose prompts do not fit kto.max_length are left out)" if num_long else ""
         why = "z0 would grow with the reward and the policy drift as unbounded SFT"
         fix = "add examples of the other label (a `rollout:` section makes them), or set kto.allow_single_label=true"
-        raise UserError(f"every example is labelled {bool(labels[0])}: {why}", fix)
+        raise UserError(f"every example is labelled {bool(labels[0])}{left}: {why}", fix)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from transformers import PreTrainedModel
 
 from ladle.errors import UserError
 from ladle.kto.data import Bin
-from ladle.training.attention import DOCUMENT_SDPA, use_document_attention
-from ladle.training.cross_entropy import why_not_linear
+from ladle.models.probe import ORDINARY, Traits, is_deterministic, probe, why_documents_meet
+from ladle.training.attention import DOCUMENT_SDPA, use_document_attention, use_fused_attention
 
 BLOCK_ELEMENTS, BLOCK_TOKENS = 2**21, 256
 """Logits of a block, 8 MiB in float32, unless that were fewer tokens than a matrix product needs to be efficient: 256,
@@ -80,23 +80,26 @@ def reference_points(kl_sum_G: torch.Tensor, count_G: torch.Tensor) -> torch.Ten
     return (kl_sum_G / count_G.clamp(min=1)).clamp(min=0)
 
 
-def use_kto_forward(model: PreTrainedModel) -> None:
+def use_kto_forward(model: PreTrainedModel, traits: Traits = ORDINARY) -> bool:
     """Let `model(bin=…)` return log π of each completion, and `model(bin=…, objective=…)` loss, log π and entropy.
 
     The model's own forward is replaced, so that the loss is computed inside whatever wraps the model (DDP, DeepSpeed,
-    peft); the head is applied at the positions that predict a completion token, and nowhere else. Dropout is switched
-    off, since a log-ratio compares two models and not two masks; attention takes the fused kernel where it can.
+    peft); the head is applied at the positions that predict a completion token, and nowhere else. Attention takes the
+    fused kernel where it can.
 
-    Raises:
-        UserError: an architecture whose logits are not hidden states times a matrix.
+    Args:
+        model: on the device where it will run.
+        traits: those of `prepare_policy`, which chose its attention.
+
+    Returns:
+        Whether to pack bins: where attention takes packed rows without a mask of all positions by all. Flash attention
+        does, and `document_sdpa` on a CPU, where a call for each sequence costs a fifth of one for all of them padded
+        (sequences of 87 to 503 tokens).
     """
-    if why := why_not_linear(model):
-        fix = "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)"
-        raise UserError(f"KTO's one-pass head does not fit {type(model).__name__} ({why})", fix)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    use_document_attention(model)
+    if traits is ORDINARY:
+        use_document_attention(model)
+    implementation = str(model.config._attn_implementation)
+    on_cpu = implementation == DOCUMENT_SDPA and model.device.type == "cpu"
     plain_forward = type(model).forward
 
     def forward(
@@ -113,18 +116,48 @@ def use_kto_forward(model: PreTrainedModel) -> None:
         return loss_of_completions(hidden_ND, weight_VD, bin.target_N, bin.sizes, objective)
 
     model.forward = types.MethodType(forward, model)
+    return traits.why_apart is None and (on_cpu or implementation.startswith("flash_attention"))
 
 
-def is_packing(model: PreTrainedModel) -> bool:
-    """Return whether the model's attention takes packed rows without a mask of all positions by all.
+def prepare_policy(model: PreTrainedModel, checkpointing: bool = False) -> Traits:
+    """Put a policy in the mode and under the attention for KTO, and return what was found of it.
 
-    Flash attention does, and `document_sdpa` on a CPU, where a call for each sequence costs a fifth of one for all of
-    them padded (sequences of 87 to 503 tokens).
+    Args:
+        model: on the device where it will run.
+        checkpointing: whether training computes activations again.
+
+    Raises:
+        UserError: its logits are not hidden states times a matrix, it has a loss of its own, or equal passes differ.
     """
-    implementation = str(getattr(model.config, "_attn_implementation", ""))
-    return implementation.startswith("flash_attention") or (
-        implementation == DOCUMENT_SDPA and model.device.type == "cpu"
-    )
+    use_document_attention(model)
+    if model.config._attn_implementation == DOCUMENT_SDPA and why_documents_meet(model, num_rows=1):
+        use_fused_attention(model)
+    traits = probe(model, num_rows=1)
+    name = type(model).__name__
+    if traits.why_own_logits:
+        fix = "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)"
+        raise UserError(f"KTO's one-pass head does not fit {name}: {traits.why_own_logits}", fix)
+    if traits.router_weight:
+        problem = f"the config of {name} adds the routers' auxiliary loss (output_router_logits), and KTO has none"
+        raise UserError(problem, "set output_router_logits to false in its config.json")
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    switch_randomness_off(model)
+    if not is_deterministic(model):
+        problem = f"two equal passes of {name} differ, and KTO's log-ratios would hold that noise"
+        raise UserError(problem, "set dropout and noise to 0 in its config.json, or leave gradient_checkpointing out")
+    return traits
+
+
+def switch_randomness_off(model: nn.Module) -> None:
+    """Put a policy in the mode without dropout, router noise and the like: a log-ratio compares two models, not two
+    draws.
+
+    That is evaluation's; only what computes its activations again (gradient checkpointing) does so in training's.
+    """
+    model.eval()
+    for module in model.modules():
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
 
 
 @torch.no_grad()

@@ -18,17 +18,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 from datasets import DatasetDict, load_from_disk
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ladle.artifacts.files import pretty_json
 from ladle.artifacts.journal import ShardJournal
+from ladle.data.prefer import read_examples
 from ladle.errors import UserError
 from ladle.executors import SerialExecutor
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.kto.data import KtoExamples, make_bin, plan_bins, refuse_single_label, tokenize_examples
-from ladle.kto.loss import is_packing, use_kto_forward
+from ladle.kto.loss import prepare_policy, use_kto_forward
 from ladle.kto.pairs import KtoPlan, make_plan
-from ladle.models.load import load_model, model_dir
+from ladle.models.chat import set_template_date
+from ladle.models.load import copy_out_of_file, load_model, model_dir
+from ladle.models.probe import require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.parallel import World, join_world, leave_world
@@ -44,16 +47,28 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
     refuse_single_label(np.array(_rows(data, TRAIN)["label"]), config.allow_single_label)
     world = join_world()
     tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
-    model = load_policy_base(inputs["model"][0], config, config.dtype).eval()
-    if config.quantization is None:  # quantized weights stay where they were loaded
-        model.to(device=world.device)  # type: ignore[reportCallIssue]
-    use_kto_forward(model)
-    autocast = getattr(torch, config.autocast) if config.autocast else None
-    reference = ReferencePass(model, cast(int, tokenizer.pad_token_id), config.max_tokens_per_microbatch, autocast)
+    is_conversational = not isinstance(data[TRAIN][0]["prompt"], str)
+    if is_conversational:
+        set_template_date(tokenizer, config.template_date, "kto.template_date")
+    splits: dict[str, KtoExamples] = {}
     counters: dict[str, int] = {}
     for split in [TRAIN, *([config.eval_split] if config.eval_split else [])]:
-        examples, counts = tokenize_examples(_rows(data, split), tokenizer, config.max_length)
+        rows = read_examples(_rows(data, split))
+        splits[split], counts = tokenize_examples(rows, tokenizer, config.max_length, config.max_bad_fraction)
+        if split == TRAIN:
+            refuse_single_label(splits[split].is_desirable, config.allow_single_label, counts["dropped_long_prompts"])
         counters |= counts if split == TRAIN else {f"{split}_{name}": count for name, count in counts.items()}
+    longest = max(
+        int(np.diff(examples.prompt_bounds).max() + np.diff(examples.completion_bounds).max())
+        for examples in splits.values()
+    )
+    num_tokens = min(longest, config.max_length)
+    model, packed, choices = load_policy(inputs["model"][0], config, config.dtype, world.device, num_tokens)
+    autocast = getattr(torch, config.autocast) if config.autocast else None
+    pad_id = cast(int, tokenizer.pad_token_id or 0)
+    reference = ReferencePass(model, packed, pad_id, config.max_tokens_per_microbatch, autocast)
+    for split, examples in splits.items():
+        _require_embeddings(examples, tokenizer, model)
         plan = make_plan(config, examples.prompt_of, split == TRAIN)
         journal = out / split / ".items"
         result = reference.run(examples, plan, journal, world)
@@ -64,11 +79,54 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
             shutil.rmtree(journal)
         world.wait()
     if world.is_main:
-        is_conversational = tokenizer.chat_template is not None and not isinstance(data[TRAIN][0]["prompt"], str)
         (out / "data.json").write_text(pretty_json({"conversational": is_conversational}), encoding="utf-8")
     world.wait()
     leave_world()
-    return StageResult(counters)
+    return StageResult(counters, choices)
+
+
+def load_policy(
+    path: Path,
+    settings: KtoConfig | KtoReferenceConfig,
+    dtype: str,
+    device: torch.device,
+    num_tokens: int = 0,
+    checkpointing: bool = False,
+) -> tuple[PreTrainedModel, bool, dict[str, Any]]:
+    """Load the policy's start onto a device, made ready by `use_kto_forward`, and check that it is deterministic.
+
+    Args:
+        path: the model's.
+        settings: how to load it.
+        dtype: of its weights.
+        device: where it will run; quantized weights stay where they are loaded.
+        num_tokens: of the longest sequence.
+        checkpointing: whether training computes activations again.
+
+    Returns:
+        The model, whether to pack bins, and what is done otherwise than for most models, for the record.
+
+    Raises:
+        UserError: KTO cannot use the model.
+    """
+    model = load_policy_base(path, settings, dtype)
+    require_positions(model, num_tokens)
+    if settings.quantization is None:
+        copy_out_of_file(model)
+        model.to(device=device)  # type: ignore[reportCallIssue]
+    traits = warn_of(model, prepare_policy(model, checkpointing))
+    packed = use_kto_forward(model, traits)
+    return model, packed, traits.choices()
+
+
+def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    largest = int(max(examples.prompt_ids.max(), examples.completion_ids.max()))
+    size = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if largest >= size:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        what = "its eos_token, which its vocabulary does not have" if token == tokenizer.eos_token else "an added token"
+        problem = f"the tokenizer writes {token!r} (id {largest}), {what}, and the model has {size} embeddings"
+        raise UserError(problem, "use the model's own tokenizer, or correct its tokenizer_config.json")
 
 
 def load_policy_base(path: Path, settings: KtoConfig | KtoReferenceConfig, dtype: str) -> PreTrainedModel:
@@ -124,12 +182,14 @@ class ReferencePass:
 
     Attributes:
         model: prepared by `use_kto_forward`.
+        packed: whether sequences are packed into a row.
         pad_id: what padding is filled with.
         budget: tokens of one forward pass.
         autocast: dtype of mixed precision, the one that training uses; None for none.
     """
 
     model: PreTrainedModel
+    packed: bool
     pad_id: int
     budget: int
     autocast: torch.dtype | None = None
@@ -153,7 +213,7 @@ class ReferencePass:
         self, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, folder: Path, world: World
     ) -> np.ndarray:
         """Return log π of each (prompt, completion), float32, in the order given."""
-        device, packed = self.model.device, is_packing(self.model)
+        device, packed = self.model.device, self.packed
         lengths = examples.lengths(prompts, completions)
         order = np.argsort(-lengths, kind="stable")
         item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM

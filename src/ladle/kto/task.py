@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from ladle.kto.data import Bin, KtoExamples, make_bin, plan_bins
-from ladle.kto.loss import KtoWeights, is_packing, kto_loss, reference_points
+from ladle.kto.loss import KtoWeights, kto_loss, reference_points, switch_randomness_off
 from ladle.kto.pairs import KtoPlan
 from ladle.kto.reference import KtoReference
 from ladle.training.loop import Pass, Task, Training
@@ -112,11 +111,13 @@ class KtoOptions:
         weights: β, λ_D, λ_U.
         kl_scope: rows that share a z0.
         budget: tokens of one forward pass, padding included where there is any.
+        packed: sequences of a forward pass are one row.
     """
 
     weights: KtoWeights
     kl_scope: Literal["step", "microbatch", "none"]
     budget: int
+    packed: bool
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class KtoTask(Task):
 
     def passes(self, training: Training, step: _Step) -> list[Pass]:
         """Compute the step's z0, and return a pass for each of this process's bins; their losses add up to the mean."""
+        switch_randomness_off(training.model)
         z0_G = self._reference_points(training, self.data, step)
         pairs = [(row, row) for row in step.rows.tolist()]
 
@@ -209,13 +211,12 @@ class KtoTask(Task):
             rows, group_of = step.rows[chosen], step.group_of[chosen]
             pairs = list(zip(rows.tolist(), data.plan.partners(step.epoch)[rows].tolist(), strict=True))
             reference = data.reference.kl_logp_PN[data.plan.pairing_of(step.epoch)]
-            for sequences in filter(None, self._my_bins(training, data.examples, pairs)):
-                one_bin = self._make_bin(training, data.examples, pairs, sequences)
+            for sequences in self._my_bins(training, data.examples, pairs):
+                one_bin = self._make_bin(training, data.examples, pairs, sequences or [0])
                 with training.parallel.computing():
                     logp_B = training.model(bin=one_bin)
-                ratio_B = logp_B - torch.from_numpy(reference[rows[sequences]]).to(sums.device)
-                for place, ratio in zip(sequences, ratio_B.unbind(), strict=True):
-                    sums[0, group_of[place]] += ratio
+                for place, logp in zip(sequences, logp_B.unbind(), strict=False):  # none where it has no sequence
+                    sums[0, group_of[place]] += logp - float(reference[rows[place]])
                     sums[1, group_of[place]] += 1
             sums = world.sum(sums)
         z0_G = reference_points(sums[0], sums[1])
@@ -228,11 +229,12 @@ class KtoTask(Task):
         if not pairs:
             return []
         prompts, completions = np.array(pairs).T
-        rank, size, packed = training.world.rank, training.world.size, is_packing(cast(PreTrainedModel, training.model))
-        return plan_bins(examples.lengths(prompts, completions), self.options.budget, size, packed)[rank::size]
+        rank, size, options = training.world.rank, training.world.size, self.options
+        lengths = examples.lengths(prompts, completions)
+        return plan_bins(lengths, options.budget, size, options.packed)[rank::size]
 
     def _make_bin(self, training: Training, examples: KtoExamples, pairs: list[Pair], sequences: list[int]) -> Bin:
-        one_bin = make_bin(examples, pairs, sequences, self.pad_id, is_packing(cast(PreTrainedModel, training.model)))
+        one_bin = make_bin(examples, pairs, sequences, self.pad_id, self.options.packed)
         return one_bin.to(training.world.device)
 
     # Evaluation and the log.
@@ -248,10 +250,10 @@ class KtoTask(Task):
         z0_G = self._reference_points(training, data, step)
         pairs = [(row, row) for row in range(count)]
         loss = torch.zeros((), device=training.world.device)
-        for sequences in filter(None, self._my_bins(training, data.examples, pairs)):
-            one_bin = self._make_bin(training, data.examples, pairs, sequences)
+        for sequences in self._my_bins(training, data.examples, pairs):
+            one_bin = self._make_bin(training, data.examples, pairs, sequences or [0])
             with training.parallel.computing():
-                loss += self._loss(training, training.model, data, step, one_bin, z0_G)
+                loss += self._loss(training, training.model, data, step, one_bin, z0_G, float(bool(sequences)))
         figures = {"loss": training.world.sum(loss).item() / training.world.size, **self.metrics.take(training.world)}
         self.metrics = training_metrics
         return figures

@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, TrainingArguments
 from ladle.errors import UserError
 from ladle.kto.config import KtoConfig, KtoReferenceConfig, LoraConfig
 from ladle.kto.data import KtoExamples, refuse_single_label
-from ladle.kto.loss import KtoWeights, use_kto_forward
+from ladle.kto.loss import KtoWeights
 from ladle.kto.pairs import make_plan
-from ladle.kto.reference import TRAIN, KtoReference, load_policy_base
+from ladle.kto.reference import TRAIN, KtoReference, load_policy
 from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.log import get_logger
-from ladle.models.load import copy_out_of_file, load_model, model_dir, save_model
-from ladle.models.tokenizer import ensure_chat_template, load_fast_tokenizer
+from ladle.models.chat import ensure_chat_template
+from ladle.models.load import load_model, model_dir, save_model
+from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.arguments import use_liger_where_it_can_run
 from ladle.training.loop import Training
@@ -45,11 +46,9 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
     tokenizer = load_fast_tokenizer(model_dir(start))
     if json.loads((reference / "data.json").read_text(encoding="utf-8"))["conversational"]:
         ensure_chat_template(tokenizer)
-    model = load_policy_base(start, config, config.weights_dtype)
-    if config.quantization is None:
-        copy_out_of_file(model)
+    checkpointing = bool(arguments.activation_checkpointing)
+    model, packed, choices = load_policy(start, config, config.weights_dtype, world.device, 0, checkpointing)
     use_liger_where_it_can_run(arguments, model)
-    use_kto_forward(model)
     model.config.use_cache = False
     policy = model if config.peft is None else add_adapter(model, config.peft, arguments.seed)
     _require_enough_kl_rows(config, world.size)
@@ -66,9 +65,10 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
         choose_weights(config, labels),
         config.kl_scope if config.estimates_kl else "none",
         config.max_tokens_per_microbatch,
+        packed,
     )
     eval_data = read(config.eval_split, is_training=False) if passes.eval_split else None
-    task = KtoTask(data, eval_data, options, cast(int, tokenizer.pad_token_id))
+    task = KtoTask(data, eval_data, options, cast(int, tokenizer.pad_token_id or 0))
 
     def save(training: Training) -> None:
         model.config.use_cache = True
@@ -77,7 +77,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
     def summarise(training: Training) -> StageResult:
         last = next((entry for entry in reversed(training.state.log_history) if "loss" in entry), {})
         counters = {"desirable": int(labels.sum()), "undesirable": int((~labels).sum())}
-        return StageResult(counters, {name: last[name] for name in SHOWN_METRICS if name in last})
+        return StageResult(counters, {name: last[name] for name in SHOWN_METRICS if name in last} | choices)
 
     return Prepared(task, policy, tokenizer, save, summarise)
 

@@ -151,11 +151,6 @@ class Job:
     nodes: int
     gpus: int
 
-    @property
-    def file_name(self) -> str:
-        """The name of its script."""
-        return self.name.replace("/", "-") + ".sbatch"
-
 
 def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection[str] = ()) -> list[Job]:
     """Return the jobs of every step that is neither finished nor in the queue, parents first.
@@ -179,37 +174,24 @@ def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection
 
 
 def _jobs_of(step: Step, after: tuple[str, ...], profile: SlurmProfile) -> list[Job]:
-    resources = profile.of_step(step.name)
-    nodes, gpus = _nodes(step, resources, profile), _gpus(step, resources, profile)
-    if not resources.shards or resources.shards == 1 or step.stage.run_shard is None:
-        _refuse_shards(step, profile)
-        return [Job(step.name, step, after, resources, 0, nodes, gpus)]
-    shares = Job(f"{step.name}.shards", step, after, resources, resources.shards, 1, min(gpus, 1))
-    return [shares, Job(step.name, step, (*after, shares.name), resources, 0, 1, gpus)]
-
-
-def _nodes(step: Step, resources: Resources, profile: SlurmProfile) -> int:
-    nodes = (resources.nodes or 1) if hasattr(step.config, "processes") else 1
+    resources, config = profile.of_step(step.name), step.config
+    nodes = (resources.nodes or 1) if hasattr(config, "processes") else 1
     if nodes > 1 and profile.container is not None:
-        raise UserError(
-            f"{step.name} is to run on {nodes} nodes in a container, from which the other nodes cannot be started",
-            "use a conda or virtual environment on the shared file system for several nodes, or nodes: 1",
-        )
-    return nodes
-
-
-def _gpus(step: Step, resources: Resources, profile: SlurmProfile) -> int:
-    if not step.stage.wants_gpus or profile.has_gpus is False:
-        return 0
-    if resources.gpus_per_node is not None:
-        return resources.gpus_per_node
-    return getattr(step.config, "processes", None) or getattr(step.config, "workers", None) or 1
-
-
-def _refuse_shards(step: Step, profile: SlurmProfile) -> None:
-    own = profile.steps.get(step.name)
-    if own is not None and (own.shards or 1) > 1:
-        raise UserError(
-            f"the profile shares {step.name} out over {own.shards} array tasks, and it is one piece",
-            f"leave steps.{step.name}.shards out",
-        )
+        problem = f"{step.name} is to run on {nodes} nodes in a container, from which the other nodes cannot be started"
+        fix = "use a conda or virtual environment on the shared file system for several nodes, or nodes: 1"
+        raise UserError(problem, fix)
+    gpus = 0
+    if step.stage.wants_gpus and profile.has_gpus is not False:
+        own = getattr(config, "processes", None) or getattr(config, "workers", None) or 1
+        gpus = own if resources.gpus_per_node is None else resources.gpus_per_node
+    num_shards = resources.shards or 1
+    if step.stage.run_shard is None:
+        num_shards = 1
+        if step.name in profile.steps and (profile.steps[step.name].shards or 1) > 1:
+            seen = f"{profile.steps[step.name].shards} array tasks"
+            problem = f"the profile shares {step.name} out over {seen}, and it is one piece"
+            raise UserError(problem, f"leave steps.{step.name}.shards out")
+    if num_shards == 1:
+        return [Job(step.name, step, after, resources, 0, nodes, gpus)]
+    shares = Job(f"{step.name}.shards", step, after, resources, num_shards, 1, min(gpus, 1))
+    return [shares, Job(step.name, step, (*after, shares.name), resources, 0, 1, gpus)]

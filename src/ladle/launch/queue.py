@@ -111,13 +111,11 @@ def describe_jobs(plan: list[PlannedStep], folder: Path) -> dict[str, str]:
     unfinished = {planned.step.fingerprint: planned.step.name for planned in plan if planned.state is not State.CACHED}
     jobs = [job for job in ledger.jobs if job.fingerprint in unfinished]
     states = ask_queue() if jobs else {}
-    described: dict[str, str] = {}
+    described: dict[str, str | None] = {}
     for job in sorted(jobs, key=lambda job: not job.is_array):  # the shares come first, and count until they are done
-        if described.get(unfinished[job.fingerprint]) is None:
-            text = _describe(job, states)
-            if text is not None:
-                described[unfinished[job.fingerprint]] = text
-    return described
+        name = unfinished[job.fingerprint]
+        described[name] = described.get(name) or _describe(job, states)
+    return {name: text for name, text in described.items() if text is not None}
 
 
 def _describe(job: SubmittedJob, states: Queue | None) -> str | None:
@@ -197,16 +195,16 @@ def launch(
     queued: dict[str, SubmittedJob] = {}
     if not dry_run:
         if shutil.which("sbatch") is None:
-            raise UserError(
-                "there is no sbatch on this machine", "run this on a login node, or look at the scripts with --dry-run"
-            )
+            problem = "there is no sbatch on this machine"
+            raise UserError(problem, "run this on a login node, or look at the scripts with --dry-run")
         make_folder(folder)
         queued = Ledger(folder).in_queue()
         commits = keep_commits([planned.step for planned in plan], folder)
         recipe = keep_recipe(Path(call.recipe), folder)
         call = replace(call, recipe=str(recipe), commits=str(commits) if commits else None)
     jobs = make_jobs(plan, profile, queued)
-    scripts = [Script(job, folder / job.file_name, render(job, profile, call, logs)) for job in jobs]
+    texts = {job.name: render(job, profile, call, logs) for job in jobs}
+    scripts = [Script(job, folder / f"{job.name.replace('/', '-')}.sbatch", texts[job.name]) for job in jobs]
     submitted = [] if dry_run else submit(scripts, Ledger(folder), queued)
     return Launched(scripts, submitted, list(queued.values()))
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from ladle.artifacts.worker import JOB_ID, NODES, RENDEZVOUS
 from ladle.errors import EXIT_RESUMABLE
-from ladle.hub import COMMITS
 from ladle.launch.jobs import Job, SlurmProfile
 
-ENDED_BY = (128 + 10, 128 + 15)
-"""Exit codes of a command that SIGUSR1 or SIGTERM ended: between trainings there is nothing to save."""
-FIRST_PORT, NUM_PORTS = 20_000, 20_000
+RESUMABLE = (EXIT_RESUMABLE, 128 + 10, 128 + 15)
+"""Exit codes of a command that can be run again: the last two are SIGUSR1 and SIGTERM, which end it between trainings,
+where there is nothing to save."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,14 @@ def slurm_name(job: str) -> str:
 
 
 def render(job: Job, profile: SlurmProfile, call: Call, logs: Path) -> str:
-    """Return the script of a job."""
-    parts = [
-        "#!/usr/bin/env bash",
-        *(f"#SBATCH {option}" for option in _options(job, profile, logs)),
-        "set -eo pipefail",
-        f"cd {shlex.quote(call.folder)}",
-        *([f"export {COMMITS}={shlex.quote(call.commits)}"] if call.commits else []),
-        *_environment(job, profile),
-        *_rendezvous(job),
-        "",
-        *_run(job, profile, call),
-    ]
-    return "\n".join(parts) + "\n"
+    """Return the script of a job, `job.sbatch` filled in."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    template = environment.from_string(files("ladle.launch").joinpath("job.sbatch").read_text(encoding="utf-8"))
+    options, command = _options(job, profile, logs), _command(job, profile, call)
+    return template.render(job=job, profile=profile, call=call, options=options, command=command, resumable=RESUMABLE)
 
 
 def log_of(job: Job, logs: Path, number: str, task: str) -> str:
@@ -69,9 +64,10 @@ def log_of(job: Job, logs: Path, number: str, task: str) -> str:
     return f"{logs}/{slurm_name(job.name)}-{tag}.out"
 
 
-def _options(job: Job, profile: SlurmProfile, logs: Path) -> list[str]:
+def _options(job: Job, profile: SlurmProfile, logs: Path) -> dict[str, Any]:
+    """Return what the job requests of sbatch; None is left out."""
     resources = job.resources
-    wanted = {
+    return {
         "job-name": slurm_name(job.name),
         "output": log_of(job, Path(str(logs).replace("%", "%%")), "%A" if job.shards else "%j", "%a"),
         "open-mode": "append",
@@ -87,75 +83,16 @@ def _options(job: Job, profile: SlurmProfile, logs: Path) -> list[str]:
         "array": f"0-{job.shards - 1}" if job.shards else None,
         "signal": f"B:USR1@{profile.signal_seconds}" if profile.signal_seconds else None,
     }
-    plain = ["requeue" if profile.requeue else "no-requeue"]
-    options = [f"--{name}={shlex.quote(str(value))}" for name, value in wanted.items() if value is not None]
-    return [*options, *(f"--{name}" for name in plain), *resources.options]
 
 
-def _environment(job: Job, profile: SlurmProfile) -> list[str]:
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()]
-    if job.resources.cpus_per_task:
-        lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun no longer takes it from sbatch')
-    lines += [f"module load {' '.join(map(shlex.quote, profile.modules))}"] if profile.modules else []
-    if profile.conda:
-        lines += ['eval "$(conda shell.bash hook)"', f"conda activate {shlex.quote(profile.conda)}"]
-    if profile.venv:
-        lines += [
-            "# shellcheck disable=SC1091 # not there where this is checked",
-            f"source {shlex.quote(profile.venv + '/bin/activate')}",
-        ]
-    return [*lines, *profile.setup]
-
-
-def _rendezvous(job: Job) -> list[str]:
-    if job.nodes == 1:
-        return []
-    return [
-        f"export {NODES}={job.nodes}",
-        f'export {JOB_ID}="$SLURM_JOB_ID"',
-        f'{RENDEZVOUS}="$(hostname):$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))"',
-        f"export {RENDEZVOUS}",
-    ]
-
-
-def _run(job: Job, profile: SlurmProfile, call: Call) -> list[str]:
-    command = " ".join([*_container(profile), shlex.join(_ladle(job, profile, call)), *_shard(job)])
-    requeue = [
-        'if [ "$taken" = no ] && is_resumable "$code"; then',
-        '  echo "stopped and saved (exit code $code): back into the queue"',
-        '  scontrol requeue "$SLURM_JOB_ID"',
-        "fi",
-    ]
-    conditions = " || ".join(f'[ "$1" -eq {code} ]' for code in (EXIT_RESUMABLE, *ENDED_BY))
-    return [
-        f"is_resumable() {{ {conditions}; }}",
-        "taken=no",
-        f"{command} &",
-        "child=$!",
-        "trap 'kill -USR1 \"$child\"' USR1",
-        "trap 'taken=yes; kill -TERM \"$child\"' TERM",
-        'code=0; wait "$child" || code=$?',
-        "# a trapped signal ends `wait` early",
-        'while kill -0 "$child" 2>/dev/null; do code=0; wait "$child" || code=$?; done',
-        *(requeue if profile.requeue else []),
-        'exit "$code"',
-    ]
-
-
-def _ladle(job: Job, profile: SlurmProfile, call: Call) -> list[str]:
+def _command(job: Job, profile: SlurmProfile, call: Call) -> str:
+    """Return the command that builds the step, or works a share of it, in the profile's environment."""
     brought = profile.conda or profile.venv or profile.container or profile.modules
     python = profile.python or ("python" if brought else call.python)
-    return [python, "-m", "ladle", "run", call.recipe, *call.overrides, "--root", call.root, "--only", job.step.name]
-
-
-def _shard(job: Job) -> list[str]:
-    return [f'--shard "$SLURM_ARRAY_TASK_ID/{job.shards}"'] if job.shards else []
-
-
-def _container(profile: SlurmProfile) -> list[str]:
-    container = profile.container
-    if container is None:
-        return []
-    if container.runtime == "apptainer":
-        return [shlex.join(["apptainer", "exec", *container.options, container.image])]
-    return [shlex.join(["srun", "--ntasks=1", f"--container-image={container.image}", *container.options])]
+    words = [python, "-m", "ladle", "run", call.recipe, *call.overrides, "--root", call.root, "--only", job.step.name]
+    if (container := profile.container) is not None and container.runtime == "apptainer":
+        words = ["apptainer", "exec", *container.options, container.image, *words]
+    elif container is not None:
+        words = ["srun", "--ntasks=1", f"--container-image={container.image}", *container.options, *words]
+    share = f' --shard "$SLURM_ARRAY_TASK_ID/{job.shards}"' if job.shards else ""
+    return shlex.join(words) + share

@@ -11,18 +11,90 @@ from typing import Any
 
 from ladle.artifacts.inputs import find_local
 from ladle.checkup import Checkup, Finding, error, ok, read_config, warning
-from ladle.errors import LadleError
+from ladle.errors import LadleError, UserError
 
-CANNOT_BUILD = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, AssertionError)
-"""Whatever a model's own constructor raises for sizes that do not fit each other."""
+MOST_PARAMETERS = 100_000_000
+"""Of a model that is probed with all its widths, which takes two seconds."""
+SMALL = {
+    "vocab_size": 512, "hidden_size": 64, "word_embed_proj_dim": 64, "intermediate_size": 96, "ffn_dim": 96,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "num_attention_heads": 4, "head_dim": 16,
+    "rotary_dim": 8, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16,
+    "v_head_dim": 16, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "mamba_n_heads": 8, "mamba_d_head": 16,
+    "mamba_d_ssm": 128, "num_heads": 8, "mamba_chunk_size": 16, "chunk_size": 16,
+}  # fmt: skip
+"""Sizes that a small copy of a model has at most."""
 
 
 def parameters_of(check: Checkup) -> int | None:
     """Return the weights of the model that a step starts from; None if it is not known, or cannot be built."""
+    from ladle.models.probe import CANNOT_RUN
+
     try:
         return None if check.model_config is None else _count_parameters(json.dumps(check.model_config))
-    except (*CANNOT_BUILD, LadleError):
+    except (*CANNOT_RUN, LadleError):
         return None
+
+
+@functools.cache
+def small_copy(config_json: str) -> Any:
+    """Return a small random model that does what the one of a config.json does; None if none can be made.
+
+    It has a layer of each kind, and small widths where such a model can be built and run, else those of the config.
+
+    Raises:
+        UserError: its hidden states cannot be reached, or it takes more than text.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ladle.models.probe import CANNOT_RUN, hidden_states, refuse_multimodal, require_text_decoder
+
+    for sizes in (SMALL, {"vocab_size": SMALL["vocab_size"]}):
+        try:
+            config = AutoConfig.for_model(**json.loads(config_json))
+            refuse_multimodal(config)
+            config = _with_few_layers(config)
+            heads, groups = (getattr(config, f"num_{name}_heads", None) for name in ("attention", "key_value"))
+            for name, value in config.to_dict().items():
+                if name.endswith("_token_id") and value is not None:
+                    setattr(config, name, 0)  # it may lie beyond the small vocabulary
+            for name, size in sizes.items():
+                if isinstance(value := getattr(config, name, None), int) and value > size:
+                    setattr(config, name, size)
+            if groups is not None and sizes is SMALL:
+                config.num_key_value_heads = config.num_attention_heads if groups == heads else min(groups, 2)
+            with torch.device("meta"):
+                outline = AutoModelForCausalLM.from_config(config)
+            require_text_decoder(outline)
+            if outline.num_parameters() > MOST_PARAMETERS:
+                continue
+            with torch.random.fork_rng(devices=[]):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            with torch.no_grad():
+                hidden_states(model, input_ids=torch.arange(8)[None])
+        except UserError:
+            raise
+        except CANNOT_RUN:
+            continue
+        return model
+    return None
+
+
+def _with_few_layers(config: Any) -> Any:
+    """Return the config with a layer of each kind that its lists name, at least two."""
+    num_layers = config.num_hidden_layers
+    lists = {name: value for name, value in config.to_dict().items() if isinstance(value, list)}
+    lists = {name: value for name, value in lists.items() if len(value) == num_layers}
+    kinds: dict[str, int] = {}
+    for layer, kind in enumerate(zip(*lists.values(), strict=True)):
+        kinds.setdefault(str(kind), layer)
+    layers = list(kinds.values())
+    layers += [layer for layer in range(num_layers) if layer not in layers][: max(0, 2 - len(layers))]
+    for name, value in lists.items():
+        setattr(config, name, [value[layer] for layer in sorted(layers)])
+    config.num_hidden_layers = len(layers)
+    return config
 
 
 @functools.cache
@@ -34,6 +106,8 @@ def _count_parameters(config: str) -> int:
 
 def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
     """Yield whether a folder on this machine is a whole model with a tokenizer that fits it."""
+    from transformers import GenerationConfig
+
     from ladle.models.load import model_dir
     from ladle.models.tokenizer import load_fast_tokenizer
     from ladle.soups.members import read_header
@@ -59,6 +133,13 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
             if name.endswith(".safetensors"):
                 read_header(place / name)
         yield ok("model", key, f"{config.get('model_type')}, {len(weights)} weight file(s)")
+    small_copy(json.dumps(config))
+    if (place / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(place).validate(strict=True)
+        except (ValueError, OSError) as fault:
+            message = f"generation_config.json in {place} is not valid: {str(fault).splitlines()[0]}"
+            yield warning("model", key, message, "correct it: Ladle leaves those settings out of the models it saves")
     tokenizer = load_fast_tokenizer(place)
     size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
     if len(tokenizer) > size:
@@ -93,12 +174,16 @@ def check_start(check: Checkup) -> Iterator[Finding]:
         message = f"vocab_size is {config['vocab_size']:,} and the tokenizer has {size:,} tokens"
         yield error("model", key, message, "leave vocab_size out, or raise it")
         return
+    from ladle.models.probe import CANNOT_RUN
+
     try:
         yield ok("model", key, f"{_count_parameters(json.dumps(config)):,} parameters")
-    except CANNOT_BUILD as fault:
+    except CANNOT_RUN as fault:
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         message = f"transformers cannot build this architecture: {reason}"
         yield error("model", key, message, "check the sizes against a config.json of the same model_type")
+        return
+    small_copy(json.dumps(config))
 
 
 def tokenizer_size(step: Any) -> int | None:

@@ -7,12 +7,14 @@ disk, and a raw `load_state_dict(strict=False)` would lose them. Code from a rep
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -20,6 +22,7 @@ from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
 from ladle.models.config import DEEPSEEK_V3_ROUTING
+from ladle.models.probe import CANNOT_RUN, require_text_decoder
 
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 logger = get_logger(__name__)
@@ -50,28 +53,31 @@ def load_model(
     Args:
         path: a model folder, or an artifact that holds one.
         dtype: name of a torch dtype, or `auto` for the one the weights are saved in.
-        attn_implementation: as in transformers; one that cannot run here is replaced by sdpa, with a warning.
+        attn_implementation: as in transformers; one that cannot run here is replaced by sdpa, and sdpa by eager for an
+            architecture without it, with a warning.
         quantization_config: as in transformers.
         ignored: names of tensors in the file that the model is known to have no place for.
 
     Raises:
-        UserError: no model there, or an architecture that transformers does not know.
+        UserError: no model there, or an architecture that transformers does not know or that is not a text decoder.
         CheckFailed: weights are missing, left over, or of another shape.
     """
     folder = model_dir(path)
+    usable = usable_attention(attn_implementation)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation=usable_attention(attn_implementation),
+            attn_implementation=None if usable == "sdpa" else usable,  # none: sdpa, or eager where there is none
             quantization_config=quantization_config,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # so that they are reported below, all at once
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         problem = f"cannot load the model in {folder}: {str(error).splitlines()[0]}"
-        raise UserError(problem, "check config.json and the weights") from error
+        fix = "check config.json and the weights"
+        raise UserError(problem, "set attn_implementation: eager" if "attention" in problem else fix) from error
     # the stub knows only the model; output_loading_info=True adds the report
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     faults = []
@@ -80,7 +86,36 @@ def load_model(
             faults.append(f"{name}: {len(keys)}, such as {keys[0]}")
     if faults:
         raise CheckFailed(f"the weights in {folder} do not fit the model ({'; '.join(faults)})")
+    require_text_decoder(model)
+    if usable == "sdpa" and model.config._attn_implementation != usable:
+        logger.warning("%s has no sdpa attention: using %s", type(model).__name__, model.config._attn_implementation)
+    if model.generation_config is not None and (removed := repair_generation_config(model.generation_config)):
+        shown = ", ".join(f"{name}={value}" for name, value in removed.items())
+        logger.warning("generation_config.json: %s contradicts its other settings, and is left out", shown)
+    # else the embedding of a padding token that is the end token too would get no gradient
+    cast(torch.nn.Embedding, model.get_input_embeddings()).padding_idx = None
     return model
+
+
+def repair_generation_config(config: GenerationConfig) -> dict[str, Any]:
+    """Leave out settings of generation that contradict each other, which could not be saved again, and return them.
+
+    The common one is a temperature beside `do_sample: false`, which was without effect.
+    """
+    fields = config.to_diff_dict()
+
+    def contradicts(name: str) -> bool:
+        only = {key: fields[key] for key in {"do_sample", "num_beams", name} & fields.keys()}
+        try:
+            GenerationConfig(**only).validate(strict=True)
+        except (ValueError, TypeError):
+            return True
+        return False
+
+    removed = {name: value for name, value in fields.items() if contradicts(name)}
+    for name in removed:
+        setattr(config, name, None)
+    return removed
 
 
 def usable_attention(requested: str) -> str:
@@ -140,6 +175,26 @@ def save_model(
     remove_half_written(out)
 
 
+def require_side_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check, before a training, that all that is saved beside its weights can be.
+
+    Raises:
+        UserError: transformers refuses to save one of them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in {
+            "config": model.config,
+            "generation config": model.generation_config,
+            "tokenizer": tokenizer,
+        }.items():
+            try:
+                if part is not None:
+                    part.save_pretrained(folder)
+            except CANNOT_RUN as error:
+                problem = f"the model's {name} cannot be saved: {str(error).splitlines()[0]}"
+                raise UserError(problem, "correct its file in the model's folder") from error
+
+
 def remove_half_written(folder: Path) -> None:
     """Remove what a killed save of tensors left: safetensors writes to `.tmp` and six letters, then renames that."""
     for path in folder.glob(".tmp??????"):
@@ -163,7 +218,7 @@ def init_model(
     """Return a model with random weights, its vocabulary and special ids those of the tokenizer.
 
     Raises:
-        UserError: an unknown model type, or a vocabulary smaller than the tokenizer's.
+        UserError: an unknown model type, sizes that do not fit each other, or a vocabulary below the tokenizer's.
     """
     fields = dict(architecture)
     model_type = fields.pop("model_type", "")
@@ -172,13 +227,15 @@ def init_model(
         problem = f"vocab_size is {fields['vocab_size']} and the tokenizer has {len(tokenizer)} tokens"
         raise UserError(problem, "leave vocab_size out, or raise it")
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if special["pad_token_id"] in (special["bos_token_id"], special["eos_token_id"]):
+        special["pad_token_id"] = None  # it would begin at zero, and get no gradient
     try:
         config = AutoConfig.for_model(model_type, **special, **fields)
-    except ValueError as error:
-        problem = f"init.architecture is not a model: {str(error).splitlines()[0]}"
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    except CANNOT_RUN as error:
+        problem = f"init.architecture is not a model: {' '.join(str(error).splitlines()[:2])}"
         raise UserError(problem, "check model_type and the sizes") from error
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     # as `from_pretrained` keeps them in a loaded model: DeepSeek-V3's router biases
     in_float32 = model._keep_in_fp32_modules_strict or ()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

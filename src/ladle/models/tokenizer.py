@@ -28,25 +28,15 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
-from ladle.log import get_logger
-
-logger = get_logger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-END_OF_TURN = "<|im_end|>"
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-"""As TRL's `setup_chat_format` writes it."""
 
 
 def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -61,7 +51,9 @@ def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if vocabulary.name == TOKENIZER_FILE:
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        except (KeyError, ValueError) as error:
+        except Exception as error:
+            if type(error) not in (Exception, KeyError, TypeError) and not isinstance(error, ValueError):
+                raise  # tokenizers raises Exception itself
             problem = f"{vocabulary} is not a tokenizer ({type(error).__name__}: {error})"
             raise UserError(problem, "fetch the file again") from error
     else:
@@ -128,20 +120,6 @@ def convert_tokenizer(source: Path, out: Path) -> dict[str, Any]:
         "converted": vocabulary != TOKENIZER_FILE,
         "remote_code_dropped": "auto_map" in read_json(source / "tokenizer_config.json"),
     }
-
-
-def ensure_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer without a chat template ChatML's, with a warning.
-
-    The vocabulary stays as it is: where it lacks ChatML's markers they are ordinary text, several tokens each.
-    """
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHATML
-        is_known = tokenizer.convert_tokens_to_ids(END_OF_TURN) not in (None, tokenizer.unk_token_id)
-        logger.warning(
-            "the tokenizer has no chat template: using ChatML%s",
-            "" if is_known else f", whose markers ({END_OF_TURN}) are ordinary text in this vocabulary",
-        )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

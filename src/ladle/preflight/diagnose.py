@@ -6,20 +6,29 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ladle.artifacts.build import Workspace
-from ladle.artifacts.inputs import HubRepository, InputFinder, LocalFiles, UnreadFiles, list_inputs, signature_of
+from ladle.artifacts.files import readable_size
+from ladle.artifacts.inputs import (
+    HubRepository,
+    InputFinder,
+    LocalFiles,
+    UnreadFiles,
+    list_inputs,
+    names_hub,
+    signature_of,
+)
 from ladle.artifacts.plan import State, make_plan
 from ladle.checkup import Checkup, Finding, Level, Machine, error, guarded, ok, warning
 from ladle.errors import UserError
-from ladle.hub import endpoint, is_commit, is_repo_id, size_of
+from ladle.hub import endpoint, is_commit, size_of
 from ladle.models.before import check_model_folder
 from ladle.pipeline import Pipeline
 from ladle.recipe import load_recipe
 
 DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 """The oldest NVIDIA driver that runs a CUDA major version (CUDA's release notes, minor-version compatibility)."""
-GIGABYTE, MEGABYTE = 10**9, 10**6
 TIGHT = 0.9
 """Above this share of the free disk it may not suffice."""
 
@@ -32,40 +41,34 @@ class CheckedInputs(InputFinder):
         self.found = found
 
     def find(
-        self,
-        kind: str,
-        reference: str,
-        key: str,
-        revision: str | None = None,
-        file: str | None = None,
-        patterns: tuple[str, ...] = (),
-        known: tuple[str, ...] = (),
+        self, kind: str, reference: str, key: str, *more: Any, **named: Any
     ) -> LocalFiles | UnreadFiles | HubRepository:
         """Return the input that a name stands for; one without files if it stands for nothing."""
         family = "data" if kind == "dataset" else "model"
         try:
-            item = super().find(kind, reference, key, revision, file, patterns, known)
+            item = super().find(kind, reference, key, *more, **named)
             if isinstance(item, HubRepository):
-                size = size_of(kind, item.repo_id, item.commit, file)
+                self._note_repository(item, key)
+                return item
         except UserError as fault:
-            at_hub = is_repo_id(reference.partition(":")[0])
-            self.found.append(error("hub" if at_hub else family, key, fault.problem, fault.fix))
+            self.found.append(error("hub" if names_hub(reference) else family, key, fault.problem, fault.fix))
             return LocalFiles((), ())
-        if not isinstance(item, HubRepository):
-            self.found.append(ok(family, key, f"{reference} is here"))
-            if kind == "model" and not patterns:
-                for path in item.paths:
-                    self.found += guarded("model", key, lambda path=path: check_model_folder(key, path))
-            return item
+        self.found.append(ok(family, key, f"{reference} is here"))
+        if kind == "model" and not named.get("patterns"):
+            for path in item.paths:
+                self.found += guarded("model", key, lambda path=path: check_model_folder(key, path))
+        return item
+
+    def _note_repository(self, item: HubRepository, key: str) -> None:
+        size = size_of(item.kind, item.repo_id, item.commit, item.file)
         where = f"{item.repo_id}@{item.commit[:12]}"
-        how = "in the cache" if size is None else f"{size / GIGABYTE:,.2f} GB on {endpoint()}"
-        if revision is not None and is_commit(revision):
+        how = "in the cache" if size is None else f"{readable_size(size)} on {endpoint()}"
+        if item.revision is not None and is_commit(item.revision):
             self.found.append(ok("hub", key, f"{where}, {how}"))
         else:
-            message = f"{where} ({how}) is what {revision or 'the default branch'} stands for today"
+            message = f"{where} ({how}) is what {item.revision or 'the default branch'} stands for today"
             fix = f"pin it, so that a later run is the same: revision: {item.commit}"
             self.found.append(warning("hub", key, message, fix))
-        return item
 
     def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
         """Describe files and folders by place, size and time, without reading them."""
@@ -85,11 +88,11 @@ def diagnose(path: Path, overrides: list[str], root: Path, machine: Machine) -> 
         return [error("arguments", str(path), fault.problem, fault.fix)]
     found = [ok("arguments", str(path), "every key and value is one that the stages take")]
     found += _check_torch(machine)
-    pipeline = Pipeline(
-        recipe,
-        CheckedInputs(root, found),
-        on_fault=lambda fault: found.append(error("arguments", "plan", fault.problem, fault.fix)),
-    )
+
+    def note(fault: UserError) -> None:
+        found.append(error("arguments", "plan", fault.problem, fault.fix))
+
+    pipeline = Pipeline(recipe, CheckedInputs(root, found), on_fault=note)
     checkups = [Checkup(step, machine) for step in pipeline.in_build_order()]
     for checkup in checkups:
         check = checkup.step.stage.check
@@ -118,10 +121,8 @@ def _check_torch(machine: Machine) -> Iterator[Finding]:
         if int(driver.split(".")[0]) < needed:
             message = f"driver {driver} is too old for torch's CUDA {cuda} (needs {needed} or later)"
             yield error("devices", "driver", message, "update the driver, or install a torch built for an older CUDA")
-        gpus = ", ".join(sorted({gpu.name for gpu in machine.gpus}))
-        yield ok(
-            "devices", "torch", f"torch {machine.torch}, CUDA {cuda}, driver {driver}: {len(machine.gpus)} x {gpus}"
-        )
+        gpus = f"{len(machine.gpus)} x {', '.join(sorted({gpu.name for gpu in machine.gpus}))}"
+        yield ok("devices", "torch", f"torch {machine.torch}, CUDA {cuda}, driver {driver}: {gpus}")
 
 
 def _check_disk(checkups: list[Checkup], root: Path) -> Iterator[Finding]:
@@ -132,10 +133,9 @@ def _check_disk(checkups: list[Checkup], root: Path) -> Iterator[Finding]:
         return
     sizes = {one.step.name: one.step.stage.bytes_written(one) for one in checkups if one.step.stage.bytes_written}
     free, needed = shutil.disk_usage(place).free, sum(sizes.values())
-    listed = ", ".join(f"{name} {_readable(size)}" for name, size in sizes.items() if size and size >= needed / 100)
-    message = (
-        f"the stages write about {_readable(needed)} ({listed or 'little each'}); {place} has {_readable(free)} free"
-    )
+    listed = ", ".join(f"{name} {readable_size(size)}" for name, size in sizes.items() if size and size >= needed / 100)
+    written = f"the stages write about {readable_size(needed)} ({listed or 'little each'})"
+    message = f"{written}; {place} has {readable_size(free)} free"
     fix = "free space, choose another disk with --root, or keep fewer checkpoints (save_total_limit, keep_models)"
     if needed > free:
         yield error("disk", "space", message, fix)
@@ -143,7 +143,3 @@ def _check_disk(checkups: list[Checkup], root: Path) -> Iterator[Finding]:
         yield warning("disk", "space", message, fix)
     else:
         yield ok("disk", "space", message)
-
-
-def _readable(size: int) -> str:
-    return f"{size / GIGABYTE:,.2f} GB" if size >= GIGABYTE / 10 else f"{size / MEGABYTE:,.1f} MB"

@@ -6,14 +6,19 @@ shown at its true size is listed. Everything is in `ROOT/<recipe>-rehearsal`, wh
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from ladle.artifacts.build import Workspace
@@ -28,12 +33,16 @@ from ladle.log import get_logger
 from ladle.pipeline import Pipeline
 from ladle.preflight.diagnose import CheckedInputs
 from ladle.preflight.machine import available_memory, look_at_machine
-from ladle.preflight.measure import Watched, watch
 from ladle.recipe import Recipe, load_recipe
+from ladle.training.before import SMALL_CACHES
 
 logger = get_logger(__name__)
 
 KILL_TRIES = 3
+POLL_SECONDS = 0.2
+STOP_POLL_SECONDS = 0.005
+GPU_POLL_SECONDS = 2.0
+"""nvidia-smi takes about a tenth of a second."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,18 @@ class Rehearsal:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """What one run of a command took."""
+
+    code: int
+    seconds: float
+    peak_bytes: int
+    """The most that its processes held at once, resident; pages they share are counted once a process."""
+    gpu_peak_bytes: int
+    """The most that its processes held of GPUs at once, as nvidia-smi says; 0 without."""
+
+
+@dataclass(frozen=True)
 class Rehearsed:
     """One small step that was run."""
 
@@ -79,11 +100,6 @@ class Rehearsed:
     runs: tuple[Watched, ...]
     size_bytes: int
     record: dict[str, Any]
-
-    @property
-    def has_resumed(self) -> bool:
-        """Whether its last run resumed from what a killed one had left."""
-        return self.record["counters"].get("resumed_from_step", 0) > 0
 
 
 def rehearse(path: Path, overrides: list[str], root: Path, price_per_gpu_hour: float) -> Rehearsal:
@@ -150,14 +166,15 @@ def _rehearse_step(step: Step, recipe: Path, root: Path, workspace: Workspace, l
     folder = workspace.path_of(step)
     size = sum(file.stat().st_size for file in list_files(folder) if file.is_file())
     done = Rehearsed(step, (*killed, last), size, read_record(folder))
-    if killed and not done.has_resumed:
+    if killed and not done.record["counters"].get("resumed_from_step"):
         raise CheckFailed(f"{step.name} was killed after its first checkpoint and did not resume from it; see {log}")
     return done
 
 
 def _kill_once_it_can_resume(step: Step, command: list[str], workspace: Workspace, log: Path) -> tuple[Watched, ...]:
     """Run a step until it has left something to resume from, and kill it; empty if it leaves nothing, or too late."""
-    if step.stage.resumes_from is None or not _saves(step):
+    trainer = getattr(step.config, "trainer", None)
+    if step.stage.resumes_from is None or (trainer is not None and trainer.get("save_strategy") == "no"):
         return ()
     partial = workspace.partial_of(step)
     for _ in range(KILL_TRIES):
@@ -172,20 +189,15 @@ def _kill_once_it_can_resume(step: Step, command: list[str], workspace: Workspac
     return ()
 
 
-def _saves(step: Step) -> bool:
-    trainer = getattr(step.config, "trainer", None)
-    return trainer is None or trainer.get("save_strategy") != "no"
-
-
 def _num_saved(step: Step, partial: Path) -> int:
     return sum(path.is_dir() for path in partial.glob(step.stage.resumes_from or ""))
 
 
 def _rehearsal_of(true: Checkup, done: list[Rehearsed]) -> Rehearsed | None:
     """Return the small step that stands for a true one: of its name, else of its stage, for a later round."""
-    named = [one for one in done if one.step.name == true.step.name and one.step.stage is true.step.stage]
-    same = [one for one in done if one.step.stage is true.step.stage and one.step.section == true.key]
-    return next(iter([*named, *same]), None)
+    same_stage = [one for one in done if one.step.stage is true.step.stage]
+    named = [one for one in same_stage if one.step.name == true.step.name]
+    return next(iter([*named, *(one for one in same_stage if one.step.section == true.key)]), None)
 
 
 def _line(true: Checkup, done: Rehearsed | None, price: float) -> Line:
@@ -212,3 +224,53 @@ def _line(true: Checkup, done: Rehearsed | None, price: float) -> Line:
         cost=cost,
         note="killed after a checkpoint, resumed" if len(done.runs) > 1 else "",
     )
+
+
+# Watching a process.
+
+
+def watch(command: list[str], log: Path, stop: Callable[[], bool] = lambda: False) -> Watched:
+    """Run a command to its end, or until `stop` says so: then all its processes are killed with SIGKILL.
+
+    Args:
+        command: what to run.
+        log: where its output goes.
+        stop: called every few milliseconds.
+    """
+    started = looked = time.monotonic()
+    peak, gpu_peak = 0, 0
+    look_at_gpus = started if shutil.which("nvidia-smi") else math.inf
+    with log.open("w", encoding="utf-8") as stream:
+        environment = SMALL_CACHES | os.environ
+        process = psutil.Popen(command, stderr=stream, stdout=stream, env=environment, start_new_session=True)
+        while process.poll() is None:
+            if stop():
+                for one in [*reversed(process.children(recursive=True)), process]:
+                    one.kill()
+                process.wait()
+                break
+            if time.monotonic() - looked >= POLL_SECONDS:
+                looked = time.monotonic()
+                peak = max(peak, sum(map(_resident_bytes, [process, *process.children(recursive=True)])))
+                if looked >= look_at_gpus:
+                    gpu_peak = max(gpu_peak, _gpu_bytes([process, *process.children(recursive=True)]))
+                    look_at_gpus = looked + GPU_POLL_SECONDS
+            time.sleep(STOP_POLL_SECONDS)
+    return Watched(process.returncode, time.monotonic() - started, peak, gpu_peak)
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.NoSuchProcess:  # ended meanwhile
+        return 0
+
+
+def _gpu_bytes(processes: list[psutil.Process]) -> int:
+    """Return what these processes hold of all GPUs, as nvidia-smi says; in a container it may know them by others."""
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True)
+    rows = [line.split(",") for line in done.stdout.splitlines() if line.count(",") == 1]
+    known = {str(process.pid) for process in processes}
+    mebibytes = [used for pid, used in rows if pid.strip() in known and used.strip().isdecimal()]
+    return sum(map(int, mebibytes)) * 2**20

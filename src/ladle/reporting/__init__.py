@@ -1,1 +1,1 @@
-"""What is written from the records of finished runs: the report page, its plots, and the cards of what is pushed."""
+"""What is written from the records of a finished run: the report page and its plots."""

@@ -6,10 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from ladle.config import Config, execution, location
+from ladle.config import Config, IsoDate, location
 from ladle.evaluation.benchmark import PromptStyle
-from ladle.executors import ExecutorKind
-from ladle.generation.request import SamplingConfig
+from ladle.generation.request import SamplingConfig, Workers
 
 
 class PromptSource(Config):
@@ -28,18 +27,16 @@ class PromptSource(Config):
     """Problems to use; unset uses all."""
 
 
-class AttemptConfig(SamplingConfig):
+class AttemptConfig(SamplingConfig, Workers):
     """How problems are attempted."""
 
     prompts: PromptSource
     prompt: PromptStyle = "cot"
     """Prompt format, by the names that evaluation uses."""
+    template_date: IsoDate | None = None
+    """For `chat`: the day (2026-01-31) that a chat template which writes today's date writes instead."""
     verifier: Literal["math"] = "math"
     """What judges a completion: `math` grades its answer; unparsed and timed-out ones are counted apart."""
-    workers: int = execution(1, ge=1)
-    """Processes that generate side by side, one GPU each where there are several."""
-    executor: ExecutorKind = execution("processes")
-    """Where those processes are: on this machine, or on a Ray cluster."""
 
 
 class RolloutConfig(AttemptConfig):

@@ -7,7 +7,6 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,16 @@ from blake3 import blake3
 from ladle.artifacts.files import link_or_copy, pretty_json
 from ladle.data.formats import fill
 from ladle.data.rows import take_rows
-from ladle.evaluation.attempts import Prompt, Task, grade_completions, make_prompt
+from ladle.errors import UserError
+from ladle.evaluation.attempts import Prompt, Task, complete_tasks, find_unreadable, grade_samples, make_prompt
 from ladle.evaluation.benchmark import Item
 from ladle.evaluation.statistics import mcnemar_p_value
-from ladle.executors import WHOLE, Shard, make_executor
-from ladle.generation.complete import Completed, complete, discard_samples, make_generator
+from ladle.executors import WHOLE, Shard
+from ladle.generation.complete import Completed, discard_samples
+from ladle.generation.request import Sample
 from ladle.grading.grade import GraderConfig
 from ladle.log import get_logger
+from ladle.models.chat import set_template_date
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.rollouts.config import AttemptConfig, GateConfig, PromptSource, RolloutConfig
@@ -39,7 +41,7 @@ class Attempt:
 
     problem: Item
     prompt: Prompt
-    completion: str
+    sample: Sample
     verdict: str
 
 
@@ -47,12 +49,15 @@ def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     """Let the policy in `model` attempt `prompts`; write `train.jsonl` of prompt, completion, and label.
 
     Right is True, wrong is False; an answer that cannot be read or graded in time is dropped and counted, never called
-    wrong.
+    wrong. A row has the token ids of its prompt and those that were sampled, where the backend says them, and how it
+    ended: `eos`, `stop` or `length`.
     """
     problems = read_problems(config.prompts, inputs["prompts"], "rollout")
     attempts = attempt_problems(config, problems, model_dir(inputs["model"][0]), out, "rollout")
     verdicts = Counter(attempt.verdict for attempt in attempts)
     counters = {"samples": len(attempts), **{verdict: verdicts[verdict] for verdict in VERDICTS}}
+    counters["cut"] = sum(attempt.sample.finish_reason == "length" for attempt in attempts)
+    counters["gold_unreadable"] = len(problems) - len(attempts) // config.samples
     labelled = [(attempt, attempt.verdict == "correct") for attempt in attempts if attempt.verdict in VERDICTS[:2]]
     if config.corrupt_answers:
         corrupted = corrupt_answers(attempts, config.seed)
@@ -119,19 +124,27 @@ def read_problems(source: PromptSource, paths: list[Path], section: str) -> list
         source: which rows, and how one becomes a question and an answer.
         paths: where they are.
         section: the recipe's section, for errors.
+
+    Raises:
+        UserError: a row without a question or an answer.
     """
-    rows = take_rows(source.dataset, paths, source.split, source.first, source.limit)
-    question, answer = f"{section}.prompts.question", f"{section}.prompts.answer"
-    return [
-        Item(number, fill(source.question, row, question), fill(source.answer, row, answer))
-        for number, row in enumerate(rows, start=source.first)
-    ]
+    problems = []
+    for number, row in enumerate(
+        take_rows(source.dataset, paths, source.split, source.first, source.limit), start=source.first
+    ):
+        question = fill(source.question, row, f"{section}.prompts.question")
+        answer = fill(source.answer, row, f"{section}.prompts.answer")
+        if not question.strip() or not answer.strip():
+            problem = f"problem {number} of {source.dataset} has no {'answer' if question.strip() else 'question'}"
+            raise UserError(problem, f"correct the row, or {section}.prompts")
+        problems.append(Item(number, question, answer))
+    return problems
 
 
 def attempt_problems(
     config: AttemptConfig, problems: Sequence[Item], model: Path, folder: Path, purpose: str
 ) -> list[Attempt]:
-    """Return `config.samples` graded completions of each problem, in order.
+    """Return `config.samples` graded completions of each problem whose known answer can be read, in order.
 
     Args:
         config: prompt and sampling.
@@ -141,12 +154,12 @@ def attempt_problems(
         purpose: what the samples are for; it enters their seeds and the progress line.
     """
     task, done = _complete(config, problems, model, folder, purpose)
-    texts = [[sample.text for sample in several] for several in task.samples(done, config.samples)]
-    grades = grade_completions(problems, texts, GraderConfig(), purpose)
+    samples = task.samples(done, config.samples)
+    grades = grade_samples(task.items, samples, GraderConfig(), purpose)
     return [
-        Attempt(problem, prompt, text, str(grade.verdict))
-        for problem, prompt, *several in zip(problems, task.prompts, texts, grades, strict=True)
-        for text, grade in zip(*several, strict=True)
+        Attempt(problem, prompt, sample, str(grade.verdict))
+        for problem, prompt, *several in zip(task.items, task.prompts, samples, grades, strict=True)
+        for sample, grade in zip(*several, strict=True)
     ]
 
 
@@ -154,10 +167,12 @@ def _complete(
     config: AttemptConfig, problems: Sequence[Item], model: Path, folder: Path, purpose: str, shard: Shard = WHOLE
 ) -> tuple[Task, Completed]:
     tokenizer = load_fast_tokenizer(model)
+    if config.prompt == "chat":
+        set_template_date(tokenizer, config.template_date, f"{purpose}.template_date")
+    unreadable = find_unreadable(problems, GraderConfig(), purpose, "their problems are left out")
+    problems = [problem for problem in problems if problem.idx not in unreadable]
     task = Task(purpose, problems, [make_prompt(config.prompt, problem.question, tokenizer) for problem in problems])
-    make = partial(make_generator, config, model, tokenizer, "float32")
-    executor = make_executor(config.executor, config.workers, on_gpus=True)
-    return task, complete(task.requests(config), make, folder, executor, config.workers, shard)
+    return task, complete_tasks([task], config, config, model, tokenizer, folder, shard)
 
 
 def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
@@ -177,19 +192,20 @@ def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
         if not right or any(attempt.verdict == "wrong" for attempt in group):
             continue
         answer = right[0].problem.gold
-        before, is_spelled, after = right[0].completion.rpartition(answer)
+        before, is_spelled, after = right[0].sample.text.rpartition(answer)
         others = [other for other in answers if other != answer]
         if is_spelled and others:
             place = int.from_bytes(blake3(f"{seed} {number}".encode()).digest(8), "little") % len(others)
-            found.append(replace(right[0], completion=before + others[place] + after, verdict="wrong"))
+            sample = replace(right[0].sample, text=before + others[place] + after, token_ids=None)
+            found.append(replace(right[0], sample=sample, verdict="wrong"))
     return found
 
 
 def _row(attempt: Attempt, label: bool) -> dict[str, Any]:
-    if attempt.prompt.messages is None:
-        return {"prompt": attempt.prompt.text, "completion": attempt.completion, "label": label}
-    return {
-        "prompt": list(attempt.prompt.messages),
-        "completion": [{"role": "assistant", "content": attempt.completion}],
-        "label": label,
-    }
+    prompt, sample = attempt.prompt, attempt.sample
+    texts: dict[str, Any] = {"prompt": prompt.text, "completion": sample.text}
+    if prompt.messages is not None:
+        turn = {"role": "assistant", "content": sample.text}
+        texts = {"prompt": list(prompt.messages), "completion": [turn]}
+    ids = {} if sample.token_ids is None else {"prompt_ids": prompt.ids, "completion_ids": sample.token_ids}
+    return {**texts, "label": label, **ids, "finish_reason": sample.finish_reason}

@@ -7,22 +7,18 @@ Each kind of difference has a config field that accepts it; what was accepted is
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ladle.errors import UserError
-from ladle.models.config import DEEPSEEK_V3_ROUTING
 from ladle.soups.config import SoupConfig
 from ladle.soups.mean import FLOATS, common_dtype
-from ladle.soups.members import Member, leave_out_aliases, open_members, read_json
+from ladle.soups.members import STEP, Member, leave_out_aliases, open_members, read_json, with_defaults
 
 MAX_MEMBERS = 1024
 NAMED = 3
@@ -48,16 +44,19 @@ DIFFERENCES = {
 NO_FUNCTION = {
     "_name_or_path", "transformers_version", "auto_map", "torch_dtype", "dtype", "use_cache", "_from_model_config",
     "output_attentions", "output_hidden_states", "return_dict", "bos_token_id", "eos_token_id", "pad_token_id",
-    "attention_dropout", "hidden_dropout", "initializer_range", "_attn_implementation_autoset",
-    "num_nextn_predict_layers", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "pretraining_tp", "ep_size",
+    "initializer_range", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation",
+    "num_nextn_predict_layers", "router_aux_loss_coef", "output_router_logits", "aux_loss_alpha", "seq_aux",
+    "pretraining_tp", "ep_size",
 }  # fmt: skip
 """Keys of config.json that do not change logits: where it came from, how it is trained, saved or generated from.
 Dtypes are compared tensor by tensor."""
+NOISE = re.compile("dropout|pdrop|layerdrop|jitter")
+"""Part of the names of keys that have an effect in training alone."""
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken", "chat_template.jinja",
-    "chat_template.json",
+    "chat_template.json", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 NO_VOCABULARY = {
     "padding", "truncation", "model_max_length", "padding_side", "truncation_side", "name_or_path",
@@ -67,8 +66,6 @@ NO_VOCABULARY = {
     "tokenizer_class", "special_tokens_map_file",
 }  # fmt: skip
 """Keys of a tokenizer's JSON files that leave text and ids as they are, or repeat tokenizer.json."""
-
-STEP = re.compile(r"^checkpoint-(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -103,26 +100,29 @@ def open_soup(folders: Sequence[Path], config: SoupConfig) -> Soup:
     if len(folders) > MAX_MEMBERS:
         raise UserError(f"{len(folders)} members are too many", f"average at most {MAX_MEMBERS}")
     members = leave_out_aliases(open_members(folders))
-    found: dict[str, list[str]] = {}
+    first, found = members[0], defaultdict[str, list[str]](list)
     for field, difference in _differences(members, config):
-        found.setdefault(field, []).append(difference)
-    for field, differences in found.items():
-        if not getattr(config, field):
-            problem, fix, effect = DIFFERENCES[field]
-            more = f" (and {len(differences) - 1} more such differences)" if len(differences) > 1 else ""
-            raise UserError(f"{problem}: {differences[0]}{more}", f"{fix}, or set {field}=true to {effect}")
-    waived = {field: {"count": len(differences), "first": differences[:NAMED]} for field, differences in found.items()}
+        found[field].append(difference)
     averaged, equal, copied = {}, set(), []
-    for name in members[0].files:
+    for name in first.files:
         tensors = [member.tensor(name) for member in members if name in member.files]
         shapes, dtypes = {tensor.shape for tensor in tensors}, {tensor.dtype for tensor in tensors}
-        if len(tensors) == len(members) and len(shapes) == 1 and dtypes <= FLOATS.keys():
-            averaged[name] = "F32" if config.dtype == "float32" else common_dtype(dtypes)
-        elif len(tensors) == len(members) and len(shapes) == len(dtypes) == 1:
-            equal.add(name)
-        else:
+        if len(shapes) > 1:
+            found["allow_shapes"].append(f"{name} has shapes {sorted(map(list, shapes))}")
+        elif len(dtypes) > 1:
+            found["allow_dtypes"].append(f"{name} has dtypes {sorted(dtypes)}")
+        if len(tensors) < len(members) or len(shapes) > 1 or (len(dtypes) > 1 and not dtypes <= FLOATS.keys()):
             copied.append(name)
-    dropped = sorted({name for member in members for name in member.files} - members[0].files.keys())
+        elif dtypes <= FLOATS.keys():
+            averaged[name] = "F32" if config.dtype == "float32" else common_dtype(dtypes)
+        else:
+            equal.add(name)
+    dropped = sorted({name for member in members for name in member.files} - first.files.keys())
+    for field, (problem, fix, effect) in DIFFERENCES.items():
+        if field in found and not getattr(config, field):
+            more = f" (and {len(found[field]) - 1} more such differences)" if len(found[field]) > 1 else ""
+            raise UserError(f"{problem}: {found[field][0]}{more}", f"{fix}, or set {field}=true to {effect}")
+    waived = {field: {"count": len(differences), "first": differences[:NAMED]} for field, differences in found.items()}
     return Soup(members, config, averaged, equal, copied, dropped, waived)
 
 
@@ -134,13 +134,6 @@ def _differences(members: Sequence[Member], config: SoupConfig) -> Iterator[tupl
             if names := sorted(other.files.keys() - lacking.files.keys()):
                 some = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
                 yield "allow_missing", f"{lacking.name} lacks {len(names)} tensors ({some})"
-    for name in first.files:
-        tensors = [member.tensor(name) for member in members if name in member.files]
-        shapes, dtypes = {tensor.shape for tensor in tensors}, {tensor.dtype for tensor in tensors}
-        if len(shapes) > 1:
-            yield "allow_shapes", f"{name} has shapes {sorted(map(list, shapes))}"
-        elif len(dtypes) > 1:
-            yield "allow_dtypes", f"{name} has dtypes {sorted(dtypes)}"
     known: dict[Path, Member] = {}
     for member in members:
         same = known.setdefault(member.folder.resolve(), member)
@@ -161,18 +154,14 @@ def _place(member: Member) -> tuple[Path, int]:
     """Return the folder of a checkpoint and its step; -1 for other models."""
     folder = member.folder.resolve()
     folder = folder.parent if folder.name == "model" else folder
-    match = STEP.match(folder.name)
+    match = STEP.fullmatch(folder.name)
     return folder.parent, int(match[1]) if match else -1
 
 
 def _config_differences(members: Sequence[Member]) -> Iterator[str]:
-    configs = [_functional(read_json(member.folder / "config.json")) for member in members]
-    if any(config.keys() != configs[0].keys() for config in configs):
-        # A key that only some configs have is looked up among transformers' defaults, in a process of its own, where
-        # transformers can be kept from importing torch.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            loaded = pool.submit(_load_configs, [str(member.folder) for member in members]).result()
-        configs = configs if loaded is None else [_functional(config) for config in loaded]
+    configs = [_functional(member.config) for member in members]
+    if len({frozenset((key, value is None) for key, value in config.items()) for config in configs}) > 1:
+        configs = [_functional(config) for config in with_defaults(members)]
     for member, config in zip(members[1:], configs[1:], strict=True):
         for key in sorted(configs[0].keys() | config.keys()):
             here, there = (each.get(key, "absent") for each in (configs[0], config))
@@ -180,31 +169,10 @@ def _config_differences(members: Sequence[Member]) -> Iterator[str]:
                 yield f"{key} is {here!r} in {members[0].name} and {there!r} in {member.name}"
 
 
-def _functional(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what does not change the function, and bring the two spellings of rope together."""
-    ignored = NO_FUNCTION | (DEEPSEEK_V3_ROUTING.keys() if config.get("model_type") == "deepseek_v3" else set())
-    kept = {key: value for key, value in config.items() if key not in ignored and value is not None}
-    theta, scaling = kept.pop("rope_theta", None), kept.pop("rope_scaling", None)
-    rope = dict(kept.get("rope_parameters") or scaling or {})
-    rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
-    if theta is not None:
-        rope.setdefault("rope_theta", theta)
-    if len(rope) > 1:
-        kept["rope_parameters"] = rope
-    return kept
-
-
-def _load_configs(folders: list[str]) -> list[dict[str, Any]] | None:
-    """Return configs with transformers' defaults for what they leave out; None where it does not know the model."""
-    # Importing torch takes 200 MiB and seconds; without it transformers gives advice on stderr.
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    from transformers import AutoConfig
-
-    try:
-        return [AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict() for folder in folders]
-    except (ValueError, KeyError):
-        return None
+def _functional(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what does not change the function."""
+    kept = {key: value for key, value in config.items() if key not in NO_FUNCTION and not NOISE.search(str(key))}
+    return {key: _functional(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def tokenizer_owner(members: Sequence[Member]) -> Member | None:
@@ -228,19 +196,24 @@ def _tokenizer_differences(members: Sequence[Member]) -> Iterator[str]:
 
 
 def _tokenizer(member: Member) -> dict[str, Any]:
-    """Return what decides a member's tokens, by file: JSON without its settings, other files as they are."""
+    """Return what decides a member's tokens, by file: JSON without its settings, other files as they are.
+
+    Chat templates are by name: who saved them decides whether they are in tokenizer_config.json or in files.
+    """
     found: dict[str, Any] = {}
-    for path in (member.folder / name for name in TOKENIZER_FILES):
-        if path.is_file():
-            found[path.name] = value = read_json(path) if path.suffix == ".json" else path.read_bytes()
-            if isinstance(value, dict):
-                # A special token is saved as its text, or as an object around it.
-                found[path.name] = {
-                    key: item["content"] if isinstance(item, dict) and "content" in item else item
-                    for key, item in value.items()
-                    if key not in NO_VOCABULARY and item is not None
-                }
-    template = found.get("tokenizer_config.json", {}).pop("chat_template", None)
-    if template is not None:  # in the config or in a file of its own, by who saved it
-        found.setdefault("chat_template.jinja", template.encode() if isinstance(template, str) else template)
-    return found
+    for path in (path for pattern in TOKENIZER_FILES for path in member.folder.glob(pattern)):
+        name = path.name
+        if path.suffix == ".jinja":
+            name = "chat template default" if name == "chat_template.jinja" else f"chat template {path.stem}"
+        found[name] = value = read_json(path) if path.suffix == ".json" else path.read_bytes()
+        if isinstance(value, dict):
+            # A special token is saved as its text, or as an object around it.
+            found[name] = {
+                key: item["content"] if isinstance(item, dict) and "content" in item else item
+                for key, item in value.items()
+                if key not in NO_VOCABULARY and item is not None
+            }
+    templates = found.get("tokenizer_config.json", {}).pop("chat_template", [])
+    if isinstance(templates, str):
+        templates = [{"name": "default", "template": templates}]
+    return {f"chat template {one['name']}": one["template"].encode() for one in templates} | found

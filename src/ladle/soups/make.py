@@ -19,10 +19,9 @@ from ladle.artifacts.journal import ShardJournal
 from ladle.errors import CheckFailed, UserError
 from ladle.executors import SerialExecutor
 from ladle.log import get_logger
-from ladle.models.config import DEEPSEEK_V3_ROUTING
 from ladle.soups.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
 from ladle.soups.config import SoupConfig
-from ladle.soups.members import INDEX_FILE, SINGLE_FILE, read_json
+from ladle.soups.members import INDEX_FILE, SINGLE_FILE, main_dtype
 from ladle.soups.weights import GRID, Coefficients, make_coefficients, select
 from ladle.soups.write import INFO_FILE, WeightFile, write_weights
 from ladle.stage import Inputs, StageResult
@@ -61,29 +60,22 @@ def run(config: SoupConfig, inputs: Inputs, out: Path) -> StageResult:
     shutil.rmtree(out / UNFINISHED)
 
     shares = {member["name"]: member["coefficient"] for member in info["members"]}
+    tensors = {"averaged": soup.averaged, "equal_in_all": soup.equal, "copied_from_first": soup.copied}
+    counters = {f"tensors_{kind}": len(names) for kind, names in (tensors | {"dropped": soup.dropped}).items()}
     logger.info("soup: %s (%s)", ", ".join(f"{share} {name}" for name, share in shares.items()), info["method"])
-    logger.info(
-        "soup: %d tensors averaged, %d equal in all members, %d copied from the first, %d left out",
-        *map(len, (soup.averaged, soup.equal, soup.copied, soup.dropped)),
-    )
+    what = "soup: %d tensors averaged, %d equal in all members, %d copied from the first, %d left out"
+    logger.info(what, *counters.values())
     for waiver, entry in soup.waived.items():
         logger.warning("soup: %s accepts %d differences: %s", waiver, entry["count"], "; ".join(entry["first"]))
-    counters = {
-        "members": len(soup.members),
-        "tensors_averaged": len(soup.averaged),
-        "tensors_equal_in_all": len(soup.equal),
-        "tensors_copied_from_first": len(soup.copied),
-        "tensors_dropped": len(soup.dropped),
-        "elements_averaged": info["tensors"]["elements_averaged"],
-        "elements_not_finite": info["tensors"]["elements_not_finite"],
-        "bytes_written": sum(file.header.size_bytes for file in weights.values()),
-    }
-    metrics: dict[str, Any] = {"shares": shares}
-    if selection:
-        metrics |= {"validation_loss": selection["loss"], "candidates": selection["candidates"]}
-    by_path = {str(soup.members[position].folder / file): digest for (position, file), digest in hashes.items()}
-    output_hashes = {name: file.blake3 for name, file in weights.items()}
-    return StageResult(counters, metrics, input_hashes=by_path, output_hashes=output_hashes)
+    counters |= {name: info["tensors"][name] for name in ("elements_averaged", "elements_not_finite")}
+    size_bytes = sum(file.header.size_bytes for file in weights.values())
+    chosen = {"validation_loss": selection["loss"], "candidates": selection["candidates"]} if selection else {}
+    return StageResult(
+        counters | {"members": len(soup.members), "bytes_written": size_bytes},
+        {"shares": shares} | chosen,
+        input_hashes={str(soup.members[member].folder / file): digest for (member, file), digest in hashes.items()},
+        output_hashes={name: file.blake3 for name, file in weights.items()},
+    )
 
 
 def _key(soup: Soup) -> str:
@@ -156,19 +148,25 @@ class Scorer:
 
 
 def write_side_files(soup: Soup, weights: Mapping[str, WeightFile], out: Path) -> None:
-    """Write what is not weights: the first member's configs and code, the first tokenizer, an index for many files."""
-    first, owner = soup.members[0].folder, tokenizer_owner(soup.members)
-    config = read_json(first / "config.json")
-    if config.get("model_type") == "deepseek_v3":
-        config = DEEPSEEK_V3_ROUTING | config
-    if soup.config.dtype is not None:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = soup.config.dtype
+    """Write what is not weights: the first member's configs and code, the first tokenizer, an index for many files.
+
+    The config's dtype is that of most averaged elements: members may say another, or none.
+    """
+    first, owner = soup.members[0], tokenizer_owner(soup.members)
+    config = dict(first.config)
+    if dtype := main_dtype((dtype, first.tensor(name).num_elements) for name, dtype in soup.averaged.items()):
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+            part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
+        if "torch_dtype" not in config:
+            config["dtype"] = dtype
     (out / "config.json").write_text(pretty_json(config), encoding="utf-8")
-    copied = [first / "generation_config.json", *first.glob("*.py")]  # a model with its own code needs it to load
-    copied += [owner.folder / name for name in TOKENIZER_FILES] if owner else []
-    for path in copied:
-        if path.is_file():
-            shutil.copyfile(path, out / path.name)
+    copied = [(first, ("generation_config.json", "*.py"))]  # a model with its own code needs it to load
+    copied += [(owner, TOKENIZER_FILES)] if owner else []
+    for member, patterns in copied:
+        for path in (path for pattern in patterns for path in member.folder.glob(pattern)):
+            place = out / path.relative_to(member.folder)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place)
     if list(weights) != [SINGLE_FILE]:
         headers = {name: file.header for name, file in weights.items()}
         size_bytes = sum(header.size_bytes - len(header.raw) for header in headers.values())

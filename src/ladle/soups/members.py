@@ -10,9 +10,14 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import multiprocessing
+import os
+import re
 import struct
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +28,10 @@ from safetensors import SafetensorError, safe_open
 
 from ladle.artifacts.inputs import find_local, natural_key
 from ladle.errors import UserError
+from ladle.log import get_logger
+from ladle.models.config import DEEPSEEK_V3_ROUTING
+
+logger = get_logger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -30,6 +39,9 @@ INDEX_FILE = "model.safetensors.index.json"
 OUTPUT_EMBEDDINGS = "lm_head.weight"
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 """Ends of names."""
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+"""The names that config.json has for safetensors' formats."""
+STEP = re.compile(r"checkpoint-(\d+)")
 
 _COPY_AGAIN = "copy it again from its source, or use another checkpoint"
 _CONVERT = (
@@ -107,6 +119,18 @@ def _parse(raw: bytes) -> Header:
     return Header(raw, max((tensor.stop for tensor in tensors.values()), default=len(raw)), tensors, metadata)
 
 
+def main_dtype(elements: Iterable[tuple[str, int]]) -> str | None:
+    """Return the dtype, as config.json names it, of most elements; None if it is none that is averaged.
+
+    Args:
+        elements: format and number of elements of each tensor.
+    """
+    counts = Counter[str]()
+    for dtype, count in elements:
+        counts[dtype] += count
+    return DTYPES.get(max(counts, key=lambda dtype: counts[dtype], default=""))
+
+
 @dataclass(frozen=True)
 class Member:
     """A model folder: its weight files' headers, in the order of their names."""
@@ -124,6 +148,18 @@ class Member:
         stored = {tensor: file for file, header in self.headers.items() for tensor in header.tensors}
         return {tensor: file for tensor, file in stored.items() if tensor not in self.aliases}
 
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json, with the keys that vLLM needs.
+
+        Raises:
+            UserError: it is not a JSON object.
+        """
+        config = read_json(self.folder / "config.json")
+        if not isinstance(config, dict):
+            raise UserError(f"{self.folder / 'config.json'} is not a JSON object", _COPY_AGAIN)
+        return (DEEPSEEK_V3_ROUTING if config.get("model_type") == "deepseek_v3" else {}) | config
+
     def tensor(self, name: str) -> Tensor:
         """Return where a tensor is in its file."""
         return self.headers[self.files[name]].tensors[name]
@@ -132,7 +168,7 @@ class Member:
 def find_members(reference: str) -> tuple[Path, ...]:
     """Return the models that a path or glob names, older checkpoints first; empty where it names nothing.
 
-    A folder of checkpoints, as a training leaves it, names all of them.
+    A folder of checkpoints, as a training leaves it, names all of them, and nothing else in it.
     """
     return tuple(member for folder in find_local(reference) for member in _checkpoints_of(folder) or [folder])
 
@@ -140,7 +176,11 @@ def find_members(reference: str) -> tuple[Path, ...]:
 def _checkpoints_of(folder: Path) -> list[Path]:
     if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
         return []
-    return sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=natural_key)
+    found = sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=natural_key)
+    others = [path.name for path in found if not STEP.fullmatch(path.name)]
+    if others:
+        logger.warning("%s: %s is not a checkpoint of a step, and left out: name it to average it", folder, others[0])
+    return [path for path in found if path.name not in others]
 
 
 def open_members(folders: Sequence[Path]) -> list[Member]:
@@ -173,10 +213,14 @@ def _open_member(folder: Path, name: str) -> Member:
             found = f"it has no config.json (found: {', '.join(names) or 'nothing'})"
         raise UserError(f"{folder} is not a model: {found}", "name a folder saved by save_pretrained")
     weight_map = _read_weight_map(folder)
-    files = [SINGLE_FILE] if weight_map is None else sorted(set(weight_map.values()))
+    files, weights_in = [SINGLE_FILE], SINGLE_FILE
+    if weight_map is not None:
+        files, weights_in = sorted(set(weight_map.values())), f"the files that {INDEX_FILE} names"
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"{folder} lacks {file}, which its index names", _COPY_AGAIN)
+    if unread := sorted({path.name for path in folder.glob("*.safetensors")} - set(files)):
+        logger.warning("%s: %s is not read: the weights are in %s", folder, ", ".join(unread), weights_in)
     member = Member(name, folder, {file: read_header(folder / file) for file in files})
     tensors = Counter(tensor for header in member.headers.values() for tensor in header.tensors)
     if repeated := [tensor for tensor, count in tensors.items() if count > 1]:
@@ -217,6 +261,28 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error})", _COPY_AGAIN) from error
 
 
+def with_defaults(members: Sequence[Member]) -> list[dict[str, Any]]:
+    """Return the members' configs with transformers' defaults for what they leave out, if it knows the model.
+
+    It is asked in a process of its own, where it can be kept from importing torch: 200 MiB and seconds.
+    """
+    configs = [dict(member.config) for member in members]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_with_defaults, configs).result() or configs
+
+
+def _with_defaults(configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # it would advise to install torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return [CONFIG_MAPPING[config["model_type"]].from_dict(config).to_dict() for config in configs]
+    except (ValueError, KeyError, TypeError, StrictDataclassError):
+        return []
+
+
 def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
     """Return the members without output embeddings that only some of them store, because all of them tie them.
 
@@ -229,8 +295,7 @@ def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
     """
     storing = [member for member in members if OUTPUT_EMBEDDINGS in member.files]
     others = [member for member in members if OUTPUT_EMBEDDINGS not in member.files]
-    is_tied = [read_json(member.folder / "config.json").get("tie_word_embeddings") is True for member in others]
-    if not storing or not others or not all(is_tied):
+    if not storing or not others or not all(config.get("tie_word_embeddings") for config in with_defaults(others)):
         return list(members)
     for member in storing:
         embeddings = next((name for name in member.files if name.endswith(INPUT_EMBEDDINGS)), None)

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error, guarded, ok, warning
+from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, guarded, ok, warning
 from ladle.evaluation.config import BenchmarkChoice, EvaluateConfig, EvaluateModelConfig
-from ladle.executors import Shard
 from ladle.rollouts.before import check_generation, shrink_sampling
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 
 ITEMS = 2
 """Items of each benchmark in a rehearsal."""
-PUBLISHED_ITEMS = {
-    **{"aime24": 30, "amc23": 40, "gsm8k": 1319},
-    **{"math500": 500, "minerva_math": 272, "olympiadbench": 675},
-}
-"""Items of the built-in benchmarks."""
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.evaluation.evaluate.run`."""
-    from ladle.evaluation.evaluate import run
-
-    return run(config, inputs, out)
-
-
-def run_shard(config: Any, inputs: Inputs, out: Path, shard: Shard) -> None:
-    """See `ladle.evaluation.evaluate.run_shard`."""
-    from ladle.evaluation.evaluate import run_shard
-
-    run_shard(config, inputs, out, shard)
+run = deferred("ladle.evaluation.evaluate:run")
+run_shard = deferred("ladle.evaluation.evaluate:run_shard")
 
 
 def check(check: Checkup) -> Iterator[Finding]:
@@ -53,10 +35,8 @@ def check(check: Checkup) -> Iterator[Finding]:
 def _check_benchmark(key: str, choice: BenchmarkChoice, paths: list[Path]) -> Iterator[Finding]:
     from ladle.evaluation.benchmark import load_items
 
-    if items := load_items(choice.definition(), paths, choice.split):
-        yield ok("data", key, f"{len(items)} items with question and answer")
-    else:
-        yield error("data", key, f"{paths[0]} holds no items", "name a file with one problem a row")
+    items = load_items(choice.definition(), paths, choice.split)
+    yield ok("data", key, f"{len(items)} items with question and answer")
 
 
 def shrink(config: EvaluateConfig, shrinking: Shrinking) -> EvaluateConfig:
@@ -69,9 +49,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
     """Return the rehearsal's time times the new tokens; unknown for benchmarks whose items are not known."""
 
     def tokens(config: EvaluateModelConfig) -> int:
-        counts = [
-            min(config.limit or 10**9, PUBLISHED_ITEMS.get(one.name, config.limit or 0)) for one in config.benchmarks
-        ]
+        counts = [min(config.limit or 10**9, one.definition().items or config.limit or 0) for one in config.benchmarks]
         return 0 if 0 in counts else sum(counts) * config.sampling.samples * config.sampling.max_new_tokens
 
     full, small = tokens(check.config), tokens(measured.config)
@@ -82,6 +60,7 @@ STAGE = Stage(
     "evaluate",
     run,
     run_shard,
+    version=2,
     volatile=("*_metrics.json", "final_result.json"),
     wants_gpus=True,
     section=EvaluateConfig,

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.step import Step
-from ladle.checkup import Checkup, Estimate, Finding, Measured, guarded
+from ladle.checkup import Checkup, Finding, guarded, same_seconds
 from ladle.models.before import check_start, parameters_of, tokenizer_size
 from ladle.models.config import FetchModelConfig, InitModelConfig
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.data.fetch.run`."""
-    from ladle.data.fetch import run
-
-    return run(config, inputs, out)
+run = deferred("ladle.data.fetch:run")
 
 
 def check(check: Checkup) -> Iterator[Finding]:
@@ -42,11 +36,12 @@ def bytes_written(check: Checkup) -> int:
     return (4 if check.config.dtype == "float32" else 2) * (parameters_of(check) or 0)
 
 
-def extrapolate(check: Checkup, measured: Measured) -> Estimate:
-    """Return the rehearsal's own time, for it fetches the same."""
-    return Estimate(measured.seconds)
-
-
 STAGE = Stage(
-    "fetch", run, check=check, model_config=model_config, bytes_written=bytes_written, extrapolate=extrapolate
+    "fetch",
+    run,
+    version=2,
+    check=check,
+    model_config=model_config,
+    bytes_written=bytes_written,
+    extrapolate=same_seconds,
 )

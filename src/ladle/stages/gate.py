@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from ladle.rollouts.before import check_attempts
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
+
+run = deferred("ladle.rollouts.rollout:run_gate")
 
 
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.rollouts.rollout.run_gate`."""
-    from ladle.rollouts.rollout import run_gate
-
-    return run_gate(config, inputs, out)
-
-
-STAGE = Stage("gate", run, wants_gpus=True, check=check_attempts)
+STAGE = Stage("gate", run, version=2, wants_gpus=True, check=check_attempts)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error
 from ladle.data.config import EVERY_SPLIT
 from ladle.kto.config import KtoConfig
 from ladle.models.before import check_positions
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 from ladle.training.before import (
     check_training,
     extrapolate_training,
@@ -23,18 +22,19 @@ from ladle.training.config import TrainerArguments
 ROWS_ON_CPU = 2
 """Rows of a microbatch in a rehearsal without a GPU: each prompt is paired with another's completion."""
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.kto.train.run`."""
-    from ladle.kto.train import run
-
-    return run(config, inputs, out)
+run = deferred("ladle.kto.train:run")
 
 
 def check(check: Checkup) -> Iterator[Finding]:
     """Yield what would stop the alignment."""
     config: KtoConfig = check.config
-    yield from check_training(check, config.max_length, None, rows_of_a_pass(config))
+
+    def prepare(model: Any) -> Any:
+        from ladle.kto.loss import prepare_policy
+
+        return prepare_policy(model, bool(config.trainer.get("gradient_checkpointing")))
+
+    yield from check_training(check, config.max_length, None, prepare, rows_of_a_pass(config))
     yield from check_positions(check, f"{check.key}.max_length", config.max_length)
     if config.peft is not None:
         yield from check.needs("peft", "pip install 'ladle[peft]', or leave kto.peft out")

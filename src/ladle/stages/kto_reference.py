@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from ladle.checkup import Checkup, Finding
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.kto.reference.run`."""
-    from ladle.kto.reference import run
-
-    return run(config, inputs, out)
+run = deferred("ladle.kto.reference:run")
 
 
 def check(check: Checkup) -> Iterator[Finding]:

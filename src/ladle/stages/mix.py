@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, guarded
 from ladle.data.before import budget_tokens, check_mix, shrink_mix
 from ladle.data.config import MixConfig
-from ladle.executors import Shard
 from ladle.models.before import check_positions, check_template
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.data.mix.run`."""
-    from ladle.data.mix import run
-
-    return run(config, inputs, out)
-
-
-def run_shard(config: Any, inputs: Inputs, out: Path, shard: Shard) -> None:
-    """See `ladle.data.mix.run_shard`."""
-    from ladle.data.mix import run_shard
-
-    run_shard(config, inputs, out, shard)
+run = deferred("ladle.data.mix:run")
+run_shard = deferred("ladle.data.mix:run_shard")
 
 
 def check(check: Checkup) -> Iterator[Finding]:
@@ -55,6 +41,7 @@ STAGE = Stage(
     "mix",
     run,
     run_shard,
+    version=2,
     section=MixConfig,
     check=check,
     bytes_written=bytes_written,

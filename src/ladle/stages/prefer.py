@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ladle.checkup import Checkup, Estimate, Measured, Shrinking
+from ladle.checkup import Shrinking, same_seconds
 from ladle.data.config import ROLLOUTS, PreferConfig
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 
 EXAMPLES = 4
 """Rows of each source in a rehearsal."""
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.data.prefer.run`."""
-    from ladle.data.prefer import run
-
-    return run(config, inputs, out)
+run = deferred("ladle.data.prefer:run")
 
 
 def shrink(config: PreferConfig, shrinking: Shrinking) -> PreferConfig:
@@ -26,9 +18,4 @@ def shrink(config: PreferConfig, shrinking: Shrinking) -> PreferConfig:
     return config.model_copy(update={"data": data})
 
 
-def extrapolate(check: Checkup, measured: Measured) -> Estimate:
-    """Return the rehearsal's own time, most of which is starting."""
-    return Estimate(measured.seconds)
-
-
-STAGE = Stage("prefer", run, section=PreferConfig, shrink=shrink, extrapolate=extrapolate)
+STAGE = Stage("prefer", run, version=2, section=PreferConfig, shrink=shrink, extrapolate=same_seconds)

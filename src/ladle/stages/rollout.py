@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking
-from ladle.executors import Shard
 from ladle.rollouts.before import check_attempts, shrink_attempts
 from ladle.rollouts.config import RolloutConfig
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 
 DEFAULT_PROBLEMS = 10_000
 """Taken for a disk estimate if the recipe sets no limit."""
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.rollouts.rollout.run`."""
-    from ladle.rollouts.rollout import run
-
-    return run(config, inputs, out)
-
-
-def run_shard(config: Any, inputs: Inputs, out: Path, shard: Shard) -> None:
-    """See `ladle.rollouts.rollout.run_shard`."""
-    from ladle.rollouts.rollout import run_shard
-
-    run_shard(config, inputs, out, shard)
+run = deferred("ladle.rollouts.rollout:run")
+run_shard = deferred("ladle.rollouts.rollout:run_shard")
 
 
 def check(check: Checkup) -> Iterator[Finding]:
@@ -59,6 +45,7 @@ STAGE = Stage(
     "rollout",
     run,
     run_shard,
+    version=2,
     wants_gpus=True,
     section=RolloutConfig,
     check=check,

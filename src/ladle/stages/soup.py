@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.step import StepOutput
-from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error
+from ladle.artifacts.step import StepInput, StepOutput
+from ladle.checkup import Checkup, Finding, Shrinking, error, model_config_of_input, same_seconds
 from ladle.models.before import parameters_of
 from ladle.soups.config import SoupConfig
-from ladle.stage import Inputs, Stage, StageResult
+from ladle.stage import Stage, deferred
 from ladle.training.before import STEPS, num_saved, save_every
 from ladle.training.config import TrainingConfig
 
-
-def run(config: Any, inputs: Inputs, out: Path) -> StageResult:
-    """See `ladle.soups.make.run`."""
-    from ladle.soups.make import run
-
-    return run(config, inputs, out)
+run = deferred("ladle.soups.make:run")
 
 
 def check(check: Checkup) -> Iterator[Finding]:
-    """Yield whether a training that the soup takes checkpoints of saves enough of them."""
+    """Yield whether members are saved in one dtype, and a training that gives checkpoints saves enough of them."""
+    dtypes = {_dtype_of(item) for item in check.step.inputs["members"]} - {None}
+    if len(dtypes) > 1 and not check.config.allow_dtypes:
+        message = (
+            f"members are saved in different dtypes ({', '.join(sorted(map(str, dtypes)))}), which the soup refuses"
+        )
+        fix = "set soup.allow_dtypes=true to average in the wider one, or save them in one (base.dtype, pretrain.dtype)"
+        yield error("model", "soup.members", message, fix)
     for item in check.step.inputs["members"]:
         training = item.step if isinstance(item, StepOutput) and item.glob else None
         if training is None or not isinstance(training.config, TrainingConfig):
@@ -41,6 +42,15 @@ def check(check: Checkup) -> Iterator[Finding]:
             yield error("arguments", "soup.last", message, f"set soup.last={saved}, or save more often")
 
 
+def _dtype_of(item: StepInput) -> str | None:
+    """Return the dtype that a member is saved in; None if it is not known before a run."""
+    config = item.step.config if isinstance(item, StepOutput) else None
+    if isinstance(config, TrainingConfig) and config.distributed == "zero2" and config.trainer.get("bf16"):
+        return "bfloat16"
+    fields = model_config_of_input(item) or {}
+    return getattr(config, "dtype", None) or fields.get("dtype") or fields.get("torch_dtype")
+
+
 def bytes_written(check: Checkup) -> int:
     """Return the size of the averaged weights."""
     return (4 if check.config.dtype == "float32" else 2) * (parameters_of(check) or 0)
@@ -55,18 +65,13 @@ def shrink(config: SoupConfig, shrinking: Shrinking) -> SoupConfig:
     return config.model_copy(update=changes)
 
 
-def extrapolate(check: Checkup, measured: Measured) -> Estimate:
-    """Return the rehearsal's own time, for the weights are the true ones."""
-    return Estimate(measured.seconds)
-
-
 STAGE = Stage(
     "soup",
     run,
-    version=2,
+    version=3,
     section=SoupConfig,
     check=check,
     bytes_written=bytes_written,
     shrink=shrink,
-    extrapolate=extrapolate,
+    extrapolate=same_seconds,
 )

@@ -73,10 +73,6 @@ def check_arguments(config: TrainingConfig, values: dict[str, Any]) -> TrainingA
             arguments = TrainingArguments(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise _explain(error) from error
-    for field in dataclasses.fields(arguments):
-        value = getattr(arguments, field.name)
-        if type(field.default) in (int, float) and isinstance(value, str):
-            raise UserError(f"trainer.{field.name}={value!r} is text, not a number", "write the number without quotes")
     return arguments
 
 

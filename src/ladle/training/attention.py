@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ladle.data.store import IGNORED_LABEL
 from ladle.errors import UserError
 
 PACKED_SDPA, DOCUMENT_SDPA = "packed_sdpa", "document_sdpa"
@@ -41,6 +43,29 @@ def collate_packed(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {
         key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in ("input_ids", "position_ids", "labels")
     }
+
+
+def one_document_a_row(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return the labelled documents of packed rows, each a row of its own, for a model that would join them.
+
+    They are right-padded, which no token sees before it, in batches of similar lengths that take no more places than
+    the packed rows.
+
+    Args:
+        batch: `input_ids`, `position_ids` and `labels`, (rows, positions).
+    """
+    sizes = [size for positions in batch["position_ids"] for size in document_sizes(positions)]
+    documents = list(zip(*(batch[name].flatten().split(sizes) for name in ("input_ids", "labels")), strict=True))
+    labelled = [document for document in documents if (document[1][1:] != IGNORED_LABEL).any()] or documents[:1]
+    labelled.sort(key=lambda document: -len(document[0]))
+    batches = []
+    while labelled:
+        num_rows = batch["input_ids"].numel() // len(labelled[0][0])
+        ids, labels = map(list, zip(*labelled[:num_rows], strict=True))
+        padded_labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
+        batches.append({"input_ids": pad_sequence(ids, batch_first=True), "labels": padded_labels})
+        labelled = labelled[num_rows:]
+    return batches
 
 
 def refuse_joined_documents(batch: Mapping[str, Any]) -> None:
@@ -183,7 +208,7 @@ AttentionMaskInterface.register(DOCUMENT_SDPA, mask_unless_positions_suffice)
 
 def use_fused_attention(model: PreTrainedModel) -> None:
     """Let a model that uses sdpa take packed rows fast."""
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation in ("sdpa", DOCUMENT_SDPA):
         model.set_attn_implementation(PACKED_SDPA)
 
 

@@ -25,17 +25,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ladle.models.probe import Router, decision
 from ladle.training.parallel import World
-
-BIAS = "e_score_correction_bias"
 
 
 class BalanceExperts:
     """Counts the tokens that each router with a bias gives each expert, and moves the biases after each step.
 
     Args:
-        model: the model in training.
+        routers: those of the model in training that have a bias.
         rate: how far a bias moves in one step; 0 only measures.
         world: sums the counts over processes.
 
@@ -44,27 +44,28 @@ class BalanceExperts:
         figures: the load at the last optimizer step, for the log.
     """
 
-    def __init__(self, model: nn.Module, rate: float, world: World) -> None:
-        self.routers = {name: module for name, module in model.named_modules() if hasattr(module, BIAS)}
-        self.rate, self.world = rate, world
+    def __init__(self, routers: dict[str, Router], rate: float, world: World) -> None:
+        self.routers, self.rate, self.world = routers, rate, world
         self.counts: dict[str, torch.Tensor] = {}
         self.figures: dict[str, float] = {}
         for name, router in self.routers.items():
-            router.register_forward_hook(partial(self._count, name))
+            router.module.register_forward_hook(partial(self._count, name))
 
-    def _count(self, name: str, router: nn.Module, inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
-        if router.training and torch.is_grad_enabled():
-            num_experts = getattr(router, BIAS).numel()
-            self.counts[name] = self.counts.get(name, 0) + torch.bincount(outputs[2].flatten(), minlength=num_experts)
+    def _count(self, name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        num_experts = self.routers[name].bias.numel()
+        if torch.is_grad_enabled() and (decided := decision(outputs, num_experts)) is not None:
+            count = torch.bincount(decided[1].flatten(), minlength=num_experts)
+            self.counts[name] = self.counts.get(name, 0) + count
 
     def after_step(self) -> None:
         """Move the biases by the loads of the step that just ended, over all processes."""
         counts = {name: self.world.sum(count) for name, count in sorted(self.counts.items())}
         self.counts = {}
         for name, count in counts.items():
-            bias = getattr(self.routers[name], BIAS)
+            bias = self.routers[name].bias.detach()  # of one storage; a parameter in some architectures
             load = count.to(bias.device, torch.float32)
-            bias += self.rate * torch.sign(load.mean() - load)
+            move = self.rate * torch.sign(load.mean() - load)
+            bias += distribute_tensor(move, bias.device_mesh, bias.placements) if isinstance(bias, DTensor) else move
         if counts:
             self.figures = load_figures(list(counts.values()))
 
@@ -81,21 +82,20 @@ class SequenceAuxLoss:
     """Collects what routers decided in a forward pass, and makes the loss of it.
 
     Args:
-        model: the model in training; routers without a bias are left alone.
+        routers: those of the model in training that have a bias.
         weight: what the loss is multiplied by (1e-4 in DeepSeek-V3 and OpenSeek).
     """
 
-    def __init__(self, model: nn.Module, weight: float) -> None:
+    def __init__(self, routers: dict[str, Router], weight: float) -> None:
         self.weight = weight
         self.last = 0.0
         self._decisions: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for module in model.modules():
-            if hasattr(module, BIAS):
-                module.register_forward_hook(self._collect)
+        for router in routers.values():
+            router.module.register_forward_hook(partial(self._collect, router.bias.numel()))
 
-    def _collect(self, router: nn.Module, inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
-        if router.training and torch.is_grad_enabled():
-            self._decisions.append((outputs[0], outputs[2]))
+    def _collect(self, num_experts: int, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if module.training and torch.is_grad_enabled() and (decided := decision(outputs, num_experts)) is not None:
+            self._decisions.append(decided)
 
     def forget(self) -> None:
         """Begin a forward pass."""

@@ -5,18 +5,19 @@ Shared by pretraining and alignment; the stages add what is particular to each.
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from ladle.artifacts.files import readable_size
 from ladle.checkup import Checkup, Estimate, Finding, Level, Measured, Shrinking, error, guarded, ok, warning
-from ladle.models.before import parameters_of
+from ladle.models.before import parameters_of, small_copy
 from ladle.training.config import TrainerArguments, TrainingConfig
 
 TrainingT = TypeVar("TrainingT", bound=TrainingConfig)
 
-GIGABYTE = 10**9
 HIGH_LEARNING_RATE = 0.1
 MOST_PASSES = 4.0
 """Up to four passes over the same text cost little (arXiv 2305.16264)."""
@@ -45,7 +46,7 @@ PACKAGE_OF_OPTIMIZER = {
 }
 """By a part of TrainingArguments' `optim`, the first that fits; torch and transformers bring the others."""
 
-BARE_PROCESS_BYTES = int(0.5 * GIGABYTE)
+BARE_PROCESS_BYTES = 500_000_000
 """What Python, torch and transformers take before there is a model."""
 TIGHT, TIGHT_ON_CPU = 0.9, 0.75
 """Above this share of what is free, memory that is kept though it was freed may tip it over: glibc's heap adds up to a
@@ -67,13 +68,16 @@ FORWARD = 1 / 3
 # What would stop it.
 
 
-def check_training(check: Checkup, length: int, rows: int | None, pass_rows: int | None = None) -> Iterator[Finding]:
+def check_training(
+    check: Checkup, length: int, rows: int | None, prepare: Callable[[Any], Any], pass_rows: int | None = None
+) -> Iterator[Finding]:
     """Yield a finding for each demand of a training on its machine, arguments, data and memory.
 
     Args:
         check: its step, on a machine.
         length: tokens of its longest row; 0 if that is not known.
         rows: rows of its data; None if that is not known before the run.
+        prepare: makes a model ready as the stage does, and returns its `Traits`.
         pass_rows: rows of a forward pass, if that is not the microbatch.
     """
     config, key = check.config, f"{check.key}.trainer"
@@ -83,8 +87,32 @@ def check_training(check: Checkup, length: int, rows: int | None, pass_rows: int
     if any(finding.level is not Level.OK for finding in arguments):
         return
     yield from _check_schedule(key, config, rows)
+    model = list(guarded("model", check.key, lambda: _check_model(check, prepare)))
+    yield from model
+    if any(finding.level is Level.ERROR for finding in model):
+        return
     if length and parameters_of(check) is not None:
         yield from guarded("memory", check.key, lambda: _check_memory(check, length, pass_rows or config.batch_size))
+
+
+def _check_model(check: Checkup, prepare: Callable[[Any], Any]) -> Iterator[Finding]:
+    from ladle.models.probe import find_routers
+
+    config, key = check.config, check.key
+    model = None if check.model_config is None else small_copy(json.dumps(check.model_config))
+    if model is None:
+        return
+    name = type(model).__name__
+    if config.attn_implementation == "sdpa" and model.config._attn_implementation == "eager":
+        fix = f"set {key}.attn_implementation=eager to say so"
+        yield warning("model", f"{key}.attn_implementation", f"{name} has no sdpa attention: it takes eager", fix)
+    if config.attn_implementation == "eager":
+        model.set_attn_implementation("eager")
+    if getattr(config, "sequence_aux_loss", 0) and not find_routers(model):
+        message = f"sequence_aux_loss has no effect: {name} has no router with a balancing bias"
+        yield error("model", f"{key}.sequence_aux_loss", message, "leave it out")
+    for sentence in prepare(model).sentences():
+        yield warning("model", key, f"{name}: {sentence}", "nothing to set; it takes more time or memory")
 
 
 def _check_devices(check: Checkup) -> Iterator[Finding]:
@@ -135,10 +163,10 @@ def _check_precision(check: Checkup) -> Iterator[Finding]:
         return
     if config.trainer.get("fp16"):
         message = "fp16 needs a GPU: a CPU has no mixed precision in float16"
-        yield error("devices", f"{key}.trainer.fp16", message, f"set {key}.trainer.bf16=true, or leave both out")
+        yield error("devices", f"{key}.trainer.fp16", message, "leave it out")
     if config.dtype == "float16":
         message = "float16 on a CPU is slow and overflows"
-        yield warning("devices", f"{key}.dtype", message, "use bfloat16 or float32")
+        yield warning("devices", f"{key}.dtype", message, f"set {key}.dtype=float32")
     if wants_bf16 and not machine.multiplies_bfloat16:
         message = "this CPU has no instructions for bfloat16 (avx512_bf16, amx_bf16): it is slower than float32"
         fix = f"leave bf16 out and set {key}.dtype=float32, if memory allows"
@@ -232,10 +260,10 @@ def _check_memory(check: Checkup, length: int, rows: int) -> Iterator[Finding]:
         "activations and logits": estimate.activations,
         "bare process": BARE_PROCESS_BYTES,
     }
-    listed = ", ".join(f"{name} {size / GIGABYTE:.2f}" for name, size in parts.items() if size)
+    listed = ", ".join(f"{name} {readable_size(size)}" for name, size in parts.items() if size)
     where = "each GPU has" if gpus else "each process could take"
-    message = f"{needed / GIGABYTE:.1f} GB a process ({listed}); {where} {free / GIGABYTE:.1f} GB"
-    fix = _less_memory(check, estimate)
+    message = f"{readable_size(needed)} a process ({listed}); {where} {readable_size(free)}"
+    fix = _less_memory(check, estimate, length, rows, free)
     if needed > free:
         yield error("memory", check.key, message, fix)
     elif needed > (TIGHT if gpus else TIGHT_ON_CPU) * free:
@@ -245,12 +273,13 @@ def _check_memory(check: Checkup, length: int, rows: int) -> Iterator[Finding]:
         yield ok("memory", check.key, message)
 
 
-def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, rows: int) -> Any:
+def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, rows: int, traits: Any = None) -> Any:
     """Return the estimate (`ladle.training.memory`) for one process whose forward passes take `rows` rows."""
+    from ladle.models.probe import why_not_linear
     from ladle.training.memory import TrainingShape, estimate_training
 
     trainer = config.trainer
-    adapter = getattr(config, "peft", None)
+    adapter, small = getattr(config, "peft", None), small_copy(json.dumps(model))
     shape = TrainingShape(
         config=model,
         dtype="bfloat16" if config.keeps_masters else config.weights_dtype,
@@ -265,20 +294,31 @@ def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, 
         adapter=adapter.model_dump() if adapter is not None else None,
         distributed=config.distributed,
         processes=config.processes,
+        own_logits=small is not None and why_not_linear(small) is not None,
     )
     return estimate_training(shape)
 
 
-def _less_memory(check: Checkup, estimate: Any) -> str:
+def _less_memory(check: Checkup, estimate: Any, length: int, rows: int, free: int) -> str:
+    """Return what to set for a training to take less memory, the most useful first."""
     config, key = check.config, f"{check.key}.trainer"
+    fixed = estimate.total - estimate.activations
+    fixes = []
+    if rows > 1 and hasattr(config, "max_tokens_per_microbatch"):
+        fitting = rows * (TIGHT_ON_CPU * free - BARE_PROCESS_BYTES - fixed) / estimate.activations
+        fixes.append(f"{check.key}.max_tokens_per_microbatch={max(1, int(fitting)) * length}")
     if estimate.activations > estimate.weights + estimate.gradients + estimate.optimizer:
         if not config.trainer.get("gradient_checkpointing"):
-            return f"set {key}.gradient_checkpointing=true, or a smaller {key}.per_device_train_batch_size"
-        return f"set a smaller {key}.per_device_train_batch_size with more {key}.gradient_accumulation_steps"
-    fixes = [f"{check.key}.distributed=fsdp"] if config.distributed == "ddp" and config.processes > 1 else []
-    is_sharded = config.distributed == "fsdp" or config.keeps_masters
-    fixes += [f"{key}.optim=adafactor"] if config.trainer.get("optim") != "adafactor" and not is_sharded else []
-    return f"set {' or '.join(fixes)}" if fixes else "use more memory, or a smaller model"
+            fixes.append(f"{key}.gradient_checkpointing=true")
+        if config.batch_size > 1 and not hasattr(config, "max_tokens_per_microbatch"):
+            accumulated = int(config.trainer.get("gradient_accumulation_steps"))
+            smaller = f"{key}.per_device_train_batch_size={config.batch_size // 2}"
+            fixes.append(f"{smaller} with gradient_accumulation_steps={2 * accumulated}")
+    else:
+        fixes += [f"{check.key}.distributed=fsdp"] if config.distributed == "ddp" and config.processes > 1 else []
+        is_sharded = config.distributed == "fsdp" or config.keeps_masters
+        fixes += [f"{key}.optim=adafactor"] if config.trainer.get("optim") != "adafactor" and not is_sharded else []
+    return f"set {', or '.join(fixes)}" if fixes else "use more memory, or a smaller model"
 
 
 def training_bytes(check: Checkup, rows: int | None) -> int:
@@ -324,8 +364,8 @@ def shrink_training(config: TrainingT, shrinking: Shrinking, length: int, rows_o
     if model is not None and length:
         needed = estimate_memory(small, model, length, small.batch_size).total
         if needed > SHARE_OF_MEMORY * shrinking.free_bytes:
-            free = shrinking.free_bytes / GIGABYTE
-            shrinking.say(f"SGD instead of its optimizer: it takes {needed / GIGABYTE:.1f} GB of {free:.1f} free")
+            free = readable_size(shrinking.free_bytes)
+            shrinking.say(f"SGD instead of its optimizer: it takes {readable_size(needed)} of {free} free")
             small = small.model_copy(update={"trainer": TrainerArguments(**values | {"optim": "sgd"})})
     return small
 

@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ladle.artifacts.files import fsync_path, fsync_tree, hash_file, list_files, pretty_json
+from ladle.artifacts.files import fsync_path, fsync_tree, hash_file, list_files, pretty_json, readable_size
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
 
@@ -20,6 +20,7 @@ logger = get_logger(__name__)
 
 MANIFEST = "checkpoint.json"
 STAGING = ".saving"
+TRACKER_LOGS = "runs"
 PREFIX = "checkpoint-"
 PREEMPTED = "preempted.json"
 TRAINING_STATE = (
@@ -127,11 +128,24 @@ def _read_manifest(checkpoint: Path) -> dict[str, dict]:
         return {}
 
 
+def refuse_strangers(folder: Path) -> None:
+    """Check that a folder of checkpoints holds none but its own folders, since all that is in it becomes the result.
+
+    Raises:
+        UserError: another one is there.
+    """
+    own = {STAGING, TRACKER_LOGS, *(path.name for path in list_checkpoints(folder))}
+    strangers = sorted(path.name for path in folder.glob("*") if path.is_dir() and path.name not in own)
+    if strangers:
+        raise UserError(f"{folder} holds {strangers[0]}, which no training put there", "move it elsewhere")
+
+
 def remove_unfinished(folder: Path, after_step: int) -> None:
     """Remove what a killed run left half-written, and every checkpoint later than the step to resume from.
 
     Files that a manifest does not list go too: training state whose removal a crash cut short.
     """
+    refuse_strangers(folder)
     shutil.rmtree(folder / STAGING, ignore_errors=True)
     for checkpoint in list_checkpoints(folder):
         if step_of(checkpoint) > after_step or find_fault(checkpoint):
@@ -181,6 +195,7 @@ def strip_training_state(checkpoint: Path) -> None:
 
 def leave_models_only(folder: Path, keep: Rotation) -> None:
     """Turn every checkpoint of a finished training into a model-only copy; a crash in between can be repaired."""
+    refuse_strangers(folder)
     rotate(folder, keep)  # what a crash may have cut short
     for checkpoint in list_checkpoints(folder):
         if is_preempted(checkpoint):
@@ -204,6 +219,6 @@ def require_free_space(folder: Path, needed_bytes: int, what: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        problem = f"{what} needs {needed_bytes / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB free"
+        problem = f"{what} needs {readable_size(needed_bytes)}, and {folder} has {readable_size(free)} free"
         fix = "free some space (an older run's checkpoints?), or lower trainer.save_total_limit, and run it again"
         raise UserError(problem, fix)

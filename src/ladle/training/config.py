@@ -72,10 +72,11 @@ class TrainerArguments(Config):
         for name in map(str, values if isinstance(values, dict) else ()):
             if name in INSTEAD:
                 raise UserError(f"trainer.{name} is not an argument that Ladle takes", INSTEAD[name])
-            if name not in (known := training_argument_names()):
+            if name not in (known := training_arguments()):
                 close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 fix = f"did you mean {close[0]!r}?" if close else "see TrainingArguments"
                 raise UserError(f"unknown argument trainer.{name}", fix)
+            _check_type(name, values[name], known[name])
         return values
 
     def values(self) -> dict[str, Any]:
@@ -91,9 +92,23 @@ class TrainerArguments(Config):
         return {name: value for name, value in sorted(self.values().items()) if name not in EXECUTION_ARGUMENTS}
 
 
+def _check_type(name: str, value: Any, annotation: str) -> None:
+    """Refuse a value of another kind than a number or a boolean, where the argument is one."""
+    kinds = set(annotation.split(" | "))
+    wanted = next((kind for kind in ("float", "int", "bool") if kind in kinds), None)
+    if wanted is None or kinds - {"float", "int", "bool", "None"} or (value is None and "None" in kinds):
+        return
+    taken = {"float": (int, float), "int": (int,), "bool": (bool,)}[wanted]
+    if not isinstance(value, taken) or (isinstance(value, bool) and wanted != "bool"):
+        kind = {"float": "a number", "int": "a whole number", "bool": "true or false"}[wanted]
+        seen = "text, " if isinstance(value, str) else ""
+        fix = "write the number without quotes" if wanted != "bool" and seen else f"write {kind}"
+        raise UserError(f"trainer.{name}={value!r} is {seen}not {kind}", fix)
+
+
 @functools.cache
-def training_argument_names() -> frozenset[str]:
-    """Return the field names of the installed transformers.TrainingArguments.
+def training_arguments() -> dict[str, str]:
+    """Return the fields of the installed transformers.TrainingArguments, and each one's type as it is written there.
 
     Raises:
         UserError: transformers is not installed.
@@ -103,9 +118,11 @@ def training_argument_names() -> frozenset[str]:
         raise UserError("transformers is not installed", "pip install ladle")
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
     fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return frozenset(
-        node.target.id for node in fields.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    )
+    return {
+        node.target.id: ast.unparse(node.annotation)
+        for node in fields.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
 
 
 class TrainingConfig(Config):

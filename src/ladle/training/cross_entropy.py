@@ -11,6 +11,7 @@ Shape suffixes: N labelled tokens, C tokens of a chunk, D hidden size, V vocabul
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,20 +20,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ladle.data.store import IGNORED_LABEL
-from ladle.log import get_logger
-from ladle.training.attention import refuse_joined_documents
+from ladle.models.probe import ORDINARY, Traits
+from ladle.training.attention import one_document_a_row, refuse_joined_documents
 from ladle.training.balance import SequenceAuxLoss
 
-logger = get_logger(__name__)
-
-RESCALED_LOGITS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
-"""Settings by which some architectures change logits after the head."""
 CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 """Logits held at once: 220 tokens of a 152k vocabulary (128 MiB) on a CPU. Timed there on two cores: chunks of 110, 256
 and 512 tokens took 2.67, 2.01 and 1.90 s for 512 tokens of size 1280, and 2.05, 1.30 and 1.30 s for 1024 of size 256.
@@ -106,60 +97,59 @@ def linear_cross_entropy_sum(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, t
         return _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, needs_gradient)
 
 
-def why_not_linear(model: PreTrainedModel) -> str | None:
-    """Return why a model's logits are not its last hidden states times a matrix, None if they are."""
-    config = model.config.get_text_config()
-    rescaled = [name for name in RESCALED_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
-    if rescaled:
-        return f"its config has {rescaled[0]}"
-    return "its output head has a bias" if getattr(model.get_output_embeddings(), "bias", None) is not None else None
-
-
-def use_linear_cross_entropy(model: PreTrainedModel, aux_loss: SequenceAuxLoss | None = None) -> None:
+def use_linear_cross_entropy(
+    model: PreTrainedModel, traits: Traits = ORDINARY, aux_loss: SequenceAuxLoss | None = None
+) -> None:
     """Let the model's forward compute its loss this way whenever it is given labels, and add `aux_loss` to the mean.
 
-    The forward itself is replaced, so that the loss is computed inside whatever wraps the model (DDP, DeepSpeed). A
-    model whose logits are not hidden states times a matrix computes all of them itself, with a warning.
+    The forward itself is replaced, so that the loss is computed inside whatever wraps the model (DDP, DeepSpeed).
     """
-    if why := why_not_linear(model):
-        logger.warning(
-            "the one-pass head does not fit %s (%s): its own writes out all logits", type(model).__name__, why
-        )
     plain_forward = model.forward
 
-    def forward(self: PreTrainedModel, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if labels is None:
-            return plain_forward(*args, **kwargs)
-        num_items = kwargs.pop("num_items_in_batch", None)
-        if aux_loss is not None:
-            aux_loss.forget()
-        loss_sum, num_labels = _loss_sum(self, labels, *args, **kwargs)
-        if aux_loss is not None:
-            loss_sum = loss_sum + num_labels * aux_loss.take(labels.shape[0])
+    def forward(self: PreTrainedModel, **inputs: Any) -> Any:
+        num_items = inputs.pop("num_items_in_batch", None)
+        if inputs.get("labels") is None:
+            return plain_forward(**inputs)
+        how = traits if self.training else replace(traits, router_weight=0.0)  # a held-out loss has tokens alone
+        loss_sum, num_labels = loss_of_rows(self, how, inputs, aux_loss)
         return CausalLMOutputWithPast(loss=loss_sum / (num_labels if num_items is None else num_items))  # type: ignore[arg-type]
 
     model.forward = types.MethodType(forward, model)
 
 
-def _loss_sum(
-    model: PreTrainedModel, labels_BT: torch.Tensor, *args: Any, **kwargs: Any
+def loss_of_rows(
+    model: PreTrainedModel, traits: Traits, rows: dict[str, Any], aux_loss: SequenceAuxLoss | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    refuse_joined_documents(kwargs)
-    kwargs |= {"use_cache": False}
-    target_BT = labels_BT[:, 1:]
-    is_labelled_BT = target_BT != IGNORED_LABEL
-    if why_not_linear(model):
-        logits_BTV = type(model).forward(model, *args, **kwargs).logits[:, :-1].float()
-        loss_sum = F.cross_entropy(logits_BTV[is_labelled_BT], target_BT[is_labelled_BT], reduction="sum")
-        return loss_sum, is_labelled_BT.sum()
-    hidden_BTD = model.get_decoder()(*args, **kwargs).last_hidden_state
-    weight_VD = cast(torch.nn.Linear, model.get_output_embeddings()).weight
-    loss_sum = linear_cross_entropy_sum(hidden_BTD[:, :-1][is_labelled_BT], weight_VD, target_BT[is_labelled_BT])
-    return loss_sum, is_labelled_BT.sum()
+    """Return the summed loss of the labelled tokens of rows, in nats, and their number.
 
+    Losses of routers are means over tokens and count once a labelled token.
 
-def labelled_loss_sum(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
-    """Return the summed loss of a packed batch's labelled tokens in nats, and their number."""
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    loss_sum, num_labels = _loss_sum(model, inputs.pop("labels"), **inputs)
-    return loss_sum.item(), int(num_labels.item())
+    Args:
+        model: computes it.
+        traits: how.
+        rows: inputs of the forward pass, with labels; packed rows by positions that restart, without a mask.
+        aux_loss: the sequence-wise balance loss to add.
+    """
+    refuse_joined_documents(rows)
+    sums, counts = [], []
+    for batch in one_document_a_row(rows) if traits.why_apart else [rows]:
+        inputs: dict[str, Any] = batch | {"use_cache": False}
+        target_BT = inputs.pop("labels")[:, 1:]
+        is_labelled_BT = target_BT != IGNORED_LABEL
+        num_labels, target_N = is_labelled_BT.sum(), target_BT[is_labelled_BT]
+        if aux_loss is not None:
+            aux_loss.forget()
+        if traits.why_own_logits or traits.router_weight:
+            outputs = type(model).forward(model, **inputs)
+            loss_sum = F.cross_entropy(outputs.logits[:, :-1].float()[is_labelled_BT], target_N, reduction="sum")
+            if traits.router_weight:
+                loss_sum = loss_sum + num_labels * traits.router_weight * outputs.aux_loss
+        else:
+            hidden_ND = model.get_decoder()(**inputs).last_hidden_state[:, :-1][is_labelled_BT]
+            weight_VD = cast(torch.nn.Linear, model.get_output_embeddings()).weight
+            loss_sum = linear_cross_entropy_sum(hidden_ND, weight_VD, target_N)
+        if aux_loss is not None:
+            loss_sum = loss_sum + num_labels * aux_loss.take(len(target_BT))
+        sums.append(loss_sum)
+        counts.append(num_labels)
+    return torch.stack(sums).sum(), torch.stack(counts).sum()

@@ -118,7 +118,7 @@ class Training:
         arguments: transformers'; checkpoints go to `output_dir`.
         keep: which older checkpoints to keep, whole or as model-only copies.
         dtype: of the weights as saved.
-        router_bias_update_rate: step of the routers' biases towards balance; 0 only measures the load.
+        balance: measures how experts are loaded, and moves the routers' biases.
         max_skipped_steps: steps that may be skipped for a loss or gradient that is not finite; 0 stops at the first.
         allow_other_world: resume a checkpoint of another number of processes.
     """
@@ -131,7 +131,7 @@ class Training:
         arguments: TrainingArguments,
         keep: Rotation,
         dtype: str,
-        router_bias_update_rate: float = 0.0,
+        balance: BalanceExperts,
         max_skipped_steps: int = 0,
         allow_other_world: bool = False,
     ) -> None:
@@ -148,7 +148,7 @@ class Training:
         trackers = get_reporting_integration_callbacks(arguments.report_to) if self.world.is_main else []
         self.trackers = [tracker() for tracker in trackers]
         self.guard, self.stop = StepGuard(max_skipped_steps), StopOnSignal()
-        self.balance = BalanceExperts(parallel.module, router_bias_update_rate, self.world)
+        self.balance = balance
         low = torch.float16 if arguments.fp16 else getattr(parallel, "compute_dtype", None)
         multiplied_in = low or next(parallel.module.parameters()).dtype
         self.speed = Speedometer(

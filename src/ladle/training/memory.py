@@ -31,6 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ladle.kto.data import Bin
 from ladle.kto.loss import use_kto_forward
+from ladle.models.probe import Traits
 from ladle.training.attention import use_fused_attention
 from ladle.training.config import Distributed
 from ladle.training.cross_entropy import use_linear_cross_entropy
@@ -61,6 +62,7 @@ class TrainingShape:
         adapter: peft's LoraConfig fields, where an adapter alone is trained.
         distributed: how processes share the work.
         processes: how many in all.
+        own_logits: the model computes all its logits at once.
     """
 
     config: dict[str, Any]
@@ -76,6 +78,7 @@ class TrainingShape:
     adapter: dict[str, Any] | None = None
     distributed: Distributed = "ddp"
     processes: int = 1
+    own_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,9 @@ def _build(shape: TrainingShape) -> Any:
     dtype = getattr(torch, shape.dtype)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            _config_of(shape.config), dtype=dtype, attn_implementation=shape.attention
+            _config_of(shape.config),
+            dtype=dtype,
+            attn_implementation=None if shape.attention == "sdpa" else shape.attention,
         )
     model.config.use_cache = False
     model.train()
@@ -159,7 +164,7 @@ def _build(shape: TrainingShape) -> Any:
     if shape.loss == "kto":
         use_kto_forward(model)
     else:
-        use_linear_cross_entropy(model)
+        use_linear_cross_entropy(model, Traits(why_own_logits="as probed" if shape.own_logits else None))
         use_fused_attention(model)
     if shape.adapter is None:
         return model

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel, TrainingArguments
 from ladle.data.store import IGNORED_LABEL, MixedDataset
 from ladle.errors import UserError
 from ladle.models.load import copy_out_of_file, load_model, model_dir
+from ladle.models.probe import find_routers, probe, require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.arguments import use_liger_where_it_can_run
 from ladle.training.attention import collate_packed, use_fused_attention
 from ladle.training.balance import SequenceAuxLoss
 from ladle.training.config import PretrainConfig
-from ladle.training.cross_entropy import labelled_loss_sum, use_linear_cross_entropy
+from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Pass, Task, Training
 from ladle.training.parallel import World
 from ladle.training.run import Prepared, run_training
@@ -41,9 +42,17 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: Train
     model = load_model(inputs["model"][0], config.weights_dtype, config.attn_implementation)
     copy_out_of_file(model)
     model.config.use_cache = False
-    aux_loss = SequenceAuxLoss(model, config.sequence_aux_loss) if config.sequence_aux_loss else None
-    use_linear_cross_entropy(model, aux_loss)
+    require_positions(model, longest_document(dataset, model))
+    model.to(device=world.device)  # type: ignore[reportCallIssue]
     use_fused_attention(model)
+    traits = warn_of(model, probe(model, config.batch_size))
+    aux_loss = None
+    if config.sequence_aux_loss:
+        if not (routers := find_routers(model)):
+            problem = f"sequence_aux_loss has no effect: {type(model).__name__} has no router with a balancing bias"
+            raise UserError(problem, "leave it out, or set output_router_logits in the model's config.json")
+        aux_loss = SequenceAuxLoss(routers, config.sequence_aux_loss)
+    use_linear_cross_entropy(model, traits, aux_loss)
     if dataset.vocab_size > model.config.vocab_size:
         problem = f"the mixture's vocabulary has {dataset.vocab_size} tokens and the model's {model.config.vocab_size}"
         fix = "mix again with this model's tokenizer, or train the model that the mixture was made for"
@@ -58,7 +67,7 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: Train
 
     def summarise(training: Training) -> StageResult:
         log = training.state.log_history
-        metrics: dict[str, Any] = {"attn_implementation": model.config._attn_implementation}
+        metrics: dict[str, Any] = {"attn_implementation": model.config._attn_implementation} | traits.choices()
         if losses := [entry["loss"] for entry in log if "loss" in entry]:
             metrics |= {"first_loss": losses[0], "last_loss": losses[-1]}
         if losses := [entry["eval_loss"] for entry in log if "eval_loss" in entry]:
@@ -135,22 +144,33 @@ class PretrainTask(Task):
         return {} if self.aux_loss is None else {"experts/sequence_aux_loss": self.aux_loss.last}
 
 
+def longest_document(dataset: MixedDataset, model: PreTrainedModel) -> int:
+    """Return the tokens of the longest document, or a bound of them that the model has positions for."""
+    if dataset.sequence_length <= (getattr(model.config, "max_position_embeddings", None) or 0):
+        return dataset.sequence_length
+    return max(int(dataset[row]["position_ids"].max()) for row in range(len(dataset))) + 1
+
+
 @torch.no_grad()
 def held_out_loss_sum(
     model: PreTrainedModel, dataset: MixedDataset, batch_size: int, process: int = 0, num_processes: int = 1
 ) -> tuple[float, int]:
-    """Return the summed loss in nats over every labelled token of this process's rows, and the number of such tokens.
+    """Return the summed cross-entropy in nats over every labelled token of this process's rows, and their number.
 
-    The model is left in the mode (training or not) it was in.
+    The model, prepared by `use_linear_cross_entropy`, is left in the mode (training or not) it was in. Every process
+    runs as many passes as the others, since those of shards work together; one without a row counts nothing of its own.
     """
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     rows = range(process, len(dataset), num_processes)
-    for start in range(0, len(rows), batch_size):
-        batch = collate_packed([dataset[row] for row in rows[start : start + batch_size]])
-        loss_sum, num_labels = labelled_loss_sum(model, batch)
-        total, count = total + loss_sum, count + num_labels
+    for start in range(0, -(-len(dataset) // num_processes), batch_size):
+        mine = rows[start : start + batch_size]
+        batch = collate_packed([dataset[row] for row in mine or [0]])
+        inputs: dict[str, Any] = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        loss_sum = model(**inputs, num_items_in_batch=1).loss
+        if mine:
+            total, count = total + loss_sum.item(), count + int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
     model.train(was_training)
     return total, count
 
@@ -164,7 +184,9 @@ def validation_loss(folder: Path, data_dir: Path, batch_size: int = 8, split: st
         batch_size: rows at once; it does not change the result beyond rounding.
         split: of the mixture.
     """
-    model = load_model(folder)
+    model, dataset = load_model(folder), MixedDataset(data_dir, split)
+    require_positions(model, longest_document(dataset, model))
     use_fused_attention(model)
-    total, count = held_out_loss_sum(model, MixedDataset(data_dir, split), batch_size)
+    use_linear_cross_entropy(model, warn_of(model, probe(model)))
+    total, count = held_out_loss_sum(model, dataset, batch_size)
     return total / count

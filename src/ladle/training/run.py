@@ -25,8 +25,11 @@ from transformers.training_args import OptimizerNames
 from ladle.artifacts.files import fsync_tree, hash_bytes, pretty_json, write_text_durably
 from ladle.errors import UserError
 from ladle.log import get_logger
+from ladle.models.load import require_side_files
+from ladle.models.probe import find_routers
 from ladle.stage import StageResult
 from ladle.training.arguments import CHECKPOINTS, make_arguments
+from ladle.training.balance import BalanceExperts
 from ladle.training.checkpoint import Rotation, leave_models_only
 from ladle.training.config import TrainingConfig
 from ladle.training.loop import Task, Training
@@ -85,22 +88,15 @@ def run_training(
     arguments = make_arguments(config, out)
     world = join_world(arguments.use_cpu)
     prepared = prepare(arguments, world)
-    parallel = share_out(config, prepared.model, world, arguments)
-    training = Training(
-        prepared.task,
-        parallel,
-        prepared.tokenizer,
-        arguments,
-        keep,
-        config.dtype,
-        router_bias_update_rate,
-        config.max_skipped_steps,
-        config.allow_other_world,
+    require_side_files(cast(PreTrainedModel, prepared.model), prepared.tokenizer)
+    training = make_training(
+        config, prepared.task, prepared.model, prepared.tokenizer, world, arguments, router_bias_update_rate
     )
     training.run()
     prepared.save(training)
     summary = prepared.summarise(training)
     counters = summary.counters | {"steps": training.state.global_step, "processes": world.size}
+    parallel = training.parallel
     metrics = summary.metrics | {"wrapper": parallel.wrapper, "optimizer_digest": optimizer_digest(parallel)}
     if len(training.worlds) > 1:
         metrics["not_bit_equal"] = f"trained by {' then '.join(map(str, training.worlds))} processes"
@@ -117,6 +113,31 @@ def run_training(
     seconds = training.speed.seconds_per_step()
     timings = {} if seconds is None else {"seconds_per_step": round(seconds, 6)}
     return StageResult(counters | {"resumed_from_step": training.resumed_from_step}, metrics, timings)
+
+
+def make_training(
+    config: TrainingConfig,
+    task: Task,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    arguments: TrainingArguments,
+    router_bias_update_rate: float = 0.0,
+    kind: type[Training] = Training,
+) -> Training:
+    """Return the training of a model on a task, as its section says."""
+    routers = find_routers(cast(PreTrainedModel, model))  # by a forward pass, so before the weights are shared out
+    return kind(
+        task,
+        share_out(config, model, world, arguments),
+        tokenizer,
+        arguments,
+        Rotation(resumable=config.trainer.get("save_total_limit"), models=config.keep_models),
+        config.dtype,
+        BalanceExperts(routers, router_bias_update_rate, world),
+        config.max_skipped_steps,
+        config.allow_other_world,
+    )
 
 
 def share_out(config: TrainingConfig, model: nn.Module, world: World, arguments: TrainingArguments) -> Parallel:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from ladle.data.config import MixConfig
 from ladle.data.store import MixedDataset
 from ladle.stages import mix
-from tests.unit.data.samples import read_tree
+from tests.unit.data.samples import documents_of_row, read_tree
 
 from .conftest import SOURCES
 
@@ -56,7 +56,7 @@ def test_every_row_holds_the_oracles_tokens(mixed: Path, openseek_tokenizer: Pat
     seen: Counter[str] = Counter()
     for index in range(len(dataset)):
         tokens, start = dataset[index]["input_ids"].tolist(), 0
-        for part in dataset.documents_of_row(index):
+        for part in documents_of_row(dataset, index):
             whole = expected[part.source][part.document]
             assert tokens[start : start + part.length] == whole[part.offset : part.offset + part.length]
             start += part.length

@@ -16,7 +16,7 @@ from ladle.grading.verdict import Pair, Verdict
 from .hostile import code_answers, hostile_answers
 
 GOLDS = ("5", r"x^2+\sqrt{y}", r"\sum_{k=1}^{n} k^2")  # the last one sends every answer to math-verify
-SAME_AS_FIVE = {"\u0665", "\uff15\uff0b\uff10", "\u200b" * 500 + "5"}  # an Arabic five, wide characters, invisible ones
+SAME_AS_FIVE = {"\u0665", "\u4e94", "\uff15\uff0b\uff10", "\u200b" * 500 + "5"}  # Arabic, Chinese, wide, invisible
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 `pairs.jsonl` was written before the grader, `held_out_pairs.jsonl` when it was done and before it had seen them (276 of
 285 right when first seen), `third_pairs.jsonl` and `fourth_pairs.jsonl` later, with what was known to be missing
 (300 of 331 and 127 of 140 when first seen), `fifth_pairs.jsonl` and `sixth_pairs.jsonl` with answers as models write
-them (181 of 186 and 150 of 161 when first seen). What the grader got wrong was looked at afterwards, so that all are
+them (181 of 186 and 150 of 161 when first seen),
+`seventh_pairs.jsonl` with kinds of public reports.
+What the grader got wrong was looked at afterwards, so that all are
 regression tests now.
 """
 
@@ -62,3 +64,36 @@ def test_both_outcomes_are_in_every_type() -> None:
     for name in SETS:
         outcomes = {(row["type"], row["equal"]) for row in read_rows(name)}
         assert all((kind, True) in outcomes and (kind, False) in outcomes for kind, _ in outcomes)
+
+
+# Pairs of the kinds of public reports on graders. Kinds that begin with `completion` are whole completions; those of
+# `completion: truncated` were cut off.
+
+
+def _check_reports(rows: list[dict[str, str]], grader: Grader) -> None:
+    bare = [row for row in rows if not row["kind"].startswith("completion")]
+    whole = [row for row in rows if row["kind"].startswith("completion")]
+    cuts = [row["kind"] == "completion: truncated" for row in whole]
+    grades = [
+        *grader.grade_many(Pair(row["gold"], row["answer"]) for row in bare),
+        *grader.grade_completions([Pair(row["gold"], row["answer"]) for row in whole], cuts),
+    ]
+    accepted = [grade.verdict is Verdict.CORRECT for grade in grades]
+    mistakes = [
+        (row["kind"], row["gold"], row["answer"], row["expected"], grade.verdict.value, grade.reason)
+        for row, grade, is_accepted in zip([*bare, *whole], grades, accepted, strict=True)
+        if is_accepted is not (row["expected"] == "correct")
+    ]
+    assert [mistake for mistake in mistakes if mistake[3] == "wrong"] == []
+    assert len(mistakes) <= (1 - LEAST_SHARE) * len(rows), mistakes
+
+
+def test_our_pairs_of_the_kinds_of_public_reports(grader: Grader) -> None:
+    _check_reports(read_rows("seventh_pairs.jsonl"), grader)
+
+
+def test_pairs_of_public_reports(shared_data: Path, grader: Grader) -> None:
+    path = shared_data / "grader" / "pairs.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    _check_reports([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()], grader)

@@ -21,11 +21,10 @@ from ladle.kto.pairs import KtoPlan
 from ladle.kto.reference import KtoReference, ReferencePass
 from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.training.arguments import make_arguments
-from ladle.training.checkpoint import Rotation
 from ladle.training.config import TrainerArguments
 from ladle.training.loop import Training
 from ladle.training.parallel import World
-from ladle.training.run import share_out
+from ladle.training.run import make_training
 from tests.tiny_models import make_tokenizer
 
 WEIGHTS = KtoWeights(beta=0.1, desirable=1.3, undesirable=0.7)
@@ -110,16 +109,16 @@ def make_ladle(
     tokenizer, world = make_tokenizer(), World(0, 1, torch.device("cpu"))
     examples, _ = tokenize_examples(rows, tokenizer, 256)
     plan = plan or plan_of(examples, arguments["per_device_train_batch_size"])
-    use_kto_forward(model)
-    reference = reference or ReferencePass(model, PAD_ID, budget).run(examples, plan, out / "reference", world)
+    packed = use_kto_forward(model)
+    reference = reference or ReferencePass(model, packed, PAD_ID, budget).run(examples, plan, out / "reference", world)
     policy: Any = get_peft_model(model, lora()) if peft else model
     values = {"save_strategy": "no", "logging_steps": 1, "report_to": "none"} | arguments
     config = KtoConfig(trainer=TrainerArguments(**values))
-    options = KtoOptions(WEIGHTS, kl_scope, budget)  # type: ignore[arg-type]
+    options = KtoOptions(WEIGHTS, kl_scope, budget, packed)  # type: ignore[arg-type]
     task = KtoTask(KtoData(examples, plan, reference), None, options, PAD_ID)
     task.rows_are_shuffled = True
     made = make_arguments(config, out)
-    return Training(task, share_out(config, policy, world, made), tokenizer, made, Rotation(), "float32")
+    return make_training(config, task, policy, tokenizer, world, made)
 
 
 def gradient_of(model: torch.nn.Module) -> torch.Tensor:

@@ -69,6 +69,53 @@ def test_a_failed_stage_leaves_no_artifact_and_resumes_in_its_partial_folder(run
     assert make_plan([step], workspace)[0].state is State.RESUME
 
 
+def test_a_half_done_build_with_other_settings_is_named_with_what_differs(runs, tmp_path):
+    """As when `max_steps` of a stopped training is raised."""
+    for workspace in (Workspace(tmp_path), Workspace(tmp_path, (("s0", tmp_path / "out"),))):
+        (step,) = toy.chain("fails")
+        with pytest.raises(OSError, match="No space"):
+            build(step, workspace)
+        (planned,) = make_plan(toy.chain("a"), workspace)
+        assert planned.state is State.CHANGED
+        left = f"{workspace.partial_of(step).name} is of other settings, and stays unfinished"
+        assert planned.reasons == ("sections.s0.text: fails → a", left)
+
+
+def test_what_a_stage_warns_of_is_in_its_record(runs, workspace):
+    assert read_record(build(toy.chain("warns")[0], workspace))["warnings"] == ["94 of 100 prompts are too long"]
+    assert read_record(build(toy.chain("a")[0], workspace))["warnings"] == []
+
+
+HEAVY = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from ladle.artifacts.build import Workspace, build
+from ladle.artifacts.step import Step
+from ladle.stage import Stage, StageResult
+from tests.unit.artifacts.toy import ToyConfig
+
+def run(config, inputs, out):
+    held = [np.ones(2**14) for _ in range(2000)]  # 262 MB in pieces that glibc keeps
+    held.append(held)  # and that only the collector frees
+    between = [bytes(100) for _ in range(2000)]
+    return StageResult()
+
+before = psutil.Process().memory_info().rss
+build(Step("heavy", Stage("heavy", run), ToyConfig()), Workspace(Path(sys.argv[1])))
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_the_memory_of_a_finished_stage_is_given_back(tmp_path):
+    done = subprocess.run([sys.executable, "-c", HEAVY, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20e6
+
+
 def test_an_occupied_out_folder_is_refused_and_left_as_it_was(runs, tmp_path):
     out = tmp_path / "mine"
     out.mkdir()

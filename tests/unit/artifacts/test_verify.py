@@ -87,3 +87,10 @@ def test_a_rebuilt_input_with_other_content_is_named(artifact):
 def test_a_folder_that_was_never_an_artifact_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no artifact"):
         list(verify(tmp_path / "nowhere"))
+
+
+def test_a_folder_of_artifacts_names_the_newest_of_them(artifact):
+    for folder in (artifact.parent, artifact.parent.parent, artifact.parent.parent.parent):
+        with pytest.raises(UserError, match="is not an artifact, but holds") as caught:
+            list(verify(folder))
+        assert caught.value.fix == f"name one, such as the newest, {artifact}"

@@ -9,6 +9,7 @@ import pytest
 
 from ladle.artifacts.step import Step, StepOutput
 from ladle.config import Config, execution
+from ladle.log import get_logger
 from ladle.stage import Inputs, Stage, StageResult
 
 
@@ -33,6 +34,8 @@ def run(config: ToyConfig, inputs: Inputs, out: Path) -> StageResult:
     (out / "log.txt").write_text(f"run {len(_LOG)}")
     if config.text == "fails":
         raise OSError(28, "No space left on device")
+    if config.text == "warns":
+        get_logger("ladle.toy").warning("94 of 100 prompts are too long")
     return StageResult({"letters": len(config.text)})
 
 

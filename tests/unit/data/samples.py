@@ -6,12 +6,14 @@ import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ladle.data.config import MixConfig
+from ladle.data.store import ROW, ROWS_FILE, SEGMENT, SEGMENTS_FILE, MixedDataset, open_shard
 
 WORDS = [
     *("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "while", "seven", "wizards", "prove"),
@@ -72,3 +74,26 @@ def make_config(ratios: dict[str, float], **changes: Any) -> MixConfig:
 def read_tree(folder: Path) -> dict[str, bytes]:
     """Return the content of every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class DocumentPart(NamedTuple):
+    """A stretch of a document in a row: the number of its row in the source's files, its first token there."""
+
+    source: str
+    document: int
+    offset: int
+    length: int
+
+
+def documents_of_row(dataset: MixedDataset, index: int) -> list[DocumentPart]:
+    """Name the documents in a row, from the index and the shards on disk."""
+    folder, shards = dataset.path, dataset.mixture["shards"]
+    first, count = np.fromfile(folder / dataset.split / ROWS_FILE, ROW)[index].tolist()
+    parts = []
+    for shard, length, offset in np.fromfile(folder / dataset.split / SEGMENTS_FILE, SEGMENT)[first : first + count]:
+        ends = np.cumsum(open_shard(folder / shards[shard]["file"]).lengths(), dtype=np.int64)
+        number = int(np.searchsorted(ends, offset, "right"))
+        start = int(ends[number - 1]) if number else 0
+        before = sum(other["rows"] for other in shards[:shard] if other["source"] == shards[shard]["source"])
+        parts.append(DocumentPart(shards[shard]["source"], before + number, int(offset) - start, int(length)))
+    return parts

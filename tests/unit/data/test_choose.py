@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.mixing.choose import Drawing, apportion, refuse_too_many_epochs
-from ladle.errors import UserError
+from ladle.data.mixing.choose import Drawing, apportion
 
 
 @given(total=st.integers(0, 10**12), weights=st.lists(st.integers(1, 10**6), min_size=1, max_size=40))
@@ -70,9 +69,3 @@ def test_whole_documents_can_be_drawn_by_number(count: int):
     assert drawing.num_documents == count
     assert drawing.num_tokens == table[documents].sum()
     assert drawing.last_length == table[documents[-1]]
-
-
-def test_too_many_epochs_are_refused_with_the_numbers():
-    with pytest.raises(UserError, match=r"source math holds 1,000 tokens and its share is 4,500, which is 4.5 epochs"):
-        refuse_too_many_epochs("math", 1000, 4500, 4.0, "tokens")
-    refuse_too_many_epochs("math", 1000, 4000, 4.0, "tokens")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ def format_row(row: Any, folder: Path = Path("unused"), **fields: Any) -> Any:
         (None, "null"),
         (5, "not_text"),
         (["a"], "not_text"),
-        ("\ud800", "bad_utf8"),
         ("中\U0001f600", "中\U0001f600"),
     ],
 )
@@ -58,8 +58,19 @@ def test_template(row: dict[str, Any], document: str):
     assert format_row(row, format="template") == document
 
 
-def test_template_with_a_format_that_does_not_fit():
-    assert format_row({"n": "x"}, format="template", template="{n:d}") == "template_does_not_fit"
+@pytest.mark.parametrize(
+    ("value", "template", "document"),
+    [
+        ("x", "{n:d}", "template_does_not_fit"),
+        (["x", 1.5], "{n[0]} {n[1]:.2f}", "x 1.50"),
+        ({"a": {"b": 7}}, "{n[a][b]}", "7"),
+        *((value, "{n}", "not_text") for value in (True, [1], {"a": 1}, math.nan, math.inf, b"x")),
+        ([1], "{n!r}", "not_text"),
+        ("x", "{n.__class__}", "not_text"),
+    ],
+)
+def test_a_template_writes_text_and_numbers_alone(value: Any, template: str, document: str):
+    assert format_row({"n": value}, format="template", template=template) == document
 
 
 @pytest.mark.parametrize(
@@ -76,6 +87,22 @@ def test_messages(tokenizer_folder: Path, value: Any, document: str):
     assert format_row({"messages": value}, tokenizer_folder, format="messages") == document
 
 
+def test_turns_and_what_the_template_takes_beside_them_are_passed_whole(tmp_path: Path, tokenizer_folder: Path):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "chats")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }} {{ strftime_now('%d %b %Y') }}"
+        "{% for m in messages %}{{ m.role }}{{ m.content or m.tool_calls[0].name }}{% endfor %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    turns = [{"from": "human", "value": "w?"}, {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}]
+    row = {"messages": turns, "tools": '[{"name": "look"}]', "chat_template_kwargs": {"mood": "calm"}}
+    expected = '[{"name": "look"}]calm 31 Jan 2024userw?assistantlook'
+    assert format_row(row, folder, format="messages", template_date="2024-01-31") == expected
+    with pytest.raises(UserError, match="set template_date of source s, such as "):
+        format_row(row, folder, format="messages")
+
+
 @pytest.mark.parametrize(
     ("value", "document"),
     [
@@ -84,12 +111,19 @@ def test_messages(tokenizer_folder: Path, value: Any, document: str):
         ([1.5], "not_token_ids"),
         ([-1], "not_token_ids"),
         ([2**32], "not_token_ids"),
+        ([True], "not_token_ids"),
         ("x", "not_token_ids"),
         (None, "null"),
     ],
 )
 def test_input_ids(value: Any, document: Any):
     assert format_row({"input_ids": value}, format="input_ids") == document
+
+
+def test_ids_that_an_attention_mask_leaves_out_are_padding():
+    masks = ([1, 1, 1], [1, 1, 0], None)
+    found = [format_row({"input_ids": [3, 4, 5], "attention_mask": mask}, format="input_ids") for mask in masks]
+    assert found == [[3, 4, 5], "padded", [3, 4, 5]]
 
 
 def write_module(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "formatting_of_test") -> str:

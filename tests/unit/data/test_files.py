@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from ladle.data.files import find_data_files
+from ladle.data.files import DESCRIPTIONS, find_data_files, splits_of
 from ladle.errors import UserError
 
 
@@ -38,6 +38,13 @@ def names_of(folder: Path, split: str = "train", subset: str | None = None) -> l
         (["test.jsonl", "train.csv", "record.json"], "train", ["train.csv"]),
         (["a.tsv.xz", "b.csv", "config.json"], "train", ["a.tsv.xz", "b.csv"]),
         (["a.jsonl", "b.ndjson.bz2", "dataset_infos.json"], "train", ["a.jsonl", "b.ndjson.bz2"]),
+        (["a.JSONL", "b.Csv"], "train", ["a.JSONL"]),
+        (["a.json", "dataset_infos.json", "record.json"], "train", ["a.json"]),
+        (["wiki-01.jsonl", "eval-harness-docs.jsonl"], "train", ["eval-harness-docs.jsonl", "wiki-01.jsonl"]),
+        (["code/0.parquet", "unit-test-cases/0.parquet"], "train", ["code/0.parquet", "unit-test-cases/0.parquet"]),
+        (["wiki-01.jsonl", "eval-harness-docs.jsonl"], "eval-harness-docs", ["eval-harness-docs.jsonl"]),
+        (["books-train.jsonl", "books-test.jsonl"], "test", ["books-test.jsonl"]),
+        (["train-00000-of-00001-1a2b.parquet", "eval-x.parquet"], "train", ["train-00000-of-00001-1a2b.parquet"]),
     ],
 )  # fmt: skip
 def test_a_folder_is_searched_for_the_split(tmp_path: Path, names: list[str], split: str, found: list[str]):
@@ -62,13 +69,80 @@ def test_a_dataset_card_decides_where_it_lists_files(tmp_path: Path):
         names_of(folder, "train", "other")
 
 
-def test_files_left_out_beside_those_named_for_the_split_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    names_of(make_files(tmp_path, "train.jsonl", "train_extra.jsonl"))
-    assert "is read from train.jsonl; train_extra.jsonl not" in caplog.text
+@pytest.mark.parametrize(
+    ("names", "split", "said"),
+    [
+        (["train.jsonl", "train_extra.jsonl"], "train", "is read from train.jsonl; left out: train_extra.jsonl"),
+        (["train.jsonl", "extra.jsonl", "test.jsonl"], "train", "is read from train.jsonl; left out: extra.jsonl"),
+        (["train.jsonl", "more.csv", "dataset_infos.json"], "train", "is read from train.jsonl; left out: more.csv"),
+        (["train.csv", "wiki.jsonl"], "train", "is read from train.csv; left out: wiki.jsonl"),
+        (["wiki.jsonl", "eval-docs.jsonl"], "train", "eval-docs.jsonl is read as train"),
+        (["worked.jsonl", "facts.jsonl"], "worked", ""),
+        (["a.jsonl", ".b.jsonl", "notes.md"], "train", ""),
+    ],
+)
+def test_files_that_belong_to_no_split_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], split: str, said: str
+):
+    names_of(make_files(tmp_path, *names), split)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
-def test_a_folder_of_descriptions_alone_has_no_split(tmp_path: Path):
-    with pytest.raises(UserError, match=r"has no split 'train' \(it has none\)"):
+def test_a_folder_whose_other_files_name_a_split_says_what_belongs_to_none(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no split 'train' \(it has test; wiki.jsonl: of none\).*name its files"):
+        names_of(make_files(tmp_path, "wiki.jsonl", "web_test.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train.csv", "test.csv", "dataset_infos.json", "record.json"], ["test", "train"]),
+        (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "train_sft.parquet"], ["train", "train_sft"]),
+        (["train.jsonl", "train_2.jsonl", "dev.csv", "gsm8k.json"], ["dev", "gsm8k", "train"]),
+        (["wiki-01.jsonl", "eval-harness-docs.jsonl"], ["eval-harness-docs", "wiki"]),
+    ],
+)
+def test_every_split_is_named_once_and_found(tmp_path: Path, names: list[str], splits: list[str]):
+    folder = make_files(tmp_path, *names)
+    assert sorted(splits_of([folder])) == splits
+    read = [name for split in splits for name in names_of(folder, split)]
+    assert sorted(read) == sorted(name for name in names if name not in DESCRIPTIONS)
+
+
+def test_links_are_followed_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = make_files(tmp_path / "data", "a.jsonl", "x.jsonl/b.jsonl")
+    (folder / "c.jsonl").symlink_to(folder / "a.jsonl")
+    (folder / "linked").symlink_to(tmp_path, target_is_directory=True)
+    assert names_of(folder) == ["a.jsonl", "c.jsonl", "x.jsonl/b.jsonl"]
+    assert "linked is a link to a folder, and not searched" in caplog.text
+    (folder / "d.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(UserError, match="d.jsonl is a link to a file that is not there"):
+        names_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", b"---\nconfigs:\n- data_files: train.jsonl\n---\ncaf\xe9", "README.md lists cannot be found"),
+        ("README.md", b"---\nconfigs: [\n---\n", "README.md lists cannot be found"),
+        ("dataset_dict.json", b"[" * 9999, "dataset_dict.json does not list the splits"),
+        ("dataset_dict.json", b"{}", "dataset_dict.json does not list the splits"),
+    ],
+)
+def test_a_broken_description_is_refused(tmp_path: Path, name: str, content: bytes, message: str):
+    (make_files(tmp_path, "train.jsonl") / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        names_of(tmp_path)
+
+
+def test_a_readme_of_another_encoding_is_only_prose(tmp_path: Path):
+    (make_files(tmp_path, "train.jsonl") / "README.md").write_bytes("café".encode("latin-1"))
+    assert names_of(tmp_path) == ["train.jsonl"]
+
+
+def test_a_folder_of_descriptions_alone_has_no_data(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no data files"):
         names_of(make_files(tmp_path, "config.json"))
 
 

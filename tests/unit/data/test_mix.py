@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from ladle.data import tokenize
 from ladle.data.config import MixConfig
@@ -19,7 +20,7 @@ from ladle.data.store import MixedDataset
 from ladle.errors import UserError
 from ladle.stages import mix
 
-from .samples import make_config, make_texts, read_tree, write_jsonl, write_texts
+from .samples import documents_of_row, make_config, make_texts, read_tree, write_jsonl, write_texts
 
 RunMix = Callable[..., Path]
 Inputs = dict[str, list[Path]]
@@ -36,7 +37,7 @@ def fragments_of(dataset: MixedDataset) -> list[tuple[str, int, int, list[int]]]
     found = []
     for index in range(len(dataset)):
         tokens, start = dataset[index]["input_ids"].tolist(), 0
-        for part in dataset.documents_of_row(index):
+        for part in documents_of_row(dataset, index):
             found.append((part.source, part.document, part.offset, tokens[start : start + part.length]))
             start += part.length
         assert set(tokens[start:]) <= {PAD}
@@ -178,7 +179,7 @@ def test_the_seed_decides_documents_and_order(run_mix: RunMix, two_sources: Inpu
 
 def test_rows_mix_the_sources(run_mix: RunMix, two_sources: Inputs):
     dataset = MixedDataset(run_mix(make_config(HALVES), two_sources))
-    first_half = Counter(part.source for row in range(len(dataset) // 2) for part in dataset.documents_of_row(row))
+    first_half = Counter(part.source for row in range(len(dataset) // 2) for part in documents_of_row(dataset, row))
     assert min(first_half.values()) > 0.3 * first_half.total()
 
 
@@ -202,7 +203,7 @@ def test_another_ratio_tokenizes_nothing_again(
 def test_a_shard_damaged_in_the_cache_is_made_again(run_mix: RunMix, two_sources: Inputs, tmp_path: Path):
     config = make_config(HALVES, cache=str(tmp_path / "cache"))
     first = read_tree(run_mix(config, two_sources, "first"))
-    shard = next((tmp_path / "cache").glob("*.tokens"))
+    shard = next((tmp_path / "cache").rglob("*.tokens"))
     content = bytearray(shard.read_bytes())
     content[0] ^= 1
     shard.unlink()
@@ -255,6 +256,71 @@ def test_the_fraction_that_is_named_would_do(run_mix: RunMix, tmp_path: Path, ba
     named = float(refused.value.fix.partition("max_bad_fraction=")[2])
     assert bad / 301 <= named < 1.2 * bad / 301
     run_mix(make_config({"a": 1.0}, max_bad_fraction=named), {"source:a": [path]}, "allowed")
+
+
+def test_rows_left_out_are_said_on_the_screen_source_by_source(
+    run_mix: RunMix, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    lines = [json.dumps({"text": text}) for text in make_texts(1, 1998)]
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join([*lines, '{"text": "half \\ud83d"}', "{cut"]))
+    out = run_mix(make_config({"a": 1.0}), {"source:a": [tmp_path / "a.jsonl"]})
+    said = "2 of the 2,000 rows of source a are left out (1 bad_json, 1 bad_utf8), such as row 1999 of "
+    assert said in caplog.text
+    assert read_mixture(out)["sources"][0]["dropped_rows"] == {"bad_json": 1, "bad_utf8": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "tail"),
+    [("a<eos>", ""), ("a<eos>\n", ""), ("a<eos> \n\n", ""), ("a", "<eos>"), ("a\n", "<eos>"), ("<eos>a", "<eos>")],
+)
+def test_a_text_that_ends_with_eos_gets_no_second_one(
+    run_mix: RunMix, tmp_path: Path, tokenizer: Tokenizer, text: str, tail: str
+):
+    path = write_texts(tmp_path / "a.jsonl", [text])
+    (part,) = fragments_of(MixedDataset(run_mix(make_config({"a": 1.0}, budget={"sequences": 1}, packing="none"),
+                                                {"source:a": [path]})))  # fmt: skip
+    assert part[3] == tokenizer.encode(text + tail).ids
+
+
+def test_a_chat_has_the_ids_that_its_template_gives(tmp_path: Path, tokenizer_folder: Path, tokenizer: Tokenizer):
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<eos>\\n' }}{% endfor %}"
+    chats = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=template
+    )
+    chats.save_pretrained(tmp_path / "chats", save_jinja_files=False)
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the prime"}]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": messages}])
+    source = {"name": "a", "dataset": "a", "ratio": 1.0, "format": "messages"}
+    config = make_config({}, sources=[source], budget={"sequences": 1}, packing="none")
+    (tmp_path / "out").mkdir()
+    mix.run(config, {"tokenizer": [tmp_path / "chats"], "source:a": [path]}, tmp_path / "out")
+    (part,) = fragments_of(MixedDataset(tmp_path / "out"))
+    assert part[3] == chats.apply_chat_template(messages, return_dict=False)
+    assert part[3].count(EOS) == 2
+
+
+def test_a_chat_that_the_template_refuses_is_a_bad_row(tmp_path: Path, tokenizer: Tokenizer):
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}"
+    chats = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=template
+    )
+    chats.save_pretrained(tmp_path / "chats", save_jinja_files=False)
+    rows = [{"messages": [{"role": role, "content": "hi"}]} for role in ("user", "system", "user")]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    source = {"name": "a", "dataset": "a", "ratio": 1.0, "format": "messages"}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"1 refused_by_chat_template\), such as row 2 of"):
+        mix.run(
+            make_config({}, sources=[source]), {"tokenizer": [tmp_path / "chats"], "source:a": [path]}, tmp_path / "out"
+        )
+
+
+@pytest.mark.parametrize("ids", [[5, 6, PAD, PAD], [PAD, PAD, 7]])
+def test_padding_within_token_ids_is_refused(run_mix: RunMix, tmp_path: Path, ids: list[int]):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"input_ids": [5, 6]}, {"input_ids": ids}])
+    source = {"name": "a", "dataset": "a", "ratio": 1.0, "format": "input_ids"}
+    with pytest.raises(UserError, match=r"1 of the 2 rows of source a are unusable \(1 padded\), such as row 2"):
+        run_mix(make_config({}, sources=[source], budget={"tokens": 4}), {"source:a": [path]})
 
 
 def test_empty_rows_are_counted_and_not_bad(run_mix: RunMix, tmp_path: Path):
@@ -333,7 +399,7 @@ def test_padding_falls_back_to_eos(tmp_path: Path, tokenizer_folder: Path, two_s
 def test_frozen_rows(run_mix: RunMix, two_sources: Inputs):
     """The same recipe has to give the same rows in the next version too; a change here belongs in the changelog."""
     dataset = MixedDataset(run_mix(make_config(HALVES), two_sources))
-    first = [(part.source, part.document, part.offset, part.length) for part in dataset.documents_of_row(0)]
+    first = [(part.source, part.document, part.offset, part.length) for part in documents_of_row(dataset, 0)]
     assert (len(dataset), first) == (40, [("a", 47, 0, 77), ("b", 158, 0, 83), ("a", 266, 0, 96)])
 
 

@@ -50,8 +50,13 @@ def test_sources_have_names_of_their_own():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "function"}, "set both"),
-        ({"function": "m:f"}, "set both"),
+        ({"format": "function"}, "write it as `module:function`"),
+        ({"function": "m:f"}, "`function` belongs to `format: function`"),
+        ({"template": "{q}"}, "format=text, and `template` belongs to `format: template`"),
+        ({"format": "messages", "text": "text"}, "`text` belongs to `format: text`"),
+        ({"format": "text", "input_ids": "ids"}, "`input_ids` belongs to `format: input_ids`"),
+        ({"ratio": float("inf")}, "finite number"),
+        ({"ratio": float("nan")}, "finite number"),
         ({"format": "function", "function": "m.f"}, "write it as `module:function`"),
         ({"format": "template", "template": "nothing"}, "do not all hold a column"),
         ({"ratio": 0}, "greater than 0"),

@@ -14,7 +14,7 @@ from tests.tiny_models import make_model, make_tokenizer
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    save_model(make_model("qwen3"), make_tokenizer(), folder)
+    save_model(make_model("qwen3", max_position_embeddings=8192), make_tokenizer(), folder)
     return folder
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,9 +69,57 @@ def test_minerva_reads_the_hubs_form_too(tmp_path):
     assert load_items(benchmark, [local])[0].gold == load_items(benchmark, [hub])[0].gold == "\\frac{1}{2}"
 
 
-def test_integers_stored_as_floats_are_integers(tmp_path):
-    path = _write(tmp_path / "amc.jsonl", [{"question": "?", "answer": 27.0}, {"question": "?", "answer": 2.5}])
-    assert [item.gold for item in load_items(builtin_benchmarks()["amc23"], [path])] == ["27", "2.5"]
+@pytest.mark.parametrize(
+    ("answer", "gold"), [(27.0, "27"), (2.5, "2.5"), (0, "0"), (["4"], "4"), (" x ", "x"), (1e20, "1" + "0" * 20)]
+)
+def test_answers_are_text_or_numbers(tmp_path, answer, gold):
+    path = _write(tmp_path / "mine.jsonl", [{"question": "?", "answer": answer}])
+    assert load_items(BenchmarkChoice(name="mine").definition(), [path])[0].gold == gold
+
+
+@pytest.mark.parametrize("field", ["question", "answer"])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (True, "true"),
+        (["1", "2"], '"1", "2"'),
+        ({"value": 3}, '"value": 3'),
+        ([[1]], "[1]"),
+        (None, "no "),
+        (math.nan, "no "),
+    ],
+)
+def test_what_is_neither_is_refused_by_line_and_never_written_as_python_does(tmp_path, field, value, shown):
+    path = _write(
+        tmp_path / "mine.jsonl", [{"question": "1?", "answer": "1"}, {"question": "?", "answer": "2"} | {field: value}]
+    )
+    with pytest.raises(UserError, match=re.escape(shown)) as error:
+        load_items(BenchmarkChoice(name="mine").definition(), [path])
+    assert str(error.value).startswith(f"line 2 of {path} has ")
+    assert field in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "mine has no items"),
+        ([{"question": "?", "answer": "1", "idx": 3}] * 2, "two items of the same idx"),
+        ([{"question": "?", "answer": "1", "error": "0.1,0.2"}], r"has '0.1,0.2' in error, not a number"),
+        ([{"question": "?", "answer": "1", "error": -1}], r"has '-1' in error, not a number"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, rows, message):
+    benchmark = BenchmarkChoice(name="mine").definition().model_copy(update={"tolerance_field": "error"})
+    with pytest.raises(UserError, match=message):
+        load_items(benchmark, [_write(tmp_path / "mine.jsonl", rows)])
+
+
+def test_a_flag_written_as_text_is_read(tmp_path):
+    rows = [
+        {"question": "?", "final_answer": ["1"], "is_multiple_answer": flag} for flag in (True, "True", "False", None)
+    ]
+    items = load_items(builtin_benchmarks()["olympiadbench"], [_write(tmp_path / "a.jsonl", rows)])
+    assert [item.multiple for item in items] == [True, True, False, False]
 
 
 def test_a_snapshot_of_the_hub_is_read_by_its_file(tmp_path):

@@ -62,7 +62,7 @@ def test_a_model_against_itself(tmp_path):
     assert comparison.flipped == []
 
 
-def test_benchmarks_in_common_and_all_items_together(tmp_path):
+def test_benchmarks_in_common_and_all_items_together(tmp_path, caplog):
     first, second = tmp_path / "a", tmp_path / "b"
     for benchmark, ours, theirs in (("gsm8k", "1111", "1011"), ("math500", "0" * 12, "1" * 6 + "0" * 6)):
         _write(first, benchmark, _single(ours))
@@ -70,6 +70,8 @@ def test_benchmarks_in_common_and_all_items_together(tmp_path):
     _write(first, "aime24", _single("1"))
     comparison = compare_runs(first, second)
     assert [result.benchmark for result in comparison.benchmarks] == ["gsm8k", "math500"]
+    assert comparison.left_out == ["aime24"]
+    assert "aime24" in caplog.text
     assert comparison.overall.n == 16
     assert comparison.overall.difference == pytest.approx(5 / 16)
     assert comparison.overall.p_value == mcnemar_p_value(1, 6)
@@ -84,11 +86,12 @@ def test_several_samples_are_tested_by_random_signs(tmp_path):
     assert 0.4 < result.p_value < 0.6  # both signs are the same half the time
 
 
-def test_items_of_one_run_only_are_counted(tmp_path):
+def test_items_of_one_run_only_are_counted(tmp_path, caplog):
     first = _write(tmp_path / "a", "gsm8k", _single("11110"))
     second = _write(tmp_path / "b", "gsm8k", _single("1100"), first_idx=2)
     (result,) = compare_runs(first, second).benchmarks
     assert (result.n, result.unpaired) == (3, 3)
+    assert "gsm8k: 3 items that only one of the two answered" in caplog.text
 
 
 def test_files_can_be_named(tmp_path):

@@ -66,9 +66,27 @@ def test_chat_renders_the_models_template(tokenizer):
     )
 
 
-def test_chat_without_a_template_is_refused(tokenizer):
-    with pytest.raises(UserError, match="no chat template"):
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "no chat template"),
+        (
+            {"tool_use": "{{ messages }}", "rag": "{{ messages }}"},
+            r"multiple chat templates with no default",
+        ),
+        ("{{ raise_exception('roles must alternate') }}", "refuses .roles must alternate"),
+    ],
+)
+def test_chat_without_a_template_for_it_is_refused_and_other_prompts_are_not(tokenizer, template, message):
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"{message}.*use prompt=cot"):
         make_prompt("chat", "Why?", tokenizer)
+    assert make_prompt("cot", "Why?", tokenizer).text == "Question: Why?\nAnswer:"
+
+
+def test_an_end_token_that_a_template_writes_stays(tokenizer):
+    tokenizer.chat_template = "{{ messages[0]['content'] }}" + tokenizer.eos_token
+    assert make_prompt("chat", "Why?", tokenizer).ids[-1] == tokenizer.eos_token_id
 
 
 def test_plain_text_gets_the_start_token_and_turns_do_not():

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from ladle.errors import UserError
+from ladle.evaluation.benchmark import Item
 from ladle.evaluation.rescore import rescore
-from ladle.evaluation.results import find_results, run_id
-from ladle.grading.grade import GraderConfig
+from ladle.evaluation.results import find_results, make_row, run_id
+from ladle.generation.request import Sample
+from ladle.grading.grade import Grade, GraderConfig, Verdict
 
 RUN = "test_cot_-1_seed0_t0.6_s0_e16"
 SPELLINGS = {
@@ -111,3 +113,18 @@ def test_run_ids_are_upstreams():
 def test_a_name_with_underscores_is_recognised(tmp_path):
     path = _write(tmp_path / "math500" / "test_openseek_sft_50_seed1_t0.6_s2_e16_result.jsonl", ROWS)
     assert find_results(path)[0].run_id == "test_openseek_sft_50_seed1_t0.6_s2_e16"
+
+
+def test_the_reason_of_a_timeout_does_not_say_what_the_machines_load_decided():
+    sample = Sample("x/0/0", [1], "7", "eos")
+    rows = [
+        make_row(Item(0, "?", "7"), [sample], [Grade(Verdict.TIMEOUT, reason, seconds, "7", "boxed")])
+        for reason, seconds in (("more than 0.5 s of CPU time", 0.5), ("the worker ended with status -9, twice", 2.8))
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("fields", [{"score": True}, {"score": [True, False]}, {"code": "text"}])
+def test_a_row_of_another_shape_is_refused(tmp_path, fields):
+    with pytest.raises(UserError, match="row 1 of .* another number of answers than of scores"):
+        rescore(_write(tmp_path / "amc23" / SPELLINGS["seeds"], [ROWS[2] | fields]), GraderConfig())

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ladle.errors import UserError
+from ladle.evaluation import evaluate as evaluate_module
 from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
+from ladle.evaluation.rescore import rescore
 from ladle.generation import transformers_backend
 from ladle.generation.request import Sample
+from ladle.grading.grade import GraderConfig
 from ladle.stage import StageResult
 from ladle.stages import evaluate
 from tests.tiny_models import make_tokenizer
@@ -121,13 +128,29 @@ def test_a_stopped_run_resumes_to_the_same_bytes(model_folder, problems, tmp_pat
     assert not list((tmp_path / "cut").rglob("*samples*"))
 
 
+@pytest.fixture
+def answering(monkeypatch) -> Callable[..., None]:
+    """Let the model answer with given texts, in turn, each ended by a reason."""
+
+    def set_answers(*answers: tuple[str, str]) -> None:
+        def answer(self, requests):
+            for request, (text, reason) in zip(
+                sorted(requests, key=lambda one: one.seed), cycle(answers), strict=False
+            ):
+                yield Sample(request.id, [1, 2, 3], text, reason)
+
+        monkeypatch.setattr(transformers_backend.TransformersGenerator, "generate", answer)
+
+    return set_answers
+
+
 def test_right_answers_are_scored(model_folder, problems, tmp_path, monkeypatch):
     def answer(self, requests):
         for request in requests:
             question = make_tokenizer().decode(request.prompt_ids)
             a = int(question.split("Question:")[-1].split()[0])
             text = f" {a}+{a + 1}={2 * a + 1}. The answer is \\boxed{{{2 * a + 1 if a % 2 else 0}}}."
-            yield Sample(request.id, [1, 2, 3], text, "stop")
+            yield Sample(request.id, [1, 2, 3], text, "eos")
 
     monkeypatch.setattr(transformers_backend.TransformersGenerator, "generate", answer)
     config = _config(few_shot=1, examples={"dataset": "e", "split": "train"})
@@ -137,3 +160,96 @@ def test_right_answers_are_scored(model_folder, problems, tmp_path, monkeypatch)
         assert row["score"] == [row["idx"] % 2 == 1] * 2
         assert row["pred"][0] == str(row["gt"] if row["idx"] % 2 else 0)
         assert row["num_tokens"] == [3, 3]
+
+
+def _write(path: Path, answers: list[Any], **fields: Any) -> Path:
+    rows = [{"question": f"{n} plus 1?", "answer": answer} | fields for n, answer in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "verdict"),
+    [
+        ("So 3 and then 7", "eos", "correct"),
+        ("So 3 and then 7", "length", "unparsed"),  # what it broke off in is no answer
+        ("The answer is 7", "length", "unparsed"),  # the number may go on
+        ("The answer is 7. So", "length", "correct"),
+        ("\\boxed{7} and then 8", "length", "correct"),
+        ("\\boxed{7", "length", "unparsed"),
+    ],
+)
+def test_of_a_cut_completion_only_a_whole_answer_counts(
+    model_folder, tmp_path, answering, text, reason, verdict, caplog
+):
+    answering((text, reason))
+    _run(_config(), model_folder, _write(tmp_path / "sums.jsonl", [7]), tmp_path / "out")
+    (row,) = _rows(tmp_path / "out")
+    assert row["verdict"] == [verdict] * 2
+    assert ("2 of 2 completions give no answer that can be read" in caplog.text) == (verdict == "unparsed")
+
+
+def test_the_rule_of_extraction_decides_and_stands_in_the_metrics(model_folder, tmp_path, answering):
+    answering(("<think> it may be \\boxed{30}", "eos"))  # an unfinished thought, which upstream takes
+    path = _write(tmp_path / "sums.jsonl", [30])
+    for rule, verdict in (("ladle", "unparsed"), ("upstream", "correct")):
+        _run(_config(extraction=rule), model_folder, path, tmp_path / rule)
+        assert _rows(tmp_path / rule)[0]["verdict"] == [verdict] * 2
+        (metrics,) = (tmp_path / rule / "sums").glob("*_metrics.json")
+        assert json.loads(metrics.read_text())["settings"]["extraction"] == rule
+        assert rescore(tmp_path / rule, GraderConfig())[0].changes == []
+
+
+def test_known_answers_that_cannot_be_read_are_named_before_the_first_sample(model_folder, tmp_path, caplog, answering):
+    answering(("7", "eos"))
+    some = _write(tmp_path / "some.jsonl", ["7", "\\frac{", "8"])
+    summary = _run(_config(), model_folder, some, tmp_path / "some")
+    assert "1 of 3 known answers of sums cannot be read, such as" in caplog.text
+    assert summary.metrics["sums"]["gold_unreadable"] == 1
+    answering()  # nothing may be sampled
+    none = _write(tmp_path / "none.jsonl", ["\\frac{", "\\sqrt{"])
+    with pytest.raises(UserError, match="2 of 2 known answers of sums cannot be read"):
+        _run(_config(), model_folder, none, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"answer_type": "banana", "error": "n/a", "unit": "apples", "is_multiple_answer": True, "verdict": "?"},
+        {"error": 100, "answer_type": "text", "type": "set", "tolerance": 5},
+        {"choices": [1, {"a": None}], "level": None},
+    ],
+)
+def test_rescore_finds_no_change_in_files_of_our_own(model_folder, tmp_path, answering, fields):
+    answering(("7 apples", "eos"), ("8", "length"), ("so \\boxed{7}", "eos"), ("7, 8", "stop"))
+    path = _write(tmp_path / "sums.jsonl", [7, "7", 8, 107], **fields)
+    config = {"benchmarks": [{"name": "sums", "dataset": "x", "type": "number"}], "grader": {"rounding_digits": 2}}
+    _run(_config(**config), model_folder, path, tmp_path / "out")
+    (again,) = rescore(tmp_path / "out", GraderConfig())
+    assert again.num_answers == 8
+    assert again.changes == []
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_anything_is_loaded(model_folder, tmp_path, answering):
+    answering()
+    path = tmp_path / "sums.jsonl"
+    path.write_text(json.dumps({"question": "1 plus " * 4000 + "1?", "answer": 1}))
+    with pytest.raises(UserError, match=r"the prompt of sums/0 has .* tokens, and the model takes 8,192"):
+        _run(_config(), model_folder, path, tmp_path / "out")
+
+
+def test_a_template_that_writes_the_date_needs_one(model_folder, tmp_path, answering):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
+    model = tmp_path / "dated"
+    shutil.copytree(model_folder, model)
+    tokenizer.save_pretrained(model)
+    path = _write(tmp_path / "sums.jsonl", [7])
+    with pytest.raises(UserError, match=r"another day gives other bytes: set evaluate\.template_date"):
+        _run(_config(prompt="chat"), model, path, tmp_path / "out")
+    tasks, *_ = evaluate_module._complete(
+        _config(prompt="chat", template_date="2024-07-26", sampling={"max_new_tokens": 1, "samples": 1}),
+        {"model": [model], "benchmark:sums": [path]},
+        tmp_path / "out",
+    )
+    assert tasks[0].prompts[0].text == "26 Jul 2024: 0 plus 1?"

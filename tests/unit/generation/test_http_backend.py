@@ -99,7 +99,7 @@ def test_samples_are_made_of_the_returned_ids(server, tokenizer):
     requests = _requests(tokenizer)
     samples = {s.id: s for s in HttpGenerator(server.endpoint, tokenizer, concurrency=4).generate(requests)}
     assert samples == {
-        r.id: Sample(r.id, [*r.prompt_ids, tokenizer.eos_token_id], tokenizer.decode(r.prompt_ids), "stop")
+        r.id: Sample(r.id, [*r.prompt_ids, tokenizer.eos_token_id], tokenizer.decode(r.prompt_ids), "eos")
         for r in requests
     }
 
@@ -115,12 +115,22 @@ def test_what_is_sent(server, tokenizer):
     assert "top_k" not in body  # strict servers refuse what they do not know
 
 
-def test_a_server_that_returns_no_ids(server, tokenizer):
+def test_no_ids_are_made_up_for_a_server_that_returns_none(server, tokenizer, caplog):
     server.returns_ids = False
-    sample = next(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)[:1]))
-    assert sample.text == f"{len(server.bodies[0]['prompt'])} tokens"
-    assert sample.finish_reason == "length"
-    assert tokenizer.decode(sample.token_ids) == sample.text
+    samples = list(HttpGenerator(server.endpoint, tokenizer).generate(_requests(tokenizer)))
+    assert {sample.token_ids for sample in samples} == {None}
+    assert {sample.finish_reason for sample in samples} == {"length"}
+    assert samples[0].text.endswith(" tokens")
+    assert caplog.text.count("returns no token ids") == 1
+
+
+def test_progress_is_reported_while_a_server_works_and_when_it_is_done(server, tokenizer):
+    generator = HttpGenerator(server.endpoint, tokenizer)
+    counts: list[int] = []
+    generator.report = counts.append
+    requests = _requests(tokenizer)
+    list(generator.generate(requests))
+    assert sum(counts) == sum(request.max_new_tokens for request in requests)
 
 
 @pytest.mark.parametrize("faults", [[], [503], [429, 500, 502, 504, 408], [HANG_UP, 503, HANG_UP]])

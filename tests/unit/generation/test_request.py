@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from ladle.errors import UserError
 from ladle.generation.request import SamplingConfig, make_requests, sample_seed
@@ -30,9 +31,23 @@ def test_a_prompt_has_a_request_for_each_sample_with_its_own_seed_and_the_stop_t
     assert (first.stop, first.top_k, first.max_new_tokens) == (("Q:", "\n\n"), 3, 1024)
 
 
-def test_an_empty_prompt_is_refused():
-    with pytest.raises(UserError, match="gsm8k/7 has no tokens"):
-        make_requests(SamplingConfig(), "gsm8k", 7, [])
+@pytest.mark.parametrize(
+    ("prompt_ids", "message"),
+    [([], "gsm8k/7 has no tokens"), ([1] * 9, "9 tokens, and the model takes 9.*longer context")],
+)
+def test_a_prompt_without_tokens_or_room_is_refused(prompt_ids, message):
+    with pytest.raises(UserError, match=message):
+        make_requests(SamplingConfig(), "gsm8k", 7, prompt_ids, positions=9)
+
+
+def test_a_completion_ends_at_the_models_last_position():
+    (request,) = make_requests(SamplingConfig(max_new_tokens=5), "gsm8k", 7, [1, 2], positions=6)
+    assert (request.max_new_tokens, request.max_length) == (4, 6)
+
+
+def test_a_stop_text_of_no_characters_is_refused():
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        SamplingConfig(stop=["a", ""])
 
 
 def test_execution_fields_are_no_part_of_the_identity():

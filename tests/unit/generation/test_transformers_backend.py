@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from ladle.errors import UserError
-from ladle.generation.request import Request, cut_at_stop, stop_token_ids
+from ladle.generation.request import Request, Sample, cut_at_stop, make_sample, stop_token_ids
 from ladle.generation.transformers_backend import TransformersGenerator
 from tests.tiny_models import SHAPES, make_model, make_tokenizer
 
@@ -110,37 +108,6 @@ def test_a_passed_model_is_given_back_as_it_was(model, tokenizer, requests):
     model.eval()
 
 
-def test_layers_with_a_state_of_their_own_are_refused(tokenizer):
-    config = AutoConfig.for_model(
-        "qwen3_next", vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
-    )
-    with pytest.raises(UserError, match="linear_attention"):
-        TransformersGenerator(type("Model", (), {"config": config})(), tokenizer)
-
-
-def test_rope_that_depends_on_the_batch_is_refused(tokenizer):
-    config = AutoConfig.for_model(
-        "llama", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=320,
-        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
-    )  # fmt: skip
-    with pytest.raises(UserError, match="dynamic"):
-        TransformersGenerator(AutoModelForCausalLM.from_config(config), tokenizer)
-
-
-def test_attention_that_bypasses_the_interface_is_found_out(model, tokenizer, monkeypatch, requests):
-    monkeypatch.setattr(model.config, "num_hidden_layers", 3)
-    with pytest.raises(UserError, match="only 2 of them"):
-        _tokens(model, tokenizer, requests[:1])
-
-
-def test_a_completion_longer_than_the_context_is_warned_of(model, tokenizer, caplog):
-    request = Request("a", [1] * 510, 0, 4, temperature=0)
-    with caplog.at_level("WARNING"):
-        list(TransformersGenerator(model, tokenizer).generate([request]))
-    assert "reach 514 tokens" in caplog.text
-    assert "512" in caplog.text
-
-
 class TestStopIds:
     def test_both_eos_of_a_chat_model(self, tokenizer):
         chat = make_tokenizer()
@@ -159,6 +126,17 @@ class TestStopIds:
         assert chat.convert_tokens_to_ids("<turn_end>") in stop_token_ids(None, chat)
         assert chat.convert_tokens_to_ids("<turn>") not in stop_token_ids(None, chat)
 
+    def test_of_several_templates_each_is_asked_and_one_that_refuses_the_turns_is_passed_over(self):
+        chat = make_tokenizer()
+        chat.add_special_tokens({"additional_special_tokens": ["<a>", "<b>"]})
+        turns = "{% for m in messages %}{{ m['content'] }}<END>{% endfor %}"
+        chat.chat_template = {
+            "tool_use": turns.replace("<END>", "<a>"),
+            "rag": "{{ raise_exception('no documents') }}",
+            "plain": turns.replace("<END>", "<b>"),
+        }
+        assert stop_token_ids(None, chat) == sorted({chat.eos_token_id, *chat.convert_tokens_to_ids(["<a>", "<b>"])})
+
 
 def test_cut_keeps_the_fewest_tokens(tokenizer):
     ids = tokenizer.encode("The answer is 12.\nQuestion: 3 plus 4?", add_special_tokens=False)
@@ -170,19 +148,12 @@ def test_cut_keeps_the_fewest_tokens(tokenizer):
     assert cut_at_stop(tokenizer, ids, ("zzz",)) is None
 
 
-@pytest.mark.parametrize(
-    ("model_type", "fields"),
-    [
-        ("gemma2", {"head_dim": 16, "attn_logit_softcapping": 50.0}),
-        ("gpt_oss", {"head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
-    ],
-)
-def test_an_attention_that_does_more_is_refused_with_the_way_out(tokenizer, requests, model_type, fields):
-    shape = {
-        **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4},
-        **{"num_key_value_heads": 2, "vocab_size": 320, "max_position_embeddings": 512, "sliding_window": 32},
-    }
-    config = AutoConfig.for_model(model_type, bos_token_id=0, eos_token_id=0, pad_token_id=1, **shape, **fields)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with pytest.raises(UserError, match=r"Attention needs an attention.*backend=vllm"):
-        _tokens(model, tokenizer, requests[:2])
+def test_a_special_token_can_be_a_stop_text_and_an_end_token_is_no_stop_text(tokenizer):
+    ids = tokenizer.encode("It is 12.", add_special_tokens=False)
+    special, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    request = Request("a", [1], 0, 99, stop=(tokenizer.pad_token, tokenizer.eos_token))
+    assert make_sample(request, [*ids, special, *ids], [eos], tokenizer) == Sample(
+        "a", [*ids, special], "It is 12.", "stop"
+    )
+    assert make_sample(request, [*ids, eos], [eos], tokenizer) == Sample("a", [*ids, eos], "It is 12.", "eos")
+    assert make_sample(request, ids, [eos], tokenizer) == Sample("a", ids, "It is 12.", "length")

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ladle.grading.equality import are_identical, are_proportional
 from ladle.grading.expressions import read_expression
+from ladle.grading.nodes import Expression, tokenize
 from ladle.grading.normalise import normalise
-from ladle.grading.tree import Expression, tokenize
+from ladle.grading.values import are_identical, are_proportional
 
 
 def parse(text: str) -> Expression:

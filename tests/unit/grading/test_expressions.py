@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ladle.grading.expressions import read_expression
+from ladle.grading.nodes import Expression, Symbol, TooLarge, Unreadable, symbols_of, tokenize
 from ladle.grading.normalise import normalise
-from ladle.grading.tree import Expression, Symbol, TooLarge, Unreadable, symbols_of, tokenize
 from ladle.grading.values import Undefined, as_float, evaluate
 
 

@@ -30,7 +30,7 @@ from ladle.grading.verdict import Pair, Verdict
         ("the answer is: 3.5", "3.5", "phrase"),
         ("**The answer is 42**", "42", "phrase"),
         ("所以答案是12。", "12", "phrase"),
-        ("5 and then 6,000 dollars", "6,000", "last_number"),
+        ("5 and then 6,000 dollars", "6,000 dollars", "last_number"),
         ("it falls by -3.25", "-3.25", "last_number"),
         ("I do not know", "", "none"),
         ("<think> 5, no 6, no \\boxed{7}", "", "none"),  # cut off in thought: nothing was answered
@@ -129,3 +129,20 @@ def test_verdicts_on_answers_in_words(gold: str, answer: str, verdict: Verdict):
     judged = judge(Pair(gold, answer, None, None, None, False), 5)
     assert not isinstance(judged, Algebra)
     assert judged.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"<think>\boxed{4}</think> \boxed{\frac{1}{2}", r"\frac{1}{2}"),  # to the end, as it never closes
+        ("so 3/4.", "4"),
+        ("1,234 or .5.", ".5"),
+        ("The answer is $5 + 3$. Or 9.", "$5 + 3$. Or 9"),
+        ("the final answer is $7$. I hope it is.", "7"),
+        ("答案是12。\n\n因此", "12。"),
+        ("nothing", ""),
+    ],
+)
+def test_upstreams_rule(completion: str, answer: str) -> None:
+    """What `extract_answer` of QwenLM/Qwen2.5-Math gives before its `strip_string`."""
+    assert extract_answer(completion, rule="upstream").answer == answer

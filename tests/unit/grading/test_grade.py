@@ -233,3 +233,18 @@ def test_a_file_that_is_not_a_cache_is_the_users_to_fix(tmp_path: Path) -> None:
     path.write_text("not a database " * 100)
     with pytest.raises(UserError, match="notes.txt"):
         VerdictCache(path)
+
+
+def test_golds_that_nothing_can_match_are_known_before_any_answer(grader: Grader) -> None:
+    golds = ["18", r"\frac{1}{2}", r"\int_0^1 x\,dx", "Friday", "B", "(1,2", r"\begin{cases} 1 \\ 2 \end{cases}"]
+    problems = list(grader.gold_problems(Pair(gold, "not looked at") for gold in golds))
+    assert [problem is None for problem in problems] == [True, True, True, True, True, False, False]
+    assert "brackets" in str(problems[5])
+
+
+def test_a_cut_completion_gives_only_what_is_complete(grader: Grader) -> None:
+    completions = [r"So \boxed{18} and", "The answer is 18. And", "The answer is 18", "It is 9 + 9 = 18", r"\boxed{18"]
+    grades = grader.grade_completions([Pair("18", text) for text in completions], truncated=[True] * 5)
+    assert [grade.verdict for grade in grades] == [Verdict.CORRECT] * 2 + [Verdict.UNPARSED] * 3
+    with pytest.raises(ValueError, match="shorter"):
+        list(grader.grade_completions([Pair("1", "1")] * 2, truncated=[True]))

@@ -142,7 +142,7 @@ def test_a_gold_in_plain_words_has_its_unit_read() -> None:
     assert verdict_on(Pair(r"\$32,\!348", r"\text{\$}32,348")) is CORRECT
 
 
-@pytest.mark.parametrize("answer", ["5 squared", "5 dozen", "5 and a half", "5 point 3", "5 bn"])
+@pytest.mark.parametrize("answer", ["5 squared", "5 point 3", "5 bn"])
 def test_words_that_change_the_number_are_not_its_unit(answer: str) -> None:
     assert verdict_on(Pair("5", answer)) is UNPARSED
 
@@ -153,7 +153,9 @@ def test_a_tolerance_in_per_cent_is_on_the_golds_scale() -> None:
     assert verdict_on(Pair("4.2", "0.05", unit="%", tolerance=0.1)) is WRONG
 
 
-@pytest.mark.parametrize("answer", ["5 billion", "five thousand", "6", "five hundred", "fifty"])
+@pytest.mark.parametrize(
+    "answer", ["5 billion", "5 dozen", "5 and a half", "five thousand", "6", "five hundred", "fifty"]
+)
 def test_a_multiple_of_the_number_is_another_one(answer: str) -> None:
     assert verdict_on(Pair("5", answer)) is WRONG
 

@@ -4,9 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from ladle.grading.normalise import normalise
-from ladle.grading.structure import Reading, read
-from ladle.grading.tree import (
+from ladle.grading.nodes import (
     BaseNumeral,
     ClockTime,
     Constant,
@@ -26,6 +24,8 @@ from ladle.grading.tree import (
     Unordered,
     Unreadable,
 )
+from ladle.grading.normalise import normalise
+from ladle.grading.structure import Reading, read
 
 ONE, TWO, THREE = (Number(Fraction(value)) for value in (1, 2, 3))
 PLAIN = Reading(is_grouped=True, accepts_nouns=False, accepts_unit_letters=False)
@@ -87,7 +87,7 @@ def test_the_gold_decides_what_a_comma_and_a_noun_are() -> None:
     assert isinstance(parse("1,002", Reading(False, False, False)), Listing)
     assert parse("3 eggs", NOUNS) == Quantity(THREE, {"egg": 1})
     with pytest.raises(Unreadable):
-        parse("3 dozen", NOUNS)
+        parse("3 halves", NOUNS)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from ladle.grading.nodes import Unreadable, tokenize
 from ladle.grading.normalise import normalise
-from ladle.grading.tree import Unreadable, tokenize
 from ladle.grading.units import Unit, is_same_unit, is_unit_run, read_unit
 
 

@@ -36,5 +36,5 @@ def plan_of(examples: KtoExamples, epochs: int = 1, **settings: Any) -> KtoPlan:
 
 def reference_of(shape: str, examples: KtoExamples, plan: KtoPlan, folder: Path, budget: int = 256) -> KtoReference:
     model = make_model(shape, len(make_tokenizer())).eval()
-    use_kto_forward(model)
-    return ReferencePass(model, PAD_ID, budget).run(examples, plan, folder)
+    packed = use_kto_forward(model)
+    return ReferencePass(model, packed, PAD_ID, budget).run(examples, plan, folder)

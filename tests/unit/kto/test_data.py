@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from ladle.kto.config import KtoConfig
 from ladle.kto.data import KtoExamples, make_bin, plan_bins, tokenize_examples
 from ladle.kto.loss import use_kto_forward
 from ladle.kto.train import choose_weights
+from ladle.models.chat import CHATML, set_template_date
 from tests.tiny_models import make_model, make_tokenizer
 from tests.unit.kto.samples import PAD_ID, examples_of, rows
 
@@ -74,8 +77,73 @@ def test_a_conversation_without_a_template_is_written_as_chatml():
 def test_a_template_that_does_not_separate_prompt_and_completion_is_refused():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match="cannot be separated"):
+    with pytest.raises(UserError, match="2 of 2 examples .* cannot be separated"):
         tokenize_examples([CONVERSATION, CONVERSATION], tokenizer, 128)
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+def test_rows_that_the_template_refuses_are_counted_and_named_and_a_broken_template_is_one_error(caplog):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = NO_SYSTEM + CHATML
+    system = CONVERSATION | {"prompt": [{"role": "system", "content": "Be brief."}, *CONVERSATION["prompt"]]}
+    _, counts = tokenize_examples([CONVERSATION] * 300 + [system], tokenizer, 128)
+    reason = "turns that the chat template refuses (System role not supported)"
+    assert counts["examples"] == 300
+    assert counts[f"bad: {reason}"] == 1
+    assert f"1 of 301 examples are left out: 1 with {reason}; the first begins" in caplog.text
+    with pytest.raises(UserError, match="2 of 4 examples cannot be written as tokens: 2 with turns .*max_bad_fraction"):
+        tokenize_examples([CONVERSATION, system] * 2, tokenizer, 128)
+    tokenizer.chat_template = "{% for m in messages %}\n{{ m.content }"
+    with pytest.raises(UserError, match="the chat template is not one: line 2"):
+        tokenize_examples([CONVERSATION, CONVERSATION], tokenizer, 128)
+
+
+def test_what_was_lost_is_said_with_its_count(caplog):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    said = [f"<think>{thought}</think>5." for thought in ("one", "two")]
+    both = [CONVERSATION | {"completion": [{"role": "assistant", "content": text}]} for text in said]
+    both[1] |= {"label": False}
+    empty = CONVERSATION | {"completion": [{"role": "assistant", "content": "<think>one</think>"}]}
+    long = CONVERSATION | {"prompt": [{"role": "user", "content": "plus " * 200}], "label": False}
+    _, counts = tokenize_examples([*both, empty, long], tokenizer, 128, max_bad_fraction=0.5)
+    assert "2 of 4 examples are written without all of their assistant's content by the chat template" in caplog.text
+    assert "2 of 4 examples are the same tokens as one with the other label" in caplog.text
+    assert "1 of 4 examples are left out: their prompts do not fit kto.max_length=128 (1 are False)" in caplog.text
+    assert counts["bad: a prompt or completion that is empty once it is tokens"] == 1
+    tokenize_examples(rows(8), tokenizer, max_length=18)
+    assert "lose the end of their completions to kto.max_length=18" in caplog.text
+
+
+def test_a_template_that_writes_the_date_needs_one():
+    tokenizer = make_tokenizer()
+    dated = "{{ strftime_now('%d %b %Y') }} {% if strftime_now is defined %}{{ strftime_now(\"%A\") }}{% endif %}"
+    tokenizer.chat_template = dated
+    with pytest.raises(UserError, match="set kto.template_date"):
+        set_template_date(tokenizer, None, "kto.template_date")
+    set_template_date(tokenizer, "2024-07-26", "kto.template_date")
+    assert tokenizer.apply_chat_template(CONVERSATION["prompt"], tokenize=False) == "26 Jul 2024 Friday"
+    tokenizer.chat_template = "{{ strftime_now(form) }}"
+    with pytest.raises(UserError, match="computes the form"):
+        set_template_date(tokenizer, "2024-07-26", "kto.template_date")
+    assert KtoConfig.model_validate({"template_date": date(2024, 7, 26)}).template_date == "2024-07-26"
+
+
+def test_rollouts_of_another_tokenizer_and_texts_without_an_end_are_refused():
+    tokenizer = make_tokenizer()
+    row = {"prompt": "Question: 1 plus 1?", "completion": "1+1=2.", "label": True}
+    ids = {"prompt_ids": tokenizer(row["prompt"])["input_ids"], "completion_ids": tokenizer("1+1=2. ")["input_ids"]}
+    examples, _ = tokenize_examples([row | ids, row | {"label": False}], tokenizer, 64)
+    assert examples.completion(0, 0).tolist() == ids["completion_ids"]
+    assert examples.prompt_of.tolist() == [0, 0]
+    with pytest.raises(UserError, match="2 of 2 completions are not what their completion_ids say"):
+        tokenize_examples([row | ids | {"completion_ids": [40, 41]}] * 2, tokenizer, 64)
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="has no eos_token"):
+        tokenize_examples([row, row], tokenizer, 64)
 
 
 LABELS = np.array([True] * 30 + [False] * 10)

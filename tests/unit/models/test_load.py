@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from ladle.errors import CheckFailed, UserError
 from ladle.models.config import FetchModelConfig
-from ladle.models.load import copy_out_of_file, init_model, load_model, model_dir, save_model
+from ladle.models.load import copy_out_of_file, init_model, load_model, model_dir, require_side_files, save_model
 from ladle.stages import fetch
 from tests.tiny_models import DEEPSEEK_V3, SHAPES, make_model, make_tokenizer
 
@@ -63,9 +63,17 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
         init_model(DEEPSEEK_V3 | {"vocab_size": 10}, make_tokenizer(), "float32", 0)
 
 
-def test_an_unknown_model_type_is_refused():
-    with pytest.raises(UserError, match="not a model"):
-        init_model({"model_type": "deepseek_v33"}, make_tokenizer(), "float32", 0)
+@pytest.mark.parametrize(
+    ("architecture", "problem"),
+    [
+        ({"model_type": "deepseek_v33"}, "deepseek_v33"),
+        (SHAPES["llama"] | {"hidden_size": -64}, "not a model"),
+        ({"model_type": "modernbert-decoder"}, "bos_token_id"),  # it needs one, and the tokenizer has none
+    ],
+)
+def test_an_architecture_that_is_no_model_is_refused(architecture, problem):
+    with pytest.raises(UserError, match=problem):
+        init_model(architecture, make_tokenizer(), "float32", 0)
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -112,3 +120,43 @@ def test_a_model_that_owns_its_memory_lets_go_of_its_file(tmp_path, shape):
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_a_contradicting_generation_config_costs_no_training(saved, caplog):
+    """As a Trainer does, the end tokens are set; from then on transformers refuses to save what it loaded."""
+    path = model_dir(saved) / "generation_config.json"
+    path.write_text(json.dumps({"do_sample": False, "temperature": 0.6, "repetition_penalty": 1.1}))
+    with caplog.at_level("WARNING", logger="ladle"):
+        model = load_model(saved)
+    assert "temperature=0.6 contradicts its other settings" in caplog.text
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [0, 5]
+    require_side_files(model, make_tokenizer())
+    model.generation_config.temperature = 0.5
+    with pytest.raises(UserError, match="generation config cannot be saved"):
+        require_side_files(model, make_tokenizer())
+
+
+def test_an_architecture_without_sdpa_takes_eager(tmp_path, caplog):
+    fields = {"model_type": "gptj", "n_embd": 64, "n_layer": 1, "n_head": 4, "rotary_dim": 8}
+    tokenizer = make_tokenizer()
+    save_model(init_model(fields, tokenizer, "float32", 0), tokenizer, tmp_path)
+    with caplog.at_level("WARNING", logger="ladle"):
+        model = load_model(tmp_path)
+    assert model.config._attn_implementation == "eager"
+    assert "GPTJForCausalLM has no sdpa attention: using eager" in caplog.text
+
+
+def test_an_end_token_that_is_the_padding_token_too_is_learnt(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    fresh = init_model(SHAPES["qwen3"], tokenizer, "float32", 0)
+    config = fresh.config.to_dict() | {"pad_token_id": tokenizer.eos_token_id}  # as many on the Hub say
+    save_model(fresh, tokenizer, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for model in (fresh, load_model(tmp_path)):
+        ids = torch.tensor([[5, tokenizer.eos_token_id, 7]])
+        model(input_ids=ids).logits.sum().backward()
+        embedding = model.get_input_embeddings().weight
+        assert embedding[tokenizer.eos_token_id].abs().sum() > 0
+        assert embedding.grad[tokenizer.eos_token_id].abs().sum() > 0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ladle.errors import UserError
 from ladle.evaluation.attempts import Prompt
 from ladle.evaluation.benchmark import Item
+from ladle.generation.request import Request, Sample
+from ladle.generation.transformers_backend import TransformersGenerator
 from ladle.models.load import save_model
 from ladle.rollouts import rollout
 from ladle.rollouts.config import GateConfig, RolloutConfig
@@ -21,8 +26,8 @@ PROMPT = Prompt([1], "Question: x\nAnswer:")
 
 def attempts_with(verdicts: list[str], problems: list[Item]) -> list[Attempt]:
     return [
-        Attempt(problems[index % len(problems)], PROMPT, f"it is {problems[index % len(problems)].gold}", verdict)
-        for index, verdict in enumerate(verdicts)
+        Attempt(problem, PROMPT, Sample("", [1], f"it is {problem.gold}", "eos"), verdict)
+        for problem, verdict in zip(cycle(problems), verdicts, strict=False)
     ]
 
 
@@ -87,10 +92,66 @@ def test_rollouts_take_the_problems_from_the_first_on_and_start_over(models, tmp
     assert [problem.gold for problem in problems] == list("23012")
 
 
+def test_rows_hold_what_was_sampled_and_how_it_ended(models, tmp_path, monkeypatch, caplog):
+    tokenizer = make_tokenizer()
+    eos = tokenizer.eos_token_id
+    ends = {"q0": (" 0", [eos], "eos"), "q1": (" \\boxed{2} and", [], "length"), "q2": (" 2", [5], "stop")}
+
+    def answer(self: Any, requests: list[Request]) -> Iterator[Sample]:
+        for request in requests:
+            question = tokenizer.decode(request.prompt_ids).split()[1]
+            text, end, reason = ends.get(question, (" 3", [], "length"))
+            yield Sample(request.id, [*tokenizer.encode(text, add_special_tokens=False), *end], text, reason)
+
+    monkeypatch.setattr(TransformersGenerator, "generate", answer)
+    out = tmp_path / "out"
+    out.mkdir()
+    config = RolloutConfig.model_validate({"prompts": {"dataset": "d", "split": "validation"}, "samples": 1})
+    counters = rollout.run(config, {"model": models["parent"], "prompts": models["prompts"]}, out).counters
+    # problem 3's cut " 3" is no answer: what a completion broke off in gives no label
+    assert counters["cut"] == 2
+    assert (counters["correct"], counters["wrong"], counters["unparsed"], counters["rows"]) == (2, 1, 1, 3)
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in rows] == [True, False, True]
+    for row, (text, end, reason) in zip(rows, ends.values(), strict=True):
+        assert row["completion"] == text
+        assert row["finish_reason"] == reason
+        assert row["prompt_ids"] == tokenizer.encode(row["prompt"])
+        assert row["completion_ids"] == [*tokenizer.encode(text, add_special_tokens=False), *end]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "1?", "answer": ""}], "problem 0 of d has no answer"),
+        ([{"question": " ", "answer": "1"}], "problem 0 of d has no question"),
+        ([{"question": "1?", "answer": "\\frac{"}] * 2, "2 of 2 known answers of rollout cannot be read"),
+    ],
+)
+def test_problems_that_cannot_be_graded_are_refused_before_sampling(models, tmp_path, rows, message):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = RolloutConfig.model_validate({"prompts": {"dataset": "d"}})
+    with pytest.raises(UserError, match=message):
+        rollout.run(config, {"model": models["parent"], "prompts": [tmp_path / "train.jsonl"]}, tmp_path)
+
+
+def test_problems_whose_answer_cannot_be_read_are_left_out_and_counted(models, tmp_path, caplog):
+    rows = [{"question": f"{n}?", "answer": answer} for n, answer in enumerate(["1", "\\frac{", "2"])]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    out.mkdir()
+    config = RolloutConfig.model_validate({"prompts": {"dataset": "d"}, "samples": 2, "max_new_tokens": 2})
+    inputs = {"model": models["parent"], "prompts": [tmp_path / "train.jsonl"]}
+    counters = rollout.run(config, inputs, out).counters
+    assert (counters["samples"], counters["gold_unreadable"]) == (4, 1)
+    assert "1 of 3 known answers of rollout cannot be read" in caplog.text
+
+
 def test_answers_are_corrupted_only_where_nothing_was_wrong():
     problems = [Item(n, f"q{n}", str(10 + n)) for n in range(3)]
     attempts = attempts_with(["correct", "correct", "wrong", "correct", "wrong", "wrong"], problems)
     corrupted = corrupt_answers(attempts, seed=1)
     assert [attempt.problem.idx for attempt in corrupted] == [0]
-    assert corrupted[0].completion in ("it is 11", "it is 12")
+    assert corrupted[0].sample.text in ("it is 11", "it is 12")
+    assert corrupted[0].sample.token_ids is None
     assert corrupt_answers(attempts, seed=1) == corrupted

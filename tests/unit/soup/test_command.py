@@ -261,11 +261,12 @@ def test_output_embeddings_that_repeat_tied_ones_are_left_out(tmp_path: Path) ->
     )
 
 
-def test_the_layout_of_most_members_may_be_the_one_that_repeats(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [TIED, {"model_type": "gemma"}], ids=["said", "by default"])
+def test_the_layout_of_most_members_may_be_the_one_that_repeats(tmp_path: Path, config: dict[str, Any]) -> None:
     members = [
-        write_member(tmp_path / f"m{seed}", _with_head(_embedding(seed), repeat=True), TIED) for seed in range(2)
+        write_member(tmp_path / f"m{seed}", _with_head(_embedding(seed), repeat=True), config) for seed in range(2)
     ]
-    members.append(write_member(tmp_path / "m2", _embedding(2), TIED))
+    members.append(write_member(tmp_path / "m2", _embedding(2), config))
     (tmp_path / "out").mkdir()
     stage.run(SoupConfig(), {"members": members}, tmp_path / "out")
     assert open_members([tmp_path / "out"])[0].files.keys() == _embedding(0).keys()

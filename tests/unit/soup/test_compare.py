@@ -133,7 +133,7 @@ def two_members(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -
     [{"rms_norm_eps": 1e-5}, {"hidden_act": "gelu"}, {"rope_theta": 5e5}, {"num_attention_heads": 2}, {"head_dim": 8}],
 )
 def test_another_function_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    config = {"rope_theta": 1e4, "num_attention_heads": 4, "head_dim": 16}
+    config = {"rope_theta": 1e4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     folders = two_members(tmp_path, config, config | change)
     with pytest.raises(UserError, match=r"different functions: .* is .* in one and .* in two"):
         open_soup(folders, SoupConfig())
@@ -144,6 +144,48 @@ def test_keys_that_do_not_change_the_function_may_differ(tmp_path: Path) -> None
     first = {"torch_dtype": "bfloat16", "rope_theta": 1e4, "use_cache": True, "transformers_version": "4.40.0"}
     second = {"dtype": "float32", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "_name_or_path": "x"}
     assert open_soup(two_members(tmp_path, first, second), SoupConfig()).waived == {}
+
+
+MISTRAL = {"model_type": "mistral"}  # whose default window is 4096
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "difference"),
+    [
+        (MISTRAL | {"sliding_window": None}, MISTRAL, "sliding_window is None in one and 4096 in two"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, {}, "rope_parameters is .*linear"),
+        ({"model_type": "unheard-of", "window": None}, {"model_type": "unheard-of"}, "window is None in one"),
+    ],
+)
+def test_what_a_config_leaves_out_is_its_default(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], difference: str
+) -> None:
+    with pytest.raises(UserError, match=difference):
+        open_soup(two_members(tmp_path, first, second), SoupConfig())
+
+
+def test_configs_that_mean_the_same_may_be_spelled_differently(tmp_path: Path) -> None:
+    spellings = [
+        {"hidden_size": 4096, "num_attention_heads": 32},
+        {"sliding_window": 4096, "tie_word_embeddings": False, "attention_dropout": 0.1, "use_cache": False},
+        {"rope_scaling": None, "rope_theta": 10000.0, "torch_dtype": "bfloat16", "attn_implementation": "eager"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "dtype": "float32", "head_dim": None},
+    ]
+    folders = [
+        write_member(tmp_path / str(number), random_tensors(1), MISTRAL | one) for number, one in enumerate(spellings)
+    ]
+    assert open_soup(folders, SoupConfig()).waived == {}
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(("second", "dtype"), [("BF16", "bfloat16"), ("F32", "float32"), ("F64", "float64")])
+def test_the_config_says_the_dtype_that_the_tensors_have(tmp_path: Path, key: str, second: str, dtype: str) -> None:
+    folders = [write_member(tmp_path / "a", random_tensors(1), {key: "bfloat16"})]
+    folders.append(write_member(tmp_path / "b", random_tensors(2, second)))
+    (tmp_path / "out").mkdir()
+    stage.run(SoupConfig(allow_dtypes=True), {"members": folders}, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {config[name] for name in ("dtype", "torch_dtype") if name in config} == {dtype}
 
 
 def write_tokenizer(folder: Path, vocabulary: dict[str, int], **settings: Any) -> None:
@@ -167,10 +209,26 @@ def test_another_chat_template_is_refused(tmp_path: Path) -> None:
     write_tokenizer(folders[0], {"a": 0}, chat_template="x")
     write_tokenizer(folders[1], {"a": 0})
     (folders[1] / "chat_template.jinja").write_text("y")
-    with pytest.raises(UserError, match=r"chat_template\.jinja differs"):
+    with pytest.raises(UserError, match="chat template default differs"):
         open_soup(folders, SoupConfig())
     (folders[1] / "chat_template.jinja").write_text("x")
     assert open_soup(folders, SoupConfig()).waived == {}
+
+
+def test_named_chat_templates_are_the_same_in_the_config_and_in_files(tmp_path: Path) -> None:
+    folders = two_members(tmp_path, {}, {})
+    named = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "t"}]
+    write_tokenizer(folders[0], {"a": 0})
+    write_tokenizer(folders[1], {"a": 0}, chat_template=named)
+    (folders[0] / "chat_template.jinja").write_text("x")
+    (folders[0] / "additional_chat_templates").mkdir()
+    (folders[0] / "additional_chat_templates" / "tool_use.jinja").write_text("t")
+    (tmp_path / "out").mkdir()
+    stage.run(SoupConfig(), {"members": folders}, tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "t"
+    (folders[0] / "additional_chat_templates" / "tool_use.jinja").write_text("u")
+    with pytest.raises(UserError, match="chat template tool_use differs between one and two"):
+        open_soup(folders, SoupConfig())
 
 
 def test_settings_of_a_tokenizer_and_its_absence_are_not_differences(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save_file
 
 from ladle.errors import UserError
-from ladle.soups.members import make_header, open_members, read_header
+from ladle.soups.members import find_members, make_header, open_members, read_header
 
 from .models import pack, random_tensors, write_member
 
@@ -40,6 +40,24 @@ def test_members_of_one_name_are_numbered(tmp_path: Path) -> None:
     folders = [write_member(tmp_path / run / "model", random_tensors(1)) for run in ("a", "b", "a2")]
     folders.append(write_member(tmp_path / "other" / "a", random_tensors(1)))
     assert [member.name for member in open_members(folders)] == ["a#1", "b", "a2", "a#2"]
+
+
+def test_a_folder_of_checkpoints_names_checkpoints_of_steps_alone(tmp_path: Path, caplog) -> None:
+    steps = [write_member(tmp_path / f"checkpoint-{step}", random_tensors(1)) for step in (20, 100)]
+    write_member(tmp_path / "checkpoint-best", random_tensors(1))
+    (tmp_path / "runs").mkdir()
+    assert find_members(str(tmp_path)) == tuple(steps)
+    assert "checkpoint-best is not a checkpoint of a step" in caplog.text
+
+
+def test_weight_files_that_are_not_read_are_said(tmp_path: Path, caplog) -> None:
+    folder = write_member(tmp_path / "a", random_tensors(1), shards=SHARDS)
+    (folder / "model-00003-of-00003.safetensors").write_bytes(b"stale")
+    open_members([folder])
+    assert "model-00003-of-00003.safetensors is not read" in caplog.text
+    (folder / "model.safetensors").write_bytes(pack(random_tensors(2)))
+    assert list(open_members([folder])[0].headers) == ["model.safetensors"]
+    assert "the weights are in model.safetensors" in caplog.text
 
 
 def test_no_members_are_refused() -> None:

@@ -71,7 +71,7 @@ def test_methods_and_dtype_are_obeyed(tmp_path: Path, settings: dict[str, Any]) 
     run(make_members(tmp_path, 5), tmp_path / "out", **settings)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == pack(expected_bits("BF16", 5, **settings))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config.get("dtype") == settings.get("dtype")
+    assert config["dtype"] == settings.get("dtype", "bfloat16")
 
 
 def test_fp64_members_are_averaged_to_fp64(tmp_path: Path) -> None:

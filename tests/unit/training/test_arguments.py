@@ -17,7 +17,7 @@ from ladle.training.config import (
     PretrainConfig,
     TrainerArguments,
     TrainingConfig,
-    training_argument_names,
+    training_arguments,
 )
 
 
@@ -58,7 +58,6 @@ def test_a_tracker_that_nobody_knows_names_those_there_are(tmp_path):
         ("average_tokens_across_devices", False, "mean over its tokens"),
         ("neftune_noise_alpha", 5.0, "not something that Ladle's training loop does"),
         ("lr_scheduler_type", "reduce_lr_on_plateau", "does not follow from the step"),
-        ("learning_rate", "1e-3", "is text, not a number"),
     ],
 )
 def test_an_argument_that_ladle_does_not_support(argument, value, fix, tmp_path):
@@ -109,7 +108,7 @@ def fault(**values: object) -> str:
 def test_the_names_are_those_of_the_installed_transformers():
     from transformers import TrainingArguments
 
-    assert training_argument_names() == set(TrainingArguments.__dataclass_fields__)
+    assert set(training_arguments()) == set(TrainingArguments.__dataclass_fields__)
 
 
 def test_the_defaults_are_those_of_the_installed_transformers():
@@ -134,7 +133,7 @@ def test_steps_follow_from_rows_epochs_and_max_steps(trainer, rows, steps):
 
 
 def test_every_execution_argument_exists():
-    assert training_argument_names() >= EXECUTION_ARGUMENTS
+    assert set(training_arguments()) >= EXECUTION_ARGUMENTS
 
 
 @pytest.mark.parametrize(
@@ -148,6 +147,29 @@ def test_every_execution_argument_exists():
 )
 def test_an_old_or_misspelt_name_is_answered_with_the_right_one(name, advice):
     assert advice in fault(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("learning_rate", "1e-3", "='1e-3' is text, not a number: write the number without quotes"),
+        ("learning_rate", "fast", "='fast' is text, not a number"),
+        ("learning_rate", [1e-3], "=[0.001] is not a number"),
+        ("max_steps", 1e3, "=1000.0 is not a whole number"),
+        ("max_steps", None, "=None is not a whole number"),
+        ("seed", True, "=True is not a whole number"),
+        ("bf16", "yes", "='yes' is text, not true or false: write true or false"),
+        ("gradient_checkpointing", 1, "=1 is not true or false"),
+    ],
+)
+def test_a_value_of_another_kind_than_its_argument_is_refused(name, value, advice):
+    assert f"trainer.{name}{advice}" in fault(**{name: value})
+
+
+def test_values_of_their_arguments_kind_are_taken():
+    values = {"learning_rate": 1, "warmup_steps": 0.1, "max_steps": 3, "bf16": True, "save_total_limit": None}
+    values |= {"report_to": ["none"], "lr_scheduler_kwargs": {"num_cycles": 2}, "run_name": "x", "tf32": None}
+    assert TrainerArguments.model_validate(values).values() == values
 
 
 def test_log_settings_are_not_identity():

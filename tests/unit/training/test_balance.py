@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladle.training.balance import BIAS, BalanceExperts, SequenceAuxLoss, load_figures, row_balance
+from ladle.models.probe import BIAS, find_routers
+from ladle.training.balance import BalanceExperts, SequenceAuxLoss, load_figures, row_balance
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
 from tests.tiny_models import make_model
@@ -116,8 +117,8 @@ def test_the_forward_adds_it_to_the_mean_and_routers_get_a_gradient():
     use_linear_cross_entropy(model)
     plain = model(input_ids=tokens, labels=tokens).loss
     other = make_model("deepseek_v3").train()
-    aux = SequenceAuxLoss(other, 0.5)
-    use_linear_cross_entropy(other, aux)
+    aux = SequenceAuxLoss(find_routers(other), 0.5)
+    use_linear_cross_entropy(other, aux_loss=aux)
     with_aux = other(input_ids=tokens, labels=tokens).loss
     assert aux.last >= 2.0 - 1e-4, "two routers, each at least about 1"
     torch.testing.assert_close(with_aux - plain, torch.tensor(0.5 * aux.last), rtol=1e-4, atol=1e-5)
@@ -129,8 +130,8 @@ def test_the_forward_adds_it_to_the_mean_and_routers_get_a_gradient():
 
 def test_evaluation_leaves_it_out():
     model = make_model("deepseek_v3").eval()
-    aux = SequenceAuxLoss(model, 0.5)
-    use_linear_cross_entropy(model, aux)
+    aux = SequenceAuxLoss(find_routers(model), 0.5)
+    use_linear_cross_entropy(model, aux_loss=aux)
     tokens = torch.randint(2, 300, (2, 16))
     loss = model(input_ids=tokens, labels=tokens).loss
     plain = make_model("deepseek_v3").eval()

@@ -13,6 +13,7 @@ from ladle.training.checkpoint import (
     Rotation,
     find_fault,
     is_resumable,
+    leave_models_only,
     list_checkpoints,
     newest_resumable,
     remove_unfinished,
@@ -132,5 +133,17 @@ def test_staging_and_later_checkpoints_are_removed_before_training_goes_on(tmp_p
 
 
 def test_a_disk_that_is_too_small_is_refused_with_both_figures(tmp_path):
-    with pytest.raises(UserError, match=r"a checkpoint needs 1000000000.00 GB and .* has [\d.]+ GB free"):
+    with pytest.raises(UserError, match=r"a checkpoint needs 1,000,000,000 GB, and .* has [\d.,]+ \w+ free"):
         require_free_space(tmp_path, 10**18, "a checkpoint")
+
+
+def test_a_folder_of_somebody_elses_is_refused_and_left(tmp_path):
+    save(tmp_path, 8)
+    for name in ("runs", "notes"):
+        (tmp_path / name).mkdir()
+    for tidy in (lambda: remove_unfinished(tmp_path, 8), lambda: leave_models_only(tmp_path, Rotation())):
+        with pytest.raises(UserError, match="holds notes, which no training put there"):
+            tidy()
+    (tmp_path / "notes").rmdir()
+    leave_models_only(tmp_path, Rotation())
+    assert steps(tmp_path) == {8: False}

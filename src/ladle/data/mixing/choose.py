@@ -241,28 +241,18 @@ def _draw(
     unit = "documents" if by_documents else "tokens"
     held = len(drawing.candidates) if by_documents else total_tokens(usable, drawing.candidates)
     if max_epochs is None and budget and budget >= held:
+        problem = f"validation would take {budget:,} {unit} of source {drawing.source}, which holds {held:,}"
+        raise UserError(problem, "lower validation.sequences, or add data")
+    if max_epochs is not None and budget > 0 and held == 0:
+        problem = f"source {drawing.source} has no documents left to train on"
+        raise UserError(problem, "add data to it, or take it out of the mixture")
+    if max_epochs is not None and budget > held * max_epochs:
         raise UserError(
-            f"validation would take {budget:,} {unit} of source {drawing.source}, which holds {held:,}",
-            "lower validation.sequences, or add data",
-        )
-    if max_epochs is not None:
-        refuse_too_many_epochs(drawing.source, held, budget, max_epochs, unit)
-    return drawing.of_documents(usable, budget) if by_documents else drawing.of_tokens(usable, budget)
-
-
-def refuse_too_many_epochs(source: str, held: int, budget: int, max_epochs: float, unit: str) -> None:
-    """Raise UserError where a source that holds so many tokens or documents would be repeated more often than it may
-    be."""
-    if budget > 0 and held == 0:
-        raise UserError(
-            f"source {source} has no documents left to train on", "add data to it, or take it out of the mixture"
-        )
-    if budget > held * max_epochs:
-        raise UserError(
-            f"source {source} holds {held:,} {unit} and its share is {budget:,}, which is {budget / held:.3g} epochs "
-            f"(max_epochs={max_epochs:g})",
+            f"source {drawing.source} holds {held:,} {unit} and its share is {budget:,}, which is "
+            f"{budget / held:.3g} epochs (max_epochs={max_epochs:g})",
             "lower its ratio or the budget, add data to it, or raise its max_epochs",
         )
+    return drawing.of_documents(usable, budget) if by_documents else drawing.of_tokens(usable, budget)
 
 
 def total_tokens(lengths: np.ndarray, documents: np.ndarray) -> int:

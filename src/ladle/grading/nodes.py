@@ -121,9 +121,31 @@ class ClockTime(Tree):
     minute: int
     half: str | None
 
+    def minute_of_day(self) -> int | None:
+        """Return the minutes since midnight; None where the half of the day is unsaid."""
+        if self.half:
+            return self.hour % 12 * 60 + self.minute + (720 if self.half == "pm" else 0)
+        return self.hour * 60 + self.minute if not 1 <= self.hour <= 12 else None
+
     def ratio(self) -> Number | None:
         """Return the ratio that two numbers and a colon may also be; None where they cannot."""
         return None if self.half or not self.minute else Number(Fraction(self.hour, self.minute))
+
+
+@dataclass(slots=True)
+class Date(Tree):
+    """A day of a year that may be unsaid."""
+
+    month: int
+    day: int
+    year: int | None
+
+
+@dataclass(slots=True)
+class Ratio(Tree):
+    """`2:3`, or of more parts."""
+
+    parts: list[Expression]
 
 
 @dataclass(slots=True)
@@ -194,6 +216,11 @@ def negative(value: Expression) -> Expression:
     return Product([Number(Fraction(-1)), value])
 
 
+def quotient(above: Expression, below: Expression) -> Product:
+    """Return one expression over the other."""
+    return Product([above, Power(below, Number(Fraction(-1)))])
+
+
 def walk(tree: Tree) -> Iterator[Tree]:
     """Yield the tree and every node in it."""
     pending: list[Any] = [tree]
@@ -212,24 +239,23 @@ def symbols_of(tree: Tree) -> set[str]:
     return {node.name for node in walk(tree) if isinstance(node, Symbol)}
 
 
-def rename(node: Any, names: Mapping[str, str]) -> Any:
-    """Return a tree, or a list of them, with its symbols renamed; names that the mapping lacks stay."""
-    if isinstance(node, Symbol):
-        return Symbol(names.get(node.name, node.name))
+def substitute(node: Any, values: Mapping[str, Expression]) -> Any:
+    """Return a tree, or a list of trees, with the mapping's expressions in place of the symbols and constants named."""
+    if isinstance(node, (Symbol, Constant)):
+        return values.get(node.name, node)
     if isinstance(node, list):
-        return [rename(item, names) for item in node]
-    if isinstance(node, Tree) and names:
+        return [substitute(item, values) for item in node]
+    if isinstance(node, Tree) and values:
         make: Any = type(node)
-        return make(*(rename(getattr(node, name), names) for name in node.__slots__))
+        return make(*(substitute(getattr(node, name), values) for name in node.__slots__))
     return node
 
 
 # Tokens.
 
+# Brackets nested deeper than this are not an answer; it keeps the reader's recursion far from Python's limit.
 MAX_DEPTH = 40
-"""Brackets nested deeper than this are not an answer; it keeps the reader's recursion far from Python's limit."""
-MAX_POWER_OF_TEN = 4000
-"""A number with a larger exponent is not an answer; it bounds the size of exact fractions."""
+MAX_POWER_OF_TEN = 4000  # a number with a larger exponent is not an answer; it bounds the size of exact fractions
 
 
 class Token(NamedTuple):
