@@ -113,7 +113,12 @@ def scan_rows(paths: Sequence[Path], split: str = "train", any_text: bool = Fals
 
     Args and errors are those of `read_placed_rows`, but for bad rows.
     """
-    for file in find_data_files(paths, split):
+    return scan_files(find_data_files(paths, split), any_text)
+
+
+def scan_files(files: Iterable[DataFile], any_text: bool = False) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of files, as `scan_rows`."""
+    for file in files:
         whole = Piece(file.path, file.kind, 0, None, "", 0)
         if file.kind.partition(".")[0] == "jsonl":
             numbered = enumerate(_lines(whole), start=1)
