@@ -6,9 +6,9 @@ Nothing here changes a value: what a text means is decided by the reader. Texts 
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
+from html import unescape
 from itertools import accumulate
 from typing import Any
 
@@ -309,7 +309,7 @@ MATH = re.compile(r"\$(?=\S)((?:\\.|[^$\\])*?\S)\$(?!\d)")  # pandoc's rule, by 
 
 
 _MARKUP = [
-    ("&", re.compile(r"&#?[a-z]\w*;"), lambda found: html.unescape(found[0])),
+    ("&", re.compile(r"&#?[a-z]\w*;"), lambda found: unescape(found[0])),
     ("<su", re.compile(r"<su([pb])>(.*?)</su[pb]>"), lambda found: f"{'^' if found[1] == 'p' else '_'}{{{found[2]}}}"),
 ]
 _FIRST = [
@@ -388,6 +388,8 @@ def unwrap(text: str) -> str:
 
 def plain_text(text: str) -> str:
     """Return a normalised text without its groups and spacing."""
+    if "{" not in text:
+        return text
     return " ".join(_TEXT_GROUP.sub(r" \1 ", text).replace("{", " ").replace("}", " ").split())
 
 
