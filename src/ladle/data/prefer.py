@@ -112,7 +112,8 @@ def _dataset(rows: list[Row]) -> Any:
     }  # fmt: skip
     columns = [*COLUMNS, *(name for name in EXTRA_COLUMNS if any(name in row for row in rows))]
     as_json = [{name: _in_json(row.get(name), features[name]) for name in columns} for row in rows]
-    return Dataset.from_list(as_json, Features({name: features[name] for name in columns}))
+    is_inferred = is_plain and len(columns) == len(COLUMNS)
+    return Dataset.from_list(as_json, None if is_inferred else Features({name: features[name] for name in columns}))
 
 
 def _in_json(value: Any, feature: Any) -> Any:
