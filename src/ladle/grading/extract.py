@@ -82,6 +82,7 @@ def extract_answer(
     if rule == "upstream":
         answer = _extract_as_upstream(completion)
         return Extracted(answer, "upstream" if answer else "none")
+    completion = completion.replace("\boxed", "\\boxed")  # whose backslash was taken for an escape
     thoughts, closed, text = completion.rpartition("</think>")
     if not closed and "<think>" in text:
         return Extracted("", "none")

@@ -34,7 +34,7 @@ _GREEK = {
     "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
 }  # fmt: skip
 _SIGNS = {
-    "\f": "\\f", "\b": "\\b", "−": "-", "﹣": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", 
+    "−": "-", "﹣": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", 
     "÷": "/", "×": "\\times ", "·": "\\cdot ",
     "⋅": "\\cdot ", "∙": "\\cdot ", "•": "\\cdot ", "∗": "*", "∞": "\\infty ",
     "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ",
@@ -310,6 +310,12 @@ MATH = re.compile(r"\$(?=\S)((?:\\.|[^$\\])*?\S)\$(?!\d)")  # pandoc's rule, by 
 
 _MARKUP = [
     ("&", re.compile(r"&#?[a-z]\w*;"), lambda found: unescape(found[0])),
+    ("\f", re.compile("\f(?=rac)"), r"\\f"),  # `\frac` whose backslash was taken for an escape
+    (
+        "(",  # `ten (10)`
+        re.compile(r"\b([A-Za-z-]+)\s*\((\d+)\)"),
+        lambda found: found[2] if spell_number_words(found[1]) == found[2] else found[0],
+    ),
     ("<su", re.compile(r"<su([pb])>(.*?)</su[pb]>"), lambda found: f"{'^' if found[1] == 'p' else '_'}{{{found[2]}}}"),
 ]
 _FIRST = [
