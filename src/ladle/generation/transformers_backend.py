@@ -48,8 +48,6 @@ _STOP_TEXT_EVERY = 8
 """Steps between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
 
 
-
-
 class TransformersGenerator:
     """Makes completions with a causal language model held in this process.
 
