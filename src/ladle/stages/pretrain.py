@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error, warning
+from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error
 from ladle.data.config import MixConfig
 from ladle.stage import Stage, deferred
 from ladle.training.before import check_training, extrapolate_training, shrink_training, training_bytes
@@ -43,12 +43,6 @@ def check(check: Checkup) -> Iterator[Finding]:
 
     yield from check_training(check, *_size(check), prepare)
     mix = _mixture(check)
-    most = (check.model_config or {}).get("max_position_embeddings")
-    if mix is not None and most is not None and mix.sequence_length > most:
-        message = f"rows of {mix.sequence_length:,} tokens, and the model has positions for documents of {most:,}"
-        yield warning(
-            "model", f"{check.key}.model", message, f"set {check.key.replace('pretrain', 'mix')}.sequence_length={most}"
-        )
     if check.config.trainer.get("eval_strategy") != "no" and mix is not None and mix.validation is None:
         section = check.key.replace("pretrain", "mix")
         message = "it evaluates on held-out rows, and the mixture holds none out"
