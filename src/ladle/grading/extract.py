@@ -318,6 +318,8 @@ def drop_aside(text: str) -> str:
     aside, is_counted = found["aside"].strip(" }"), _QUANTITY.fullmatch(found["said"].strip())
     if _EXPLAINS.match(aside) or is_counted and re.search(r"\d", aside) and re.search(r"[A-Za-z]{3}", aside):
         return found["said"]
+    if is_counted and aside.startswith(("quarter", "third ", "fourth ", "fifth ")):  # coins and classes, not parts
+        return found["said"]
     if is_counted and _NOUN.fullmatch(aside) and not aside.startswith(("mod", "or ")):
         return f"{found['said']} \\text{{{aside}}}"
     return text
