@@ -220,7 +220,7 @@ def _key_in(tree: Any, key: str, assignment: str) -> str | int:
     names = [item.get("name") if isinstance(item, dict) else item for item in tree]
     if key in names:
         return names.index(key)
-    if key.isdigit() and int(key) < len(tree):
+    if key.isdecimal() and int(key) < len(tree):
         return int(key)
     known = ", ".join(name for name in names if isinstance(name, str))
     fix = f"use an index below {len(tree)}" + (f" or one of {known}" if known else "")

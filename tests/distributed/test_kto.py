@@ -88,8 +88,8 @@ def test_no_second_model_is_held_in_training(tmp_path, monkeypatch):
     inputs = make_inputs(tmp_path, "qwen3", 20)
     inputs |= {"reference": [run_reference(config, inputs, tmp_path / "reference")]}
     loaded = []
-    load = kto.load_policy_base
-    monkeypatch.setattr(kto, "load_policy_base", lambda *args: loaded.append(args) or load(*args))
+    load = kto.load_policy
+    monkeypatch.setattr(kto, "load_policy", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs))
     made, make = [], kto.KtoTask.__init__
 
     def record(self, *args, **kwargs):

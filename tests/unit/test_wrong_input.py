@@ -80,6 +80,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((*PLAN, "pretrain.processes=0"), "pretrain.processes: 0", "greater than or equal to 1"),
         ((*PLAN, "mix.sequence_length=long"), "mix.sequence_length: 'long'", "valid integer"),
         ((*PLAN, "mix.sources.wiki.ratio=1"), "names no element 'wiki'", "one of web"),
+        ((*PLAN, "mix.sources.².ratio=1"), "names no element '²'", "an index below 1"),
         ((*PLAN, "mix.sources.7.ratio=1"), "names no element '7'", "an index below 1"),
         ((*PLAN, "mix.budget={sequences: 8, sequences: 9}"), "key 'sequences' is given twice", "keep one of them"),
         ((*PLAN, "mix.sources.web.dataset=${mix}/a"), "${mix} stands for", "(on the command line)"),

@@ -75,7 +75,7 @@ def _differences(step: Step, old: dict[str, Any]) -> tuple[str, ...]:
     if old["version"] != new["version"]:
         reasons.append(f"the stage's version: {old['version']} → {new['version']}")
     reasons += [
-        f"{_key(step.section, key)}: {_show(before)} → {_show(after)}"
+        f"{_key(step.section, key)}: {_show_change(before, after)}"
         for key, before, after in diff_values(old["config"], new["config"])
     ]
     for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
@@ -91,14 +91,14 @@ def _input_reason(role: str, items: tuple[StepInput, ...], old_identities: list[
 
 
 def diff_values(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, old, new) for every leaf that differs between two JSON values."""
+    """Return (dotted key, old, new) for every leaf that differs between two JSON values, or that only one has."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            row
-            for key in keys
-            for row in diff_values(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        ]
+        rows = []
+        for key in [*old, *(key for key in new if key not in old)]:
+            inner = f"{path}.{key}" if path else str(key)
+            different = diff_values(old.get(key), new.get(key), inner)
+            rows += different if different or (key in old and key in new) else [(inner, None, None)]
+        return rows
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = zip(old, new, strict=True)
         return [row for index, (a, b) in enumerate(pairs) for row in diff_values(a, b, f"{path}.{index}")]
@@ -109,5 +109,7 @@ def _key(section: str, key: str) -> str:
     return ".".join(part for part in (section, key) if part)
 
 
-def _show(value: Any) -> str:
-    return "unset" if value is None else str(value)
+def _show_change(before: Any, after: Any) -> str:
+    if before == after:  # both unset, and one of them does not have the key at all
+        return "added or removed"
+    return " → ".join("unset" if value is None else str(value) for value in (before, after))

@@ -15,7 +15,7 @@ from typing import Any
 
 from ladle.artifacts.inputs import find_local
 from ladle.checkup import Checkup, Finding, Shrinking, error, guarded, ok, warning
-from ladle.data.config import EVERY_SPLIT, MixConfig, PreferenceSource, SourceConfig
+from ladle.data.config import EVERY_SPLIT, BudgetConfig, MixConfig, PreferenceSource, SourceConfig, ValidationConfig
 from ladle.errors import UserError
 
 SAMPLE_ROWS = 200
@@ -61,7 +61,7 @@ def _check_source(check: Checkup, source: SourceConfig, paths: list[Path], wante
     batches = (batch for piece in pieces for batch in read_documents(piece, source, check.tokenizer_folder or Path()))
     seen = [*islice((document for batch in batches for document in batch), SAMPLE_ROWS)]
     reasons = Counter(document.reason for document in seen if isinstance(document, Unreadable))
-    documents = len(seen) - sum(reasons.values())
+    documents = len(seen) - reasons.total()
     bad = sum(count for reason, count in reasons.items() if reason not in HARMLESS)
     listed = _listed(reasons)
     if not documents:
@@ -73,9 +73,8 @@ def _check_source(check: Checkup, source: SourceConfig, paths: list[Path], wante
     else:
         yield ok("data", key, f"{documents} of the first {documents + bad} rows give documents")
     yield from check_split(key, source.dataset, source.split, paths)
-    size = (
-        sum(piece.size_bytes * PACKED_SHARE.get(piece.kind.rpartition(".")[2], 1.0) for piece in pieces) / BYTES_A_TOKEN
-    )
+    size_bytes = sum(piece.size_bytes * PACKED_SHARE.get(piece.kind.rpartition(".")[2], 1.0) for piece in pieces)
+    size = size_bytes / BYTES_A_TOKEN
     if source.format != "input_ids" and size * source.max_epochs < wanted_tokens:
         message = (
             f"{source.dataset} has about {size:,.0f} tokens at most, and the budget takes {wanted_tokens:,.0f} of it: "
@@ -177,9 +176,8 @@ def shrink_mix(mix: MixConfig, shrinking: Shrinking) -> MixConfig:
     return mix.model_copy(
         update={
             "sources": tuple(sources),
-            "budget": mix.budget.model_copy(update={"sequences": rows, "tokens": None}),
-            "validation": mix.validation
-            and mix.validation.model_copy(update={"sequences": SPARE_ROWS, "fraction": None}),
+            "budget": BudgetConfig(sequences=rows, tokens=None),
+            "validation": mix.validation and ValidationConfig(sequences=SPARE_ROWS, fraction=None),
             "shard_size_bytes": SHARD_BYTES,
             "cache": None,
             "executor": "processes",
@@ -204,7 +202,7 @@ def _sample_source(source: SourceConfig, tokens: int, out: Path) -> Path:
     written = 0
     with out.open("w", encoding="utf-8") as lines:
         for row in islice(rows, MOST_ROWS):
-            written += lines.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            written += lines.write(json.dumps(row, default=str) + "\n")
             if written >= tokens * SAMPLED_BYTES_A_TOKEN:
                 break
     if not written:
@@ -214,17 +212,16 @@ def _sample_source(source: SourceConfig, tokens: int, out: Path) -> Path:
 
 def _one_file_of_the_hub(source: SourceConfig) -> Path:
     """Fetch one data file of a Hub dataset, the smallest whose path names the split and the subset, if any does."""
-    from ladle.data.files import SUFFIXES
+    from ladle.data.files import SUFFIXES, kind_of
     from ladle.hub import files_of, resolve_commit, snapshot
 
     repo_id = source.dataset.partition(":")[0]
     commit = resolve_commit("dataset", repo_id, source.revision)
     files = files_of("dataset", repo_id, commit).items()
-    sizes = {path: size for path, size in files if path.endswith(tuple(SUFFIXES))}
+    sizes = {path: size for path, size in files if kind_of(Path(path))}
     if not sizes:
-        raise UserError(
-            f"dataset {repo_id} has no file that can be read", f"it needs files ending in {', '.join(SUFFIXES)}"
-        )
+        problem = f"dataset {repo_id} has no file that can be read"
+        raise UserError(problem, f"it needs files ending in {', '.join(SUFFIXES)}")
     wanted = [word for word in (source.hub_subset(), source.split) if word]
     best = min(sizes, key=lambda path: (-sum(word in path for word in wanted), sizes[path]))
     return snapshot("dataset", repo_id, commit, best)

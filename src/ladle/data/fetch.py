@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 
 from ladle.data.config import FetchDatasetConfig, WordProblemsConfig
-from ladle.data.rows import read_rows
+from ladle.data.rows import read_placed_rows
 from ladle.data.word_problems import write_word_problems
 from ladle.errors import UserError
 from ladle.models.config import FetchModelConfig, InitModelConfig
@@ -36,8 +37,7 @@ def run(config: FetchConfig, inputs: Inputs, out: Path) -> StageResult:
             if (data := config.train_tokenizer) is None:
                 tokenizer = load_fast_tokenizer(inputs["tokenizer"][0])
             else:
-                rows = read_rows(inputs["tokenizer_data"], data.split)
-                tokenizer = train_tokenizer((row[data.text] for row in rows), data.vocab_size)
+                tokenizer = train_tokenizer(_texts(inputs["tokenizer_data"], data.split, data.text), data.vocab_size)
             model = init_model(config.architecture, tokenizer, config.dtype, config.seed)
             save_model(model, tokenizer, out)
             counters = {"parameters": model.num_parameters(), "vocab_size": len(tokenizer)}
@@ -46,6 +46,14 @@ def run(config: FetchConfig, inputs: Inputs, out: Path) -> StageResult:
         case WordProblemsConfig():
             counters = write_word_problems(config, out)
     return StageResult(counters)
+
+
+def _texts(paths: list[Path], split: str, column: str) -> Iterator[str]:
+    for place, row in read_placed_rows(paths, split):
+        if not isinstance(row.get(column), str):
+            problem = f"{place} has no text in column {column!r} (it has {', '.join(row)})"
+            raise UserError(problem, "set `text` of the tokenizer's data to the column with text")
+        yield row[column]
 
 
 def _fetch_dataset(config: FetchDatasetConfig, folder: Path, out: Path) -> dict[str, int]:

@@ -99,6 +99,8 @@ def kind_of(path: Path) -> str:
 def _find_in(path: Path, split: str, subset: str | None) -> list[DataFile]:
     if not path.exists():
         raise UserError(f"there is no file or folder {path}", "check the source's `dataset`")
+    if subset is not None and (path.is_file() or (path / "state.json").is_file()):
+        raise UserError(f"{path} is one dataset and has no subset {subset!r}", "leave `subset` out")
     if path.is_file():
         return [_data_file(path)]
     if (splits := _saved_splits(path)) is not None:

@@ -19,9 +19,9 @@ from blake3 import blake3
 
 from ladle.artifacts.files import canonical_json
 from ladle.data.config import EVERY_SPLIT, ROLLOUTS, TRAIN, PreferConfig, PreferenceSource, mixed_forms
-from ladle.data.files import splits_of
+from ladle.data.files import find_data_files, splits_of
 from ladle.data.preference import COLUMNS, CUT, EXTRA_COLUMNS, Findings, Row, unpaired_rows
-from ladle.data.rows import scan_rows
+from ladle.data.rows import scan_files
 from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.stage import Inputs, StageResult
@@ -38,10 +38,14 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
     rows: dict[str, list[Row]] = defaultdict(list)
     bad: dict[str, Counter[str]] = defaultdict(Counter)
     form_of: dict[type, PreferenceSource] = {}
+    read: dict[str, set[Path]] = defaultdict(set)
     for index, source in enumerate(config.data):
-        for split, into in _splits(source, inputs[f"source:{index}"]).items():
+        role = f"source:{index}"
+        for split, into in _splits(source, inputs[role]).items():
             findings = Findings()
-            placed = islice(scan_rows(inputs[f"source:{index}"], split), source.limit)
+            files = find_data_files(inputs[role], split)
+            read[role] |= {file.path for file in files}
+            placed = islice(scan_files(files), source.limit)
             for row in unpaired_rows(placed, source, findings):
                 form_of.setdefault(type(row["prompt"]), source)
                 if len(form_of) > 1:
@@ -67,7 +71,7 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
         datasets[split] = _dataset(kept)
     shutil.rmtree(out / DATASET, ignore_errors=True)
     datasets.save_to_disk(out / DATASET)
-    return StageResult(counters)
+    return StageResult(counters, files_read=read)
 
 
 def _splits(source: PreferenceSource, paths: list[Path]) -> dict[str, str]:
@@ -108,7 +112,8 @@ def _dataset(rows: list[Row]) -> Any:
     }  # fmt: skip
     columns = [*COLUMNS, *(name for name in EXTRA_COLUMNS if any(name in row for row in rows))]
     as_json = [{name: _in_json(row.get(name), features[name]) for name in columns} for row in rows]
-    return Dataset.from_list(as_json, Features({name: features[name] for name in columns}))
+    is_inferred = is_plain and len(columns) == len(COLUMNS)
+    return Dataset.from_list(as_json, None if is_inferred else Features({name: features[name] for name in columns}))
 
 
 def _in_json(value: Any, feature: Any) -> Any:

@@ -113,7 +113,12 @@ def scan_rows(paths: Sequence[Path], split: str = "train", any_text: bool = Fals
 
     Args and errors are those of `read_placed_rows`, but for bad rows.
     """
-    for file in find_data_files(paths, split):
+    return scan_files(find_data_files(paths, split), any_text)
+
+
+def scan_files(files: Iterable[DataFile], any_text: bool = False) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of files, as `scan_rows`."""
+    for file in files:
         whole = Piece(file.path, file.kind, 0, None, "", 0)
         if file.kind.partition(".")[0] == "jsonl":
             numbered = enumerate(_lines(whole), start=1)
@@ -296,21 +301,33 @@ def _is_blank(line: bytes) -> bool:
 
 def _parse(line: bytes, columns: Sequence[str] | None = None) -> Row:
     """Return the row that a line holds; only the text of the columns named has to be valid."""
-    return _as_row(_parse_json(line), _may_hold_surrogates(line), columns)
+    return _as_row(_parse_json(line), line, columns)
 
 
-def _may_hold_surrogates(text: bytes) -> bool:
-    return len(text) <= LONG_LINE_BYTES and (b"\\ud" in text or b"\\uD" in text)
-
-
-def _as_row(value: Any, may_hold_surrogates: bool, columns: Sequence[str] | None) -> Row:
+def _as_row(value: Any, text: bytes, columns: Sequence[str] | None) -> Row:
+    """Return a JSON value as a row, or why it is none; `text` is what it was parsed from."""
     if not isinstance(value, dict):
         return value if isinstance(value, Unreadable) else Unreadable("not_an_object")
-    if may_hold_surrogates:  # JSON's escapes can write one
-        used = value if columns is None else [value.get(name) for name in columns]
-        if LONE_SURROGATE.search(json.dumps(used, ensure_ascii=False)):
+    for name, item in value.items():
+        if isinstance(item, (dict, list)) and text.count(b"[") + text.count(b"{") > MOST_LEVELS and _is_deep([item]):
+            return Unreadable("bad_json", _TOO_DEEP)
+        is_used = columns is None or name in columns
+        if is_used and (_holds_surrogate(item, text) or (columns is None and _holds_surrogate(name, text))):
             return Unreadable("bad_utf8", "it holds half of a surrogate pair")
     return value
+
+
+def _holds_surrogate(value: Any, text: bytes) -> bool:
+    """Tell whether one of JSON's escapes wrote half of a pair of code units, which is not a character."""
+    if isinstance(value, (dict, list)) and (b"\\ud" in text or b"\\uD" in text):
+        value = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str) or value.isascii() or len(text) > LONG_LINE_BYTES:  # long lines are decoded strictly
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _parse_json(text: bytes) -> Any:
@@ -329,8 +346,6 @@ def _parse_json(text: bytes) -> Any:
             if has_nul
             else Unreadable("bad_json", str(error))
         )
-    if text.count(b"[") + text.count(b"{") > MOST_LEVELS and _is_deep(value):
-        return Unreadable("bad_json", _TOO_DEEP)
     return value
 
 
@@ -344,8 +359,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
+def _is_deep(level: list[Any]) -> bool:
     for _ in range(MOST_LEVELS):
         level = [
             item
@@ -385,11 +399,11 @@ def _read_json(piece: Piece, columns: Sequence[str] | None, optional: Sequence[s
     with _open(piece) as stream:
         lines = (line for line in stream if not _is_blank(line))
         first, second = next(lines, b""), next(lines, b"")
-    value, may_hold_surrogates = None, False
+    value, text = None, b""
     if not second or not isinstance(_parse_json(first), dict):
         with _open(piece) as stream:
             text = stream.read()
-        value, may_hold_surrogates = _parse_json(text), _may_hold_surrogates(text)
+        value = _parse_json(text)
     if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         if len({len(column) for column in value.values()}) > 1:
             sizes = ", ".join(f"{name} {len(column)}" for name, column in value.items())
@@ -398,7 +412,7 @@ def _read_json(piece: Piece, columns: Sequence[str] | None, optional: Sequence[s
     if not isinstance(value, list):
         yield from _read_lines(piece, columns, optional)
         return
-    rows = [_as_row(row, may_hold_surrogates, columns) for row in value]
+    rows = [_as_row(row, text, columns) for row in value]
     names = sorted({name for row in rows if isinstance(row, dict) for name in row})
     _choose_columns(piece.path, columns, optional, names)
     yield from _in_batches(rows)

@@ -125,8 +125,9 @@ def _fill(template: str, question: str) -> str:
 
 def _encode(text: str, tokenizer: Any, add_special_tokens: bool) -> list[int]:
     ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    bare = tokenizer.encode(text, add_special_tokens=False)
     # A tokenizer that closes every text with eos would have the model answer after the end.
-    return ids[:-1] if add_special_tokens and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    return ids if ids[len(ids) - len(bare) :] == bare else ids[:-1]
 
 
 @dataclass(frozen=True)

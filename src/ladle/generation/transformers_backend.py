@@ -36,6 +36,7 @@ from ladle.generation.request import Request, Sample, make_sample, shows_stop, s
 from ladle.generation.sampling import draw, random_words
 from ladle.log import get_logger
 from ladle.models.load import load_model
+from ladle.models.probe import CANNOT_RUN
 
 logger = get_logger(__name__)
 
@@ -45,10 +46,6 @@ _REFILL_SHARE = 8
 _FIRST_COLUMNS = 64
 _STOP_TEXT_EVERY = 8
 """Steps between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
-
-
-_CANNOT_RUN = (AttributeError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What a model's code raises for arguments that it was not written for."""
 
 
 class TransformersGenerator:
@@ -166,7 +163,7 @@ def find_fault(model: Any) -> str | None:
             with _prepared(model):
                 inputs = [torch.tensor([ids], device=device) for ids in rows]
                 plain = [model(input_ids, use_cache=False).logits[0, -1].float() for input_ids in inputs]
-    except _CANNOT_RUN as error:
+    except CANNOT_RUN as error:
         return (str(error).splitlines() or [type(error).__name__])[0]
     difference = max(float((one - two).abs().max() / two.abs().max()) for one, two in zip(logits, plain, strict=True))
     if difference <= (1e-3 if model.dtype == torch.float32 else 5e-2):  # rounding alone: below 1e-5 in float32

@@ -136,8 +136,6 @@ def _match_all(gold: Sequence[nodes.Tree], answer: Sequence[nodes.Tree], rules: 
 def _compare_real_sets(gold: nodes.Tree, answer: nodes.Tree) -> bool:
     if isinstance(gold, nodes.Ordered) and isinstance(answer, (nodes.Ordered, nodes.Unordered)):
         return False  # (2, 4) and (4, 2) as points, which only a condition on x turns into intervals
-    if _has_residue(gold) or _has_residue(answer):
-        return False
     names = nodes.symbols_of(gold), nodes.symbols_of(answer)
     if all(names) and names[0] != names[1]:
         return False  # x = 5 is not y = 5
@@ -429,7 +427,7 @@ def _compare_member(left: nodes.Tree, operator: str, right: nodes.Tree) -> _Comp
 
 def _end(tree: nodes.Tree) -> values.Value:
     value = tree.value if isinstance(tree, nodes.Quantity) else tree
-    if not isinstance(value, nodes.Expression) or nodes.symbols_of(value):
+    if not isinstance(value, nodes.Expression) or nodes.symbols_of(value) or _has_residue(value):
         raise _NotASet
     if value in (nodes.Constant("infinity"), nodes.negative(nodes.Constant("infinity"))):
         return values.INFINITY if isinstance(value, nodes.Constant) else -values.INFINITY

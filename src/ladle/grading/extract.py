@@ -1,9 +1,10 @@
 """Find the answer in what a model wrote: at the end of a completion, in a sentence, beside an option or a clause.
 
-A completion is searched by the rules of the upstream harness in their order, QwenLM/Qwen2.5-Math `evaluation/parser.py`
-`extract_answer`, with four differences: text inside an unclosed `<think>` is not an answer, boxes must be balanced and
-not empty, an answer after a phrase ends with its sentence, and where several answers are wanted, boxes side by side are
-one list.
+A completion is searched in this order: `<answer>` tags, Minerva's final phrase, the last box, `####`, a phrase such as
+`the answer is`, the last number. That is upstream's order (QwenLM/Qwen2.5-Math `evaluation/parser.py`) but for the tags
+and `####`. Unlike there, text inside an unclosed `<think>` is not an answer, boxes must be balanced and not empty, an
+answer after a phrase ends with its sentence, numbers are taken whole, and where several answers are wanted, boxes side
+by side are one list.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ _FINAL_ANSWER = "final answer is $"
 _HOPE = "$. I hope"
 _BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BARE_BOX = re.compile(r"\\boxed\s+(-?[\w.]+)")
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _MARKED = re.compile(r"####\s*([^\n]+)")
 _PHRASE = re.compile(r"(?i:answers?)\W{0,4}?(?:is|are)\b|(?i:answer)\W{0,4}?(?P<label>[:=])|答案(?:应该|就)?[是为：:]")
 _EXPLANATION = re.compile(
-    r",?\s+(?:because|since|which|due to|i\.e\.|that is|(?:as|so) (?:that|there|it|s?he|we|the))\b.*"
+    r",?\s(?:because|since|which|due to|i\.e\.|that is|(?:as|so) (?:that|there|it|s?he|we|the))\b.*"
 )
 _PROSE = re.compile(
     r"(?<![\\\w])(?:[Tt]he\s+(?:[a-z]+\s+){0,2}answer\s+is\b|(?:[A-Za-z]+\s+){2}[A-Za-z]+\s*:?\s*\$?\\boxed\b)"
@@ -35,7 +35,8 @@ _BETWEEN_BOXES = re.compile(r"[\s,;$]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s,;
 
 # The last number is the last run of mathematics with digits, since a part of it would be another number.
 
-_ASIDE = re.compile(r"(?<=[\w%}])\s+\((?:[^()]*[A-Za-z]{2}|[^()]*\d\s*[-+*/x×=])[^()]*\)")  # `24 (6 x 4)`
+_ASIDE = re.compile(r"(?<=[\w%}])\s+(\([^()]*\))")  # `24 (6 x 4)`
+_IS_ASIDE = re.compile(r"[A-Za-z]{2}|\d\s*[-+*/x×=]")
 _PIECE_OF_RUN = (
     r"(?:\d{1,3}(?:(?:,|\{,\}|,\\!|\\[,;:! ])\d{3})+(?!\d)|\d+|\.\d|\\(?!text|mathrm|mbox|boxed)[a-zA-Z]+|\\%"
     r"|(?<![^\W\d_])[A-Za-zπ](?![^\W\d_])|[-+*/^_=×·÷:√∛%$€£!{}()<>≤≥≈⅓¼½¾⅔²³⁰-⁹−–∞°])"
@@ -44,12 +45,14 @@ _RUN = re.compile(
     rf"(?P<word>(?:\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|[^\W\d_]{{2,}})(?:\^\{{?-?\d\}}?|[²³])?)"  # with a power
     rf"|(?P<run>{_PIECE_OF_RUN}(?:[ \u00a0\u202f]*{_PIECE_OF_RUN})*)"
 )
+_DIGIT = re.compile("[\\d½⅓¼¾⅔]")
 _RELATION = re.compile(r"[=<>≤≥≈]|\\(?:approx|[lg]eq?|to|implies|equiv)(?![a-z])")
 _SCALE = re.compile(
     r"\s*(?:million|billion|trillion|thousand|hundred|dozen|percent|per cent|cents?|[ap]\.?m\b\.?)\b|(?:st|nd|rd|th)\b"
 )
+_UNIT = re.compile(r"\s*([A-Za-z]{2,})(?:\^\d|[²³])?")
 _BEFORE_NUMBER = re.compile(r"^(?:[*_:|!\s]+|[-–]\s+|[aAI]\s+)+")
-_AFTER_NUMBER = re.compile(r"[*_:|!$\s]+$|(?<=\d)(?:\s+[aAI]|\s*[mgshlLVWNJKCF](?:\^?\{?\d\}?|[²³])?)$")
+_AFTER_NUMBER = re.compile(r"(?<=\d)(?:\s+[aAI]|\s*[mgshlLVWNJKCF](?:\^?\{?\d\}?|[²³])?)$")
 
 
 Extraction = Literal["ladle", "upstream"]
@@ -79,11 +82,13 @@ def extract_answer(
     if rule == "upstream":
         answer = _extract_as_upstream(completion)
         return Extracted(answer, "upstream" if answer else "none")
+    completion = completion.replace("\boxed", "\\boxed")  # whose backslash was taken for an escape
     thoughts, closed, text = completion.rpartition("</think>")
     if not closed and "<think>" in text:
         return Extracted("", "none")
-    if tagged := _TAGGED.findall(text):
-        said = bare_answer(tagged[-1].strip(), multiple)
+    before, closed, _ = text.rpartition("</answer>")
+    if closed:
+        said = bare_answer(before.rpartition("<answer>")[2].strip(), multiple)
         return Extracted(said, "tagged" if said else "none")
     _, introduced, final = text.rpartition(_FINAL_ANSWER)
     if introduced and _HOPE in final:
@@ -94,7 +99,7 @@ def extract_answer(
     marked = _MARKED.findall(text)
     if marked and not (truncated and text.rstrip().endswith(marked[-1])):
         return Extracted(marked[-1].strip(), "marked")
-    for found in reversed([*_PHRASE.finditer(text)]):
+    for found in reversed([*_PHRASE.finditer(text)][-3:]):
         said = text[found.end() :]
         ends = _SENTENCE_END.search(said.strip(" :*\n"))
         is_last = not found["label"] or ends is None or not re.search(r"\d", said.strip(" :*\n")[ends.end() :])
@@ -114,29 +119,23 @@ def _open_box(text: str) -> str:
 
 def _last_number(text: str) -> str:
     """Return the last number with the fraction, time or formula that it is in; empty if that is not all there."""
-    text = _ASIDE.sub("", text)
+    text = _ASIDE.sub(lambda found: "" if _IS_ASIDE.search(found[1]) else found[0], text)
     last = None
     for found in _RUN.finditer(text):
-        run = found["run"] or ""
-        is_in_name = re.match(r"[-\d^_]", run) and re.search(
-            r"[A-Za-z]$", text[max(found.start() - 1, 0) : found.start()]
-        )
-        if re.search(r"[\d½⅓¼¾⅔]", run) and not is_in_name:
+        is_in_name = re.match(r"[A-Za-z][-\d^_]", text[max(found.start() - 1, 0) : found.start() + 1])
+        if found["run"] and _DIGIT.search(found["run"]) and not is_in_name:
             last = found
     if last is None:
         return ""
-    sides = [side for side in _RELATION.split(last["run"]) if re.search(r"[\d½⅓¼¾⅔]", side)]
-    number = _BEFORE_NUMBER.sub("", sides[-1])
-    while number != (number := _AFTER_NUMBER.sub("", number)):
-        pass
+    sides = [side for side in _RELATION.split(last["run"]) if _DIGIT.search(side)]
+    number = _AFTER_NUMBER.sub("", _BEFORE_NUMBER.sub("", sides[-1]).rstrip("*_:|!$ ")).rstrip("*_:|!$ ")
     if number.startswith("(") and ")" not in number:
         number = number[1:]
     if any(number.count(opening) != number.count(closing) for opening, closing in ("()", "{}")):
         return ""
-    scale = _SCALE.match(text, last.end())
-    unit = re.compile(r"\s*([A-Za-z]{2,})(?:\^\d|[²³])?").match(text, last.end())
+    scale, unit = _SCALE.match(text, last.end()), _UNIT.match(text, last.end())
     if scale is None and unit is not None and is_unit_run(unit[1]) and unit[1] != "in":
-        return number + unit[0]
+        scale = unit
     return number + (scale[0] if scale else "")
 
 
@@ -318,6 +317,8 @@ def drop_aside(text: str) -> str:
         return text
     aside, is_counted = found["aside"].strip(" }"), _QUANTITY.fullmatch(found["said"].strip())
     if _EXPLAINS.match(aside) or is_counted and re.search(r"\d", aside) and re.search(r"[A-Za-z]{3}", aside):
+        return found["said"]
+    if is_counted and aside.startswith(("quarter", "third ", "fourth ", "fifth ")):  # coins and classes, not parts
         return found["said"]
     if is_counted and _NOUN.fullmatch(aside) and not aside.startswith(("mod", "or ")):
         return f"{found['said']} \\text{{{aside}}}"

@@ -31,6 +31,7 @@ from ladle.grading.values import Rules
 from ladle.grading.verdict import AnswerType, Judgement, Pair, Verdict, answer_type
 
 _ORDERED_TYPES = frozenset({AnswerType.TUPLE, AnswerType.SET, AnswerType.INTERVAL, AnswerType.MATRIX})
+_LOOSE = re.compile(r"(?<![A-Za-z\d]) +| +(?![A-Za-z\d])")  # spaces that part nothing: `3 1/2` keeps its own
 _COUNTED = re.compile(r"-?\d[\d.,]*(?: (?!(?:[a-d]+|[k-n]+|[p-r]+|[x-z]+)\b)(?=[a-z]*[aeiouy])[a-z]{3,})+")  # `4 cups`
 _WORDS = re.compile(r"[A-Za-z'. -]*[A-Za-z]{4}[A-Za-z'. -]*|yes|no", re.IGNORECASE)
 
@@ -72,9 +73,12 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if not answer:
         return Judgement(Verdict.UNPARSED, "the answer is empty")
     declared = split_declarations(answer)
-    if (
-        _without_spacing(declared.text) == _without_spacing(gold.text) and pair.answer != pair.gold
-    ):  # of one text, the question is whether it can be read
+    is_same = (
+        declared.text == gold.text
+        or " " in gold.text + answer
+        and _LOOSE.sub("", declared.text) == _LOOSE.sub("", gold.text)
+    )
+    if is_same and pair.answer != pair.gold:  # of one text, the question is whether it can be read
         return _judge_declarations(gold.declared, declared, "the same text but for spacing and markup")
     if gold.tree == nodes.Unordered([]) and plain_words(declared.text) == NO_SOLUTION:
         return Judgement(Verdict.CORRECT, "no solution, in words")
@@ -94,11 +98,6 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if pair.answer == pair.gold and isinstance(judged, Judgement) and judged.verdict is Verdict.WRONG:
         return Judgement(Verdict.UNPARSED, "it says nothing that equals itself")
     return judged
-
-
-def _without_spacing(text: str) -> str:
-    """Return the text without the spaces that part nothing: `3 1/2` keeps its own."""
-    return re.sub(r"(?<![A-Za-z\d]) +| +(?![A-Za-z\d])", "", text)
 
 
 def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:

@@ -6,10 +6,11 @@ Nothing here changes a value: what a text means is decided by the reader. Texts 
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
+from html import unescape
 from itertools import accumulate
+from typing import Any
 
 FUNCTION_NAMES = frozenset(
     prefix + name
@@ -33,7 +34,7 @@ _GREEK = {
     "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
 }  # fmt: skip
 _SIGNS = {
-    "\f": "\\f", "\b": "\\b", "−": "-", "﹣": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", 
+    "−": "-", "﹣": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", 
     "÷": "/", "×": "\\times ", "·": "\\cdot ",
     "⋅": "\\cdot ", "∙": "\\cdot ", "•": "\\cdot ", "∗": "*", "∞": "\\infty ",
     "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ",
@@ -252,8 +253,6 @@ _LAYOUT = re.compile(r"\\(?:(?:text)?color|[hv]?phantom|[hv]space\*?|label|tag\*
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|[!,;: >%$#\\])|~")
 
 _THOUSANDS_MARK = re.compile(r"(?<=\d)(?:\s*(?:\{,\}\s*|,\\!\s*|\\[,;:! ]\s*|~)|['_])(?=\d{3}(?!\d))")
-_DOTTED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.])")
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.,/}])\d{1,3}(?: \d{3})+(?![\d/,.])")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z{}])")
 _ABSENT_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|equation|gathered|gather|split)\*?\}")
@@ -282,17 +281,6 @@ _ORDINAL = re.compile(
     rf"{_SUFFIX}\b|(?<=\d)\s*(?:\^\s*\{{?\s*)?\\(?:{TEXT_COMMANDS})\s*\{{\s*(?:st|nd|rd|th)\s*\}}(?:\s*\}})?"
     r"|(?<=\d)\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\}"
 )
-_MODULUS = re.compile(r"\(\s*\\bmod\s*([^()]*)\)")
-_RATIO_IN_WORDS = re.compile(r"(?<=\d)\s+to\s+(?=\d)")
-_PART_IN_WORDS = re.compile(r"(?<=\d)\s+(?:out of|in)\s+(?=\d)")
-_RECURRING = re.compile(r"(?<=\d)\.(\d*)(?:\((\d+)\)|\\dot\s*\{?(\d)\}?(?:(\d*)\s*\\dot\s*\{?(\d)\}?)?)(?![\d^!])")
-_TAG = re.compile(r"<su([pb])>(.*?)</su[pb]>")
-_BASE = re.compile(r"^\s*(?:(\d+)|\((\d+)\))\s*(?:_\s*\{?\s*\(?(\w+)\)?\s*\}?|\(?(?:in\s+)?base\s+(\w+)\s*\)?)\s*$")
-_ENTITY = re.compile(r"&#?[a-z]\w*;")
-_TEX_INFIX = re.compile(r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}")
-_INFIX = {"over": "frac", "choose": "binom"}
-_TEX_ROOT = re.compile(r"\\root\s*(\{[^{}]*\}|\w)\s*\\of\s*(\{[^{}]*\}|\w)")
-_TIMES_TEN = re.compile(r"(?<=\d)\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*[{(]?\s*([-+]?\s*\d+)(?:\s*[})])?")
 _ALL_REALS = re.compile(
     r"(?:the\s+set\s+of\s+)?all\s+(?:the\s+)?real(?:s|\s+numbers?|\s+values(?:\s+of\s+[a-z])?|\s+[a-z])", re.I
 )
@@ -315,18 +303,65 @@ _WRAPPERS = (
     *((r"\(", r"\)"), (r"\[", r"\]"), ("<", ">"), ("$$", "$$")),
     *((mark, mark) for mark in ("**", "*", "__", "_", "`", '"', "'", "$")),
 )
+_OPENED = re.compile(r"\\[(\[bf]|[<$*_`\"']")
 _TRAILING = re.compile(r"(?:(?<!\\)[.,;:\s])+$")
 MATH = re.compile(r"\$(?=\S)((?:\\.|[^$\\])*?\S)\$(?!\d)")  # pandoc's rule, by which `$60 / $4` is money
 
 
+_MARKUP = [
+    ("&", re.compile(r"&#?[a-z]\w*;"), lambda found: unescape(found[0])),
+    ("\f", re.compile("\f(?=rac)"), r"\\f"),  # `\frac` whose backslash was taken for an escape
+    (
+        "(",  # `ten (10)`
+        re.compile(r"\b([A-Za-z-]+)\s*\((\d+)\)"),
+        lambda found: found[2] if spell_number_words(found[1]) == found[2] else found[0],
+    ),
+    ("<su", re.compile(r"<su([pb])>(.*?)</su[pb]>"), lambda found: f"{'^' if found[1] == 'p' else '_'}{{{found[2]}}}"),
+]
+_FIRST = [
+    ("(", re.compile(r"(?<=\d)\.(\d*)\((\d+)\)(?![\d^!])"), r".\1\\overline{\2}"),
+    (
+        "\\dot",
+        re.compile(r"(?<=\d)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\s*\\dot\s*\{?(\d)\}?)?"),
+        lambda found: rf".{found[1]}\overline{{{''.join(filter(None, found.groups()[1:]))}}}",
+    ),
+    (
+        "\\root",
+        re.compile(r"\\root\s*(\{[^{}]*\}|\w)\s*\\of\s*(\{[^{}]*\}|\w)"),
+        lambda found: rf"\sqrt[{found[1].strip('{}')}]{{{found[2].strip('{}')}}}",
+    ),
+    ("\\over", re.compile(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}"), r"\\frac{\1}{\2}"),
+    ("\\choose", re.compile(r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
+    (
+        "10",
+        re.compile(r"(?<=\d)\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*[{(]?\s*([-+]?\s*\d+)(?:\s*[})])?"),
+        r" \\cdot 10^{\1}",
+    ),
+]
+_LAST = [
+    (" ", re.compile(r"(?<![\d.,/}])\d{1,3}(?: \d{3})+(?![\d/,.])"), lambda found: found[0].replace(" ", "")),
+    (".", re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.])"), lambda found: found[0].replace(".", "")),
+    ("\\bmod", re.compile(r"\(\s*\\bmod\s*([^()]*)\)"), r"\\bmod \1"),
+    (" to ", re.compile(r"(?<=\d)\s+to\s+(?=\d)"), ":"),
+    (" in ", re.compile(r"(?<=\d)\s+in\s+(?=\d)"), "/"),
+    (" out of ", re.compile(r"(?<=\d)\s+out of\s+(?=\d)"), "/"),
+    (")", re.compile(r"^\s*\((\d+)\)(?=\s*_|\s+(?:in )?base )"), r"\1"),
+    ("_", re.compile(r"(?<=\d)\s*_\s*\{\s*\((\w+)\)\s*\}\s*$"), r"_{\1}"),
+    ("base", re.compile(r"(?<=\d)\s*\(?\s*(?:in\s+)?base\s+(\w+)\s*\)?\s*$"), r"_{\1}"),
+]
+
+
+def _rewrite(text: str, rewrites: Sequence[tuple[str, re.Pattern[str], Any]]) -> str:
+    """Apply the patterns in order, each only where its sign is in the text, which spares most of them."""
+    for sign, pattern, spelling in rewrites:
+        if sign in text:
+            text = pattern.sub(spelling, text)
+    return text
+
+
 def normalise(text: str) -> str:
     """Return the answer in the one spelling that the reader knows."""
-    text = _TAG.sub(lambda found: f"{'^' if found[1] == 'p' else '_'}{{{found[2]}}}", text)
-    text = spell_as_latex(unwrap(text))
-    text = _RECURRING.sub(lambda found: rf".{found[1]}\overline{{{''.join(filter(None, found.groups()[1:]))}}}", text)
-    text = _TEX_ROOT.sub(lambda found: rf"\sqrt[{found[1].strip('{}')}]{{{found[2].strip('{}')}}}", text)
-    text = _TEX_INFIX.sub(lambda found: rf"\{_INFIX[found[2]]}{{{found[1]}}}{{{found[3]}}}", text)
-    text = _spell_words(_TIMES_TEN.sub(r" \\cdot 10^{\1}", text))
+    text = _spell_words(_rewrite(spell_as_latex(unwrap(text)), _FIRST))
     text = _THOUSANDS_MARK.sub("", text)
     if "$" in text:  # what does not delimit mathematics is money before a number, and nothing elsewhere
         text = _MONEY.sub(r"\\dollar ", MATH.sub(r" \1 ", _BETWEEN_MATH.sub(r"\1 ", text.replace("$$", " "))))
@@ -334,20 +369,17 @@ def normalise(text: str) -> str:
     if "\\" in text or "~" in text:
         text = _spell_commands(text)
     text = _OUTSIDE_TEXT.sub(_spell_word, spell_choices(_ORDINAL.sub("", text)))
-    text = spell_multiples(_OPERATOR.sub(lambda found: _OPERATORS[found[0]], text))
-    text = _SPACED_THOUSANDS.sub(lambda found: found[0].replace(" ", ""), text)
-    text = _DOTTED_THOUSANDS.sub(lambda found: found[0].replace(".", ""), text)
-    text = _PART_IN_WORDS.sub("/", _RATIO_IN_WORDS.sub(":", _MODULUS.sub(r"\\bmod \1", text)))
-    text = _BASE.sub(lambda found: f"{found[1] or found[2]}_{{{found[3] or found[4]}}}", text)
+    text = _rewrite(spell_multiples(_OPERATOR.sub(lambda found: _OPERATORS[found[0]], text)), _LAST)
     return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
 
 
 def unwrap(text: str) -> str:
     """Peel quotes, emphasis, math delimiters or a box that enclose the whole text, four times at most."""
-    text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
-    text = _CONTINUED.sub(_spell_continued, text)
+    text = _CONTINUED.sub(_spell_continued, _rewrite(text, _MARKUP))
     for _ in range(4):
         text = _TRAILING.sub("", text.strip())
+        if not _OPENED.match(text):
+            break
         inside = _inside_box(text)
         for opening, closing in _WRAPPERS:
             content = text[len(opening) : -len(closing)]
@@ -362,6 +394,8 @@ def unwrap(text: str) -> str:
 
 def plain_text(text: str) -> str:
     """Return a normalised text without its groups and spacing."""
+    if "{" not in text:
+        return text
     return " ".join(_TEXT_GROUP.sub(r" \1 ", text).replace("{", " ").replace("}", " ").split())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from calendar import month_name
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +20,7 @@ _CLOCK = re.compile(
     re.IGNORECASE,
 )
 _HALVES = {"noon": "pm", "midnight": "am", "morning": "am", "afternoon": "pm", "evening": "pm", "night": "pm"}
+_MONTHS = "january february march april may june july august september october november december"
 _DATE = re.compile(
     r"(?:on )?(?:the )?(?:(?P<month>[a-z]{3,9})\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?"
     r"|(?P<first>\d{1,2})(?:st|nd|rd|th)? (?:of )?(?P<second>[a-z]{3,9}))(?:(?: ?,)? (?P<year>\d{4}))?"
@@ -86,7 +86,8 @@ def read(text: str, reading: Reading) -> nodes.Tree:
         Unreadable: it says nothing that anything should read.
         TooLarge: it nests too deep, or lists too much.
     """
-    found = _read_clock(text) or _read_date(text)
+    words = plain_text(text)
+    found = _read_clock(words) or _read_date(words)
     if found is not None:
         return found
     if _CAPITALS.fullmatch(text):
@@ -105,9 +106,8 @@ def read(text: str, reading: Reading) -> nodes.Tree:
         raise nodes.Foreign(f"{foreign.text} is not known") from error
 
 
-def _read_clock(text: str) -> nodes.ClockTime | None:
+def _read_clock(words: str) -> nodes.ClockTime | None:
     """Read `4:30 p.m.`, `16:30`, `8 am`, `12 noon`; None of anything else, and of a number alone."""
-    words = plain_text(text)
     found = _CLOCK.fullmatch("12 " + words if words in _HALVES else words)
     if found is None or not (found["minute"] or found["half"] or found["part"] or "o'clock" in words):
         return None
@@ -115,15 +115,15 @@ def _read_clock(text: str) -> nodes.ClockTime | None:
     return nodes.ClockTime(int(found["hour"]), int(found["minute"] or 0), half)
 
 
-def _read_date(text: str) -> nodes.Date | None:
+def _read_date(words: str) -> nodes.Date | None:
     """Read `April 9th, 2023`, `9 Apr.` or `2023-04-09`; None of anything else."""
-    found = _DATE.fullmatch(plain_text(text).lower())
+    found = _DATE.fullmatch(words.lower())
     if found is None:
         return None
     if found["iso"]:
         return nodes.Date(int(found["number"]), int(found["last"]), int(found["iso"]))
     name = found["month"] or found["second"]
-    month = next((number for number, month in enumerate(month_name) if name and month.lower().startswith(name)), None)
+    month = next((number for number, month in enumerate(_MONTHS.split(), 1) if month.startswith(name)), None)
     if month is None:
         return None
     return nodes.Date(month, int(found["day"] or found["first"]), int(found["year"]) if found["year"] else None)
@@ -182,11 +182,10 @@ class _Structure:
         return self.read_side(tokens)
 
     def read_side(self, tokens: Sequence[nodes.Token]) -> nodes.Tree:
-        parts, _ = nodes.split_at(tokens, lambda token: token.text == ":")
-        if len(parts) > 1:
+        parts, joints = nodes.split_at(tokens, lambda token: token.text in (":", "\\cup"))
+        if joints and all(joint.text == ":" for joint in joints):
             return nodes.Ratio([read_expression(part) for part in parts])
-        parts, _ = nodes.split_at(tokens, lambda token: token.text == "\\cup")
-        if len(parts) > 1:
+        if joints:
             return nodes.Union([self.read_side(part) for part in parts])
         if not tokens:
             raise nodes.Unreadable("nothing where a value should be")

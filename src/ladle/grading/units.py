@@ -21,7 +21,7 @@ _SPELLINGS = {
     "hour": "h hr hrs 小时", "day": "天",
     "week": "", "month": "", "year": "yr yrs", "gram": "g gm gms 克", "kilogram": "kg kgs 千克 公斤", "milligram": "mg",
     "pound": "lb lbs", "ounce": "oz", "ton": "tonne", "liter": "l L litre", "milliliter": "ml mL", "gallon": "gal",
-    "cent": "", "dollar": "usd buck", "euro": "eur", "sterling": "gbp quid", "yen": "jpy",
+    "cent": "", "dollar": "usd buck bucks", "euro": "eur", "sterling": "gbp quid", "yen": "jpy",
     "yuan": "cny rmb 元", "rupee": "inr", "pence": "penny pennies", "degree": "deg", "radian": "rad", "celsius": "",
     "fahrenheit": "", "kelvin": "K", "joule": "J", "newton": "N", "watt": "W", "volt": "V", "ampere": "A amp",
     "ohm": "", "hertz": "Hz", "pascal": "Pa", "erg": "", "mole": "mol", "unit": "", "%": "percent", "angstrom": "",

@@ -498,9 +498,11 @@ def _agree(gold: nodes.Expression, answer: nodes.Expression, bare_base: Value) -
         if not is_close(gold_value, answer_value):
             return False
         compared += 1
+    if compared >= _FEWEST_INTEGER_POINTS or not compared:
+        return True if compared else None
     parts = [*nodes.walk(gold), *nodes.walk(answer)]
     is_at_integers = any(map(_is_about_integers, parts)) and any(isinstance(part, nodes.Symbol) for part in parts)
-    return True if compared >= (_FEWEST_INTEGER_POINTS if is_at_integers else 1) else None
+    return None if is_at_integers else True
 
 
 def are_proportional(gold: nodes.Expression, answer: nodes.Expression, positive: bool) -> bool:
@@ -546,7 +548,7 @@ def _sample(gold: nodes.Expression, answer: nodes.Expression, bare_base: Value) 
 
 def _choose_points(gold: nodes.Expression, answer: nodes.Expression) -> Iterator[Point]:
     names = sorted(nodes.symbols_of(gold) | nodes.symbols_of(answer))
-    parts = [*nodes.walk(gold), *nodes.walk(answer)]
+    parts = [*nodes.walk(gold), *nodes.walk(answer)] if names else []
     if not names:
         yield {}
     elif any(map(_is_about_integers, parts)):

@@ -93,7 +93,7 @@ def load_policy(
     num_tokens: int = 0,
     checkpointing: bool = False,
 ) -> tuple[PreTrainedModel, bool, dict[str, Any]]:
-    """Load the policy's start onto a device, made ready by `use_kto_forward`, and check that it is deterministic.
+    """Load the policy's start onto a device, made ready by `use_kto_forward`; in 4 or 8 bits where the settings say so.
 
     Args:
         path: the model's.
@@ -107,11 +107,19 @@ def load_policy(
         The model, whether to pack bins, and what is done otherwise than for most models, for the record.
 
     Raises:
-        UserError: KTO cannot use the model.
+        UserError: KTO cannot use the model, or quantization without bitsandbytes.
     """
-    model = load_policy_base(path, settings, dtype)
+    quantization = None
+    if settings.quantization is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            problem = "kto.quantization needs bitsandbytes, which is not installed"
+            raise UserError(problem, "pip install 'ladle[quantization]', or leave kto.quantization out")
+        options = settings.quantization.model_dump()
+        options["bnb_4bit_compute_dtype"] = getattr(torch, options["bnb_4bit_compute_dtype"])
+        quantization = BitsAndBytesConfig(**options)
+    model = load_model(path, dtype, settings.attn_implementation, quantization)
     require_positions(model, num_tokens)
-    if settings.quantization is None:
+    if quantization is None:
         copy_out_of_file(model)
         model.to(device=device)  # type: ignore[reportCallIssue]
     traits = warn_of(model, prepare_policy(model, checkpointing))
@@ -127,22 +135,6 @@ def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBas
         what = "its eos_token, which its vocabulary does not have" if token == tokenizer.eos_token else "an added token"
         problem = f"the tokenizer writes {token!r} (id {largest}), {what}, and the model has {size} embeddings"
         raise UserError(problem, "use the model's own tokenizer, or correct its tokenizer_config.json")
-
-
-def load_policy_base(path: Path, settings: KtoConfig | KtoReferenceConfig, dtype: str) -> PreTrainedModel:
-    """Load the policy's start, in 4 or 8 bits where the settings say so.
-
-    Raises:
-        UserError: quantization without bitsandbytes, or attention whose package is not installed.
-    """
-    if settings.quantization is None:
-        return load_model(path, dtype, settings.attn_implementation)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        problem = "kto.quantization needs bitsandbytes, which is not installed"
-        raise UserError(problem, "pip install 'ladle[quantization]', or leave kto.quantization out")
-    options = settings.quantization.model_dump()
-    options["bnb_4bit_compute_dtype"] = getattr(torch, options["bnb_4bit_compute_dtype"])
-    return load_model(path, dtype, settings.attn_implementation, BitsAndBytesConfig(**options))
 
 
 def _rows(data: Any, split: str) -> Any:

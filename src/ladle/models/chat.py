@@ -217,22 +217,18 @@ def encode_rows(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
 def encode_pairs(pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Return the ids of each prompt and its completion, without tokens that their texts do not hold."""
     texts = [*pairs]
-    if not texts:
-        return []
     prompts = _ids([prompt for prompt, _ in texts], tokenizer)
-    encoded = tokenizer(
-        [prompt + completion for prompt, completion in texts], add_special_tokens=False, return_offsets_mapping=True
-    )
-    wholes, places = cast(list[list[int]], encoded["input_ids"]), cast(Any, encoded["offset_mapping"])
+    wholes = _ids([prompt + completion for prompt, completion in texts], tokenizer)
     result = []
-    for (prompt_text, completion_text), prompt, whole, its_places in zip(texts, prompts, wholes, places, strict=True):
-        inside = sum(end <= len(prompt_text) for _, end in its_places)
-        if whole[: len(prompt)] == prompt:
-            result.append(Encoded(prompt, whole[len(prompt) :], prompt))
-        elif completion_text[:1].isspace() or inside == 0:
-            result.append(Encoded(prompt, _encode_apart(completion_text, tokenizer), prompt))
-        else:
-            result.append(Encoded(whole[:inside], whole[inside:], prompt))
+    for (prompt_text, completion_text), prompt, whole in zip(texts, prompts, wholes, strict=True):
+        inside = len(prompt)
+        if whole[:inside] != prompt:
+            places = tokenizer(prompt_text + completion_text, add_special_tokens=False, return_offsets_mapping=True)
+            inside = sum(end <= len(prompt_text) for _, end in cast(Any, places["offset_mapping"]))
+            if completion_text[:1].isspace() or inside == 0:
+                result.append(Encoded(prompt, _encode_apart(completion_text, tokenizer), prompt))
+                continue
+        result.append(Encoded(whole[:inside], whole[inside:], prompt))
     return result
 
 
@@ -246,4 +242,4 @@ def _encode_apart(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return cast(list[list[int]], tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return cast(list[list[int]], tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from ladle.checkup import Checkup, Finding, Shrinking, guarded
+from ladle.checkup import Checkup, Finding, Shrinking, guarded, warning
 from ladle.config import Config
 from ladle.data.before import check_problems
-from ladle.models.before import check_positions, check_template
+from ladle.models.before import check_positions, check_template, small_copy
 from ladle.rollouts.config import AttemptConfig
 
 AttemptT = TypeVar("AttemptT", bound=AttemptConfig)
@@ -32,8 +33,19 @@ def check_generation(check: Checkup, sampling: Any, key: str, is_chat: bool) -> 
     if sampling.backend == "vllm":
         yield from check.needs("vllm", "pip install vllm")
     yield from check_positions(check, f"{key}.max_new_tokens", sampling.max_new_tokens, is_new_tokens=True)
+    if sampling.backend == "transformers":
+        yield from guarded("model", key, lambda: _check_slots(check, key))
     if is_chat:
         yield from guarded("model", key, lambda: check_template(check, f"{check.key}.prompt"))
+
+
+def _check_slots(check: Checkup, key: str) -> Iterator[Finding]:
+    from ladle.generation.transformers_backend import find_fault
+
+    model = None if check.model_config is None else small_copy(json.dumps(check.model_config))
+    if model is not None and (fault := find_fault(model)):
+        message = f"transformers' generate makes its completions, one at a time: {fault}"
+        yield warning("model", key, message, "allow for the time, or use backend=vllm")
 
 
 def shrink_attempts(config: AttemptT, shrinking: Shrinking) -> AttemptT:

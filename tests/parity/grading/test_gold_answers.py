@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,3 +60,17 @@ def test_near_misses_are_not_accepted(golds: list[Pair], grader: Grader, with_ty
     grades = zip(pairs, grader.grade_many(pairs), strict=True)
     accepted = [(pair.gold, pair.answer) for pair, grade in grades if grade.verdict is Verdict.CORRECT]
     assert len(accepted) <= MAX_ACCEPTED_NEAR_MISSES, accepted
+
+
+def test_golds_with_a_noun_in_brackets_are_their_number(shared_data: Path, grader: Grader) -> None:
+    """ASDiv's `9 (apples)`: the bare number is right, another is wrong, and few golds of the set cannot be read."""
+    path = shared_data / "math-train" / "asdiv.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    golds = [str(json.loads(line)["answer"]) for line in path.read_text(encoding="utf-8").splitlines()]
+    counted = [(gold, number[1]) for gold in golds if (number := re.match(r"([\d.]+)\s*\(", gold))]
+    assert len(counted) > 2000
+    right = {grade.verdict for grade in grader.grade_many(Pair(gold, number) for gold, number in counted)}
+    wrong = {grade.verdict for grade in grader.grade_many(Pair(gold, f"1{number}") for gold, number in counted)}
+    assert (right, wrong) == ({Verdict.CORRECT}, {Verdict.WRONG})
+    assert sum(problem is not None for problem in grader.gold_problems(Pair(gold, "") for gold in golds)) <= 5

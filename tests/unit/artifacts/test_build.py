@@ -48,6 +48,15 @@ def test_a_changed_step_rebuilds_itself_and_what_is_downstream(runs, workspace):
     assert plan[2].reasons == ("downstream of s1",)
 
 
+def test_a_key_that_is_new_and_unset_is_the_reason_for_building_again(runs, workspace):
+    class Wider(toy.ToyConfig):
+        more: str | None = None
+
+    build_all(toy.chain("a"), workspace)
+    (planned,) = make_plan([toy.Step("s0", toy.STAGE, Wider(text="a"))], workspace)
+    assert (planned.state, planned.reasons) == (State.CHANGED, ("more: added or removed",))
+
+
 def test_execution_fields_leave_the_fingerprint_alone():
     step, other = toy.chain("a")[0], toy.Step("s0", toy.STAGE, toy.ToyConfig(text="a", workers=8))
     assert step.fingerprint == other.fingerprint

@@ -56,6 +56,8 @@ def test_a_subset_is_a_part_of_the_path(tmp_path: Path):
     assert names_of(folder, "train", "en") == ["en/train/0000.parquet"]
     with pytest.raises(UserError, match=r"no files of subset 'fr' \(it holds en, zh\)"):
         names_of(folder, "train", "fr")
+    with pytest.raises(UserError, match="is one dataset and has no subset 'en'"):
+        find_data_files([folder / "en" / "train" / "0000.parquet"], "train", "en")
 
 
 def test_a_dataset_card_decides_where_it_lists_files(tmp_path: Path):

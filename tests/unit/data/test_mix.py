@@ -375,15 +375,6 @@ def test_a_worker_names_what_it_could_not_read(
         run_mix(make_config(HALVES, workers=2), two_sources | {"source:b": [damaged]})
 
 
-def test_a_tokenizer_without_eos_is_refused(tmp_path: Path, tokenizer_folder: Path):
-    (tmp_path / "mixed").mkdir()
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    (folder / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
-    with pytest.raises(UserError, match="names no eos_token"):
-        mix.run(make_config({"a": 1.0}), {"tokenizer": [folder], "source:a": []}, tmp_path / "mixed")
-
-
 def test_padding_falls_back_to_eos(tmp_path: Path, tokenizer_folder: Path, two_sources: Inputs):
     folder, out = tmp_path / "tokenizer", tmp_path / "mixed"
     folder.mkdir()

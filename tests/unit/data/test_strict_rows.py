@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from ladle.data import fetch
 from ladle.data.rows import Unreadable, read_rows, scan_rows
 from ladle.errors import UserError
+from ladle.models.config import InitModelConfig, TokenizerSource
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -191,6 +193,13 @@ def test_two_columns_of_a_name_in_parquet_are_refused(tmp_path: Path):
     pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="two columns named 'text'"):
         list(read_rows([tmp_path / "a.parquet"]))
+
+
+def test_a_tokenizer_is_trained_on_text_alone(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    config = InitModelConfig(architecture={}, train_tokenizer=TokenizerSource(dataset="a.jsonl"))
+    with pytest.raises(UserError, match=r"line 2 of .*a.jsonl has no text in column 'text' \(it has body\)"):
+        fetch.run(config, {"tokenizer_data": [tmp_path / "a.jsonl"]}, tmp_path)
 
 
 def test_places_and_reasons_are_those_of_the_file(tmp_path: Path):

@@ -176,3 +176,18 @@ def test_the_models_vocabulary_counts_where_it_is_known(tmp_path: Path):
     (tmp_path / "model" / "config.json").write_text('{"vocab_size": 70000}')
     vocabulary = read_vocabulary(tmp_path, tmp_path / "scratch")
     assert (vocabulary.vocab_size, vocabulary.token_dtype) == (70_000, "<u4")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json is not JSON: .*fetch it again"),
+        ("tokenizer.json", '{"model": 5}', "tokenizer.json is not a tokenizer"),
+        ("tokenizer_config.json", '{"eos_token": "<end>"}', "names '<end>' as its eos_token and has no such token"),
+        ("tokenizer_config.json", "{}", "names no eos_token"),
+    ],
+)
+def test_a_broken_tokenizer_is_refused(tmp_path: Path, name: str, content: str, message: str):
+    (save_tokenizer(tmp_path) / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_vocabulary(tmp_path, tmp_path / "unused")

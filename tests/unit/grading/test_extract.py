@@ -47,7 +47,24 @@ def test_boxes_side_by_side_are_one_list_where_several_answers_are_asked_for() -
     assert extract_answer(completion, multiple=True).answer == "2, 3"
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "{", "}", "the answer is ", "<think>", "1,", "\\boxed{1}"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "\\boxed{",
+        "{",
+        "}",
+        "the answer is ",
+        "<think>",
+        "1,",
+        "\\boxed{1}",
+        "<answer>",
+        "a (ab",
+        " ",
+        "*5",
+        "answer=",
+        "$5 ",
+    ],
+)
 def test_linear_time(piece: str) -> None:
     started = time.perf_counter()
     extract_answer(piece * 40_000)

@@ -53,7 +53,7 @@ def test_one_label_is_refused_before_the_reference_pass(tmp_path, monkeypatch):
         raise AssertionError("loaded the reference")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "load_policy_base", load)
+        patch.setattr(reference, "load_policy", load)
         with pytest.raises(UserError, match="every example is labelled True"):
             run_reference(make_config(max_steps=2), inputs, tmp_path / "refused")
     run_reference(make_config(max_steps=2, allow_single_label=True), inputs, tmp_path / "allowed")
