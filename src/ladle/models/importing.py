@@ -111,7 +111,7 @@ def _mtp_tensors(names: Iterable[str], config: dict[str, Any]) -> frozenset[str]
 def _stop_at_turn_end(out: Path) -> list[int]:
     """Let generation stop at the end of a ChatML turn too, where the chat template never writes the eos token."""
     tokenizer = load_fast_tokenizer(out)
-    stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stops: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]  # type: ignore[list-item]
     turn_end, template = tokenizer.get_vocab().get(END_OF_TURN), tokenizer.chat_template
     if turn_end is not None and turn_end not in stops and isinstance(template, str) and "im_end" in template:
         stops.append(turn_end)

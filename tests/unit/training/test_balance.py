@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def train(model, rate: float, folder: Path, steps: int) -> Training:
     use_linear_cross_entropy(model)
     trainer = {
         "max_steps": steps,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 16,
         "learning_rate": 1e-4,
         "save_strategy": "no",
         "logging_steps": 1,
@@ -41,7 +42,8 @@ def train(model, rate: float, folder: Path, steps: int) -> Training:
 
 
 def worst_load(training: Training) -> float:
-    return [row["experts/max_over_mean"] for row in training.state.log_history if "experts/max_over_mean" in row][-1]
+    """Return the median of the last twenty steps: a step of 512 tokens swings by a tenth."""
+    return median([row["experts/max_over_mean"] for row in training.state.log_history if "loss" in row][-20:])
 
 
 @pytest.mark.slow
