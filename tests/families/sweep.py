@@ -265,7 +265,11 @@ def run_family(family: str, folder: Path) -> Outcome:
             outcome.refusals[stage] = getattr(error, "problem", str(error))
             if stage in ("model", "pretraining"):
                 break
-    words = {"eager": "eager attention", "row of its own": "one document a row", "all logits": "a loss on all logits"}
+    words = {
+        "eager": "eager attention",
+        "one document a row": "one document a row",
+        "all logits": "a loss on all logits",
+    }
     outcome.handling = [text for word, text in words.items() if any(word in line for line in warnings.lines)]
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome

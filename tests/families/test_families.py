@@ -17,7 +17,7 @@ EXPECTED = {
     "qwen3_moe": "works",
     "deepseek_v3": "works",
     "gpt2": "works",  # positions that are learned, dropout, tied embeddings
-    "opt": "works",  # dropout in functions, positions that begin at 2
+    "opt": "works with one document a row",  # dropout in functions, positions by a mask
     "gemma2": "works with eager attention",  # soft caps, windows in every other layer
     "qwen3_next": "works with one document a row",  # a state beside the attention's
     "phimoe": "works",  # noise in the routers, a window that is in the mask alone, a head with a bias
