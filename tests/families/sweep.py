@@ -17,7 +17,6 @@ import argparse
 import gc
 import importlib
 import json
-import logging
 import multiprocessing
 import os
 import signal
@@ -171,7 +170,7 @@ class Outcome:
 
     family: str
     handling: list[str] = field(default_factory=list)
-    """What is done otherwise than for most, as the warnings say."""
+    """What is done otherwise than for most, as the record of the training says."""
     refusals: dict[str, str] = field(default_factory=dict)
     """By stage, why it is refused."""
     faults: list[str] = field(default_factory=list)
@@ -187,17 +186,6 @@ class Outcome:
         return "; ".join(
             [*([] if early else [works]), *(f"{one} refused: {why}" for one, why in self.refusals.items())]
         )
-
-
-class Warnings(logging.Handler):
-    """Keeps the warnings of a run."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def write_inputs(folder: Path, family: str) -> Path:
@@ -253,8 +241,7 @@ def write_inputs(folder: Path, family: str) -> Path:
 
 def run_family(family: str, folder: Path) -> Outcome:
     """Take a family through the pipeline in this process, and check what must hold."""
-    outcome, started, warnings = Outcome(family), time.monotonic(), Warnings()
-    logging.getLogger("ladle").addHandler(warnings)
+    outcome, started = Outcome(family), time.monotonic()
     stages = {"model": check_model, "pretraining": check_training}
     stages |= {"soup": check_soup, "KTO": check_rewards, "evaluation": check_greedy}
     recipe = write_inputs(folder, family)
@@ -265,12 +252,13 @@ def run_family(family: str, folder: Path) -> Outcome:
             outcome.refusals[stage] = getattr(error, "problem", str(error))
             if stage in ("model", "pretraining"):
                 break
-    words = {
-        "eager": "eager attention",
-        "one document a row": "one document a row",
-        "all logits": "a loss on all logits",
-    }
-    outcome.handling = [text for word, text in words.items() if any(word in line for line in warnings.lines)]
+    if not outcome.refusals.keys() & {"model", "pretraining"}:
+        metrics = ladle.open(recipe, root=folder / "killed")["pretrain"].metrics
+        choices = {"attn_implementation": "eager", "documents": "one a row", "logits": "all at once"}
+        words = ("eager attention", "one document a row", "a loss on all logits")
+        outcome.handling = [
+            word for word, (key, value) in zip(words, choices.items(), strict=True) if metrics.get(key) == value
+        ]
     outcome.seconds = round(time.monotonic() - started, 1)
     return outcome
 
