@@ -230,7 +230,7 @@ def init_model(
     if special["pad_token_id"] in (special["bos_token_id"], special["eos_token_id"]):
         special["pad_token_id"] = None  # it would begin at zero, and get no gradient
     try:
-        config = AutoConfig.for_model(model_type, **special, **fields)
+        config = AutoConfig.for_model(model_type, **(special | fields))
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     except CANNOT_RUN as error:

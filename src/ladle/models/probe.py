@@ -172,7 +172,7 @@ def _why_documents_meet(model: PreTrainedModel, num_rows: int) -> str | None:
     if reached_BT[0, :FIRST].any() or reached_BT[1:].any():
         return "documents packed into a row see each other"
     if not reached_BT[0, second].any():
-        return "whether documents packed into a row see each other cannot be told"
+        return "whether documents packed into a row see each other cannot be seen"
     if difference(packed_TD, alone_TD) > SAME.get(alone_TD.dtype, SAME_IN_LOW_PRECISION):
         return "a document behind another one in a row is not as by itself (its positions do not restart)"
     return None
