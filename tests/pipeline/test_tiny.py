@@ -120,7 +120,8 @@ def test_the_soup_is_the_mean_of_its_members(tiny_run):
 
 def test_preference_data_is_trls_unpaired_form(tiny_run):
     dataset = load_from_disk(tiny_run.artifacts()["prefer"] / "preference")
-    assert {split: rows.column_names for split, rows in dataset.items()} == {"train": ["prompt", "completion", "label"]}
+    assert list(dataset) == ["train"]
+    assert dataset["train"].column_names == ["prompt", "completion", "label", "prompt_ids", "completion_ids"]
 
 
 def test_tokens_in_equal_tokens_out_plus_counted_drops(tiny_run):
