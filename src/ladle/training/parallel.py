@@ -81,8 +81,11 @@ def join_world(use_cpu: bool = False) -> World:
 
 
 def leave_world() -> None:
-    """Close the process group; gloo may abort a process that exits with one."""
-    if dist.is_initialized():
+    """Close the group of a process that is alone, so that another training can begin in it.
+
+    One of several processes ends soon; gloo can wait for ever in taking a group down whose other members have gone.
+    """
+    if dist.is_initialized() and dist.get_world_size() == 1:
         dist.destroy_process_group()
 
 
