@@ -59,7 +59,7 @@ from ladle.training.checkpoint import (
 )
 from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import StepOrder
-from ladle.training.parallel import Parallel, Zero2
+from ladle.training.parallel import Parallel
 from ladle.training.progress import SHOWN, Speedometer
 
 logger = get_logger(__name__)
@@ -149,7 +149,7 @@ class Training:
         self.trackers = [tracker() for tracker in trackers]
         self.guard, self.stop = StepGuard(max_skipped_steps), StopOnSignal()
         self.balance = balance
-        low = torch.float16 if arguments.fp16 else getattr(parallel, "compute_dtype", None)
+        low = torch.float16 if arguments.fp16 else parallel.compute_dtype
         multiplied_in = low or next(parallel.module.parameters()).dtype
         self.speed = Speedometer(
             cast(PreTrainedModel, parallel.module), self.world.device, multiplied_in, self.world.size
@@ -272,7 +272,7 @@ class Training:
         return bool(num_asked)
 
     def _read(self, total: torch.Tensor, norm: torch.Tensor) -> tuple[float, float, float, float]:
-        """Return this process's loss, the gradient norm, and on how many processes one is bad and a stop was asked for.
+        """Return this process's loss, the gradient norm, how many processes have a bad one, and how many must stop.
 
         Everything that a step needs to know of the device is read here, at once.
         """
@@ -365,7 +365,7 @@ class Training:
         microbatches = saved["accumulation"] * then
         if then != now:
             problem = f"{self.resumed_from} was saved by {then} processes and {now} are running"
-            if not self.allow_other_world or isinstance(self.parallel, Zero2):
+            if not self.allow_other_world or not self.parallel.resumes_other_worlds:
                 fix = f"set processes={then} as before, or allow_other_world=true (not with zero2)"
                 raise UserError(f"{problem}: they would not end with the same bytes", fix)
             if microbatches % now:
@@ -466,7 +466,7 @@ class Training:
         trainable = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         if self.arguments.save_only_model:
             return weights
-        return weights + (8 if type(self.parallel) is Parallel else 12) * trainable
+        return weights + (12 if self.parallel.splits_optimizer else 8) * trainable
 
 
 def _load_weights(model: nn.Module, checkpoint: Path) -> None:

@@ -117,9 +117,15 @@ class Parallel:
     Attributes:
         model: what the passes with gradient call.
         module: what other passes call.
+        saves_weights_in_shards: `save` writes the weights too, a share of them on each process.
+        splits_optimizer: each process has a share of the optimizer's state, and float32 weights in it.
+        resumes_other_worlds: what one number of processes saved, another can load.
+        compute_dtype: of the passes, where it is not the weights'.
     """
 
-    saves_weights_in_shards = False
+    saves_weights_in_shards = splits_optimizer = False
+    resumes_other_worlds = True
+    compute_dtype: torch.dtype | None = None
     model: nn.Module
     module: nn.Module
 
@@ -226,7 +232,7 @@ class Sharded(Parallel):
         offloads: keep shards and optimizer in the CPU's memory.
     """
 
-    saves_weights_in_shards = True
+    saves_weights_in_shards = splits_optimizer = True
 
     def __init__(
         self,
@@ -296,6 +302,8 @@ class Sharded(Parallel):
 
 class Zero2(Parallel):
     """A model under DeepSpeed's engine, which holds the optimizer and clips."""
+
+    splits_optimizer, resumes_other_worlds = True, False
 
     def _place(self, make_optimizer: MakeOptimizer) -> None:
         if self.world.device.type == "cpu":

@@ -198,7 +198,7 @@ def optimizer_digest(parallel: Parallel) -> str:
         data = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         parts.append([name, hash_bytes(data)])
     digest = hash_bytes(json.dumps(parts).encode())
-    if type(parallel) is Parallel:
+    if not parallel.splits_optimizer:
         return digest
     digests = [""] * parallel.world.size
     dist.all_gather_object(digests, digest)
