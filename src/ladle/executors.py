@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -136,10 +137,10 @@ class RayExecutor:
         ray = _connect()
         gpus = 1 if self.on_gpus and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=MAX_RETRIES)(_call), ray.put(function)
-        answers = [task.remote(shared, item) for item in items]
+        waiting = deque(task.remote(shared, item) for item in items)
         try:
-            for answer in answers:
-                yield ray.get(answer)
+            while waiting:
+                yield ray.get(waiting.popleft())
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
@@ -148,7 +149,7 @@ class RayExecutor:
                 "shards are kept: run the same command again once the cluster is well"
             ) from error
         finally:
-            for answer in answers:  # those that are not over, where one of them failed
+            for answer in waiting:  # where one failed; cancelling a task as it ends can make Ray 2.60 end this process
                 ray.cancel(answer, force=True)
 
 
