@@ -26,12 +26,14 @@ from ladle.artifacts.plan import PlannedStep, State, make_plan
 from ladle.artifacts.record import RECORD_NAME, read_record
 from ladle.artifacts.record import verify as find_faults
 from ladle.artifacts.step import Step, in_build_order
+from ladle.config_file import ConfigFile
 from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.hub import Resolve, resolve_commit
 from ladle.log import get_logger
-from ladle.pipeline import Pipeline, evaluate_step, fetch_step, soup_step
-from ladle.recipe import load_recipe, with_processes
+from ladle.models.config import InitConfig
+from ladle.pipeline import Pipeline
+from ladle.recipe import Recipe, load_recipe, make_recipe, with_processes
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding
@@ -46,6 +48,8 @@ logger = get_logger(__name__)
 
 DEFAULT_ROOT = "runs"
 Reference = str | Path
+Out = Reference | None
+"""The folder that becomes the artifact; None is one below the root."""
 Overrides = Mapping[str, Any] | Sequence[str] | None
 """Values that replace a recipe's: `{"kto.beta": 0.2}`, or `["kto.beta=0.2"]` as on a command line."""
 
@@ -78,6 +82,11 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+    @property
+    def size_bytes(self) -> int:
+        """What its files take."""
+        return sum(entry["size_bytes"] for entry in self.record["files"].values())
 
     @property
     def model(self) -> Path:
@@ -148,23 +157,32 @@ class StepStatus:
 
 
 class Run:
-    """A recipe's steps, and what of them is built below `root`."""
+    """A recipe's steps, by name and parents first, and what of them is built; with `only`, that one and all it needs.
 
-    def __init__(self, pipeline: Pipeline, workspace: Workspace, only: str | None = None) -> None:
-        self.recipe = pipeline.recipe
-        self.workspace = workspace
-        self._steps = {step.name: step for step in pipeline.in_build_order()}
+    Members of a soup whose folder is given, and new, are hashed while they are averaged: its place does not follow
+    from the hashes.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: Reference = DEFAULT_ROOT,
+        only: str | None = None,
+        out: Out = None,
+        resolve: Resolve = resolve_commit,
+    ) -> None:
+        self.recipe = recipe
+        placed = ((only, Path(out)),) if only is not None and out is not None else ()
+        self.workspace = Workspace(Path(root) / recipe.name, placed)
+        is_new_soup = only == "soup" and out is not None and not (Path(out) / RECORD_NAME).is_file()
+        pipeline = Pipeline(recipe, InputFinder(Path(root), resolve), reads_members_once=is_new_soup)
+        self.steps = {step.name: step for step in pipeline.in_build_order()}
         if only is not None:
-            self._steps = {step.name: step for step in in_build_order([self._step(only)])}
-
-    @property
-    def steps(self) -> list[str]:
-        """The names of the steps, parents first."""
-        return list(self._steps)
+            self.steps = {step.name: step for step in in_build_order([self._step(only)])}
 
     def plan(self) -> list[PlannedStep]:
         """Return what a run does with each step (cached, resume, new, changed), and why."""
-        return make_plan(list(self._steps.values()), self.workspace)
+        return make_plan(list(self.steps.values()), self.workspace)
 
     @overload
     def build(self, step: str) -> Artifact: ...
@@ -178,8 +196,8 @@ class Run:
             CheckFailed: a check of a stage on its own work did not hold.
             Preempted: a signal stopped it; the same call resumes.
         """
-        _build_all(in_build_order([self._step(step)] if step else list(self._steps.values())), self.workspace)
-        return self[step] if step else {name: self[name] for name in self._steps}
+        _build_all(in_build_order([self._step(step)] if step else list(self.steps.values())), self.workspace)
+        return self[step] if step else {name: self[name] for name in self.steps}
 
     def build_shard(self, step: str, shard: Shard) -> None:
         """Work one share of a step, once all that it needs is built."""
@@ -206,39 +224,36 @@ class Run:
     @property
     def scores(self) -> dict[str, Evaluation]:
         """The finished evaluations, by the name of the model."""
-        found = (_artifact(path) for path in map(self.path_of, self._steps) if (path / RECORD_NAME).is_file())
+        found = (_artifact(path) for path in map(self.path_of, self.steps) if (path / RECORD_NAME).is_file())
         return {one.name.rsplit("/", 1)[-1]: one for one in found if isinstance(one, Evaluation)}
 
     @property
     def report(self) -> Path | None:
         """The page of the run, if the recipe has one and it is built."""
-        pages = [self.path_of(name) / "index.html" for name in self._steps if name == "report"]
-        return next(filter(Path.is_file, pages), None)
+        page = self.path_of("report") / "index.html" if "report" in self.steps else None
+        return page if page is not None and page.is_file() else None
 
     def status(self) -> list[StepStatus]:
         """Return how far each step is, and who builds it now."""
         from ladle.launch.queue import SLURM_FOLDER, describe_jobs
 
-        plan = self.plan()
+        plan, rows = self.plan(), []
         jobs = describe_jobs(plan, self.workspace.folder / SLURM_FOLDER)
-        rows = []
         for planned in plan:
-            name, done = planned.step.name, planned.state is State.CACHED
+            name, path, state = planned.step.name, planned.path, str(planned.state)
             seconds, size, building = None, 0, None
-            if done:
-                record = read_record(planned.path)
-                seconds = record["timings"]["seconds"]
-                size = sum(entry["size_bytes"] for entry in record["files"].values())
-            elif (holder := planned.path.with_name(f".{planned.path.name}.holder")).is_file():
+            if planned.state is State.CACHED:
+                made = Artifact(path)
+                state, seconds, size = "done", made.seconds, made.size_bytes
+            elif (holder := path.with_name(f".{path.name}.holder")).is_file():
                 building = json.loads(holder.read_text())
-            state = "done" if done else str(planned.state)
             rows.append(StepStatus(name, state, seconds, size, building, jobs.get(name)))
         return rows
 
     def _step(self, name: str) -> Step:
-        if name not in self._steps:
-            raise UserError(f"the recipe has no step {name!r}", f"name one of {', '.join(self._steps)}")
-        return self._steps[name]
+        if name not in self.steps:
+            raise UserError(f"the recipe has no step {name!r}", f"name one of {', '.join(self.steps)}")
+        return self.steps[name]
 
 
 def _artifact(path: Path) -> Artifact:
@@ -248,28 +263,22 @@ def _artifact(path: Path) -> Artifact:
 def _build_all(steps: list[Step], workspace: Workspace) -> None:
     """Build those of the steps, parents first, that are not finished, and say so."""
     for planned in make_plan(steps, workspace):
-        name, why = planned.step.name, f" ({'; '.join(planned.reasons)})" if planned.reasons else ""
+        name, why = planned.step.name, "; ".join(planned.reasons)
         if planned.state is State.CACHED:
-            num_warnings = len(read_record(planned.path).get("warnings", []))
-            logger.info("%s: cached%s", name, f", with {num_warnings} warning(s)" if num_warnings else "")
+            warnings = len(Artifact(planned.path).warnings)
+            logger.info("%s: cached%s", name, f", with {warnings} warning(s)" if warnings else "")
             continue
-        logger.info("%s: %s%s", name, planned.state, why)
+        logger.info("%s: %s%s", name, planned.state, f" ({why})" if why else "")
         started = time.monotonic()
         build_step(planned.step, workspace)
         logger.info("%s: done in %.1f s", name, time.monotonic() - started)
 
 
-def _assignments(overrides: Overrides) -> list[str]:
-    if isinstance(overrides, Mapping):
-        return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
-    return list(overrides or ())
-
-
-def _build_alone(step: Step, out: Reference | None, root: Reference) -> Artifact:
-    placed = ((step.name, Path(out)),) if out is not None else ()
-    workspace = Workspace(Path(root) / "standalone", placed)
-    _build_all(in_build_order([step]), workspace)
-    return _artifact(workspace.path_of(step))
+def _assignments(overrides: Overrides, **settings: Any) -> list[str]:
+    """Return settings, then overrides, as on a command line."""
+    named = settings | (dict(overrides) if isinstance(overrides, Mapping) else {})
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items()]
+    return given + ([] if isinstance(overrides, Mapping) else list(overrides or ()))
 
 
 def open(
@@ -278,7 +287,7 @@ def open(
     root: Reference = DEFAULT_ROOT,
     *,
     only: str | None = None,
-    out: Reference | None = None,
+    out: Out = None,
     section: str = "",
     processes: int | None = None,
     resolve: Resolve = resolve_commit,
@@ -299,10 +308,7 @@ def open(
         UserError: a fault of the recipe or of an override, with its key, file and line.
     """
     loaded = load_recipe(Path(recipe), _assignments(overrides), section)
-    if processes is not None:
-        loaded = with_processes(loaded, processes)
-    placed = ((only, Path(out)),) if only is not None and out is not None else ()
-    return Run(Pipeline(loaded, InputFinder(Path(root), resolve)), Workspace(Path(root) / loaded.name, placed), only)
+    return Run(loaded if processes is None else with_processes(loaded, processes), root, only, out, resolve)
 
 
 def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
@@ -339,7 +345,7 @@ def find_model(reference: str, root: Reference = DEFAULT_ROOT) -> str:
 def mix(
     recipe: Reference,
     overrides: Overrides = None,
-    out: Reference | None = None,
+    out: Out = None,
     root: Reference = DEFAULT_ROOT,
     export: Literal["arrow"] | None = None,
 ) -> Artifact:
@@ -364,7 +370,7 @@ def export_arrow(mixture: Artifact) -> Path:
 
 def soup(
     members: Sequence[Reference],
-    out: Reference | None = None,
+    out: Out = None,
     overrides: Overrides = None,
     root: Reference = DEFAULT_ROOT,
     **settings: Any,
@@ -378,9 +384,14 @@ def soup(
         root: where runs are kept.
         settings: the same as keywords, such as `method="ema", ema_alpha=0.2`.
     """
-    named = [str(find_artifact(member, root)) for member in members]
-    step = soup_step(named, [*_assignments(settings), *_assignments(overrides)], Path(root), Path(out) if out else None)
-    return _build_alone(step, out, root)
+    if not members:
+        raise UserError("no members are named", "ladle soup MEMBER MEMBER… --out DIR, or name a recipe")
+    given = _assignments(overrides, **settings)
+    for override in given:
+        if override.partition("=")[0] in ("members", "include_base"):
+            raise UserError(f"{override} concerns a recipe", "name the members alone, or a recipe")
+    section = {"members": [str(find_artifact(member, root)) for member in members]}
+    return Run(make_recipe({"soup": section}, given, "soup"), root, "soup", out).build("soup")
 
 
 def evaluate(
@@ -388,7 +399,7 @@ def evaluate(
     benchmarks: Sequence[str] = ("gsm8k", "math500"),
     data: Reference | None = None,
     limit: int | None = None,
-    out: Reference | None = None,
+    out: Out = None,
     overrides: Overrides = None,
     root: Reference = DEFAULT_ROOT,
     revision: str | None = None,
@@ -407,14 +418,10 @@ def evaluate(
         revision: branch, tag or commit of a Hub model.
         settings: the same as keywords.
     """
-    given = {
-        "models": [{"model": find_model(str(model), root), "name": "model", "revision": revision}],
-        "benchmarks": list(benchmarks),
-        "data": str(data) if data else None,
-        "limit": limit,
-    }
-    step = evaluate_step(given, [*_assignments(settings), *_assignments(overrides)], Path(root))
-    scores = _build_alone(step, out, root)
+    choice = {"model": find_model(str(model), root), "name": "model", "revision": revision}
+    section = {"models": [choice], "benchmarks": list(benchmarks), "data": str(data) if data else None, "limit": limit}
+    recipe = make_recipe({"evaluate": section}, _assignments(overrides, **settings), "evaluate")
+    scores = Run(recipe, root, "evaluate/model", out).build("evaluate/model")
     assert isinstance(scores, Evaluation)
     return scores
 
@@ -424,7 +431,7 @@ def fetch(
     dataset: str | None = None,
     init: Reference | None = None,
     revision: str | None = None,
-    out: Reference | None = None,
+    out: Out = None,
     overrides: Overrides = None,
     root: Reference = DEFAULT_ROOT,
 ) -> Artifact:
@@ -439,16 +446,25 @@ def fetch(
         overrides: more settings, such as `{"dtype": "bfloat16"}`.
         root: where runs are kept.
     """
-    step = fetch_step(model, dataset, Path(init) if init else None, revision, _assignments(overrides), Path(root))
-    return _build_alone(step, out, root)
+    step, section, given = "base", "base", _assignments(overrides)
+    match model, dataset, init:
+        case str(), None, None:
+            source: dict[str, Any] = {"base": {"model": model, "revision": revision}}
+        case None, str(), None:
+            step, section = "datasets/dataset", "datasets.dataset"
+            source = {"datasets": {"dataset": {"dataset": dataset, "revision": revision}}}
+        case None, None, str() | Path():
+            file = ConfigFile.read(Path(init))
+            file.override(given)
+            source, given = {"base": {"init": file.validate(InitConfig)}}, []
+        case _:
+            fix = "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE"
+            raise UserError("name one thing to fetch", fix)
+    return Run(make_recipe(source, given, section), root, step, out).build(step)
 
 
 def generate(
-    model: Reference,
-    prompts: Sequence[str],
-    root: Reference = DEFAULT_ROOT,
-    dtype: str = "float32",
-    **sampling: Any,
+    model: Reference, prompts: Sequence[str], root: Reference = DEFAULT_ROOT, dtype: str = "float32", **sampling: Any
 ) -> list[list[Sample]]:
     """Complete prompts as they are, and return each one's samples in order.
 

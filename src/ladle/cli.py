@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,54 +31,43 @@ app = typer.Typer(
 )
 
 # What several commands take, or would fill their signatures.
+_KEYS = "Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
+_MEMBERS = "[RECIPE|MEMBER]... [KEY=VALUE]..."
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
-_REPLACE = "Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_REPLACE)]
-_RECIPE = "A recipe file, and values that replace its own."
-RecipeAndOverrides = Annotated[list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help=_RECIPE)]
-_CONFIG = "The recipe in another form: then keys are relative to this stage's section."
-ConfigPath = Annotated[Path | None, typer.Option("--config", help=_CONFIG)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_KEYS)]
+RecipeAndOverrides = Annotated[list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help=_KEYS)]
+Members = Annotated[list[str] | None, typer.Argument(metavar=_MEMBERS, help="A recipe, or members, oldest first.")]
 Reference = Annotated[str, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or RECIPE:STEP.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, a Hub id, or RECIPE:STEP.")]
+Results = Annotated[str, typer.Argument(help="A result file, a folder of them, or RECIPE:STEP.")]
+ConfigPath = Annotated[Path | None, typer.Option("--config", help="The recipe; keys are then this section's own.")]
 Root = Annotated[Path, typer.Option(help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
 Out = Annotated[Path | None, typer.Option(help="The folder that becomes the artifact.")]
 Data = Annotated[Path | None, typer.Option(help="Folder with <benchmark>/test.jsonl; unset takes the Hub's.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a name of the Hub.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_SHARD = "With --only mix, rollout or evaluate/…: work one share of it."
-ShardText = Annotated[str | None, typer.Option("--shard", metavar="I/N", help=_SHARD)]
-_REHEARSE = "Run every stage at its true shape in tiny amounts, and estimate the full run."
-Rehearse = Annotated[bool, typer.Option("--rehearse", help=_REHEARSE)]
 Profile = Annotated[Path | None, typer.Option(help="What a cluster's jobs request, such as recipes/slurm/gpu.yaml.")]
-_PROCESSES = "Processes of each training on this machine; unset is one per GPU."
-Processes = Annotated[int | None, typer.Option(min=1, help=_PROCESSES)]
+Processes = Annotated[int | None, typer.Option(min=1, help="Of each training on this machine; unset: one per GPU.")]
 Export = Annotated[Literal["arrow"] | None, typer.Option(help="Also write OUT-arrow, which load_from_disk opens.")]
-_MEMBERS = "A recipe, or members from oldest to newest."
-Members = Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|MEMBER]... [KEY=VALUE]...", help=_MEMBERS)]
-_WITH_BASE = "Whether a recipe's base is a member."
-WithBase = Annotated[bool | None, typer.Option("--include-base/--no-base", help=_WITH_BASE)]
-_ALLOW_MISSING = "Average only the tensors that all members have; the rest is counted."
-AllowMissing = Annotated[bool, typer.Option("--allow-missing", help=_ALLOW_MISSING)]
-_BENCHMARKS = "Names, or jsonl files of questions and answers, separated by commas."
-_RECOMPUTE = "Also average a soup's members again and compare every tensor."
-_RESULTS = "An evaluation whose scores the card shows; may be repeated."
-DEFAULT_ROOT = Path(api.DEFAULT_ROOT)
+WithBase = Annotated[bool | None, typer.Option("--include-base/--no-base", help="Whether a recipe's base is a member.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Average only the tensors that all members have.")]
+Recompute = Annotated[bool, typer.Option("--recompute", help="Also average a soup's members again, and compare.")]
+Shares = Annotated[str | None, typer.Option(metavar="I/N", help="One share of --only mix, rollout or evaluate/….")]
+Rehearse = Annotated[bool, typer.Option("--rehearse", help="Run all in tiny amounts, and estimate the full run.")]
+Version = Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")]
+ROOT = Path(api.DEFAULT_ROOT)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        sys.stdout.write(f"ladle {version('ladle')}\n")
+def _print(*lines: object) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+@app.callback(invoke_without_command=True)
+def _configure(show_version: Version = False) -> None:
+    log.configure()
+    if show_version:
+        _print(f"ladle {version('ladle')}")
         raise typer.Exit
-
-
-@app.callback()
-def _configure(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    log.configure(verbose)
 
 
 # Whole recipes.
@@ -89,9 +77,9 @@ def _configure(
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
     only: Annotated[str | None, typer.Option(help="Build this one step, and what it still needs.")] = None,
-    shard: ShardText = None,
+    shard: Shares = None,
     rehearse: Rehearse = False,
     price: Annotated[float, typer.Option(min=0, help="With --rehearse: the price of a GPU-hour.")] = 0.0,
 ) -> None:
@@ -108,20 +96,22 @@ def run(
       ladle run recipes/tiny.yaml --rehearse --price 2.5
     """
     if rehearse:
-        display.print_rehearsal(api.rehearse(recipe, overrides, root, price))
-        return
-    if shard is not None and only is None:
-        raise UserError("--shard is a share of one step", "name the step with --only")
+        return display.print_rehearsal(api.rehearse(recipe, overrides, root, price))
     opened = api.open(recipe, overrides, root, only=only)
-    if shard is not None and only is not None:
-        opened.build_shard(only, Shard.parse(shard))
-        return
+    if shard is None:
+        return _build(opened)
+    if only is None:
+        raise UserError("--shard is a share of one step", "name the step with --only")
+    return opened.build_shard(only, Shard.parse(shard))
+
+
+def _build(opened: api.Run) -> None:
     opened.build()
     display.print_results(opened)
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def plan(recipe: RecipePath, overrides: Overrides = None, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Show what a run does with each step, and why.
 
     Example:
@@ -132,29 +122,29 @@ def plan(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_R
 
 
 @app.command()
-def status(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def status(recipe: RecipePath, overrides: Overrides = None, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Show which steps are done, and who builds the others.
 
     Example:
 
       ladle status recipes/quickstart.yaml
     """
-    display.emit(api.open(recipe, overrides, root).status(), as_json, display.show_status)
+    display.emit(api.open(recipe, overrides, root).status(), as_json, display.show_rows)
 
 
 @app.command()
-def report(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT) -> None:
+def report(recipe: RecipePath, overrides: Overrides = None, root: Root = ROOT) -> None:
     """Build a recipe's report and print its path.
 
     Example:
 
       ladle report recipes/quickstart.yaml
     """
-    sys.stdout.write(f"{api.open(recipe, overrides, root).build('report').path / 'index.html'}\n")
+    _print(api.open(recipe, overrides, root).build("report").path / "index.html")
 
 
 @app.command()
-def doctor(recipe: RecipePath, overrides: Overrides = None, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def doctor(recipe: RecipePath, overrides: Overrides = None, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Look for all that would stop or spoil a run.
 
     Data, models, arguments, disk, memory, devices, the Hub. Each line is ok, a warning or an error, with the fix. Exits
@@ -180,7 +170,7 @@ def launch(
     profile: Profile = None,
     processes: Processes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the scripts or commands and do nothing.")] = False,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe on all GPUs, or as jobs of a Slurm cluster.
@@ -198,36 +188,36 @@ def launch(
         raise UserError("--processes is for the trainings of this machine", fix)
     if slurm:
         launched = api.launch_on_slurm(recipe, overrides, profile, dry_run, root)
-        (display.print_scripts if dry_run else display.print_submitted)(launched, as_json)
-        return
+        return (display.print_scripts if dry_run else display.print_submitted)(launched, as_json)
     opened = api.open(recipe, overrides, root, processes=processes or api.num_gpus() or None)
-    if dry_run:
-        display.print_commands(opened.plan())
-        return
-    opened.build()
-    display.print_results(opened)
+    return display.print_commands(opened.plan()) if dry_run else _build(opened)
 
 
 # The stages of a recipe.
 
 
-def _open_stage(
-    stage: str, arguments: list[str] | None, config: Path | None, out: Path | None, root: Path, section: str = ""
-) -> api.Run:
-    """Return the run of one step: by `RECIPE KEY=VALUE…` with absolute keys, or by --config with relative ones."""
-    named = [argument for argument in arguments or [] if "=" not in argument]
-    overrides = [argument for argument in arguments or [] if "=" in argument]
+def _split(arguments: list[str] | None) -> tuple[list[str], list[str]]:
+    """Return the arguments that name something, and the overrides."""
+    given = arguments or []
+    return [one for one in given if "=" not in one], [one for one in given if "=" in one]
+
+
+def _build_stage(
+    stage: str, arguments: list[str] | None, config: Path | None, out: Path | None, root: Path, **settings: object
+) -> api.Artifact:
+    """Build one step, by `RECIPE KEY=VALUE…` with absolute keys or by --config with relative ones; print its folder."""
+    named, overrides = _split(arguments)
     if config is not None and named:
         raise UserError(f"{named[0]} is named beside --config {config}", "name one recipe")
     if config is None and len(named) != 1:
         problem = f"ladle {stage} needs one recipe, and {len(named)} are named"
         raise UserError(problem, f"ladle {stage} RECIPE [KEY=VALUE]...")
-    relative_to = "" if config is None else section or stage
-    return api.open(config or named[0], overrides, root, only=stage, out=out, section=relative_to)
-
-
-def _print_path(made: api.Artifact) -> None:
-    sys.stdout.write(f"{made.path}\n")
+    section = "kto" if stage == "prefer" else stage
+    prefix, relative_to = ("", section) if config else (f"{section}.", "")
+    overrides += [f"{prefix}{key}={value}" for key, value in settings.items() if value is not None]
+    made = api.open(config or named[0], overrides, root, only=stage, out=out, section=relative_to).build(stage)
+    _print(made.path)
+    return made
 
 
 @app.command()
@@ -235,7 +225,7 @@ def mix(
     recipe: RecipeAndOverrides = None,
     config: ConfigPath = None,
     out: Out = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
     workers: Annotated[int | None, typer.Option(help="Processes; they never change the data.")] = None,
     executor: Annotated[str | None, typer.Option(help="Where shards run: processes or ray.")] = None,
     export: Export = None,
@@ -248,28 +238,24 @@ def mix(
 
       ladle mix recipes/quickstart.yaml --out mixture --export arrow
     """
-    prefix = "mix." if config is None else ""
-    options = {"workers": workers, "executor": executor}
-    given = [f"{prefix}{name}={value}" for name, value in options.items() if value is not None]
-    made = _open_stage("mix", [*(recipe or []), *given], config, out, root).build("mix")
-    _print_path(made)
+    made = _build_stage("mix", recipe, config, out, root, workers=workers, executor=executor)
     if export is not None:
-        sys.stdout.write(f"{api.export_arrow(made)}\n")
+        _print(api.export_arrow(made))
 
 
-def _stage_command(stage: str, what: str, section: str = "") -> Callable[..., None]:
+def _stage_command(stage: str, what: str) -> None:
     def command(
-        recipe: RecipeAndOverrides = None, config: ConfigPath = None, out: Out = None, root: Root = DEFAULT_ROOT
+        recipe: RecipeAndOverrides = None, config: ConfigPath = None, out: Out = None, root: Root = ROOT
     ) -> None:
-        _print_path(_open_stage(stage, recipe, config, out, root, section).build(stage))
+        _build_stage(stage, recipe, config, out, root)
 
     command.__doc__ = f"{what}\n\nExample:\n\n  ladle {stage} recipes/quickstart.yaml --out {stage}-out"
-    return app.command(stage)(command)
+    app.command(stage)(command)
 
 
 _stage_command("pretrain", "Continue pretraining a model on a mixture.")
 _stage_command("rollout", "Sample completions and label them by their answers.")
-_stage_command("prefer", "Join preference data into prompt, completion, label.", section="kto")
+_stage_command("prefer", "Join preference data into prompt, completion, label.")
 _stage_command("kto", "Align a policy by KTO.")
 
 
@@ -280,7 +266,7 @@ def soup(
     include_base: WithBase = None,
     allow_missing: AllowMissing = False,
     out: Out = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
 ) -> None:
     """Average models of one architecture, tensor by tensor.
 
@@ -295,28 +281,25 @@ def soup(
 
       ladle soup recipes/quickstart.yaml --no-base --out soup
     """
-    members = [argument for argument in arguments or [] if "=" not in argument]
-    overrides = [argument for argument in arguments or [] if "=" in argument]
+    named, overrides = _split(arguments)
     flags = {"include_base": include_base, "allow_missing": allow_missing or None}
-    given = [f"{key}={str(value).lower()}" for key, value in flags.items() if value is not None]
-    is_recipe = config is None and len(members) == 1 and Path(members[0]).is_file()
-    if config is None and not is_recipe:
-        _print_path(api.soup(members, out, [*overrides, *given], root))
-        return
-    prefixed = [f"soup.{one}" if is_recipe else one for one in given]
-    _print_path(_open_stage("soup", [*members, *overrides, *prefixed], config, out, root).build("soup"))
+    if config is not None or (len(named) == 1 and Path(named[0]).is_file()):
+        _build_stage("soup", arguments, config, out, root, **flags)
+    else:
+        given = {key: value for key, value in flags.items() if value is not None}
+        _print(api.soup(named, out, overrides, root, **given).path)
 
 
 @app.command()
 def evaluate(
     model: Model,
     overrides: Overrides = None,
-    benchmarks: Annotated[str, typer.Option(help=_BENCHMARKS)] = "gsm8k,math500",
+    benchmarks: Annotated[str, typer.Option(help="Names, or jsonl files, separated by commas.")] = "gsm8k,math500",
     data: Data = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each benchmark, from the first.")] = None,
     revision: Revision = None,
     out: Out = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
 ) -> None:
     """Score a model on benchmarks.
 
@@ -326,7 +309,7 @@ def evaluate(
     """
     scores = api.evaluate(model, benchmarks.split(","), data, limit, out, overrides, root, revision)
     display.print_scores({"model": scores})
-    _print_path(scores)
+    _print(scores.path)
 
 
 @app.command()
@@ -337,7 +320,7 @@ def fetch(
     init: Annotated[Path | None, typer.Option(help="YAML of architecture and tokenizer: random weights.")] = None,
     revision: Revision = None,
     out: Out = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
 ) -> None:
     """Bring a model or a dataset to disk, or make a model.
 
@@ -351,7 +334,7 @@ def fetch(
     """
     if model is not None and "=" in model:  # nothing is named to fetch, so this is the first override
         model, overrides = None, [model, *(overrides or [])]
-    _print_path(api.fetch(model, dataset, init, revision, out, overrides, root))
+    _print(api.fetch(model, dataset, init, revision, out, overrides, root).path)
 
 
 @app.command()
@@ -361,7 +344,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option()] = 1,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
     as_json: AsJson = False,
 ) -> None:
     r"""Complete prompts with a model.
@@ -378,12 +361,7 @@ def generate(
 
 
 @app.command()
-def verify(
-    artifact: Reference,
-    recompute: Annotated[bool, typer.Option("--recompute", help=_RECOMPUTE)] = False,
-    root: Root = DEFAULT_ROOT,
-    as_json: AsJson = False,
-) -> None:
+def verify(artifact: Reference, recompute: Recompute = False, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Re-hash an artifact and all it was made from.
 
     Names each changed, missing or extra file and exits 1 if there is any.
@@ -401,7 +379,7 @@ def verify(
 
 
 @app.command()
-def show(artifact: Reference, root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def show(artifact: Reference, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Print what an artifact is, and what it was made from.
 
     Example:
@@ -428,11 +406,11 @@ def grade(
       ladle grade pairs.jsonl --out verdicts.jsonl
     """
     if pairs is not None and out is not None:
-        display.emit(api.grade_file(pairs, out), as_json, display.show_counts)
+        display.emit(api.grade_file(pairs, out), as_json, display.show_fields)
     elif gold is not None and answer is not None:
         one = api.grade(gold, answer)
         shown = {"verdict": one.verdict.value, "reason": one.reason, "seconds": one.seconds}
-        display.emit(shown, as_json, display.show_grade)
+        display.emit(shown, as_json, lambda _: _print(f"{one.verdict.value}: {one.reason}"))
     elif pairs is not None:
         raise UserError(f"the verdicts on {pairs} have no file to go to", "add --out VERDICTS.jsonl")
     else:
@@ -440,12 +418,7 @@ def grade(
 
 
 @app.command()
-def rescore(
-    results: Annotated[str, typer.Argument(help="A result file, a folder of them, or RECIPE:STEP.")],
-    data: Data = None,
-    root: Root = DEFAULT_ROOT,
-    as_json: AsJson = False,
-) -> None:
+def rescore(results: Results, data: Data = None, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Grade stored completions again, ours or upstream's.
 
     Lists every verdict that differs from the stored score.
@@ -458,15 +431,10 @@ def rescore(
 
 
 @app.command()
-def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="Result file or folder of one model, or RECIPE:STEP.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Result file or folder of the other, or RECIPE:STEP.")],
-    root: Root = DEFAULT_ROOT,
-    as_json: AsJson = False,
-) -> None:
+def compare(first: Results, second: Results, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Compare two models item by item.
 
-    Prints the difference with interval, test, and the smallest difference that could be detected.
+    Prints the difference (second less first) with interval, test, and the smallest difference that could be detected.
 
     Example:
 
@@ -479,10 +447,10 @@ def compare(
 def push(
     artifact: Reference,
     repo_id: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The repository; created if there is none.")],
-    results: Annotated[list[str] | None, typer.Option(help=_RESULTS)] = None,
+    results: Annotated[list[str] | None, typer.Option(help="An evaluation for the card; may be repeated.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = ROOT,
 ) -> None:
     """Put an artifact on the Hub, with a card, in one commit.
 
@@ -492,7 +460,7 @@ def push(
 
       ladle push runs/quickstart/mix/mix-0123456789ab me/my-mixture --private
     """
-    sys.stdout.write(f"{api.push(artifact, repo_id, results or [], private, message, root)}\n")
+    _print(api.push(artifact, repo_id, results or [], private, message, root))
 
 
 # Outcomes.
@@ -526,7 +494,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run_and_explain(arguments: list[str] | None) -> Any:
     try:
-        return app(args=arguments, standalone_mode=False) or 0
+        return app(args=arguments, standalone_mode=False)
     except typer.Exit as outcome:
         return outcome.exit_code
     except UsageError as error:

@@ -7,23 +7,23 @@ log settings) or `location(...)` (a path or id whose *content* enters the finger
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 IsoDate = Annotated[str, BeforeValidator(lambda day: date.fromisoformat(str(day)).isoformat())]
 """A day, which YAML reads as a date unless it is quoted."""
-_NOT_IDENTITY = "not_identity"
+_NOT_IDENTITY: dict[str, Any] = {"is_identity": False}
 
 
 def execution(default: Any, **kwargs: Any) -> Any:
     """Declare a field that changes how a step runs, never what it produces."""
-    return Field(default, json_schema_extra={_NOT_IDENTITY: "execution"}, **kwargs)
+    return Field(default, json_schema_extra=_NOT_IDENTITY, **kwargs)
 
 
 def location(default: Any = ..., **kwargs: Any) -> Any:
     """Declare a field that names an input; the input's content is fingerprinted, not its name."""
-    return Field(default, json_schema_extra={_NOT_IDENTITY: "location"}, **kwargs)
+    return Field(default, json_schema_extra=_NOT_IDENTITY, **kwargs)
 
 
 class Config(BaseModel):
@@ -36,12 +36,18 @@ class Config(BaseModel):
     takes_recipe_seed: ClassVar[bool] = True
     """Whether the recipe's seed is the default of a `seed` here."""
 
+    @classmethod
+    def part_of(cls, section: Config, **changes: Any) -> Self:
+        """Return the values of a section that are fields of this class too, with changes."""
+        shared = cls.model_fields.keys() & type(section).model_fields.keys()
+        return cls(**{name: getattr(section, name) for name in shared} | changes)
+
     def identity(self) -> dict[str, Any]:
         """Return the JSON-able fields that decide the result, nested sections included."""
         return {
             name: _identity_of(getattr(self, name))
             for name, field in type(self).model_fields.items()
-            if not (isinstance(field.json_schema_extra, dict) and _NOT_IDENTITY in field.json_schema_extra)
+            if field.json_schema_extra != _NOT_IDENTITY
         }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,18 +65,19 @@ class ConfigFile:
         self.overridden: set[KeyPath] = set()
 
     @classmethod
-    def read(cls, path: Path) -> ConfigFile:
-        """Read a file.
+    def read(cls, path: Path, what: str = "recipe") -> ConfigFile:
+        """Read a file; `what` it is shows in messages.
 
         Raises:
             UserError: it is missing, is not YAML, holds a key twice, or is not a mapping.
         """
         if not path.is_file():
             folder = path if path.is_dir() else path.parent
-            recipes = sorted(str(file) for file in folder.glob("*.yaml") if not file.name.startswith("."))
-            problem = f"{path} is a folder, not a recipe" if path.is_dir() else f"there is no recipe at {path}"
-            fix = f"name an existing one (here: {', '.join(recipes)})" if recipes else "name an existing YAML file"
-            raise UserError(problem, fix)
+            there = sorted(str(file) for file in folder.glob("*.yaml") if not file.name.startswith("."))
+            problem = f"{path} is a folder, not a {what}" if path.is_dir() else f"there is no {what} at {path}"
+            raise UserError(
+                problem, f"name an existing one (here: {', '.join(there)})" if there else "name an existing YAML file"
+            )
         file = cls(str(path), {})
         try:
             node = yaml.compose(path.read_bytes(), Loader=_Loader)  # in UTF-8, or in UTF-16 behind its mark
@@ -85,7 +85,7 @@ class ConfigFile:
         except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{path} is not valid YAML", " ".join(str(error).split())) from error
         if not isinstance(tree, dict):
-            raise UserError(f"{path} holds no keys", "write a recipe as `key: value` lines")
+            raise UserError(f"{path} holds no keys", f"write a {what} as `key: value` lines")
         file.tree = tree
         return file
 
@@ -179,23 +179,22 @@ class ConfigFile:
 
     def _explain(self, error: ValidationError, model: type[Config]) -> UserError:
         """Return the fault to fix first: a config's own complaint, else an unknown key, else the first wrong value."""
-        faults: list[tuple[str, str, KeyPath]] = []
+        faults = []
         for fault in error.errors():
             path = self._path_of(fault["loc"])
             key = ".".join(map(str, path))
             cause = fault.get("ctx", {}).get("error")
             if isinstance(cause, UserError):
-                faults = [(cause.problem, cause.fix, path)]
-                break
-            if fault["type"] == "extra_forbidden":
-                faults.insert(0, (f"unknown key {key!r}", _nearest(model, path), path))
+                faults.append((0, cause.problem, cause.fix, path))
+            elif fault["type"] == "extra_forbidden":
+                faults.append((1, f"unknown key {key!r}", _nearest(model, path), path))
             elif fault["type"] == "missing":
-                faults.append((f"{key} is missing", f"add `{path[-1]}: ...` there", path))
+                faults.append((2, f"{key} is missing", f"add `{path[-1]}: ...` there", path))
             else:
                 text = repr(fault["input"])
                 seen = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
-                faults.append((f"{key or 'recipe'}: {seen}", fault["msg"].lower(), path))
-        problem, fix, path = faults[0]
+                faults.append((2, f"{key or 'recipe'}: {seen}", fault["msg"].lower(), path))
+        _, problem, fix, path = min(faults, key=lambda fault: fault[0])
         return UserError(problem, f"{fix} ({self.where(path)})")
 
     def _path_of(self, location: tuple[Any, ...]) -> KeyPath:
@@ -242,11 +241,7 @@ def _known_keys(annotation: Any, path: KeyPath) -> list[str]:
         if not path:
             return list(fields)
         return _known_keys(fields[str(path[0])].annotation, path[1:]) if path[0] in fields else []
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return [key for argument in arguments for key in _known_keys(argument, path)]
-    if origin is typing.Annotated:
-        return _known_keys(arguments[0], path)
-    if origin in (list, tuple, dict) and path:
-        return _known_keys(arguments[-1] if origin is dict else arguments[0], path[1:])
-    return []
+    arguments = typing.get_args(annotation)
+    if path and typing.get_origin(annotation) in (list, dict):
+        return _known_keys(arguments[-1], path[1:])
+    return [key for argument in arguments for key in _known_keys(argument, path)]

@@ -102,13 +102,10 @@ def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None, patt
         damaged.resolve().unlink()
         damaged.unlink(missing_ok=True)
     if mismatches:
-        first = mismatches[0]
-        names = ", ".join(fault["path"] for fault in mismatches)
-        raise UserError(
-            f"{names} of {kind} {repo_id} came with other bytes than the Hub has ({first['algorithm']} "
-            f"{first['actual'][:12]}…, not {first['expected'][:12]}…), and is removed from the cache",
-            "run the same command again to fetch it anew; if it comes back, the mirror or the disk is at fault",
-        )
+        names = ", ".join(f"{one['path']} ({one['algorithm']} {one['actual'][:12]}…)" for one in mismatches)
+        problem = f"{names} of {kind} {repo_id} came with other bytes than the Hub has, and is removed from the cache"
+        fix = "run the same command again to fetch it anew; if it comes back, the mirror or the disk is at fault"
+        raise UserError(problem, fix)
     return path
 
 
@@ -175,36 +172,29 @@ def _faults_explained(kind: str, repo_id: str, revision: str) -> Iterator[None]:
     try:
         yield
     except (OSError, httpx2.HTTPError, errors.RevisionResolutionError) as error:
-        what = f"{kind} {repo_id}"
-        page = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+        what, kind_of_error = f"{kind} {repo_id}", UserError
         not_cached = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.RevisionResolutionError)
         if is_offline_mode() and isinstance(error, not_cached):
-            raise HubUnreachable(
-                f"{what} at {revision} is not in the cache, and HF_HUB_OFFLINE is set",
-                f"fetch it once with a network: hf download {repo_id} --repo-type {kind}; or unset HF_HUB_OFFLINE",
-            ) from error
-        reasons = {
-            errors.GatedRepoError: (
-                f"{what} is gated, and {_who()} has no access to it",
-                f"ask for access at {page}, then run `hf auth login` (or set HF_TOKEN), and this again",
-            ),
-            errors.RevisionNotFoundError: (f"{what} has no revision {revision}", "name a branch, tag or commit it has"),
-            errors.RemoteEntryNotFoundError: (
-                f"{what} at {revision} lacks a file: {_first_line(error)}",
-                "check the file's name, or pin another `revision:`",
-            ),
-            errors.RepositoryNotFoundError: (
-                f"there is no {what} on {endpoint()}, or it is private and {_who()} may not see it",
-                "check the name; for a private one run `hf auth login` (or set HF_TOKEN)",
-            ),
-        }
-        for kind_of_error, (problem, fix) in reasons.items():
-            if isinstance(error, kind_of_error):
-                raise UserError(problem, fix) from error
-        raise HubUnreachable(
-            f"cannot fetch {what} at {revision} from {endpoint()}: {_first_line(error)}",
-            "check the network and free disk (HF_ENDPOINT names a mirror), then run the same command again to resume",
-        ) from error
+            problem = f"{what} at {revision} is not in the cache, and HF_HUB_OFFLINE is set"
+            fix = f"fetch it once with a network: hf download {repo_id} --repo-type {kind}; or unset HF_HUB_OFFLINE"
+            kind_of_error = HubUnreachable
+        elif isinstance(error, errors.GatedRepoError):
+            problem = f"{what} is gated, and {_who()} has no access to it"
+            page = f"{endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+            fix = f"ask for access at {page}, then run `hf auth login` (or set HF_TOKEN), and this again"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            problem, fix = f"{what} has no revision {revision}", "name a branch, tag or commit it has"
+        elif isinstance(error, errors.RemoteEntryNotFoundError):
+            problem = f"{what} at {revision} lacks a file: {_first_line(error)}"
+            fix = "check the file's name, or pin another `revision:`"
+        elif isinstance(error, errors.RepositoryNotFoundError):
+            problem = f"there is no {what} on {endpoint()}, or it is private and {_who()} may not see it"
+            fix = "check the name; for a private one run `hf auth login` (or set HF_TOKEN)"
+        else:
+            problem = f"cannot fetch {what} at {revision} from {endpoint()}: {_first_line(error)}"
+            fix = "check network and free disk (HF_ENDPOINT names a mirror), then run the same command again to resume"
+            kind_of_error = HubUnreachable
+        raise kind_of_error(problem, fix) from error
 
 
 def _who() -> str:
@@ -216,5 +206,4 @@ def _who() -> str:
 def _first_line(error: BaseException) -> str:
     while isinstance(error.__cause__, OSError) and not str(error).strip():
         error = error.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

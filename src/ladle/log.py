@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 PLAIN_LINE_EVERY_SECONDS, SILENT_AT_MOST_SECONDS = 10.0, 60.0
 ENOUGH_TO_ESTIMATE = 0.05
@@ -20,28 +19,25 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def configure(verbose: bool = False, quiet: bool = False) -> None:
-    """Send Ladle's messages to standard error, one line each.
+def configure(quiet: bool = False) -> None:
+    """Send Ladle's messages to standard error, one line each; errors only if `quiet`.
 
-    Args:
-        verbose: debugging messages too.
-        quiet: errors only, for every process of a group but the first.
+    All processes of a group but the first are quiet.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     ladle = logging.getLogger("ladle")
     ladle.handlers[:] = [handler]
     ladle.propagate = False
-    ladle.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    ladle.setLevel(logging.ERROR if quiet else logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(_say_on_standard_error)
-    bitsandbytes = logging.getLogger("bitsandbytes")
-    bitsandbytes.setLevel(logging.ERROR)  # it warns of kernels it could download, whenever imported
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels it could download, when imported
 
 
 def _say_on_standard_error(record: logging.LogRecord) -> bool:
-    """Take over what DeepSpeed would print among a command's results; its warnings, of no use here, as details."""
-    level = record.levelno if record.levelno >= logging.ERROR else logging.DEBUG
-    get_logger("ladle.deepspeed").log(level, record.getMessage())
+    """Take over DeepSpeed's errors, which it would print among a command's results; its warnings are of no use here."""
+    if record.levelno >= logging.ERROR:
+        get_logger("ladle.deepspeed").error(record.getMessage())
     return False
 
 
@@ -59,13 +55,11 @@ def collected_warnings() -> Iterator[list[str]]:
     handlers: list[logging.Handler] = [Collector(logging.WARNING)]
     if not ladle.hasHandlers() and logging.lastResort is not None:  # Python's own, which any handler puts out of work
         handlers.append(logging.lastResort)
-    for handler in handlers:
-        ladle.addHandler(handler)
+    ladle.handlers += handlers
     try:
         yield said
     finally:
-        for handler in handlers:
-            ladle.removeHandler(handler)
+        ladle.handlers[:] = [one for one in ladle.handlers if one not in handlers]
 
 
 class ProgressBar:
@@ -86,23 +80,29 @@ class ProgressBar:
         if not self.done:
             self.first_done, self.first_at = count, time.monotonic()
         self.done += count
-        self._show()
+        self.show()
 
     def say(self, note: str) -> None:
         """Show a note behind the rate from now on."""
         self.note = f", {note}"
-        self._show()
+        self.show()
+
+    def show(self) -> None:
+        """Log a line, unless the last one is new."""
+        if time.monotonic() - self.printed >= PLAIN_LINE_EVERY_SECONDS:
+            self.print()
+
+    def print(self) -> None:
+        """Log a line."""
+        self.printed = time.monotonic()
+        total = "" if self.total is None else f"/{self.total:,}"
+        get_logger(__name__).info("%s: %s%s %s", self.description, f"{self.done:,}", total, self.text)
 
     def show_life(self, over: threading.Event) -> None:
         """Log a line a minute while nothing is reported, until the work is over."""
         while not over.wait(SILENT_AT_MOST_SECONDS):
             if time.monotonic() - self.printed >= SILENT_AT_MOST_SECONDS:
-                self._print()
-
-    def finish(self) -> None:
-        """Log the last state, if the work took so long that there was a line before."""
-        if self.printed != self.started:
-            self._print()
+                self.print()
 
     @property
     def text(self) -> str:
@@ -114,26 +114,6 @@ class ProgressBar:
             left = f", {(self.total - self.done) / rate:,.0f} s left"
         return f"{self.unit}, {rate:,.{1 if rate >= 1 else 3}f}/s{self.note}{left}"
 
-    def _show(self) -> None:
-        if time.monotonic() - self.printed >= PLAIN_LINE_EVERY_SECONDS:
-            self._print()
-
-    def _print(self) -> None:
-        self.printed = time.monotonic()
-        total = "" if self.total is None else f"/{self.total:,}"
-        get_logger(__name__).info("%s: %s%s %s", self.description, f"{self.done:,}", total, self.text)
-
-
-class _TerminalBar(ProgressBar):
-    """The same as a bar of `display`, rich's Progress."""
-
-    def __init__(self, display: Any, total: int | None, description: str, unit: str) -> None:
-        super().__init__(total, description, unit)
-        self.display, self.task = display, display.add_task(description, total=total, text=unit)
-
-    def _show(self) -> None:
-        self.display.update(self.task, completed=self.done, text=self.text)
-
 
 @contextmanager
 def progress(total: int | None, description: str, unit: str = "items") -> Iterator[ProgressBar]:
@@ -144,19 +124,22 @@ def progress(total: int | None, description: str, unit: str = "items") -> Iterat
         description: what is being done.
         unit: what is counted, in the plural.
     """
-    if not sys.stderr.isatty():
-        bar = ProgressBar(total, description, unit)
-        over = threading.Event()
-        threading.Thread(target=bar.show_life, args=(over,), daemon=True).start()
-        try:
-            yield bar
-        finally:
-            over.set()
-        bar.finish()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    bar = ProgressBar(total, description, unit)
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        yield _TerminalBar(display, total, description, unit)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}")
+        with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+            task = display.add_task(description, total=total, text=unit)
+            bar.show = lambda: display.update(task, completed=bar.done, text=bar.text)
+            yield bar
+        return
+    over = threading.Event()
+    threading.Thread(target=bar.show_life, args=(over,), daemon=True).start()
+    try:
+        yield bar
+    finally:
+        over.set()
+    if bar.printed != bar.started:  # it took so long that there was a line before
+        bar.print()

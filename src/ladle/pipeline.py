@@ -12,19 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ladle.artifacts.inputs import HubRepository, InputFinder, find_local, names_hub
-from ladle.artifacts.record import RECORD_NAME
 from ladle.artifacts.step import Step, StepInput, StepOutput, in_build_order
-from ladle.config_file import ConfigFile
 from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferConfig
 from ladle.data.formats import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
-from ladle.recipe import KtoSection, Recipe, make_recipe
+from ladle.recipe import KtoSection, Recipe
 from ladle.reporting.page import PageConfig
 from ladle.soups.members import find_members
 from ladle.stages import evaluate, fetch, gate, kto, kto_reference, mix, prefer, pretrain, report, rollout, soup
@@ -89,8 +86,7 @@ class Pipeline:
             self._add(Step(f"datasets/{name}", fetch.STAGE, config, inputs, f"datasets.{name}"))
 
     def _add_base(self) -> None:
-        base = self.recipe.base
-        if base is None:
+        if (base := self.recipe.base) is None:
             return
         if base.init is not None:
             self.models["base"] = self._init_step("base" if base.pretrain is None else "base/init", base.init)
@@ -104,18 +100,12 @@ class Pipeline:
             self.models["base"] = self._pretrain_step("base", base.pretrain, mixture, "base.pretrain")
 
     def _init_step(self, name: str, init: InitConfig) -> Step:
-        source = init.tokenizer
-        trained = isinstance(source, TokenizerSource)
-        config = InitModelConfig(
-            seed=init.seed,
-            architecture=init.architecture,
-            dtype=init.dtype,
-            train_tokenizer=source if trained else None,
-        )
+        source, trained = init.tokenizer, None
         if isinstance(source, TokenizerSource):
-            inputs = {"tokenizer_data": self._dataset(source.dataset, "base.init.tokenizer.dataset")}
+            inputs, trained = {"tokenizer_data": self._dataset(source.dataset, "base.init.tokenizer.dataset")}, source
         else:
             inputs = {"tokenizer": (self._tokenizer(source, None, "base.init.tokenizer"),)}
+        config = InitModelConfig.part_of(init, train_tokenizer=trained)
         return self._add(Step(name, fetch.STAGE, config, inputs, "base.init"))
 
     def _add_mix(self) -> None:
@@ -142,11 +132,8 @@ class Pipeline:
         return self._add(Step(name, mix.STAGE, config, inputs, section))
 
     def _add_pretrain(self) -> None:
-        config = self.recipe.pretrain
-        if config is None:
-            return
-        mixture = self.steps.get("mix")
-        self.models["pretrained"] = self._pretrain_step("pretrain", config, mixture, "pretrain")
+        if (config := self.recipe.pretrain) is not None:
+            self.models["pretrained"] = self._pretrain_step("pretrain", config, self.steps.get("mix"), "pretrain")
 
     def _pretrain_step(self, name: str, config: PretrainConfig, mixture: Step | None, section: str) -> Step:
         if config.data is not None and config.data != "mix":
@@ -160,8 +147,7 @@ class Pipeline:
         return self._add(Step(name, pretrain.STAGE, config, inputs, section))
 
     def _add_soup(self) -> None:
-        config = self.recipe.soup
-        if config is None:
+        if (config := self.recipe.soup) is None:
             return
         inputs: Inputs = {"members": tuple(item for one in config.ordered_members for item in self._soup_member(one))}
         if config.select != "none":
@@ -188,13 +174,11 @@ class Pipeline:
 
     def _add_alignments(self) -> None:
         """Add rollout, preference data, reference pass, training and gate of every round of every alignment."""
-        alignments = self.recipe.alignments
-        several = isinstance(self.recipe.kto, list)
-        rounds = [
-            (section, f"kto.{index}" if several else "kto", number)
-            for index, section in enumerate(alignments)
-            for number in range(section.rounds)
-        ]
+        keys = (
+            [f"kto.{index}" for index in range(len(self.recipe.kto))] if isinstance(self.recipe.kto, list) else ["kto"]
+        )
+        alignments = zip(self.recipe.alignments, keys, strict=False)
+        rounds = [(section, key, number) for section, key in alignments for number in range(section.rounds)]
         if not rounds and self.recipe.rollout is not None:
             self._add_rollout("rollout", 0, self._model(self.recipe.rollout.model, "rollout.model"))
         for number, (section, key, _) in enumerate(rounds):
@@ -202,10 +186,8 @@ class Pipeline:
             self.models["kto"] = self._add_round(section, key, number, parent, is_last=number == len(rounds) - 1)
 
     def _add_rollout(self, name: str, number: int, policy: StepInput) -> None:
-        config = self.recipe.rollout
-        if config is not None:
-            prompts = self._dataset(config.prompts.dataset, "rollout.prompts")
-            inputs = {"model": (policy,), "prompts": prompts}
+        if (config := self.recipe.rollout) is not None:
+            inputs = {"model": (policy,), "prompts": self._dataset(config.prompts.dataset, "rollout.prompts")}
             self._add(Step(name, rollout.STAGE, config.in_round(number), inputs, "rollout"))
 
     def _add_round(self, section: KtoSection, key: str, number: int, parent: StepInput, is_last: bool) -> Step:
@@ -215,13 +197,13 @@ class Pipeline:
         if rollout is not None and (number == 0 or section.takes_rollouts):
             policy = self._model(rollout.model, "rollout.model") if number == 0 and rollout.model else parent
             self._add_rollout(f"rollout{suffix}", number, policy)
-        joined = PreferConfig(**{name: getattr(section, name) for name in PreferConfig.model_fields})
+        joined = PreferConfig.part_of(section)
         inputs: Inputs = {
             f"source:{index}": self._preference(source.dataset, source.revision, f"{key}.data", f"rollout{suffix}")
             for index, source in enumerate(joined.data)
         }
         preference = self._add(Step(f"prefer{suffix}", prefer.STAGE, joined, inputs, key))
-        training = KtoConfig(**{name: getattr(section, name) for name in KtoConfig.model_fields})
+        training = KtoConfig.part_of(section)
         inputs = {"model": (parent,), "preference": (StepOutput(preference),)}
         passes = KtoReferenceConfig.of(training, section.seed)
         reference = self._add(Step(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, key))
@@ -236,8 +218,7 @@ class Pipeline:
         return self._add(Step(name, gate.STAGE, section.gate, inputs, f"{key}.gate"))
 
     def _add_evaluate(self) -> None:
-        config = self.recipe.evaluate
-        if config is None:
+        if (config := self.recipe.evaluate) is None:
             return
         for choice in config.models:
             inputs: Inputs = {"model": (self._evaluated_model(choice),)}
@@ -253,8 +234,8 @@ class Pipeline:
         found = self._model_or_hub(choice.model, choice.revision, "evaluate.models")
         if not isinstance(found, HubRepository):
             return found
-        step = Step(f"models/{choice.label}", fetch.STAGE, FetchModelConfig(), {"model": (found,)}, "evaluate")
-        return StepOutput(self._add(step))
+        name = f"models/{choice.label}"
+        return StepOutput(self._add(Step(name, fetch.STAGE, FetchModelConfig(), {"model": (found,)}, "evaluate")))
 
     def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> tuple[StepInput, ...]:
         key = f"evaluate.benchmarks.{benchmark.name}"
@@ -310,61 +291,3 @@ class Pipeline:
         if f"datasets/{reference}" in self.steps:
             return (StepOutput(self.steps[f"datasets/{reference}"]),)
         return (self.finder.find("dataset", reference, key, revision),)
-
-
-# Steps that a command line names without a recipe: recipes of one section.
-
-
-def soup_step(members: list[str], overrides: list[str], root: Path, out: Path | None = None) -> Step:
-    """Return the step that averages the members, in order; each is a folder, a glob of folders or a Hub id.
-
-    Members are hashed while they are averaged, unless the place of the result follows from the hashes, or there is
-    something already.
-
-    Raises:
-        UserError: no member, one that does not exist, or a setting that concerns recipes.
-    """
-    if not members:
-        raise UserError("no members are named", "ladle soup MEMBER MEMBER… --out DIR, or name a recipe")
-    for override in overrides:
-        if override.partition("=")[0] in ("members", "include_base"):
-            raise UserError(f"{override} concerns a recipe", "name the members alone, or a recipe")
-    is_new = out is not None and not (out / RECORD_NAME).is_file()
-    recipe = make_recipe({"soup": {"members": members}}, overrides, "soup")
-    return Pipeline(recipe, InputFinder(root), reads_members_once=is_new).steps["soup"]
-
-
-def evaluate_step(settings: dict[str, Any], overrides: list[str], root: Path) -> Step:
-    """Return the step that scores one model; `settings` is an `evaluate:` section whose one model is named `model`.
-
-    Raises:
-        UserError: an unknown benchmark, or a model or data file that does not exist.
-    """
-    recipe = make_recipe({"evaluate": settings}, overrides, "evaluate")
-    return Pipeline(recipe, InputFinder(root)).steps["evaluate/model"]
-
-
-def fetch_step(
-    model: str | None, dataset: str | None, init: Path | None, revision: str | None, overrides: list[str], root: Path
-) -> Step:
-    """Return the step that brings one model or dataset to disk, or makes a fresh model.
-
-    Raises:
-        UserError: not exactly one of the three is named.
-    """
-    if sum(item is not None for item in (model, dataset, init)) != 1:
-        problem = "name one thing to fetch"
-        raise UserError(problem, "ladle fetch MODEL, ladle fetch --dataset NAME, or ladle fetch --init FILE")
-    sections: dict[str, Any] = {"base": {"model": model, "revision": revision}}
-    section, name = "base", "base"
-    if dataset is not None:
-        sections = {"datasets": {"dataset": {"dataset": dataset, "revision": revision}}}
-        section, name = "datasets.dataset", "datasets/dataset"
-    elif init is not None:
-        file = ConfigFile.read(init)
-        file.override(overrides)
-        fresh = file.validate(InitConfig)
-        if not isinstance(fresh.tokenizer, str):
-            raise UserError("--init takes the folder of a tokenizer", "set `tokenizer: DIR` in the file")
-        sections, overrides = {"base": {"init": fresh}}, []
-    return Pipeline(make_recipe(sections, overrides, section), InputFinder(root)).steps[name]

@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ladle.artifacts.files import link_or_copy, list_files
 from ladle.artifacts.record import RECORD_NAME, describe_files, read_record
 from ladle.errors import CheckFailed, UserError
 from ladle.hub import is_repo_id, upload
 
-CARD = "README.md"
-_KINDS = {
+KINDS = {
     "pretrain": "continued pretraining",
     "kto": "Kahneman-Tversky alignment (KTO, arXiv 2402.01306)",
     "gate": "the better of a round's model and the one before it",
@@ -62,26 +58,23 @@ def push(artifact: Path, repo_id: str, evaluations: list[Path], private: bool, m
     kind = "model" if is_model else "dataset"  # an evaluation is a dataset
     with tempfile.TemporaryDirectory(dir=artifact.resolve().parent, prefix=".push-") as temporary:
         staged = Path(temporary)
-        metadata = _stage_files(artifact, record, staged)
-        if not (staged / CARD).is_file():
-            (staged / CARD).write_text(make_card(artifact, kind, evaluations, metadata), encoding="utf-8")
+        metadata = _stage_files(artifact, record["stage"], staged)
+        if not (staged / "README.md").is_file():
+            (staged / "README.md").write_text(make_card(artifact, kind, evaluations, metadata), encoding="utf-8")
         link_or_copy(artifact / RECORD_NAME, staged / RECORD_NAME)
         return upload(kind, repo_id, staged, message or f"{record['name']} {record['digest'][:12]}", private)
 
 
-def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[str, Any]:
+def _stage_files(artifact: Path, stage: str, staged: Path) -> dict[str, Any]:
     """Put what is pushed into `staged` and return what the card's header says about it."""
-    if record["stage"] in ("mix", "prefer"):
-        with tempfile.TemporaryDirectory(dir=staged.parent, prefix=".arrow-") as temporary:
-            saved = artifact / "preference"
-            if record["stage"] == "mix":
-                from ladle.data.arrow import export_arrow
+    if stage == "prefer":
+        return _write_parquet(artifact / "preference", staged / "data")
+    if stage == "mix":
+        from ladle.data.arrow import export_arrow
 
-                saved = Path(temporary) / "arrow"
-                export_arrow(artifact, saved)
-            splits = _write_parquet(saved, staged / "data")
-        files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
-        return {"configs": [{"config_name": "default", "data_files": files}]}
+        with tempfile.TemporaryDirectory(dir=staged.parent, prefix=".arrow-") as temporary:
+            export_arrow(artifact, Path(temporary) / "arrow")
+            return _write_parquet(Path(temporary) / "arrow", staged / "data")
     folder = artifact / "model" if (artifact / "model").is_dir() else artifact
     for path in list_files(folder):
         if path.name != RECORD_NAME:
@@ -89,8 +82,8 @@ def _stage_files(artifact: Path, record: dict[str, Any], staged: Path) -> dict[s
     return {}
 
 
-def _write_parquet(saved: Path, out: Path) -> list[str]:
-    """Write a dataset that was saved to disk as parquet, a file for each Arrow file; return its splits' names."""
+def _write_parquet(saved: Path, out: Path) -> dict[str, Any]:
+    """Write a dataset that was saved to disk as parquet, a file for each Arrow file; return the header's `configs`."""
     from datasets import load_from_disk
 
     loaded = load_from_disk(saved)
@@ -100,11 +93,12 @@ def _write_parquet(saved: Path, out: Path) -> list[str]:
         for index in range(count):
             part = split.shard(count, index, contiguous=True)
             part.to_parquet(out / f"{name}-{index:05d}-of-{count:05d}.parquet")
-    return [str(name) for name in splits]
+    files = [{"split": str(name), "path": f"data/{name}-*.parquet"} for name in splits]
+    return {"configs": [{"config_name": "default", "data_files": files}]}
 
 
 def make_card(folder: Path, kind: str, evaluations: list[Path], metadata: dict[str, Any]) -> str:
-    """Return the README.md of an artifact.
+    """Return the README.md of an artifact, `card.md` filled in.
 
     Args:
         folder: the artifact.
@@ -112,32 +106,25 @@ def make_card(folder: Path, kind: str, evaluations: list[Path], metadata: dict[s
         evaluations: artifacts of the evaluate stage whose scores the card shows.
         metadata: more of the card's YAML header, such as `configs` of a dataset.
     """
+    from huggingface_hub import CardData, RepoCard
+
     chain = _lineage(folder)
-    record = chain[-1]
-    header: dict[str, Any] = {"tags": ["ladle"], **metadata}
+    inputs = [item for one in chain for items in one["inputs"].values() for item in items]
+    roots = {hub: sorted({one["repo_id"] for one in inputs if one.get("hub") == hub}) for hub in ("model", "dataset")}
+    header = {"tags": ["ladle"], "datasets": roots["dataset"] or None} | metadata
     if kind == "model":
         header |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    inputs = [item for one in chain for items in one["inputs"].values() for item in items]
-    for key, hub_kind in (("base_model" if kind == "model" else "models", "model"), ("datasets", "dataset")):
-        if roots := sorted({item["repo_id"] for item in inputs if item.get("hub") == hub_kind}):
-            header[key] = roots
-    scores = [
-        (name, f"{one['accuracy']:.1%}", f"{one['low']:.1%} to {one['high']:.1%}", one["n"])
-        for place in evaluations
-        for name, one in read_record(place)["metrics"].items()
-    ]
-    steps = [(one["name"], _KINDS.get(one["stage"], one["stage"]), f"`{one['fingerprint'][:12]}`") for one in chain]
-    counters = "".join(f"- {name}: {value}\n" for name, value in record["counters"].items())
-    settings = json.dumps(record["identity"]["config"], indent=2, sort_keys=True, ensure_ascii=False)
-    parts = [
-        f"---\n{yaml.safe_dump(header, sort_keys=True, allow_unicode=True)}---\n",
-        f"# {record['name']}\n\nThis is {_KINDS.get(record['stage'], 'the result of a step')}, made with Ladle.\n",
-        _table("Scores", ("benchmark", "accuracy", "95 % interval", "n"), scores),
-        _table("Made from", ("step", "what", "fingerprint"), steps),
-        f"## Settings\n\n{counters}\n```json\n{settings}\n```\n",
-        f"`record.json` holds every file's blake3 and these settings; its digest is `{record['digest']}`.\n",
-    ]
-    return "\n".join(part for part in parts if part)
+    header["base_model" if kind == "model" else "models"] = roots["model"] or None
+    card = RepoCard.from_template(
+        CardData(**header),
+        template_path=str(Path(__file__).with_name("card.md")),
+        record=chain[-1],
+        chain=chain,
+        kinds=KINDS,
+        scores=[score for place in evaluations for score in read_record(place)["metrics"].items()],
+        settings=json.dumps(chain[-1]["identity"]["config"], indent=2, sort_keys=True, ensure_ascii=False),
+    )
+    return str(card)
 
 
 def _lineage(folder: Path) -> list[dict[str, Any]]:
@@ -155,10 +142,3 @@ def _lineage(folder: Path) -> list[dict[str, Any]]:
 
     visit(folder)
     return list(found.values())
-
-
-def _table(title: str, header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [header, tuple("---" for _ in header), *rows]
-    return f"## {title}\n\n" + "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,12 +37,10 @@ class BaseConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> BaseConfig:
         if (self.model is None) == (self.init is None):
-            seen = "both" if self.model else "neither"
-            problem = f"base needs `model` or `init`, and has {seen}"
+            problem = f"base needs `model` or `init`, and has {'both' if self.model else 'neither'}"
             raise UserError(problem, "keep `model: ORG/NAME` (or a folder), or `init: {...}`")
         if (self.mix is None) != (self.pretrain is None):
-            problem = "base.mix and base.pretrain go together, and one is missing"
-            raise UserError(problem, "add the other, or remove both")
+            raise UserError("base.mix and base.pretrain go together, and one is missing", "add it, or remove both")
         return self
 
 
@@ -137,11 +135,9 @@ def make_recipe(sections: dict[str, Any], overrides: Sequence[str], section: str
 
 def with_processes(recipe: Recipe, processes: int) -> Recipe:
     """Return the recipe with every training on so many processes of a machine."""
-
-    def change(config: Config) -> dict[str, Any]:
-        return {"processes": processes} if "processes" in type(config).model_fields else {}
-
-    return _change_sections(recipe, change)
+    return _change_sections(
+        recipe, lambda config: {"processes": processes} if "processes" in type(config).model_fields else {}
+    )
 
 
 def _spread_seed(recipe: Recipe) -> Recipe:
@@ -155,17 +151,13 @@ def _spread_seed(recipe: Recipe) -> Recipe:
     return _change_sections(recipe, change)
 
 
-ValueT = TypeVar("ValueT")
-
-
-def _change_sections(value: ValueT, change: Callable[[Config], dict[str, Any]]) -> ValueT:
+def _change_sections(value: Any, change: Callable[[Config], dict[str, Any]]) -> Any:
     """Return a recipe, or a part of one, with every section in it changed."""
-    made: Any = value
     if isinstance(value, Config):
         inner = {name: _change_sections(getattr(value, name), change) for name in type(value).model_fields}
-        made = value.model_copy(update=inner | change(value))
-    elif isinstance(value, (list, tuple)):
-        made = type(value)(_change_sections(item, change) for item in value)
-    elif isinstance(value, dict):
-        made = {key: _change_sections(item, change) for key, item in value.items()}
-    return made
+        return value.model_copy(update=inner | change(value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_change_sections(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _change_sections(item, change) for key, item in value.items()}
+    return value

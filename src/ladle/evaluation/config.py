@@ -190,14 +190,8 @@ class EvaluateModelConfig(Workers):
             raise UserError(
                 f"evaluate.few_shot is {few_shot}, and there are no examples to show", "set evaluate.examples.dataset"
             )
-        return cls(
-            **{name: getattr(config, name) for name in cls.model_fields}
-            | {
-                "few_shot": few_shot,
-                "examples": config.examples if few_shot else None,
-                "prompt": choice.prompt or config.prompt,
-            }
-        )
+        examples = config.examples if few_shot else None
+        return cls.part_of(config, few_shot=few_shot, examples=examples, prompt=choice.prompt or config.prompt)
 
 
 class EvaluateConfig(EvaluateModelConfig):

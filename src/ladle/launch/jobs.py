@@ -122,11 +122,7 @@ def load_profile(path: Path | None) -> SlurmProfile:
     Raises:
         UserError: there is no such file, or a fault of it, with its key and line.
     """
-    if path is None:
-        return SlurmProfile.model_validate({})
-    if not path.is_file():
-        raise UserError(f"there is no profile at {path}", "name an existing one, such as recipes/slurm/gpu.yaml")
-    return ConfigFile.read(path).validate(SlurmProfile)
+    return ConfigFile.read(path, "profile").validate(SlurmProfile) if path else SlurmProfile.model_validate({})
 
 
 @dataclass(frozen=True)
@@ -165,8 +161,7 @@ def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection
     """
     wanted = {id(planned.step): planned.step.name for planned in plan if planned.state is not State.CACHED}
     jobs: list[Job] = []
-    for planned in plan:
-        step = planned.step
+    for step in (planned.step for planned in plan):
         if id(step) in wanted and step.fingerprint not in queued:
             after = tuple(wanted[id(parent)] for parent in step.parents() if id(parent) in wanted)
             jobs += _jobs_of(step, after, profile)
@@ -184,14 +179,13 @@ def _jobs_of(step: Step, after: tuple[str, ...], profile: SlurmProfile) -> list[
     if step.stage.wants_gpus and profile.has_gpus is not False:
         own = getattr(config, "processes", None) or getattr(config, "workers", None) or 1
         gpus = own if resources.gpus_per_node is None else resources.gpus_per_node
-    num_shards = resources.shards or 1
+    shards = resources.shards or 1
     if step.stage.run_shard is None:
-        num_shards = 1
-        if step.name in profile.steps and (profile.steps[step.name].shards or 1) > 1:
-            seen = f"{profile.steps[step.name].shards} array tasks"
-            problem = f"the profile shares {step.name} out over {seen}, and it is one piece"
+        shards = 1
+        if (named := profile.steps.get(step.name)) is not None and (named.shards or 1) > 1:
+            problem = f"the profile shares {step.name} out over {named.shards} array tasks, and it is one piece"
             raise UserError(problem, f"leave steps.{step.name}.shards out")
-    if num_shards == 1:
+    if shards == 1:
         return [Job(step.name, step, after, resources, 0, nodes, gpus)]
-    shares = Job(f"{step.name}.shards", step, after, resources, num_shards, 1, min(gpus, 1))
+    shares = Job(f"{step.name}.shards", step, after, resources, shards, 1, min(gpus, 1))
     return [shares, Job(step.name, step, (*after, shares.name), resources, 0, 1, gpus)]

@@ -17,7 +17,6 @@ from ladle.artifacts.build import Workspace
 from ladle.artifacts.files import hash_bytes, make_folder, pretty_json, write_text_durably
 from ladle.artifacts.inputs import HubRepository
 from ladle.artifacts.plan import PlannedStep, State
-from ladle.artifacts.step import Step
 from ladle.errors import CheckFailed, UserError
 from ladle.hub import HubUnreachable, is_commit, name_of, resolve_commit
 from ladle.launch.jobs import Job, SlurmProfile, has_gpus, make_jobs
@@ -62,28 +61,17 @@ class SubmittedJob:
         return self.id, slurm_name(self.name)
 
 
-class Ledger:
-    """The submitted jobs of a recipe, in one small file."""
+def submitted_jobs(folder: Path) -> list[SubmittedJob]:
+    """Return the jobs that were submitted for a recipe: of each name and step the newest."""
+    path = folder / LEDGER
+    return [SubmittedJob(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LEDGER
-        rows = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else []
-        self.jobs = [SubmittedJob(**row) for row in rows]
 
-    def add(self, job: SubmittedJob) -> None:
-        """Note a job; it takes the place of earlier ones of the same name and step."""
-        kept = [one for one in self.jobs if (one.name, one.fingerprint) != (job.name, job.fingerprint)]
-        self.jobs = [*kept, job]
-        write_text_durably(self.path, pretty_json([asdict(one) for one in self.jobs]))
-
-    def in_queue(self) -> dict[str, SubmittedJob]:
-        """Return the jobs that build a step and have not ended, by the step's fingerprint."""
-        states = (ask_queue() or {}) if self.jobs else {}
-        return {
-            job.fingerprint: job
-            for job in self.jobs
-            if not job.is_array and any(state in IN_QUEUE for state, _ in states.get(job.key, ()))
-        }
+def jobs_in_queue(folder: Path) -> dict[str, SubmittedJob]:
+    """Return the jobs that build a step and have not ended, by the step's fingerprint."""
+    jobs = [job for job in submitted_jobs(folder) if not job.is_array]
+    queue = (ask_queue() or {}) if jobs else {}
+    return {job.fingerprint: job for job in jobs if any(state in IN_QUEUE for state, _ in queue.get(job.key, ()))}
 
 
 def ask_queue() -> Queue | None:
@@ -107,35 +95,30 @@ def ask_queue() -> Queue | None:
 
 def describe_jobs(plan: list[PlannedStep], folder: Path) -> dict[str, str]:
     """Return what became of the job of each unfinished step that has one, by the step's name."""
-    ledger = Ledger(folder)
     unfinished = {planned.step.fingerprint: planned.step.name for planned in plan if planned.state is not State.CACHED}
-    jobs = [job for job in ledger.jobs if job.fingerprint in unfinished]
-    states = ask_queue() if jobs else {}
-    described: dict[str, str | None] = {}
+    jobs = [job for job in submitted_jobs(folder) if job.fingerprint in unfinished]
+    queue = ask_queue() if jobs else {}
+    described: dict[str, str] = {}
     for job in sorted(jobs, key=lambda job: not job.is_array):  # the shares come first, and count until they are done
-        name = unfinished[job.fingerprint]
-        described[name] = described.get(name) or _describe(job, states)
-    return {name: text for name, text in described.items() if text is not None}
+        if text := _describe(job, queue):
+            described.setdefault(unfinished[job.fingerprint], text)
+    return described
 
 
-def _describe(job: SubmittedJob, states: Queue | None) -> str | None:
-    """Return a word on a job; None for shares that are all done."""
-    if states is None:
+def _describe(job: SubmittedJob, queue: Queue | None) -> str:
+    """Return a word on a job; none for shares that are all done."""
+    if queue is None:
         return f"job {job.id} was submitted, and there is no squeue here to ask: see {job.log}"
-    tasks = states.get(job.key, [])
-    failed = [one for one in tasks if one[0] not in (*IN_QUEUE, WELL_ENDED)]
-    active = [one for one in tasks if one[0] in IN_QUEUE]
-    if failed:
-        state, reason = failed[0]
-        if reason == "DependencyNeverSatisfied" or state == "CANCELLED" and not Path(job.log).is_file():
-            return f"job {job.id} was cancelled: what it waited for did not end well"
-        return f"job {job.id} {state.lower()}: see {job.log}"
-    if active:
-        state, reason = active[0]
-        return f"job {job.id} {state.lower()}" + (f" ({reason})" if state == "PENDING" else "")
-    if job.is_array:
-        return None
-    return f"job {job.id} has left the queue: see {job.log}"
+    tasks = queue.get(job.key, [])
+    for state, reason in tasks:
+        if state not in (*IN_QUEUE, WELL_ENDED):
+            if reason == "DependencyNeverSatisfied" or state == "CANCELLED" and not Path(job.log).is_file():
+                return f"job {job.id} was cancelled: what it waited for did not end well"
+            return f"job {job.id} {state.lower()}: see {job.log}"
+    for state, reason in tasks:
+        if state in IN_QUEUE:
+            return f"job {job.id} {state.lower()}" + (f" ({reason})" if state == "PENDING" else "")
+    return "" if job.is_array else f"job {job.id} has left the queue: see {job.log}"
 
 
 @dataclass(frozen=True)
@@ -145,30 +128,6 @@ class Script:
     job: Job
     path: Path
     text: str
-
-
-def keep_recipe(recipe: Path, folder: Path) -> Path:
-    """Copy the recipe to a name that says its content, so that jobs run what was submitted whatever becomes of it."""
-    text = recipe.read_bytes()
-    copy = folder / f"recipe-{hash_bytes(text)[:12]}.yaml"
-    copy.write_bytes(text)
-    return copy
-
-
-def keep_commits(steps: list[Step], folder: Path) -> Path | None:
-    """Note which commits the recipe's Hub names stand for now, so that all jobs read the same data; None: none.
-
-    Without it, a job that starts days later would take a branch that has moved for another dataset, and begin anew.
-    """
-    items = [item for step in steps for items in step.inputs.values() for item in items]
-    moving = [item for item in items if isinstance(item, HubRepository) and not is_commit(item.revision or "")]
-    commits = {name_of(item.kind, item.repo_id, item.revision): item.commit for item in moving}
-    if not commits:
-        return None
-    text = pretty_json(commits)
-    path = folder / f"commits-{hash_bytes(text.encode())[:12]}.json"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 @dataclass(frozen=True)
@@ -197,16 +156,33 @@ def launch(
         if shutil.which("sbatch") is None:
             problem = "there is no sbatch on this machine"
             raise UserError(problem, "run this on a login node, or look at the scripts with --dry-run")
-        make_folder(folder)
-        queued = Ledger(folder).in_queue()
-        commits = keep_commits([planned.step for planned in plan], folder)
-        recipe = keep_recipe(Path(call.recipe), folder)
-        call = replace(call, recipe=str(recipe), commits=str(commits) if commits else None)
-    jobs = make_jobs(plan, profile, queued)
-    texts = {job.name: render(job, profile, call, logs) for job in jobs}
-    scripts = [Script(job, folder / f"{job.name.replace('/', '-')}.sbatch", texts[job.name]) for job in jobs]
-    submitted = [] if dry_run else submit(scripts, Ledger(folder), queued)
+        make_folder(logs)
+        queued = jobs_in_queue(folder)
+        call = _keep_what_is_launched(call, plan, folder)
+    scripts = [
+        Script(job, folder / f"{job.name.replace('/', '-')}.sbatch", render(job, profile, call, logs))
+        for job in make_jobs(plan, profile, queued)
+    ]
+    submitted = [] if dry_run else submit(scripts, logs, queued)
     return Launched(scripts, submitted, list(queued.values()))
+
+
+def _keep_what_is_launched(call: Call, plan: list[PlannedStep], folder: Path) -> Call:
+    """Copy the recipe, and note the commits that its Hub names stand for now: jobs run what was submitted.
+
+    Without them a job that starts days later would take a file that was edited since, or a branch that has moved.
+    """
+
+    def keep(content: bytes, name: str, suffix: str) -> str:
+        path = folder / f"{name}-{hash_bytes(content)[:12]}{suffix}"
+        path.write_bytes(content)
+        return str(path)
+
+    items = [item for planned in plan for items in planned.step.inputs.values() for item in items]
+    moving = [item for item in items if isinstance(item, HubRepository) and not is_commit(item.revision or "")]
+    commits = {name_of(item.kind, item.repo_id, item.revision): item.commit for item in moving}
+    noted = keep(pretty_json(commits).encode(), "commits", ".json") if commits else None
+    return replace(call, recipe=keep(Path(call.recipe).read_bytes(), "recipe", ".yaml"), commits=noted)
 
 
 def commit_if_known(kind: str, repo_id: str, revision: str | None) -> str:
@@ -218,12 +194,12 @@ def commit_if_known(kind: str, repo_id: str, revision: str | None) -> str:
         return UNKNOWN_COMMIT
 
 
-def submit(scripts: list[Script], ledger: Ledger, queued: Mapping[str, SubmittedJob]) -> list[tuple[Job, str]]:
+def submit(scripts: list[Script], logs: Path, queued: Mapping[str, SubmittedJob]) -> list[tuple[Job, str]]:
     """Write and submit the scripts, in order, and return each job with its Slurm id.
 
     Args:
         scripts: of the jobs, parents first.
-        ledger: where they are noted.
+        logs: the folder of the jobs' output; what was submitted is noted beside it.
         queued: jobs of earlier launches that are in the queue, by the step's fingerprint.
 
     Raises:
@@ -232,29 +208,25 @@ def submit(scripts: list[Script], ledger: Ledger, queued: Mapping[str, Submitted
     ids = {job.name: job.id for job in queued.values()}
     submitted: list[tuple[Job, str]] = []
     for script in scripts:
-        logs = (script.path.parent / "logs").absolute()
-        make_folder(logs)
+        job, fingerprint = script.job, script.job.step.fingerprint
         script.path.write_text(script.text, encoding="utf-8")
-        done = subprocess.run([*sbatch_command(script.job, ids), str(script.path)], capture_output=True, text=True)
+        done = subprocess.run([*sbatch_command(job, ids), str(script.path)], capture_output=True, text=True)
         if done.returncode != 0:
             if submitted:
                 subprocess.run(["scancel", *(number for _, number in submitted)], capture_output=True)
             lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.strip().splitlines()]
-            raise UserError(
-                f"sbatch refused {script.path}: {'; '.join(lines)}",
-                "fix the profile (--profile), such as its partition, account or memory, and launch again; "
-                "nothing of this launch is left in the queue",
-            )
-        number = ids[script.job.name] = done.stdout.strip().split(";")[0]
-        submitted.append((script.job, number))
-        log = log_of(script.job, logs, number, "*")
-        ledger.add(SubmittedJob(script.job.name, script.job.step.fingerprint, number, log, script.job.shards > 0))
+            fix = "fix the profile (--profile), such as its partition, account or memory, and launch again; "
+            fix += "nothing of this launch is left in the queue"
+            raise UserError(f"sbatch refused {script.path}: {'; '.join(lines)}", fix)
+        number = ids[job.name] = done.stdout.strip().split(";")[0]
+        submitted.append((job, number))
+        others = [one for one in submitted_jobs(logs.parent) if (one.name, one.fingerprint) != (job.name, fingerprint)]
+        new = SubmittedJob(job.name, fingerprint, number, log_of(job, logs, number, "*"), job.shards > 0)
+        write_text_durably(logs.parent / LEDGER, pretty_json([asdict(one) for one in (*others, new)]))
     return submitted
 
 
 def sbatch_command(job: Job, ids: Mapping[str, str]) -> list[str]:
     """Return the command that submits a job, without its script; `ids` are those of the jobs that it waits for."""
-    command = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes"]
-    if job.after:
-        command.append("--dependency=afterok:" + ":".join(ids[name] for name in job.after))
-    return command
+    after = ["--dependency=afterok:" + ":".join(ids[name] for name in job.after)] if job.after else []
+    return ["sbatch", "--parsable", "--kill-on-invalid-dep=yes", *after]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from fractions import Fraction
 from functools import partial
 from importlib.resources import files
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,7 @@ def render_page(title: str, records: Records) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["pretty"] = partial(json.dumps, indent=2, ensure_ascii=False)
     template = environment.from_string(files("ladle.reporting").joinpath("page.html").read_text(encoding="utf-8"))
-    scores, mixtures = collect_scores(records), collect_mixtures(records)
+    scores, mixtures = collect_scores(records), _details(records, "mix", "mixture.json")
     return template.render(
         title=title,
         scores=scores,
@@ -65,7 +64,7 @@ def render_page(title: str, records: Records) -> str:
         curves=[plot for name, log, keys in _logs(records) if (plot := curve_plot(name, log, keys))],
         mixtures=mixtures,
         length_plots=[length_plot(mixture["sources"], mixture["name"]) for mixture in mixtures],
-        soups=collect_soups(records),
+        soups=_details(records, "soup", "merge_info.json"),
         samples=collect_samples(records),
         records={name: record for name, (_, record) in records.items()},
         environment=next(iter(records.values()))[1]["environment"] if records else {},
@@ -83,59 +82,35 @@ def collect_scores(records: Records) -> Scores:
 
 def mean_scores(scores: Scores) -> dict[str, float]:
     """Return each model's unweighted mean over the benchmarks, `final_acc` of the published results."""
-    models = dict.fromkeys(model for by_model in scores.values() for model in by_model)
-    return {
-        model: fmean(by_model[model]["accuracy"] for by_model in scores.values() if model in by_model)
-        for model in models
-    }
+    accuracies: dict[str, list[float]] = {}
+    for model, score in (item for by_model in scores.values() for item in by_model.items()):
+        accuracies.setdefault(model, []).append(score["accuracy"])
+    return {model: fmean(own) for model, own in accuracies.items()}
 
 
 def collect_changes(records: Records) -> list[tuple[str, str, PairedResult]]:
     """Return each model's paired difference to the model evaluated before it, over the items that both answered."""
     from ladle.evaluation.compare import compare_runs
 
-    evaluated = [(_model_of(name), folder) for name, folder, _ in _of_stage(records, "evaluate")]
     return [
-        (before, after, compare_runs(folder_before, folder_after).overall)
-        for (before, folder_before), (after, folder_after) in pairwise(evaluated)
+        (_model_of(before), _model_of(after), compare_runs(folder_before, folder_after).overall)
+        for (before, folder_before, _), (after, folder_after, _) in pairwise(_of_stage(records, "evaluate"))
     ]
 
 
 def collect_samples(records: Records) -> list[dict[str, Any]]:
-    """Return each model's completion of the first item of each benchmark."""
+    """Return each model's answer to the first item of each benchmark, as its result file has it."""
     samples = []
     for name, folder, _ in _of_stage(records, "evaluate"):
         for path in sorted(folder.glob("*/*_result.jsonl")):
             with path.open(encoding="utf-8") as lines:
-                row = json.loads(next(lines, "null"))
-            if row is not None:
-                verdict = "right" if row["score"][0] else "wrong"
-                sample = {"question": row["question"], "completion": row["code"][0], "gold": row["gt"]}
-                samples.append(sample | {"model": _model_of(name), "verdict": verdict})
+                samples += [json.loads(line) | {"model": _model_of(name)} for line in islice(lines, 1)]
     return samples
 
 
-def collect_mixtures(records: Records) -> list[dict[str, Any]]:
-    """Return each mixture's name, splits and sources, as its `mixture.json` has them, with the sources' shares."""
-    mixtures = []
-    for name, folder, _ in _of_stage(records, "mix"):
-        mixture = json.loads((folder / "mixture.json").read_text(encoding="utf-8"))
-        total = max(1, mixture["splits"]["train"]["tokens"])
-        for source in mixture["sources"]:
-            source["share"] = source["train_tokens"] / total
-            source["dropped_rows"] = sum(source["dropped_rows"].values())
-        mixtures.append({"name": name, "sources": mixture["sources"], "splits": mixture["splits"]})
-    return mixtures
-
-
-def collect_soups(records: Records) -> list[dict[str, Any]]:
-    """Return each soup's name, method and selection, as its `merge_info.json` has them, and the members with weight."""
-    soups = []
-    for name, folder, _ in _of_stage(records, "soup"):
-        info = json.loads((folder / "merge_info.json").read_text(encoding="utf-8"))
-        members = [member for member in info["members"] if Fraction(member["coefficient"])]
-        soups.append(info | {"name": name, "members": members})
-    return soups
+def _details(records: Records, stage: str, file: str) -> list[dict[str, Any]]:
+    """Return what the artifacts of a stage say of themselves in a file, with their names."""
+    return [{"name": name} | json.loads((folder / file).read_text()) for name, folder, _ in _of_stage(records, stage)]
 
 
 def _logs(records: Records) -> Iterator[tuple[str, list[dict[str, Any]], tuple[str, ...]]]:
@@ -146,10 +121,8 @@ def _logs(records: Records) -> Iterator[tuple[str, list[dict[str, Any]], tuple[s
             yield name, [json.loads(line) for line in lines], keys
 
 
-def _of_stage(records: Records, stage: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    for name, (folder, record) in records.items():
-        if record["stage"] == stage:
-            yield name, folder, record
+def _of_stage(records: Records, stage: str) -> list[tuple[str, Path, dict[str, Any]]]:
+    return [(name, folder, record) for name, (folder, record) in records.items() if record["stage"] == stage]
 
 
 def _model_of(step_name: str) -> str:

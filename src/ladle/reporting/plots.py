@@ -30,11 +30,9 @@ def accuracy_plot(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> st
     values = [100 * score["accuracy"] for score in scores.values()]
     below = [100 * (score["accuracy"] - score["low"]) for score in scores.values()]
     above = [100 * (score["high"] - score["accuracy"]) for score in scores.values()]
-    axes.bar(range(len(values)), values, color="#4c78a8", width=0.6)
-    axes.errorbar(range(len(values)), values, yerr=[below, above], fmt="none", ecolor="#333333", capsize=4)
-    axes.set_xticks(range(len(values)), list(scores))
-    axes.set_ylabel("accuracy, %")
-    axes.set_ylim(0, 100)
+    axes.bar(list(scores), values, color="#4c78a8", width=0.6)
+    axes.errorbar(list(scores), values, yerr=[below, above], fmt="none", ecolor="#333333", capsize=4)
+    axes.set(ylabel="accuracy, %", ylim=(0, 100))
     return _svg(figure)
 
 
@@ -66,11 +64,9 @@ def length_plot(sources: Sequence[Mapping[str, Any]], title: str) -> str:
     ranges = sorted(names, key=lambda name: int(name.split("-")[0]))
     for source in sources:
         counts = [source["length_histogram"].get(name, 0) for name in ranges]
-        total = max(1, sum(counts))
-        axes.plot(range(len(ranges)), [100 * count / total for count in counts], label=source["name"], marker=".")
-    axes.set_xticks(range(len(ranges)), ranges, rotation=45, ha="right", fontsize=7)
-    axes.set_xlabel("tokens in a document")
-    axes.set_ylabel("documents, %")
+        axes.plot(ranges, [100 * count / max(1, sum(counts)) for count in counts], label=source["name"], marker=".")
+    axes.tick_params(axis="x", labelrotation=45, labelsize=7)
+    axes.set(xlabel="tokens in a document", ylabel="documents, %")
     axes.legend(frameon=False)
     return _svg(figure)
 

@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
+from ladle.api import Run
 from ladle.artifacts.inputs import HubRepository, LocalFiles
-from ladle.artifacts.step import StepOutput
+from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
-from ladle.pipeline import evaluate_step
+from ladle.recipe import make_recipe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def evaluate_step(settings: dict[str, Any], overrides: list[str], root: Path) -> Step:
+    return Run(make_recipe({"evaluate": settings}, overrides, "evaluate"), root, "evaluate/model").steps[
+        "evaluate/model"
+    ]
 
 
 @pytest.fixture

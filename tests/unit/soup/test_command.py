@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
+from ladle.api import Run
 from ladle.artifacts import inputs
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.files import pretty_json
@@ -22,7 +23,7 @@ from ladle.artifacts.inputs import InputFinder, LocalFiles, UnreadFiles
 from ladle.artifacts.record import RECORD_NAME, describe_files, digest_of, read_record, seal
 from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
-from ladle.pipeline import soup_step
+from ladle.recipe import make_recipe
 from ladle.soups import make
 from ladle.soups.config import SoupConfig
 from ladle.soups.members import open_members
@@ -34,6 +35,11 @@ from .models import random_tensors, write_member
 
 ROWS = 10_000
 """Makes a member larger than what is hashed at once."""
+
+
+def soup_step(members: list[str], root: Path, out: Path | None = None) -> Step:
+    """Return the step of `ladle soup`."""
+    return Run(make_recipe({"soup": {"members": members}}, [], "soup"), root, "soup", out).steps["soup"]
 
 
 def ladle(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -61,16 +67,16 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_members_are_hashed_while_they_are_averaged_and_never_again(tmp_path: Path, hashed: list[str]) -> None:
     members = [str(path) for path in make_checkpoints(tmp_path / "run", 1, 2, 3, rows=ROWS)]
     out, root = tmp_path / "out", tmp_path / "root"
-    step = soup_step(members, [], root, out)
+    step = soup_step(members, root, out)
     build(step, Workspace(tmp_path / "runs", (("soup", out),)))
     assert "model.safetensors" not in hashed
     record = read_record(out)
     found = {entry["path"]: entry["blake3"] for item in record["inputs"]["members"] for entry in item["files"]}
     assert found == {path: blake3(Path(path).read_bytes()).hexdigest() for path in found}
     assert len([path for path in found if path.endswith("model.safetensors")]) == 3
-    again = soup_step(members, [], root, out)  # what stands there is compared by content, which is known by now
+    again = soup_step(members, root, out)  # what stands there is compared by content, which is known by now
     assert again.fingerprint == record["fingerprint"] != step.fingerprint
-    assert soup_step(members, [], tmp_path / "other root", None).fingerprint == record["fingerprint"]
+    assert soup_step(members, tmp_path / "other root").fingerprint == record["fingerprint"]
     assert "model.safetensors" in hashed  # by the last line, which knew nothing
 
 
@@ -95,12 +101,12 @@ def test_small_or_known_files_are_described_by_content_at_once(tmp_path: Path) -
 
 def test_the_state_of_a_training_is_no_part_of_a_member(tmp_path: Path) -> None:
     (member,) = make_checkpoints(tmp_path, 1)
-    plain = soup_step([str(member)], [], tmp_path / "root", None).fingerprint
+    plain = soup_step([str(member)], tmp_path / "root").fingerprint
     for name in ("optimizer.pt", "rng_state_0.pth", "scheduler.pt", "trainer_state.json"):
         (member / name).write_text("state")
-    assert soup_step([str(member)], [], tmp_path / "root", None).fingerprint == plain
+    assert soup_step([str(member)], tmp_path / "root").fingerprint == plain
     (member / "added_tokens.json").write_text("{}")
-    assert soup_step([str(member)], [], tmp_path / "root", None).fingerprint != plain
+    assert soup_step([str(member)], tmp_path / "root").fingerprint != plain
 
 
 def _flip(path: Path) -> None:
@@ -140,11 +146,11 @@ def test_a_killed_soup_of_unread_members_is_resumed(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(make, "write_side_files", stop)
         with pytest.raises(KeyboardInterrupt):
-            build(soup_step(members, [], tmp_path / "root", out), workspace)
+            build(soup_step(members, tmp_path / "root", out), workspace)
     (partial,) = tmp_path.glob("out-*.partial")
     (written,) = partial.rglob("*.safetensors")
     inode = written.stat().st_ino
-    build(soup_step(members, [], tmp_path / "root", out), workspace)
+    build(soup_step(members, tmp_path / "root", out), workspace)
     assert not list(tmp_path.glob("*.partial"))
     assert (out / "model.safetensors").stat().st_ino == inode
 

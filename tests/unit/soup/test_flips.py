@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ladle.artifacts.build import Workspace, build
+from ladle import api
 from ladle.artifacts.files import list_files
 from ladle.artifacts.record import verify
-from ladle.pipeline import soup_step
 
 from .models import random_tensors, write_member
 
@@ -22,8 +21,7 @@ def test_verify_names_every_file_with_a_flipped_bit(tmp_path: Path) -> None:
     folders = [tmp_path / "run" / f"checkpoint-{step}" for step in (1, 2, 3)]
     members = [write_member(folder, random_tensors(step)) for step, folder in enumerate(folders)]
     out = tmp_path / "out"
-    workspace = Workspace(tmp_path / "runs", (("soup", out),))
-    build(soup_step([str(member) for member in members], [], tmp_path / "root", out), workspace)
+    api.soup(members, out, root=tmp_path / "root")
     assert list(verify(out)) == []
     paths = [path for folder in (*members, out) for path in list_files(folder)]
     contents = {path: path.read_bytes() for path in paths}
