@@ -223,7 +223,7 @@ class Bin:
     def to(self, device: torch.device) -> Bin:
         """Return the bin with its tensors on a device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def plan_bins(lengths: np.ndarray, budget: int, multiple_of: int = 1, packed: bool = False) -> list[list[int]]:

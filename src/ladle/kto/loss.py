@@ -282,7 +282,8 @@ class _OnePass:
         logp_C = kept.logp_C if kept is not None else torch.cat([self._terms(span).logp_C for span in spans])
         logp_b = _sum_each(logp_C, sizes)
         loss_b, slope_b = _value_and_slope(objective, logp_b)
-        slope_C = slope_b.repeat_interleave(torch.tensor(sizes, device=slope_b.device), output_size=sum(sizes))
+        size_b = torch.tensor(sizes).to(slope_b.device, non_blocking=True)
+        slope_C = slope_b.repeat_interleave(size_b, output_size=sum(sizes))
         entropies = [
             self._add_gradients(span, self._terms(span) if kept is None else kept, slope_span)
             for span, slope_span in zip(spans, slope_C.split(self.block), strict=True)

@@ -11,7 +11,7 @@ The loss of a step is the mean over its rows, also of a last step that is not fu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -54,39 +54,67 @@ class KtoMetrics:
 
     def __init__(self) -> None:
         self.sums = dict.fromkeys([*DIVISORS, *COUNTS], 0.0)
+        self._unread: list[tuple[Callable[[torch.Tensor], None], torch.Tensor]] = []
+        """What bins and steps left on the device, and what adds it up: read at once, so that a step waits once."""
 
     def add(
         self,
         beta: float,
-        is_desirable_B: torch.Tensor,
+        is_desirable: np.ndarray,
+        sizes: list[int],
         logp_B: torch.Tensor,
         ratio_B: torch.Tensor,
         entropy_B: torch.Tensor,
-        size_B: torch.Tensor,
     ) -> None:
         """Count the completions of one bin."""
-        for label, chosen_B in (("chosen", is_desirable_B), ("rejected", ~is_desirable_B)):
-            self.sums[f"count/{label}"] += int(chosen_B.sum())
-            self.sums[f"rewards/{label}"] += beta * ratio_B[chosen_B].sum().item()
-            self.sums[f"logps/{label}"] += logp_B[chosen_B].sum().item()
-        self.sums["nll/chosen"] -= logp_B[is_desirable_B].sum().item()
-        self.sums["tokens/chosen"] += int(size_B[is_desirable_B].sum())
-        self.sums["tokens"] += int(size_B.sum())
-        self.sums["completion_length"] += int(size_B.sum())
-        self.sums["entropy"] += entropy_B.sum().item()
+        is_desirable_B, size_B = torch.from_numpy(is_desirable), torch.tensor(sizes)
 
-    def add_step(self, kl_sum: float, kl_count: int, z0: float) -> None:
+        def count(read: torch.Tensor) -> None:
+            logp_B, ratio_B, entropy_B = read
+            for label, chosen_B in (("chosen", is_desirable_B), ("rejected", ~is_desirable_B)):
+                self.sums[f"count/{label}"] += int(chosen_B.sum())
+                self.sums[f"rewards/{label}"] += beta * ratio_B[chosen_B].sum().item()
+                self.sums[f"logps/{label}"] += logp_B[chosen_B].sum().item()
+            self.sums["nll/chosen"] -= logp_B[is_desirable_B].sum().item()
+            self.sums["tokens/chosen"] += int(size_B[is_desirable_B].sum())
+            self.sums["tokens"] += sum(sizes)
+            self.sums["completion_length"] += sum(sizes)
+            self.sums["entropy"] += entropy_B.sum().item()
+
+        self._unread.append((count, torch.stack([logp_B, ratio_B, entropy_B])))
+
+    def add_step(self, kl_sum_G: torch.Tensor, count_G: torch.Tensor, z0_G: torch.Tensor) -> None:
         """Count a step's mismatched pairs (figures of all processes, so on the first alone)."""
-        self.sums["kl"] += kl_sum
-        self.sums["count/kl"] += kl_count
-        self.sums["z0"] += z0
-        self.sums["steps"] += 1
+
+        def count(read: torch.Tensor) -> None:
+            kl_sum_G, count_G, z0_G = read
+            self.sums["kl"] += kl_sum_G.sum().item()
+            self.sums["count/kl"] += int(count_G.sum())
+            self.sums["z0"] += z0_G.mean().item()
+            self.sums["steps"] += 1
+
+        self._unread.append((count, torch.stack([kl_sum_G, count_G, z0_G])))
+
+    def state(self) -> dict[str, float]:
+        """Return the sums so far."""
+        unread, self._unread = self._unread, []
+        if unread:
+            values = torch.cat([tensor.flatten() for _, tensor in unread]).cpu()
+            parts = values.split([tensor.numel() for _, tensor in unread])
+            for (count, tensor), part in zip(unread, parts, strict=True):
+                count(part.view_as(tensor))
+        return dict(self.sums)
+
+    def restore(self, sums: dict[str, float]) -> None:
+        """Go on from what `state` returned."""
+        self.sums, self._unread = dict(sums), []
 
     def take(self, world: World) -> dict[str, float]:
         """Return the means over all processes since the last call, and start again."""
-        values = world.sum(torch.tensor(list(self.sums.values()), dtype=torch.float64, device=world.device))
-        total = dict(zip(self.sums, values.tolist(), strict=True))
-        self.sums = dict.fromkeys(self.sums, 0.0)
+        sums = self.state()
+        values = world.sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=world.device))
+        total = dict(zip(sums, values.tolist(), strict=True))
+        self.restore(dict.fromkeys(sums, 0.0))
         total["count"] = total["count/chosen"] + total["count/rejected"]
         means = {name: total[name] / total[divisor] for name, divisor in DIVISORS.items() if total[divisor]}
         if {"rewards/chosen", "rewards/rejected"} <= means.keys():
@@ -180,12 +208,13 @@ class KtoTask(Task):
         weight: float = 1.0,
     ) -> torch.Tensor:
         """Return a bin's share of the step's mean loss, times the processes, over which gradients are averaged."""
-        device = z0_G.device
         places = np.array(one_bin.sequences)
         rows = step.rows[places]
-        reference_B = torch.from_numpy(data.reference.logp_N[rows]).to(device)
-        is_desirable_B = torch.from_numpy(data.examples.is_desirable[rows]).to(device)
-        z0_B = z0_G[torch.from_numpy(step.group_of[places]).to(device)]
+        of_bin = (data.reference.logp_N[rows], data.examples.is_desirable[rows], step.group_of[places])
+        reference_B, is_desirable_B, group_B = (
+            torch.from_numpy(values).to(z0_G.device, non_blocking=True) for values in of_bin
+        )
+        z0_B = z0_G[group_B]
         scale = weight * training.world.size / len(step.rows)
 
         def objective(logp_b: torch.Tensor, which: slice) -> torch.Tensor:
@@ -194,8 +223,8 @@ class KtoTask(Task):
 
         loss, logp_B, entropy_B = model(bin=one_bin, objective=objective)
         if weight:
-            beta, size_B = self.options.weights.beta, torch.tensor(one_bin.sizes, device=device)
-            self.metrics.add(beta, is_desirable_B, logp_B, logp_B - reference_B, entropy_B, size_B)
+            is_desirable, beta = data.examples.is_desirable[rows], self.options.weights.beta
+            self.metrics.add(beta, is_desirable, one_bin.sizes, logp_B, logp_B - reference_B, entropy_B)
         return loss
 
     @torch.no_grad()
@@ -221,7 +250,7 @@ class KtoTask(Task):
             sums = world.sum(sums)
         z0_G = reference_points(sums[0], sums[1])
         if world.is_main:
-            self.metrics.add_step(sums[0].sum().item(), int(sums[1].sum()), z0_G.mean().item())
+            self.metrics.add_step(sums[0], sums[1], z0_G)
         return z0_G
 
     def _my_bins(self, training: Training, examples: KtoExamples, pairs: list[Pair]) -> list[list[int]]:
@@ -264,8 +293,8 @@ class KtoTask(Task):
 
     def state(self) -> dict[str, Any]:
         """Return the metrics summed since the last log line."""
-        return dict(self.metrics.sums)
+        return self.metrics.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self.metrics.sums = dict(state)
+        self.metrics.restore(state)

@@ -41,21 +41,23 @@ class BalanceExperts:
 
     Attributes:
         counts: tokens by router and expert, of this process, since the last optimizer step.
-        figures: the load at the last optimizer step, for the log.
+        loads: the counts of the last optimizer step, of all processes.
     """
 
     def __init__(self, routers: dict[str, Router], rate: float, world: World) -> None:
         self.routers, self.rate, self.world = routers, rate, world
         self.counts: dict[str, torch.Tensor] = {}
-        self.figures: dict[str, float] = {}
+        self.loads: list[torch.Tensor] = []
         for name, router in self.routers.items():
             router.module.register_forward_hook(partial(self._count, name))
 
     def _count(self, name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
         num_experts = self.routers[name].bias.numel()
         if torch.is_grad_enabled() and (decided := decision(outputs, num_experts)) is not None:
-            count = torch.bincount(decided[1].flatten(), minlength=num_experts)
-            self.counts[name] = self.counts.get(name, 0) + count
+            chosen = decided[1].flatten().long()
+            if name not in self.counts:
+                self.counts[name] = torch.zeros(num_experts, dtype=torch.long, device=chosen.device)
+            self.counts[name].scatter_add_(0, chosen, torch.ones_like(chosen))  # a GPU's bincount waits for its sizes
 
     def after_step(self) -> None:
         """Move the biases by the loads of the step that just ended, over all processes."""
@@ -66,16 +68,20 @@ class BalanceExperts:
             load = count.to(bias.device, torch.float32)
             move = self.rate * torch.sign(load.mean() - load)
             bias += distribute_tensor(move, bias.device_mesh, bias.placements) if isinstance(bias, DTensor) else move
-        if counts:
-            self.figures = load_figures(list(counts.values()))
+        self.loads = list(counts.values())
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The load at the last optimizer step, for the log."""
+        return load_figures(self.loads) if self.loads else {}
 
 
 def load_figures(counts: list[torch.Tensor]) -> dict[str, float]:
     """Return max/mean load of the worst router and the number of experts that got no token in any router."""
-    return {
-        "experts/max_over_mean": max((count.max() / count.float().mean()).item() for count in counts),
-        "experts/unused": float(sum(int((count == 0).sum()) for count in counts)),
-    }
+    worst = torch.stack([count.max() / count.float().mean() for count in counts]).max()
+    unused = torch.stack([(count == 0).sum() for count in counts]).sum()
+    max_over_mean, num_unused = torch.stack([worst, unused.to(worst)]).tolist()
+    return {"experts/max_over_mean": max_over_mean, "experts/unused": num_unused}
 
 
 class SequenceAuxLoss:
@@ -84,31 +90,39 @@ class SequenceAuxLoss:
     Args:
         routers: those of the model in training that have a bias.
         weight: what the loss is multiplied by (1e-4 in DeepSeek-V3 and OpenSeek).
+
+    Attributes:
+        last: the loss of the last forward pass, not weighted.
     """
 
     def __init__(self, routers: dict[str, Router], weight: float) -> None:
         self.weight = weight
-        self.last = 0.0
+        self.last = torch.zeros(())
+        self._is_collecting = False
         self._decisions: list[tuple[torch.Tensor, torch.Tensor]] = []
         for router in routers.values():
             router.module.register_forward_hook(partial(self._collect, router.bias.numel()))
 
     def _collect(self, num_experts: int, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if module.training and torch.is_grad_enabled() and (decided := decision(outputs, num_experts)) is not None:
+        if not self._is_collecting or not module.training or not torch.is_grad_enabled():
+            return  # such as the pass that gradient checkpointing repeats in the backward pass
+        if (decided := decision(outputs, num_experts)) is not None:
             self._decisions.append(decided)
 
     def forget(self) -> None:
         """Begin a forward pass."""
         self._decisions.clear()
+        self._is_collecting = True
 
     def take(self, num_rows: int) -> torch.Tensor | float:
         """Return the weighted loss of the forward pass that ended, 0 where no router trains."""
         terms = [row_balance(logits, chosen, num_rows).mean() for logits, chosen in self._decisions]
-        self.forget()
+        self._decisions.clear()
+        self._is_collecting = False
         if not terms:
             return 0.0
         loss = torch.stack(terms).sum()
-        self.last = loss.item()
+        self.last = loss.detach()
         return self.weight * loss
 
 

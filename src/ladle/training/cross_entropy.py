@@ -35,6 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, needs_gradient: bool
     ) -> torch.Tensor:
+        some_are_ignored = hidden_ND.device.type != "cpu"  # as `_labelled` leaves them
         chunk = max(1, CHUNK_ELEMENTS.get(hidden_ND.device.type, CHUNK_ELEMENTS["cpu"]) // weight_VD.shape[0])
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
@@ -43,7 +44,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk):
             hidden_CD, target_C = hidden_ND[start : start + chunk], target_N[start : start + chunk]
             logits_CV = (hidden_CD @ weight_VD.T).to(wide)
-            loss_C, grad_CV = _loss_and_gradient(logits_CV, target_C)
+            loss_C, grad_CV = _loss_and_gradient(logits_CV, target_C.clamp(min=0) if some_are_ignored else target_C)
+            if some_are_ignored:
+                is_labelled_C = target_C != IGNORED_LABEL
+                loss_C, grad_CV = loss_C * is_labelled_C, grad_CV.mul_(is_labelled_C[:, None])
             total += loss_C.sum()
             if grad_hidden_ND is None:
                 continue
@@ -86,7 +90,8 @@ def _add_product(grad_weight_VD: torch.Tensor, grad_CV: torch.Tensor, hidden_CD:
 def linear_cross_entropy_sum(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
     """Return the summed cross-entropy of `hidden_ND @ weight_VDᵀ` against the targets, a scalar, float32 or wider.
 
-    Under autocast both are multiplied in its dtype.
+    Under autocast both are multiplied in its dtype. On a GPU targets of `IGNORED_LABEL` count nothing; a CPU is given
+    none, and saves the pass over the logits that this takes.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
     device = hidden_ND.device.type
@@ -136,16 +141,17 @@ def loss_of_rows(
         inputs: dict[str, Any] = batch | {"use_cache": False}
         target_BT = inputs.pop("labels")[:, 1:]
         is_labelled_BT = target_BT != IGNORED_LABEL
-        num_labels, target_N = is_labelled_BT.sum(), target_BT[is_labelled_BT]
+        num_labels, target_N = is_labelled_BT.sum(), _labelled(target_BT, is_labelled_BT)
         if aux_loss is not None:
             aux_loss.forget()
         if traits.why_own_logits or traits.router_weight:
             outputs = type(model).forward(model, **inputs)
-            loss_sum = F.cross_entropy(outputs.logits[:, :-1].float()[is_labelled_BT], target_N, reduction="sum")
+            logits_NV = _labelled(outputs.logits[:, :-1].float(), is_labelled_BT)
+            loss_sum = F.cross_entropy(logits_NV, target_N, ignore_index=IGNORED_LABEL, reduction="sum")
             if traits.router_weight:
                 loss_sum = loss_sum + num_labels * traits.router_weight * outputs.aux_loss
         else:
-            hidden_ND = model.get_decoder()(**inputs).last_hidden_state[:, :-1][is_labelled_BT]
+            hidden_ND = _labelled(model.get_decoder()(**inputs).last_hidden_state[:, :-1], is_labelled_BT)
             weight_VD = cast(torch.nn.Linear, model.get_output_embeddings()).weight
             loss_sum = linear_cross_entropy_sum(hidden_ND, weight_VD, target_N)
         if aux_loss is not None:
@@ -153,3 +159,12 @@ def loss_of_rows(
         sums.append(loss_sum)
         counts.append(num_labels)
     return torch.stack(sums).sum(), torch.stack(counts).sum()
+
+
+def _labelled(values_BT: torch.Tensor, is_labelled_BT: torch.Tensor) -> torch.Tensor:
+    """Return what belongs to labelled tokens, (N, ...).
+
+    On a GPU to all tokens, and the loss of those without a label is set to 0: a host that has to know how many are left
+    waits for the device, and few have none.
+    """
+    return values_BT[is_labelled_BT] if values_BT.device.type == "cpu" else values_BT.flatten(0, 1)

@@ -280,7 +280,7 @@ class Training:
         is_bad = ~total.isfinite()
         if self.parallel.scaler is None:  # fp16's scaler expects an overflow now and then, and skips the step
             is_bad = is_bad | ~norm.isfinite()
-        flags = torch.stack([is_bad.to(total), torch.tensor(float(self.stop.is_asked), device=total.device)])
+        flags = torch.stack([is_bad.to(total), torch.full_like(total, float(self.stop.is_asked))])
         loss, grad_norm, num_bad, num_asked = torch.cat([torch.stack([total, norm]), self.world.sum(flags)]).tolist()
         return loss, grad_norm, num_bad, num_asked
 

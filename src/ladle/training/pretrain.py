@@ -141,7 +141,7 @@ class PretrainTask(Task):
 
     def figures(self, training: Training) -> dict[str, float]:
         """Return the balance loss of the last microbatch."""
-        return {} if self.aux_loss is None else {"experts/sequence_aux_loss": self.aux_loss.last}
+        return {} if self.aux_loss is None else {"experts/sequence_aux_loss": self.aux_loss.last.item()}
 
 
 def longest_document(dataset: MixedDataset, model: PreTrainedModel) -> int:
@@ -162,7 +162,7 @@ def held_out_loss_sum(
     """
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count = torch.zeros((), dtype=torch.float64, device=model.device), 0
     rows = range(process, len(dataset), num_processes)
     for start in range(0, -(-len(dataset) // num_processes), batch_size):
         mine = rows[start : start + batch_size]
@@ -170,9 +170,9 @@ def held_out_loss_sum(
         inputs: dict[str, Any] = {name: tensor.to(model.device) for name, tensor in batch.items()}
         loss_sum = model(**inputs, num_items_in_batch=1).loss
         if mine:
-            total, count = total + loss_sum.item(), count + int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+            total, count = total + loss_sum, count + int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
     model.train(was_training)
-    return total, count
+    return total.item(), count
 
 
 def validation_loss(folder: Path, data_dir: Path, batch_size: int = 8, split: str = "validation") -> float:
@@ -185,6 +185,7 @@ def validation_loss(folder: Path, data_dir: Path, batch_size: int = 8, split: st
         split: of the mixture.
     """
     model, dataset = load_model(folder), MixedDataset(data_dir, split)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[reportArgumentType]
     require_positions(model, longest_document(dataset, model))
     use_fused_attention(model)
     use_linear_cross_entropy(model, warn_of(model, probe(model)))
