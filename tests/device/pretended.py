@@ -212,6 +212,11 @@ class _Rules(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # where operators made of others come whole: `item`, `where`, `matmul`
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         with torch._C.DisableTorchFunction():
             tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
             on_gpu = any(self.gpu.holds(tensor) for tensor in tensors)

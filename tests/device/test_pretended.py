@@ -102,10 +102,12 @@ NO_WAITS: dict[str, Callable[[Tensor], object]] = {
 }
 
 
+@pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("name", [*WAITS, *NO_WAITS])
-def test_waits_are_counted(gpu, name):
+def test_waits_are_counted(gpu, name, inference):
     numbers = on_gpu(3)
-    (WAITS | NO_WAITS)[name](numbers)
+    with torch.inference_mode(inference):
+        (WAITS | NO_WAITS)[name](numbers)
     assert len(gpu.syncs) == (name in WAITS), gpu.report()
 
 
