@@ -6,15 +6,15 @@ parentheses of a list. It may not reverse an order that the gold gives, nor open
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from fractions import Fraction
-from itertools import pairwise, product
-from typing import NamedTuple
+from itertools import pairwise
 
 from ladle.grading import nodes, values
 
 # Names that may differ without a difference.
 
+_PI = nodes.Constant("pi")
 _INTEGER_LETTERS = frozenset("nkmlj")  # where they multiply pi they are every integer, said or unsaid
 
 
@@ -55,16 +55,13 @@ def align_bound_letter(gold: nodes.Tree, answer: nodes.Tree, bound: Set[str]) ->
         bound: the letters that either declares.
     """
     golds, answers = nodes.symbols_of(gold), nodes.symbols_of(answer)
-    ours, theirs = golds - answers, answers - golds
-    if len(ours) != 1 or len(theirs) != 1:
+    letters = golds ^ answers
+    if len(letters) != 2 or len(letters & golds) != 1:
         return answer
-    letters = ours | theirs
-    is_periodic = letters <= _INTEGER_LETTERS and all(
-        nodes.Constant("pi") in nodes.walk(tree) for tree in (gold, answer)
-    )
-    return (
-        nodes.substitute(answer, {theirs.pop(): nodes.Symbol(ours.pop())}) if is_periodic or letters & bound else answer
-    )
+    is_periodic = letters <= _INTEGER_LETTERS and all(_PI in nodes.walk(tree) for tree in (gold, answer))
+    if not is_periodic and not letters & bound:
+        return answer
+    return nodes.substitute(answer, {(letters & answers).pop(): nodes.Symbol((letters & golds).pop())})
 
 
 def _align_argument(gold: nodes.Relation, answer: nodes.Relation) -> nodes.Relation:
@@ -91,18 +88,15 @@ def _compare(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rules) -> bool 
         stated = _stated_value(answer, rules)
         if stated is not None:
             return _compare(gold, stated, rules)
-    if (
-        isinstance(answer, nodes.Unordered)
-        and len(answer.items) == 1
-        and not isinstance(gold, (nodes.Unordered, nodes.Union))
-    ):
+    has_own_items = isinstance(gold, (nodes.Unordered, nodes.Union))
+    if isinstance(answer, nodes.Unordered) and len(answer.items) == 1 and not has_own_items:
         return _compare(gold, answer.items[0], rules)
     if isinstance(gold, (nodes.Ordered, nodes.Matrix)):
         answer = _as_vector(answer, gold) or answer
     elif isinstance(answer, (nodes.Ordered, nodes.Matrix)):
         gold = _as_vector(gold, answer) or gold
     verdict = _compare_structures(gold, answer, rules)
-    return _compare_real_sets(gold, answer) if verdict is False else verdict
+    return _are_same_real_sets(gold, answer) if verdict is False else verdict
 
 
 def _compare_all(gold: Sequence[nodes.Tree], answer: Sequence[nodes.Tree], rules: values.Rules) -> bool | None:
@@ -133,15 +127,6 @@ def _match_all(gold: Sequence[nodes.Tree], answer: Sequence[nodes.Tree], rules: 
     return True
 
 
-def _compare_real_sets(gold: nodes.Tree, answer: nodes.Tree) -> bool:
-    if isinstance(gold, nodes.Ordered) and isinstance(answer, (nodes.Ordered, nodes.Unordered)):
-        return False  # (2, 4) and (4, 2) as points, which only a condition on x turns into intervals
-    names = nodes.symbols_of(gold), nodes.symbols_of(answer)
-    if all(names) and names[0] != names[1]:
-        return False  # x = 5 is not y = 5
-    return are_same_real_sets(gold, answer)
-
-
 def _compare_structures(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rules) -> bool | None:
     match gold, answer:
         case nodes.Text(), _:
@@ -155,10 +140,8 @@ def _compare_structures(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rule
             same = (gold.hour, gold.minute) == (answer.hour, answer.minute)
             is_unsaid = same and None in (gold.half, answer.half)
             return is_unsaid or gold.minute_of_day() == answer.minute_of_day() is not None
-        case nodes.ClockTime(), nodes.Ratio(
-            [nodes.Number(first), nodes.Number(second)]
-        ):  # `9:10` may be both, but `18:20` is another time
-            return gold.half is None and (gold.hour, gold.minute) == (first, second)
+        case nodes.ClockTime(hour, minute, None), nodes.Ratio([nodes.Number(first), nodes.Number(second)]):
+            return (hour, minute) == (first, second)  # `9:10` may be both, but `18:20` is another time
         case nodes.ClockTime(), _:
             ratio = gold.ratio()
             return ratio is not None and _compare_single(ratio, answer, rules)
@@ -167,18 +150,14 @@ def _compare_structures(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rule
             return same and gold.year in (None, answer.year)
         case nodes.Ratio([_, _]), nodes.Expression() | nodes.ClockTime():
             return _compare_single(nodes.quotient(*gold.parts), answer, rules)
-        case nodes.Ratio(golds), nodes.Ratio(answers) if len(golds) == len(answers):
-            scaled = [([one, answers[0]], [other, golds[0]]) for one, other in zip(golds, answers, strict=True)]
-            return _compare_all(
-                [nodes.Product(one) for one, _ in scaled], [nodes.Product(other) for _, other in scaled], rules
-            )
+        case nodes.Ratio(golds), nodes.Ratio(answers):
+            scaled = [nodes.Product([one, answers[0]]) for one in golds]
+            return _compare_all(scaled, [nodes.Product([other, golds[0]]) for other in answers], rules)
         case nodes.Expression(), nodes.Ratio([first, second]):
             return _compare_single(gold, nodes.quotient(first, second), rules)
-        case nodes.Expression(), nodes.Listing(
-            [nodes.Number(whole, None), nodes.Product() as part], "and"
-        ):  # 3 and 2/5
+        case nodes.Expression(), nodes.Listing([nodes.Number(whole, None), nodes.Product() as part], "and"):
             value = values.evaluate_constant(part)
-            is_mixed = isinstance(value, Fraction) and 0 < value < 1 <= whole
+            is_mixed = isinstance(value, Fraction) and 0 < value < 1 <= whole  # 3 and 2/5
             return is_mixed and _compare_single(gold, nodes.Sum([nodes.Number(whole), part]), rules)
         case (
             (nodes.Listing(golds) | nodes.Unordered(golds), nodes.Listing(answers) | nodes.Unordered(answers))
@@ -191,10 +170,8 @@ def _compare_structures(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rule
             return bool(_compare(item, answer, rules))
         case nodes.Listing(golds) | nodes.Ordered(golds), nodes.Ordered(answers):
             return _compare_all(golds, answers, rules)
-        case nodes.Ordered(golds), nodes.Listing(answers) | nodes.Call(
-            _, [_, _, *_] as answers
-        ):  # a point may have a name: A(1, 2)
-            return _compare_all(golds, answers, rules)
+        case nodes.Ordered(golds), nodes.Listing(answers) | nodes.Call(_, [_, _, *_] as answers):
+            return _compare_all(golds, answers, rules)  # a point may have a name: A(1, 2)
         case nodes.Ordered(golds), nodes.Matrix(rows) if 1 in (len(rows), len(rows[0])):
             return _compare_all(golds, _cells(rows), rules)
         case nodes.Matrix(rows), nodes.Ordered(answers) if 1 in (len(rows), len(rows[0])):
@@ -202,11 +179,9 @@ def _compare_structures(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rule
         case nodes.Matrix(rows), nodes.Matrix(others):
             same_shape = len(rows) == len(others) and len(rows[0]) == len(others[0])
             return same_shape and _compare_all(_cells(rows), _cells(others), rules)
-        case nodes.Interval(low, high, low_closed, high_closed), nodes.Interval(
-            start, end
-        ):  # the ends may hold symbols
-            same_kind = (low_closed, high_closed) == (answer.low_closed, answer.high_closed)
-            return same_kind and _compare_all([low, high], [start, end], rules)
+        case nodes.Interval(), nodes.Interval(low, high, low_closed, high_closed):  # the ends may hold symbols
+            same_kind = (gold.low_closed, gold.high_closed) == (low_closed, high_closed)
+            return same_kind and _compare_all([gold.low, gold.high], [low, high], rules)
         case nodes.Interval(low, high, False, False), nodes.Ordered([_, _] as ends):
             return _compare_all([low, high], ends, rules)
         case nodes.Expression() | nodes.Quantity(), _:
@@ -233,17 +208,17 @@ def _as_vector(tree: nodes.Tree, like: nodes.Ordered | nodes.Matrix) -> nodes.Or
     names = nodes.symbols_of(tree)
     if not isinstance(tree, nodes.Expression) or not names or not names <= {*sum(_UNIT_VECTORS[:size], [])}:
         return None
-    parts = [
+    rest, *parts = (
         nodes.substitute(
             tree, {name: nodes.Number(Fraction(along == at)) for at, own in enumerate(_UNIT_VECTORS) for name in own}
         )
         for along in range(-1, size)
-    ]
-    return nodes.Ordered(parts[1:]) if values.evaluate_constant(parts[0]) == 0 else None
+    )
+    return nodes.Ordered(parts) if values.evaluate_constant(rest) == 0 else None
 
 
-def _has_residue(tree: nodes.Tree) -> bool:
-    return any(isinstance(node, nodes.Call) and node.function == "mod" for node in nodes.walk(tree))
+def _has_residue(*trees: nodes.Tree) -> bool:
+    return any(isinstance(node, nodes.Call) and node.function == "mod" for tree in trees for node in nodes.walk(tree))
 
 
 def _cells(rows: Sequence[Sequence[nodes.Expression]]) -> list[nodes.Expression]:
@@ -279,16 +254,13 @@ def _compare_with_relation(gold: nodes.Relation, answer: nodes.Tree, rules: valu
             return True
     elif _is_name(gold.sides[0]) and set(gold.operators) <= {"=", "in"} and _compare(gold.sides[-1], answer, rules):
         return True
-    return _compare_real_sets(gold, answer)
+    return _are_same_real_sets(gold, answer)
 
 
 def _is_name(side: nodes.Tree) -> bool:
     """Whether a side of an equation names what the other side says: `x`, `f(x)`, `Area`."""
-    return (
-        isinstance(side, (nodes.Symbol, nodes.Text))
-        or isinstance(side, nodes.Call)
-        and side.function.startswith("apply ")
-    )
+    is_unknown = isinstance(side, nodes.Call) and side.function.startswith("apply ")
+    return is_unknown or isinstance(side, (nodes.Symbol, nodes.Text))
 
 
 def _stated_value(relation: nodes.Relation, rules: values.Rules) -> nodes.Tree | None:
@@ -314,123 +286,103 @@ def _stated_value(relation: nodes.Relation, rules: values.Rules) -> nodes.Tree |
 
 
 def _are_equivalent_conditions(gold: nodes.Relation, answer: nodes.Relation) -> bool:
-    """Whether two equations or inequalities of two sides say the same: their differences are proportional."""
-    if len(gold.sides) != 2 or len(answer.sides) != 2:
-        return False
-    one, other = _difference(gold), _difference(answer)
-    operator = gold.operators[0]
-    if one is None or other is None or operator not in FLIPPED:
-        return False
-    if operator == answer.operators[0]:
-        return values.are_proportional(one, other, positive=operator not in ("=", "!="))
-    return FLIPPED[operator] == answer.operators[0] and values.are_proportional(
-        one, nodes.negative(other), positive=True
-    )
-
-
-def _difference(relation: nodes.Relation) -> nodes.Expression | None:
-    left, right = relation.sides
-    if isinstance(left, nodes.Expression) and isinstance(right, nodes.Expression) and not _has_residue(relation):
-        return nodes.Sum([left, nodes.negative(right)])
-    return None
+    """Whether two equations or inequalities of two values say the same: their differences are proportional."""
+    match gold, answer:
+        case (
+            nodes.Relation([nodes.Expression() as gold_left, nodes.Expression() as gold_right], [operator]),
+            nodes.Relation([nodes.Expression() as left, nodes.Expression() as right], [given]),
+        ) if operator in FLIPPED and given in (operator, FLIPPED[operator]) and not _has_residue(gold, answer):
+            left, right = (left, right) if given == operator else (right, left)
+            one, other = nodes.difference(gold_left, gold_right), nodes.difference(left, right)
+            return values.are_proportional(one, other, positive=operator not in ("=", "!="))
+    return False
 
 
 # Sets of real numbers: intervals and inequalities, so that (-inf,2) u (3,inf) and "x<2 or x>3" are the same. A set is a
-# choice of conditions that hold together. Two sets are the same if they agree at every end, between and beyond them.
+# test of its members and the ends of its parts. Two sets are the same if they agree at every end, between and beyond.
 
 FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}  # each comparison, read from right to left
+_ORDERS = {"<": (-1,), "<=": (-1, 0), "=": (0,), ">=": (0, 1), ">": (1,), "!=": (-1, 1)}  # below, at or above the end
 _MEMBER = nodes.Symbol("x")
-
-
-class _Comparison(NamedTuple):
-    """A comparison of the members of a set, or of their absolute values, with a number."""
-
-    operator: str
-    end: values.Value
-    is_absolute: bool
-
-    def holds(self, member: values.Value) -> bool:
-        """Whether the number compares so."""
-        member = abs(member) if self.is_absolute else member
-        is_end = member == self.end or values.CONTEXT.isfinite(self.end) and values.is_close(member, self.end)
-        is_below, is_above = not is_end and member < self.end, not is_end and member > self.end
-        return {"=": is_end, "!=": not is_end, "<": is_below, ">": is_above}.get(
-            self.operator, is_end or (is_below if self.operator == "<=" else is_above)
-        )
+_Test = Callable[[values.Value], bool]
 
 
 class _NotASet(Exception):
     """The tree describes no set of real numbers."""
 
 
-def are_same_real_sets(gold: nodes.Tree, answer: nodes.Tree) -> bool:
+def _are_same_real_sets(gold: nodes.Tree, answer: nodes.Tree) -> bool:
     """Whether both trees describe sets of real numbers, and the same."""
+    if isinstance(gold, nodes.Ordered) and isinstance(answer, (nodes.Ordered, nodes.Unordered)):
+        return False  # (2, 4) and (4, 2) as points, which only a condition on x turns into intervals
+    names = nodes.symbols_of(gold), nodes.symbols_of(answer)
+    if all(names) and names[0] != names[1]:
+        return False  # x = 5 is not y = 5
+    ends = {values.CONTEXT.mpf(0)}
     try:
-        sets = [_choices(gold), _choices(answer)]
+        tests = [_membership(gold, ends), _membership(answer, ends)]
     except _NotASet:
         return False
-    ends = {
-        one.end for choices in sets for conditions in choices for one in conditions if values.CONTEXT.isfinite(one.end)
-    }
-    points = sorted(ends | {-end for end in ends} | {values.CONTEXT.mpf(0)})
+    points = sorted(ends | {-end for end in ends})
     points += [(low + high) / 2 for low, high in pairwise(points)] + [points[0] - 1, points[-1] + 1]
-    has = [
-        [any(all(one.holds(point) for one in conditions) for conditions in choices) for point in points]
-        for choices in sets
-    ]
-    return has[0] == has[1]
+    return all(tests[0](point) == tests[1](point) for point in points)
 
 
-def _choices(tree: nodes.Tree) -> list[list[_Comparison]]:
-    """Return the conditions of a set: any choice of them holds for its members, each with all its comparisons."""
+def _membership(tree: nodes.Tree, ends: set[values.Value]) -> _Test:
+    """Return the test of a set's members, and add its finite ends to the others."""
+    combine: Callable[[Iterable[bool]], bool] = any
     match tree:
-        case nodes.Interval(low, high, low_closed, high_closed):
-            return [_between(low, "<=" if low_closed else "<", high, "<=" if high_closed else "<")]
         case nodes.Ordered([low, high]):
-            return [_between(low, "<", high, "<")]
-        case nodes.Union():
-            return [conditions for part in tree.parts for conditions in _choices(part)]
-        case nodes.Unordered():
-            return [[_compare_member(_MEMBER, "=", item)] for item in tree.items]
-        case nodes.Relation(_, ["in"]):
-            return _choices(tree.sides[1])
-        case nodes.Relation():  # a chain such as `-2 <= x < 7`, whose comparisons are of one symbol with constants
-            if len({symbol.name for side in tree.sides if (symbol := _bounded_symbol(side)) is not None}) != 1:
+            return _membership(nodes.Interval(low, high, False, False), ends)
+        case nodes.Interval(low, high, low_closed, high_closed) if _end(low) <= _end(high):
+            operators = ["<=" if closed else "<" for closed in (low_closed, high_closed)]
+            return _membership(nodes.Relation([low, _MEMBER, high], operators), ends)
+        case nodes.Relation([_, members], ["in"]):
+            return _membership(members, ends)
+        case nodes.Relation(sides, operators):  # a chain such as `-2 <= x < 7`, of one symbol with constants
+            if len({symbol.name for side in sides if (symbol := _bounded_symbol(side)) is not None}) != 1:
                 raise _NotASet
-            pairs = zip(pairwise(tree.sides), tree.operators, strict=False)
-            return [[_compare_member(left, operator, right) for (left, right), operator in pairs]]
-        case nodes.Listing() if (
-            all(isinstance(item, nodes.Relation) for item in tree.items) and len(nodes.symbols_of(tree)) == 1
+            pairs = zip(pairwise(sides), operators, strict=False)
+            tests = [_compare_member(left, operator, right, ends) for (left, right), operator in pairs]
+            combine = all
+        case nodes.Union(parts):
+            tests = [_membership(part, ends) for part in parts]
+        case nodes.Unordered(items):
+            tests = [_compare_member(_MEMBER, "=", item, ends) for item in items]
+        case nodes.Listing(items, joined_by) if (
+            all(isinstance(item, nodes.Relation) for item in items) and len(nodes.symbols_of(tree)) == 1
         ):
-            sets = [_choices(item) for item in tree.items]
-            if tree.joined_by != "and":
-                return sum(sets, [])
-            return [sum(chosen, []) for chosen in product(*sets)]
+            tests = [_membership(item, ends) for item in items]
+            combine = all if joined_by == "and" else any
         case _:
             raise _NotASet
+    return lambda member: combine(test(member) for test in tests)
 
 
-def _between(low: nodes.Tree, above: str, high: nodes.Tree, below: str) -> list[_Comparison]:
-    conditions = [_compare_member(low, above, _MEMBER), _compare_member(_MEMBER, below, high)]
-    if conditions[0].end > conditions[1].end:
-        raise _NotASet
-    return conditions
-
-
-def _compare_member(left: nodes.Tree, operator: str, right: nodes.Tree) -> _Comparison:
+def _compare_member(left: nodes.Tree, operator: str, right: nodes.Tree, ends: set[values.Value]) -> _Test:
+    """Return the comparison of a member, or of its absolute value, with a number."""
     if _bounded_symbol(right) is not None:
         left, operator, right = right, FLIPPED.get(operator, ""), left
     if operator not in FLIPPED or _bounded_symbol(left) is None:
         raise _NotASet
-    return _Comparison(operator, _end(right), is_absolute=isinstance(left, nodes.Call))
+    end = _end(right)
+    if values.CONTEXT.isfinite(end):
+        ends.add(end)
+
+    def holds(member: values.Value) -> bool:
+        member = abs(member) if isinstance(left, nodes.Call) else member
+        is_end = values.CONTEXT.isfinite(end) and values.is_close(member, end)
+        return (0 if is_end else -1 if member < end else 1) in _ORDERS[operator]
+
+    return holds
 
 
 def _end(tree: nodes.Tree) -> values.Value:
     value = tree.value if isinstance(tree, nodes.Quantity) else tree
     if not isinstance(value, nodes.Expression) or nodes.symbols_of(value) or _has_residue(value):
         raise _NotASet
-    if value in (nodes.Constant("infinity"), nodes.negative(nodes.Constant("infinity"))):
-        return values.INFINITY if isinstance(value, nodes.Constant) else -values.INFINITY
+    if sign := values.infinity_sign(value):
+        return sign * values.INFINITY
     found = values.evaluate_constant(value)
     real = None if found is None else values.real_part(found)
     if real is None:
@@ -449,50 +401,46 @@ def _bounded_symbol(side: nodes.Tree) -> nodes.Symbol | None:
 # They are compared as sets: pi/4 + n pi is 5pi/4 + k pi, and two families of period 2 pi may be one of period pi.
 
 _MEMBERS_COMPARED = range(-60, 61)
-
-
-class Family(NamedTuple):
-    """The numbers `start + n * step` for all integers n."""
-
-    start: values.Value
-    step: values.Value
-
-    def has(self, value: values.Value) -> bool:
-        """Whether the number is in the family."""
-        count = (value - self.start) / self.step
-        return bool(abs(count - values.CONTEXT.nint(count)) < values.CONTEXT.mpf("1e-25"))
+_Families = list[tuple[values.Value, values.Value]]  # their starts and steps
 
 
 def are_same_families(gold: nodes.Tree, answer: nodes.Tree, letter: str) -> bool:
     """Whether both trees are general solutions in this letter, or residues of a modulus, and hold the same numbers."""
     golds, answers = _families_of(gold, letter), _families_of(answer, letter)
-    if not golds or not answers:
-        return False
+    return bool(golds and answers) and _hold(golds, answers) and _hold(answers, golds)
+
+
+def _hold(families: _Families, others: _Families) -> bool:
+    """Whether the families hold the members of the others."""
+    members = (start + n * step for start, step in others for n in _MEMBERS_COMPARED)
     return all(
-        any(other.has(one.start + n * one.step) for other in others)
-        for some, others in ((golds, answers), (answers, golds))
-        for one in some
-        for n in _MEMBERS_COMPARED
+        any(
+            abs(count - values.CONTEXT.nint(count)) < 1e-25
+            for start, step in families
+            for count in [(member - start) / step]
+        )
+        for member in members
     )
 
 
-def _families_of(tree: nodes.Tree, letter: str) -> list[Family] | None:
+def _families_of(tree: nodes.Tree, letter: str) -> _Families:
+    """Return the families that a tree lists; none if anything in it is something else."""
     if isinstance(tree, nodes.Relation):
-        return _families_of(tree.sides[-1], letter) if set(tree.operators) <= {"=", "in"} else None
+        return _families_of(tree.sides[-1], letter) if set(tree.operators) <= {"=", "in"} else []
     if isinstance(tree, (nodes.Listing, nodes.Unordered)):
         found = [_families_of(item, letter) for item in tree.items]
-        return None if None in found else [family for item in found if item for family in item]
+        return sum(found, []) if all(found) else []
     if isinstance(tree, nodes.Call) and tree.function == "mod":  # 4 mod 9 is every 4 + 9n
         tree, letter = nodes.Sum([tree.arguments[0], nodes.Product([tree.arguments[1], _MEMBER])]), _MEMBER.name
     if not isinstance(tree, nodes.Expression) or nodes.symbols_of(tree) != {letter}:
-        return None
+        return []
     try:
         reals = [values.real_part(values.evaluate(tree, {letter: Fraction(n)})) for n in (0, 1, 2, 7)]
     except (values.Undefined, nodes.TooLarge):
-        return None
+        return []
     if None in reals:
-        return None
+        return []
     start, second, third, later = (values.as_float(real) for real in reals)
     step = second - start
     is_linear = values.is_close(third, start + 2 * step) and values.is_close(later, start + 7 * step)
-    return [Family(start, step)] if is_linear and step != 0 else None
+    return [(start, step)] if is_linear and step != 0 else []

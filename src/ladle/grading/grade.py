@@ -9,30 +9,26 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from hashlib import blake2b
 from importlib.metadata import version
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Self
 
 from ladle.errors import UserError
 from ladle.grading.extract import Extracted, Extraction, extract_answer
-from ladle.grading.nodes import read_literal
-from ladle.grading.pool import GraderConfig, Timed, WorkerPool
+from ladle.grading.pool import GraderConfig, WorkerPool
 from ladle.grading.verdict import AnswerType, Grade, Judgement, Pair, Verdict, answer_type
 
 __all__ = ["AnswerType", "Grade", "Grader", "GraderConfig", "Pair", "Verdict"]
 
 # Pairs taken from the input before the first verdict is returned; what the workers share between them.
 READ_AHEAD = 1024
-MAX_REMEMBERED = 100_000  # verdicts kept in memory; a rollout repeats most of its answers
-_GIVEN = "given"
 
 
-class Grader:
+class Grader(AbstractContextManager["Grader"]):
     """A context manager that grades answers; its worker processes are started when first needed and end with it."""
 
     def __init__(self, config: GraderConfig | None = None) -> None:
@@ -44,16 +40,11 @@ class Grader:
         self._config = config or GraderConfig()
         self._salt = salt_of(self._config)
         self._pool = WorkerPool(self._config)
-        self._cache = VerdictCache(Path(self._config.cache)) if self._config.cache else None
-        self._remembered: dict[bytes, Judgement] = {}
-
-    def __enter__(self) -> Self:
-        return self
+        self._cache = VerdictCache(self._config.cache)
 
     def __exit__(self, *raised: object) -> None:
         self._pool.__exit__(*raised)
-        if self._cache is not None:
-            self._cache.close()
+        self._cache.close()
 
     def grade(self, pair: Pair) -> Grade:
         """Grade one bare answer."""
@@ -65,7 +56,7 @@ class Grader:
         Raises:
             UserError: a pair's type is not known.
         """
-        return self._grade((pair, Extracted(pair.answer, _GIVEN)) for pair in pairs)
+        return self._grade((pair, Extracted(pair.answer, "given")) for pair in pairs)
 
     def gold_problems(self, pairs: Iterable[Pair]) -> Iterator[str | None]:
         """Say of each pair's gold, in order, why no answer but its very text could be graded by it; None if some could.
@@ -77,9 +68,7 @@ class Grader:
         """
         remaining = (pair._replace(answer=pair.gold) for pair in pairs)
         while chunk := list(islice(remaining, READ_AHEAD)):
-            golds = {key_of(pair, self._salt): pair for pair in chunk}
-            judged = self._judge_elsewhere(golds)
-            for judgement in (judged[key_of(pair, self._salt)].judgement for pair in chunk):
+            for judgement in self._judge_elsewhere(chunk):
                 yield None if judgement.verdict is Verdict.CORRECT else judgement.reason
 
     def grade_completions(
@@ -105,56 +94,53 @@ class Grader:
     def _grade(self, found: Iterator[tuple[Pair, Extracted]]) -> Iterator[Grade]:
         while chunk := list(islice(found, READ_AHEAD)):
             pairs = [pair._replace(answer=extracted.answer) for pair, extracted in chunk]
-            here = [self._judge_here(pair) for pair in pairs]
-            keys = {index: key_of(pairs[index], self._salt) for index, timed in enumerate(here) if timed is None}
-            elsewhere = self._judge_elsewhere({key: pairs[index] for index, key in keys.items()})
-            for index, (_, extracted) in enumerate(chunk):
-                judgement, seconds, _ = here[index] or elsewhere[keys[index]]
-                yield Grade(judgement.verdict, judgement.reason, seconds, extracted.answer, extracted.method)
+            here = [judge_here(pair, self._config.max_characters) for pair in pairs]
+            left = [pair for pair, judged in zip(pairs, here, strict=True) if judged is None]
+            elsewhere = iter(self._judge_elsewhere(left))
+            for judged, (_, extracted) in zip(here, chunk, strict=True):
+                verdict, reason, seconds, _ = judged or next(elsewhere)
+                yield Grade(verdict, reason, seconds, extracted.answer, extracted.method)
 
-    def _judge_here(self, pair: Pair) -> Timed | None:
-        started = time.perf_counter()
-        judgement = judge_exactly(pair, answer_type(pair.type))
-        if judgement is None and max(len(pair.gold), len(pair.answer)) > self._config.max_characters:
-            judgement = Judgement(Verdict.UNPARSED, f"longer than {self._config.max_characters} characters")
-        return None if judgement is None else Timed(judgement, time.perf_counter() - started)
-
-    def _judge_elsewhere(self, pairs: Mapping[bytes, Pair]) -> dict[bytes, Timed]:
-        """Judge pairs by their keys: from memory, from the cache, in the workers."""
-        known = {key: self._remembered[key] for key in pairs if key in self._remembered}
-        if self._cache is not None:
-            known |= self._cache.get_many([key for key in pairs if key not in known])
-        unknown = [key for key in pairs if key not in known]
-        judged = dict(zip(unknown, self._pool.judge_all([pairs[key] for key in unknown]), strict=True))
-        new = {key: timed.judgement for key, timed in judged.items()}
-        if self._cache is not None:
-            self._cache.put_many(new)
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.clear()
-        self._remembered |= new
-        return {key: Timed(judgement, 0.0) for key, judgement in known.items()} | judged
+    def _judge_elsewhere(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Judge pairs from the cache and in the workers."""
+        keys = [key_of(pair, self._salt) for pair in pairs]
+        unique = dict(zip(keys, pairs, strict=True))
+        known = self._cache.get_many([*unique])
+        unknown = [key for key in unique if key not in known]
+        new = dict(zip(unknown, self._pool.judge_all([unique[key] for key in unknown]), strict=True))
+        self._cache.put_many(new)
+        return [known.get(key) or new[key] for key in keys]
 
 
 # The fast path: the same text, or two plain numbers. It needs no limits, so it runs without a worker process.
 
 _MAX_NUMBER_CHARACTERS = 60  # longer numbers go the general way
 _NUMBER = re.compile(
-    r"\s*\$?(?:\\boxed\{)?\s*(?P<sign>[-+]?)(?:"
-    r"(?P<grouped>[1-9]\d{0,2}(?:(?:,|\{,\}|,\\!)\d{3})+(?:\.\d+)?)"
-    r"|\\[dt]?frac\s*\{\s*(?P<above>\d{1,18})\s*\}\s*\{\s*(?P<below>\d{1,18})\s*\}"
-    r"|(?P<over>\d{1,18})\s*/\s*(?P<under>\d{1,18})"
-    r"|(?P<plain>\d+(?:\.\d+)?|\.\d+)"
-    r")\s*\}?\$?\s*\.?\s*"
+    r"\s*\$?(?:\\boxed\{)?\s*(?P<number>[-+]?(?:"
+    r"[1-9]\d{0,2}(?:(?:,|\{,\}|,\\!)\d{3})+(?:\.\d+)?"
+    r"|\\[dt]?frac\s*\{\s*\d{1,18}\s*\}\s*\{\s*\d{1,18}\s*\}"
+    r"|\d{1,18}\s*/\s*\d{1,18}"
+    r"|\d+(?:\.\d+)?|\.\d+"
+    r"))\s*\}?\$?\s*\.?\s*",
+    re.ASCII,
 )
+_ABOVE_BELOW = re.compile(r"\}\s*\{")
+_NO_NUMBER = re.compile(r"[^-\d./]")
 
 
-def judge_exactly(pair: Pair, kind: AnswerType | None) -> Judgement | None:
-    """Return the verdict on the same text or on two plain numbers, None for any other pair.
+def judge_here(pair: Pair, max_characters: int) -> Judgement | None:
+    """Return the verdict on the same text, on two plain numbers and on a text too long; None for any other pair.
 
     Decimals of different length are left to the rules of rounding, as is all that a tolerance or type affects.
+
+    Raises:
+        UserError: the pair's type is not known.
     """
+    kind = answer_type(pair.type)
     if pair.gold == pair.answer and pair.gold.strip():
         return Judgement(Verdict.CORRECT, "the same text")
+    if max(len(pair.gold), len(pair.answer)) > max_characters:
+        return Judgement(Verdict.UNPARSED, f"longer than {max_characters} characters")
     if pair.multiple or pair.tolerance is not None or kind not in (None, AnswerType.INT, AnswerType.NUMBER):
         return None
     gold = _read_number(pair.gold)
@@ -163,22 +149,18 @@ def judge_exactly(pair: Pair, kind: AnswerType | None) -> Judgement | None:
         return None
     if gold == answer:
         return Judgement(Verdict.CORRECT, "equal numbers")
-    if gold.denominator == answer.denominator == 1:
-        return Judgement(Verdict.WRONG, "different numbers")
-    return None
+    are_whole = gold.denominator == answer.denominator == 1
+    return Judgement(Verdict.WRONG, "different numbers") if are_whole else None
 
 
 def _read_number(text: str) -> Fraction | None:
     found = _NUMBER.fullmatch(text) if len(text) <= _MAX_NUMBER_CHARACTERS else None
     if found is None:
         return None
-    above, below = found["above"] or found["over"], found["below"] or found["under"]
-    if above:
-        value = Fraction(int(above), int(below)) if int(below) else None
-    else:
-        plain = found["plain"] or found["grouped"].replace("{,}", "").replace(",\\!", "").replace(",", "")
-        value = read_literal(plain).value
-    return -value if found["sign"] == "-" and value is not None else value
+    try:
+        return Fraction(_NO_NUMBER.sub("", _ABOVE_BELOW.sub("/", found["number"])))
+    except ZeroDivisionError:
+        return None
 
 
 # Verdicts kept between runs, by everything that decided them.
@@ -191,22 +173,23 @@ CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, verdict TEXT NOT NULL
 
 
 class VerdictCache:
-    """An SQLite file of verdicts; several processes may use it at the same time."""
+    """Verdicts in memory, or in an SQLite file that several processes may use at the same time."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, and make it where there is none.
+    def __init__(self, file: str | None) -> None:
+        """Open the file, and make it where there is none; in memory if it is None.
 
         Raises:
             UserError: it is not a cache, or cannot be written.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=60)
+            if file is not None:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(file or ":memory:", timeout=60, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(_SCHEMA)
         except (OSError, sqlite3.DatabaseError) as error:
-            problem = f"{path} cannot serve as the grader's cache: {error}"
+            problem = f"{file} cannot serve as the grader's cache: {error}"
             raise UserError(problem, "delete it or name another file") from error
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Judgement]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from ladle.grading.normalise import FUNCTION_NAMES, TEXT_COMMANDS
 
@@ -27,19 +28,24 @@ class TooLarge(ArithmeticError):
     """The text or its value is beyond what is read or computed for an answer; nothing else should try either."""
 
 
+@dataclass_transform()
 class Tree:
-    """Anything that an answer can be."""
+    """Anything that an answer can be; every kind is a dataclass."""
 
-    __slots__: tuple[str, ...] = ()
+    child_fields: ClassVar[list[str]] = []
+    """The fields that hold nodes."""
+
+    def __init_subclass__(cls) -> None:
+        cls.child_fields = [
+            name for name, kind in cls.__annotations__.items() if re.search("Tree|Expression", str(kind))
+        ]
+        dataclass(cls)
 
 
 class Expression(Tree):
     """A single value."""
 
-    __slots__ = ()
 
-
-@dataclass(slots=True)
 class Number(Expression):
     """A rational literal; `places` counts the decimals of a number written with a decimal point, else it is None."""
 
@@ -47,35 +53,30 @@ class Number(Expression):
     places: int | None = None
 
 
-@dataclass(slots=True)
 class Constant(Expression):
     """Euler's number `e`, the imaginary unit `i`, `pi`, or `infinity`."""
 
     name: str
 
 
-@dataclass(slots=True)
 class Symbol(Expression):
     """A variable: its letter with subscript, accent and primes (`E_1`, `x'`), or a whole derivative (`D2[x,t]`)."""
 
     name: str
 
 
-@dataclass(slots=True)
 class Sum(Expression):
     """The sum of its terms."""
 
     terms: list[Expression]
 
 
-@dataclass(slots=True)
 class Product(Expression):
     """The product of its factors."""
 
     factors: list[Expression]
 
 
-@dataclass(slots=True)
 class Power(Expression):
     """The base raised to the exponent; a quotient has the exponent -1."""
 
@@ -83,7 +84,6 @@ class Power(Expression):
     exponent: Expression
 
 
-@dataclass(slots=True)
 class Call(Expression):
     """A known function, or a letter applied to arguments, such as `f(x)` and `I(0)`."""
 
@@ -91,7 +91,6 @@ class Call(Expression):
     arguments: list[Expression]
 
 
-@dataclass(slots=True)
 class Quantity(Tree):
     """A value with a unit: canonical names with their powers, as `ladle.grading.units` spells them."""
 
@@ -99,7 +98,6 @@ class Quantity(Tree):
     unit: dict[str, int]
 
 
-@dataclass(slots=True)
 class BaseNumeral(Tree):
     """Digits in a stated base, such as `2516_8`."""
 
@@ -113,7 +111,6 @@ class BaseNumeral(Tree):
         return Number(Fraction(int(self.digits, self.base)))
 
 
-@dataclass(slots=True)
 class ClockTime(Tree):
     """A time of day; `half` is `am`, `pm` or None where the text does not say."""
 
@@ -123,16 +120,15 @@ class ClockTime(Tree):
 
     def minute_of_day(self) -> int | None:
         """Return the minutes since midnight; None where the half of the day is unsaid."""
-        if self.half:
-            return self.hour % 12 * 60 + self.minute + (720 if self.half == "pm" else 0)
-        return self.hour * 60 + self.minute if not 1 <= self.hour <= 12 else None
+        if self.half is None and 1 <= self.hour <= 12:
+            return None
+        return (self.hour % 12 if self.half else self.hour) * 60 + self.minute + 720 * (self.half == "pm")
 
     def ratio(self) -> Number | None:
         """Return the ratio that two numbers and a colon may also be; None where they cannot."""
         return None if self.half or not self.minute else Number(Fraction(self.hour, self.minute))
 
 
-@dataclass(slots=True)
 class Date(Tree):
     """A day of a year that may be unsaid."""
 
@@ -141,21 +137,18 @@ class Date(Tree):
     year: int | None
 
 
-@dataclass(slots=True)
 class Ratio(Tree):
     """`2:3`, or of more parts."""
 
     parts: list[Expression]
 
 
-@dataclass(slots=True)
 class Text(Tree):
     """Words, lower-cased, without articles and punctuation."""
 
     words: str
 
 
-@dataclass(slots=True)
 class Listing(Tree):
     """Values one after the other, without brackets; `joined_by` is `,`, `or` or `and`."""
 
@@ -163,21 +156,18 @@ class Listing(Tree):
     joined_by: str
 
 
-@dataclass(slots=True)
 class Ordered(Tree):
     """A tuple, point or vector: `(1, 2)`."""
 
     items: list[Tree]
 
 
-@dataclass(slots=True)
 class Unordered(Tree):
     """A set in braces."""
 
     items: list[Tree]
 
 
-@dataclass(slots=True)
 class Interval(Tree):
     """A real interval; an end at infinity is open."""
 
@@ -187,21 +177,18 @@ class Interval(Tree):
     high_closed: bool
 
 
-@dataclass(slots=True)
 class Union(Tree):
     """The union of intervals and sets."""
 
     parts: list[Tree]
 
 
-@dataclass(slots=True)
 class Matrix(Tree):
     """Rows of equal length."""
 
     rows: list[list[Expression]]
 
 
-@dataclass(slots=True)
 class Relation(Tree):
     """`sides[0] operators[0] sides[1] operators[1] ...`, with operators among = < > <= >= != ~ in."""
 
@@ -221,11 +208,9 @@ def quotient(above: Expression, below: Expression) -> Product:
     return Product([above, Power(below, Number(Fraction(-1)))])
 
 
-_PARTS = {
-    kind: [field.name for field in fields(kind) if re.search("Tree|Expression", str(field.type))]
-    for kind in (*Expression.__subclasses__(), *Tree.__subclasses__())
-    if is_dataclass(kind)
-}  # the fields of each kind of node that hold nodes
+def difference(left: Expression, right: Expression) -> Sum:
+    """Return one expression less the other."""
+    return Sum([left, negative(right)])
 
 
 def walk(tree: Tree) -> Iterator[Tree]:
@@ -237,7 +222,7 @@ def walk(tree: Tree) -> Iterator[Tree]:
             pending.extend(node)
         else:
             yield node
-            for name in _PARTS[type(node)]:
+            for name in node.child_fields:
                 pending.append(getattr(node, name))  # noqa: PERF401 - this is half of a comparison's time
 
 
@@ -254,7 +239,7 @@ def substitute(node: Any, values: Mapping[str, Expression]) -> Any:
         return [substitute(item, values) for item in node]
     if isinstance(node, Tree) and values:
         make: Any = type(node)
-        return make(*(substitute(getattr(node, name), values) for name in node.__slots__))
+        return make(*(substitute(getattr(node, name), values) for name in make.__match_args__))
     return node
 
 
@@ -297,20 +282,17 @@ def tokenize(text: str) -> list[Token]:
     """
     tokens: list[Token] = []
     position = depth = 0
-    while position < len(text):
+    while position < len(text) and depth >= 0:
         found = _TOKEN.match(text, position)
         if found is None:
             raise Unreadable(f"unexpected {text[position : position + 12].strip()!r}")
         position = found.end()
         token = _make_token(found, is_last=not text[position:].strip())
-        if token.text:  # an empty text group says nothing
-            tokens.append(token)
-    for token in tokens:
         depth += depth_step(token)
         if depth > MAX_DEPTH:
             raise TooLarge(f"brackets nest deeper than {MAX_DEPTH}")
-        if depth < 0:
-            break
+        if token.text:  # an empty text group says nothing
+            tokens.append(token)
     if depth != 0:
         raise Unreadable("brackets do not match")
     return tokens
@@ -320,16 +302,13 @@ def _make_token(found: re.Match[str], is_last: bool) -> Token:
     """Return the token found; a text group that names a function is that function, unless nothing follows (`5 min`)."""
     kind = found.lastgroup or ""
     text = found[kind]
-    if kind == "command":
-        return Token("command", "\\" + text)
     if kind == "environment":
         command, _, name = text.partition("{")
         return Token(name.rstrip("}*"), "\\" + command.strip())
     if kind == "word":
-        words = " ".join(text.replace("\\", " ").split())
-        is_function = words in FUNCTION_NAMES and not is_last
-        return Token("command", "\\" + words) if is_function else Token("word", words)
-    return Token(kind, text)
+        text = " ".join(text.replace("\\", " ").split())
+        kind = "command" if text in FUNCTION_NAMES and not is_last else "word"
+    return Token(kind, "\\" + text if kind == "command" else text)
 
 
 def depth_step(token: Token) -> int:
@@ -339,11 +318,8 @@ def depth_step(token: Token) -> int:
 
 def split_at(tokens: Sequence[Token], is_separator: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
     """Cut at the separators that stand outside all brackets; return the pieces and the separators between them."""
-    separators = [token for token in tokens if is_separator(token)]
-    if not separators:
-        return [list(tokens)], []
     pieces: list[list[Token]] = [[]]
-    separators = []
+    separators: list[Token] = []
     depth = 0
     for token in tokens:
         depth += depth_step(token)
@@ -361,12 +337,11 @@ def find_closing(tokens: Sequence[Token], start: int) -> int:
     Raises:
         Unreadable: it is never closed.
     """
-    depth = 0
-    for index in range(start, len(tokens)):
-        depth += depth_step(tokens[index])
-        if depth == 0:
-            return index
-    raise Unreadable(f"{tokens[start].text} is not closed")
+    depths = accumulate(depth_step(token) for token in tokens[start:])
+    closing = next((index for index, depth in enumerate(depths, start) if depth == 0), None)
+    if closing is None:
+        raise Unreadable(f"{tokens[start].text} is not closed")
+    return closing
 
 
 def read_literal(text: str) -> Number:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from html import unescape
 from itertools import accumulate
-from typing import Any
+from unicodedata import normalize
 
 FUNCTION_NAMES = frozenset(
     prefix + name
@@ -25,34 +25,34 @@ FUNCTION_NAMES = frozenset(
 TEXT_COMMANDS = """text|textrm|textbf|textit|textnormal|texttt|textsf|emph|mathrm|mathbf|mathit|mathsf|mathtt|mbox|
 operatorname|boldsymbol|bm|pmb""".replace("\n", "")
 
+
+def _pairs(table: str) -> dict[str, str]:
+    """Read a table of words and their spellings; `␣` is a space, `␀` nothing."""
+    words = [word.replace("␣", " ").replace("␀", "") for word in table.split()]
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
 # Unicode. NFKC is not used: it turns a superscript two into a plain `2`, and 5 squared into 52.
 
-_GREEK = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "εϵ", "zeta": "ζ", "eta": "η", "theta": "θϑ",
-    "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μµ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ",
-    "tau": "τ", "upsilon": "υ", "phi": "φϕ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ∆",
-    "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
-}  # fmt: skip
-_SIGNS = {
-    "−": "-", "﹣": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", 
-    "÷": "/", "×": "\\times ", "·": "\\cdot ",
-    "⋅": "\\cdot ", "∙": "\\cdot ", "•": "\\cdot ", "∗": "*", "∞": "\\infty ",
-    "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ", "∓": "\\mp ",
-    "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "∖": "\\setminus ", "ℝ": "\\mathbb{R}",
-    "ℏ": "\\hbar ", "°": "^{\\circ}", "º": "^{\\circ}", "˚": "^{\\circ}",
-    "℃": "^{\\circ}C", "℉": "^{\\circ}F", "′": "'", "‘": "'", "´": "'", "″": "''",
-    "∠": "\\angle ", "€": "\\euro ", "£": "\\pounds ", "¢": "\\cents ",
-    "¥": "\\yen ", "₹": "\\rupee ", "△": "\\triangle ", "≡": "\\equiv ", "∶": ":", "’": "'",
-    "。": ".", "、": ",", "“": '"', "”": '"',
-    "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle ", "∣": "|",
-}  # fmt: skip
-_FRACTIONS = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", zip("112131234151357", "233445555668888", strict=True), strict=True))
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon"
+)
+_GREEK_LETTERS = {chr(code): name for code, name in enumerate([*_GREEK.split(), "phi", "chi", "psi", "omega"], 0x3B1)}
+_CAPITALS = {letter.upper(): name.title() for letter, name in _GREEK_LETTERS.items() if letter in "γδθλξπσφψω"}
+_GREEK_LETTERS |= _CAPITALS | {"ϵ": "epsilon", "ϑ": "theta", "µ": "mu", "ϕ": "phi", "∆": "Delta"}
+_SIGNS = _pairs(r"""
+− -  ﹣ -  – -  — -  ‐ -  ‑ -  ⁄ /  ∕ /  ÷ /  × \times␣  · \cdot␣  ⋅ \cdot␣  ∙ \cdot␣  • \cdot␣  ∗ *  ∞ \infty␣  ≤ \le␣
+≥ \ge␣  ⩽ \le␣  ⩾ \ge␣  ≠ \ne␣  ≈ \approx␣  ± \pm␣  ∓ \mp␣  ∪ \cup␣  ∩ \cap␣  ∈ \in␣  ∅ \emptyset␣  ∖ \setminus␣
+ℝ \mathbb{R}  ℏ \hbar␣  ° ^{\circ}  º ^{\circ}  ˚ ^{\circ}  ℃ ^{\circ}C  ℉ ^{\circ}F  ′ '  ‘ '  ´ '  ″ ''  ∠ \angle␣
+€ \euro␣  £ \pounds␣  ¢ \cents␣  ¥ \yen␣  ₹ \rupee␣  △ \triangle␣  ≡ \equiv␣  ∶ :  ’ '  。 .  、 ,  “ "  ” "  ⌊ \lfloor␣
+⌋ \rfloor␣  ⌈ \lceil␣  ⌉ \rceil␣  ⟨ \langle␣  ⟩ \rangle␣  ∣ |
+""")
 _SPACES = "\t\n\r\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _ONE_FOR_ONE = str.maketrans(
     _SIGNS
-    | {letter: f"\\{name} " for name, letters in _GREEK.items() for letter in letters}
-    | {sign: rf"\frac{{{above}}}{{{below}}}" for sign, (above, below) in _FRACTIONS.items()}
+    | {letter: f"\\{name} " for letter, name in _GREEK_LETTERS.items()}
+    | {sign: r"\frac{{{}}}{{{}}}".format(*normalize("NFKC", sign).split("⁄")) for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
     | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
     | dict.fromkeys(_SPACES, " ")
     | dict.fromkeys(_INVISIBLE, "")
@@ -79,23 +79,32 @@ def spell_as_latex(text: str) -> str:
 _SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen"""
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_VALUES = {word: number for number, word in enumerate(_SMALL.split())} | {
-    word: 10 * number for number, word in enumerate(_TENS.split(), start=2)
+_VALUES = {word: number for number, word in enumerate(_SMALL.split())}
+_VALUES |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
+_UNITS = {word: value for word, value in _VALUES.items() if 0 < value < 10}
+_BELOW_HUNDRED = {f"{ten} {unit}": _VALUES[ten] + _UNITS[unit] for ten in _TENS.split() for unit in _UNITS} | _VALUES
+_BELOW_THOUSAND = {f"{unit} hundred": 100 * value for unit, value in _UNITS.items()} | _BELOW_HUNDRED
+_BELOW_THOUSAND |= {
+    f"{unit} hundred {rest}": 100 * value + more
+    for unit, value in _UNITS.items()
+    for rest, more in _BELOW_HUNDRED.items()
+    if more
 }
-_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_POWERS = {"trillion": 12, "billion": 9, "million": 6, "thousand": 3, "hundred": 2}
+_GROUPS = [name for name, power in _POWERS.items() if power > 2]
+_NUMBER_WORDS = re.compile("".join(rf"(?:([a-z ]+?) {name}(?: |$))?" for name in _GROUPS) + "([a-z ]+)?")
 _PARTS = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
     "ninth": 9, "tenth": 10, "hundredth": 100,
 }  # fmt: skip
 _ORDINALS = {word.removesuffix("y") + ("ieth" if word[-1] == "y" else "th"): value for word, value in _VALUES.items()}
 _ORDINALS |= {"first": 1, "second": 2, "third": 3, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12}
-_FIXED = {"half": "1/2", "a half": "1/2", "quarter": "1/4", "a dozen": "12", "half a dozen": "6"}
+_ORDINALS |= {f"{ten} {word}": _VALUES[ten] + n for ten in _TENS.split() for word, n in _ORDINALS.items() if 0 < n < 10}
+_FIXED = {"half": "1/2", "quarter": "1/4", "half a dozen": "6"}
 _WORDS = re.compile(r"(?:\d+ and )?[A-Za-z]+(?:(?:-|\s+)[A-Za-z]+)*")
+_A_FOR_ONE = re.compile(rf"^(?:the )?an? (?={'|'.join([*_POWERS, *_PARTS, 'dozen'])})|(?<= and )an? (?=\w+$)")
 _MAX_NOUNS = 3
 _JOINTS = frozenset({"to", "of", "or", "and", "in", "per", "over", "out"})  # more than a number and a noun
-_MULTIPLE = re.compile(
-    rf"(?<=[\d}}])\s*(?P<group>\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?(?P<name>{'|'.join(_POWERS)}|dozen)s?\b"
-)
 
 
 def spell_number_words(text: str) -> str:
@@ -105,24 +114,21 @@ def spell_number_words(text: str) -> str:
     """
     if _WORDS.fullmatch(text) is None:
         return text
-    words = text.lower().replace("-", " ").removeprefix("the ").split()
-    if (fixed := _FIXED.get(" ".join(words))) is not None:
-        return fixed
-    if words[0] in ("a", "an") and words[1:2] and words[1] in _POWERS | _PARTS:
-        words[0] = "one"
-    tens, last = words[:-1], words[-1]
-    if last in _ORDINALS and (not tens or len(tens) == 1 and tens[0] in _TENS and _ORDINALS[last] < 10):
-        return str(sum(_VALUES[word] for word in tens) + _ORDINALS[last])
-    denominator = _PARTS.get(last.removesuffix("s"))
-    if denominator is not None and "and" in words[1:-1]:
-        at = words.index("and")
-        whole = read_number_words(words[:at])
-        counted = ["one" if word in ("a", "an") else word for word in words[at + 1 : -1]] or ["one"]
-        numerator = read_number_words(counted)
-        if whole is not None and numerator is not None and 0 < numerator < denominator:
+    plain = _A_FOR_ONE.sub("one ", " ".join(text.lower().replace("-", " ").split())).removeprefix("the ")
+    if plain in _FIXED or plain in _ORDINALS:
+        return _FIXED.get(plain) or str(_ORDINALS[plain])
+    *words, last = plain.split()
+    if (denominator := _PARTS.get(last.removesuffix("s"))) is not None:
+        at = words.index("and") if "and" in words[1:] else 0
+        whole, numerator = (
+            read_number_words(words[:at]),
+            read_number_words(words[at:] if words[at:] != ["and"] else ["one"]),
+        )
+        if at and whole is not None and numerator is not None and 0 < numerator < denominator:
             return f"{whole} {numerator}/{denominator}"
-    if denominator is not None and (numerator := read_number_words(words[:-1])) is not None:
-        return f"{numerator}/{denominator}"
+        if (numerator := read_number_words(words)) is not None:
+            return f"{numerator}/{denominator}"
+    words.append(last)
     are_numerals = [
         word in _VALUES or word in _POWERS or word == "dozen" or (word == "and" and following in _VALUES)
         for word, following in zip(words, [*words[1:], ""], strict=True)
@@ -139,41 +145,15 @@ def read_number_words(words: Sequence[str]) -> int | None:
     """Return the integer that the words name; None where they name none, or more than one."""
     if len(words) == 1 and words[0].isdigit():
         return int(words[0])
-    total, group, last_power = 0, 0, 99
-    filled = 3  # decimal places below which the current group of three is still empty
-    for word in words:
-        if word == "and":
-            continue
-        if word in _VALUES:
-            value = _VALUES[word]
-            size = 1 if value < 10 else 2
-            if size > filled or (value == 0 and len(words) > 1):
-                return None
-            group, filled = group + value, 1 if value >= 20 else 0
-        elif word == "hundred":
-            if not 0 < group < 10 or filled == 3:
-                return None
-            group, filled = group * 100, 2
-        elif word in _POWERS:
-            if group == 0 or _POWERS[word] >= last_power:
-                return None
-            last_power = _POWERS[word]
-            total, group, filled = total + group * 10**last_power, 0, 3
-        elif word == "dozen" and total + group:
-            total, group, filled = 12 * (total + group), 0, 0
-        else:
-            return None
-    return total + group if words else None
-
-
-def spell_multiples(text: str) -> str:
-    """Return the text with `2.5 million` as a product: `2.5 \\cdot 10^{6}`; a noun in the same group stays in it."""
-
-    def spell(found: re.Match[str]) -> str:
-        multiple = f"10^{{{_POWERS[found['name']]}}}" if found["name"] in _POWERS else "12"
-        return rf" \cdot {multiple} " + (found["group"] or "")
-
-    return _MULTIPLE.sub(spell, text)
+    plain = " ".join(word for word in words if word != "and")
+    found = _NUMBER_WORDS.fullmatch(plain.removesuffix(" dozen"))
+    if found is None or not plain or plain == "zero":
+        return 0 if plain == "zero" else None
+    groups = [0 if group is None else _BELOW_THOUSAND.get(group, 0) for group in found.groups()]
+    if any(group and not value for group, value in zip(found.groups(), groups, strict=True)):
+        return None
+    total = sum(value * 1000**power for power, value in enumerate(reversed(groups)))
+    return total * 12 if plain.endswith(" dozen") else total
 
 
 CHINESE_NUMERAL = re.compile("[零〇一二两三四五六七八九十百千万亿]")
@@ -199,47 +179,15 @@ def spell_chinese_numbers(text: str) -> str:
     return _CHINESE_NOUN.sub(r" \\text{\1}", text)
 
 
-# Numbers of choices, which TeX has no command for. `C_1^2` stays the square of a constant: a choice is from `n`, `m`,
-# `N`, or from three or more.
-
-_INDEX = r"(?:\{\s*([\w+\-]+)\s*\}|(\w))"
-_CHOICE = r"(?:\\(?:mathrm|text|rm)\s*\{\s*)?([CP])(?:\s*\})?"
-_SIDE_BY_SIDE = re.compile(r"(?<![\w.}])(\d+) ?([CP]) ?(\d+)(?!\w)")
-_PREFIXED = re.compile(rf"(?<![A-Za-z\d}}])(?:\{{\s*\}})?\s*[_^]\s*{_INDEX}\s*{_CHOICE}\s*_\s*{_INDEX}")
-_BELOW_FIRST = re.compile(rf"(?<![A-Za-z\\]){_CHOICE}\s*_\s*{_INDEX}\s*\^\s*{_INDEX}")
-_ABOVE_FIRST = re.compile(rf"(?<![A-Za-z\\]){_CHOICE}\s*\^\s*{_INDEX}\s*_\s*{_INDEX}")
-_CHOSEN_FROM = re.compile(r"\d*[nmN](?:[+-]\d+)?")
-
-
-def spell_choices(text: str) -> str:
-    """Return the text with `{}_6C_3`, `C_n^2` and `C^2_n` as `C(6,3)` and `C(n,2)`, and permutations with `P`."""
-    if "C" not in text and "P" not in text:
-        return text
-    text = _SIDE_BY_SIDE.sub(r"\2(\1,\3)", text)
-    text = _PREFIXED.sub(lambda found: f"{found[3]}({found[1] or found[2]},{found[4] or found[5]})", text)
-    text = _BELOW_FIRST.sub(lambda found: _spell_choice(found, found[2] or found[3], found[4] or found[5]), text)
-    return _ABOVE_FIRST.sub(lambda found: _spell_choice(found, found[4] or found[5], found[2] or found[3]), text)
-
-
-def _spell_choice(found: re.Match[str], total: str, chosen: str) -> str:
-    from_number = total.isdigit() and int(total) >= 3 and (not chosen.isdigit() or int(chosen) <= int(total))
-    if not from_number and not _CHOSEN_FROM.fullmatch(total):
-        return found[0]
-    return f"{found[1]}({total},{chosen})"
-
-
 # The whole answer.
 
-_COMMAND_SPELLINGS = {
-    "leq": r"\le ", "leqslant": r"\le ", "geq": r"\ge ", "geqslant": r"\ge ", "neq": r"\ne ", "lt": "<", "gt": ">",
-    "ast": "*", "div": "/", "colon": ":", "prime": "'", "simeq": r"\approx ", "varnothing": r"\emptyset ",
-    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|",
-    "degree": r"^{\circ}", "degrees": r"^{\circ}", "lor": r"\text{or}", "vee": r"\text{or}", "land": r"\text{and}",
-    "wedge": r"\text{and}", "backslash": r"\setminus ", "varepsilon": r"\epsilon ", "varphi": r"\phi ",
-    "vartheta": r"\theta ", "dfrac": r"\frac ", "tfrac": r"\frac ", "cfrac": r"\frac ", "dbinom": r"\binom ",
-    "tbinom": r"\binom ", "lg": r"\log_{10} ", "mod": r"\bmod ", "pmod": r"\bmod ", "dots": r"\ldots ",
-    "cdots": r"\ldots ", "!": "", "%": "%", "$": r"\dollar ", "#": "#",
-}  # fmt: skip
+_COMMAND_SPELLINGS = _pairs(r"""
+leq \le␣  leqslant \le␣  geq \ge␣  geqslant \ge␣  neq \ne␣  lt <  gt >  ast *  div /  colon :  prime '  simeq \approx␣
+varnothing \emptyset␣  lbrace \{  rbrace \}  lbrack [  rbrack ]  lvert |  rvert |  vert |  mid |  degree ^{\circ}
+degrees ^{\circ}  lor \text{or}  vee \text{or}  land \text{and}  wedge \text{and}  backslash \setminus␣
+varepsilon \epsilon␣  varphi \phi␣  vartheta \theta␣  dfrac \frac␣  tfrac \frac␣  cfrac \frac␣  dbinom \binom␣
+tbinom \binom␣  lg \log_{10}␣  mod \bmod␣  pmod \bmod␣  dots \ldots␣  cdots \ldots␣  ! ␀  % %  $ \dollar␣  # #
+""")
 _BLANKS = "quad qquad enspace thinspace , ; : >"
 _DROPPED = """left right displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr
 underline uline boxed fbox framebox rm bf it tiny small normalsize large Large LARGE huge Huge mathord mathop mathstrut
@@ -249,15 +197,8 @@ _SPELLINGS = {
     for spellings in (_COMMAND_SPELLINGS, dict.fromkeys(_BLANKS.split(), " "), dict.fromkeys(_DROPPED.split(), ""))
     for name, spelling in spellings.items()
 } | {"\\ ": " ", "~": " "}
-_LAYOUT = re.compile(r"\\(?:(?:text)?color|[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\}")
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|[!,;: >%$#\\])|~")
-
-_THOUSANDS_MARK = re.compile(r"(?<=\d)(?:\s*(?:\{,\}\s*|,\\!\s*|\\[,;:! ]\s*|~)|['_])(?=\d{3}(?!\d))")
-_DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z{}])")
-_ABSENT_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|equation|gathered|gather|split)\*?\}")
-_ROW_SPACING = re.compile(r"\\\\\[-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\]")
-_RAISED_PRIMES = re.compile(r"\^\s*(?:\{\s*('[' ]*)\}|')")
 _OUTSIDE_TEXT = re.compile(
     rf"(?P<text>\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+)"
     r"|(?<![a-zA-Z])(?:(?P<module>(?:np|numpy|[Mm]ath|sympy)\.(?=[a-z]))"
@@ -274,13 +215,6 @@ _WORD_SPELLINGS = {
     "lg": r"\\log_{10} ", "frac": r"\\frac ", "modulo": r"\\bmod ", "figure": r"\\\g<figure> ",
     "radicand": r"\\sqrt{\g<radicand>}", "root": r"\\sqrt", "function": r"\\\g<function> ",
 }  # fmt: skip
-_BETWEEN_MATH = re.compile(r"(?<!\\)\$\s*([,;])\s*\$")
-_MONEY = re.compile(r"(?<!\\)(?:\b(?:US|AU|CA|HK))?\$(?=\s*\.?\d)")
-_SUFFIX = r"(?:(?<=1)st|(?<=2)nd|(?<=3)rd|(?<=\d)th)"
-_ORDINAL = re.compile(
-    rf"{_SUFFIX}\b|(?<=\d)\s*(?:\^\s*\{{?\s*)?\\(?:{TEXT_COMMANDS})\s*\{{\s*(?:st|nd|rd|th)\s*\}}(?:\s*\}})?"
-    r"|(?<=\d)\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\}"
-)
 _ALL_REALS = re.compile(
     r"(?:the\s+set\s+of\s+)?all\s+(?:the\s+)?real(?:s|\s+numbers?|\s+values(?:\s+of\s+[a-z])?|\s+[a-z])", re.I
 )
@@ -292,12 +226,9 @@ _ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\d)", re.I)
 _NEGATIVE = re.compile(r"^(?:negative|minus)\s+(?=[\d\\.]|[a-z]+$)", re.I)
 _EQUALS = re.compile(r"(?<=\b[a-z])\s+(?:equals|is equal to)\s+", re.I)
 _TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
-_UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\}")
 _POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
 _CONTINUED = re.compile(r"(\d*\.)(\d+)\s*(?:\.{3,}|…|\\(?:l|c)?dots(?![a-z]))")
 _LEADING_NUMBER = re.compile(r"[-+]?\d[\d.,/]*(?![\w:])")
-_OPERATORS = {"**": "^", "<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "==": "="}
-_OPERATOR = re.compile(r"\*\*|<=|=<|>=|!=|==")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _WRAPPERS = (
     *((r"\(", r"\)"), (r"\[", r"\]"), ("<", ">"), ("$$", "$$")),
@@ -305,53 +236,87 @@ _WRAPPERS = (
 )
 _OPENED = re.compile(r"\\[(\[bf]|[<$*_`\"']")
 _TRAILING = re.compile(r"(?:(?<!\\)[.,;:\s])+$")
+_ENTITY = re.compile(r"&#?[a-z]\w*;")
+_SAID_TWICE = re.compile(r"\b([A-Za-z-]+)\s*\((\d+)\)")  # `ten (10)`
 MATH = re.compile(r"\$(?=\S)((?:\\.|[^$\\])*?\S)\$(?!\d)")  # pandoc's rule, by which `$60 / $4` is money
 
 
-_MARKUP = [
-    ("&", re.compile(r"&#?[a-z]\w*;"), lambda found: unescape(found[0])),
-    ("\f", re.compile("\f(?=rac)"), r"\\f"),  # `\frac` whose backslash was taken for an escape
-    (
-        "(",  # `ten (10)`
-        re.compile(r"\b([A-Za-z-]+)\s*\((\d+)\)"),
-        lambda found: found[2] if spell_number_words(found[1]) == found[2] else found[0],
-    ),
-    ("<su", re.compile(r"<su([pb])>(.*?)</su[pb]>"), lambda found: f"{'^' if found[1] == 'p' else '_'}{{{found[2]}}}"),
-]
-_FIRST = [
-    ("(", re.compile(r"(?<=\d)\.(\d*)\((\d+)\)(?![\d^!])"), r".\1\\overline{\2}"),
-    (
-        "\\dot",
-        re.compile(r"(?<=\d)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\s*\\dot\s*\{?(\d)\}?)?"),
-        lambda found: rf".{found[1]}\overline{{{''.join(filter(None, found.groups()[1:]))}}}",
-    ),
-    (
-        "\\root",
-        re.compile(r"\\root\s*(\{[^{}]*\}|\w)\s*\\of\s*(\{[^{}]*\}|\w)"),
-        lambda found: rf"\sqrt[{found[1].strip('{}')}]{{{found[2].strip('{}')}}}",
-    ),
-    ("\\over", re.compile(r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}"), r"\\frac{\1}{\2}"),
-    ("\\choose", re.compile(r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
-    (
-        "10",
-        re.compile(r"(?<=\d)\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*[{(]?\s*([-+]?\s*\d+)(?:\s*[})])?"),
-        r" \\cdot 10^{\1}",
-    ),
-]
-_LAST = [
-    (" ", re.compile(r"(?<![\d.,/}])\d{1,3}(?: \d{3})+(?![\d/,.])"), lambda found: found[0].replace(" ", "")),
-    (".", re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.])"), lambda found: found[0].replace(".", "")),
-    ("\\bmod", re.compile(r"\(\s*\\bmod\s*([^()]*)\)"), r"\\bmod \1"),
-    (" to ", re.compile(r"(?<=\d)\s+to\s+(?=\d)"), ":"),
-    (" in ", re.compile(r"(?<=\d)\s+in\s+(?=\d)"), "/"),
-    (" out of ", re.compile(r"(?<=\d)\s+out of\s+(?=\d)"), "/"),
-    (")", re.compile(r"^\s*\((\d+)\)(?=\s*_|\s+(?:in )?base )"), r"\1"),
-    ("_", re.compile(r"(?<=\d)\s*_\s*\{\s*\((\w+)\)\s*\}\s*$"), r"_{\1}"),
-    ("base", re.compile(r"(?<=\d)\s*\(?\s*(?:in\s+)?base\s+(\w+)\s*\)?\s*$"), r"_{\1}"),
-]
+# Rewritings: a sign of the texts that each is for, which spares most of them, its pattern, and what takes its place.
 
 
-def _rewrite(text: str, rewrites: Sequence[tuple[str, re.Pattern[str], Any]]) -> str:
+def _rules(table: str, **parts: str) -> list[tuple[str, re.Pattern[str], str]]:
+    """Read a table of rewritings, in which a part in capitals is the pattern of that name."""
+    for name, pattern in parts.items():
+        table = table.replace(name, pattern)
+    rows = (line.replace("␣", " ").split(" → ") for line in table.replace("␀", "").strip("\n").splitlines())
+    return [(sign, re.compile(pattern), spelling) for sign, pattern, spelling in rows]
+
+
+_MARKUP = _rules(r"""
+<sup> → <sup>(.*?)</sup> → ^{\1}
+<sub> → <sub>(.*?)</sub> → _{\1}
+""")
+_BEFORE_WORDS = _rules(r"""
+( → (?<=\d)\.(\d*)\((\d+)\)(?![\d^!]) → .\1\\overline{\2}
+\dot → (?<=\d)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\s*\\dot\s*\{?(\d)\}?)? → .\1\\overline{\2\3\4}
+\root → \\root\s*(?:\{([^{}]*)\}|(\w))\s*\\of\s*(?:\{([^{}]*)\}|(\w)) → \\sqrt[\1\2]{\3\4}
+\over → \{([^{}]*)\\over(?![a-z])([^{}]*)\} → \\frac{\1}{\2}
+\choose → \{([^{}]*)\\choose(?![a-z])([^{}]*)\} → \\binom{\1}{\2}
+10 → (?<=\d)\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*[{(]?\s*([-+]?\s*\d+)(?:\s*[})])? → ␣\\cdot 10^{\1}
+""")
+# Between digits, a thousands mark. What does not delimit mathematics is money before a number, and nothing elsewhere.
+_SIGNS_BETWEEN = _rules(r"""
+␀ → (?<=\d)(?:\s*(?:\{,\}\s*|,\\!\s*|\\[,;:! ]\s*|~)|['_])(?=\d{3}(?!\d)) → ␀
+$ → \$\$ → ␣
+$ → (?<!\\)\$\s*([,;])\s*\$ → \1␣
+$ → MATH → ␣\1␣
+$ → (?<!\\)(?:\b(?:US|AU|CA|HK))?\$(?=\s*\.?\d) → \\dollar␣
+$ → (?<!\\)\$ → ␣
+""", MATH=MATH.pattern)  # fmt: skip
+_LAYOUT = _rules(r"""
+\ → \\(?:left|right)\s*\. → ␀
+\\[ → \\\\\[-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\] → \\\\
+\ → \\(?:(?:text)?color|[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\} → ␀
+""")
+_PRIMES_AND_LETTERS = _rules(r"""
+' → \^\s*(?:\{\s*(')\s*('?)\s*('?)\s*\}|(')) → \1\2\3\4
+{ → \\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\} → ␣\1␣
+""")
+# Ordinals, and numbers of choices, which TeX has no command for. `C_1^2` stays the square of a constant: a choice is
+# from `n`, `m`, `N`, or from three or more.
+_INDEX = r"(?:\{\s*([\w+\-]+)\s*\}|(\w))"
+_CHOICE = r"(?:\\(?:mathrm|text|rm)\s*\{\s*)?([CP])(?:\s*\})?\s*"
+_TOTAL = r"(?:\{\s*([3-9]|[1-9]\d+|\d*[nmN](?:[+-]\d+)?)\s*\}|([3-9nmN]))"
+_ORDINALS_AND_CHOICES = _rules(r"""
+␀ → (?:(?<=1)st|(?<=2)nd|(?<=3)rd|(?<=\d)th)\b → ␀
+␀ → (?<=\d)\s*(?:\^\s*\{?\s*)?TEXT\{\s*(?:st|nd|rd|th)\s*\}(?:\s*\})?|(?<=\d)\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\} → ␀
+␀ → (?<![\w.}])(\d+) ?([CP]) ?(\d+)(?!\w) → \2(\1,\3)
+_ → (?<![A-Za-z\d}])(?:\{\s*\})?\s*[_^]\s*INDEX\s*CHOICE_\s*INDEX → \3(\1\2,\4\5)
+_ → (?<![A-Za-z\\])CHOICE_\s*TOTAL\s*\^\s*INDEX → \1(\2\3,\4\5)
+^ → (?<![A-Za-z\\])CHOICE\^\s*INDEX\s*_\s*TOTAL → \1(\4\5,\2\3)
+""", CHOICE=_CHOICE, TOTAL=_TOTAL, INDEX=_INDEX, TEXT=rf"\\(?:{TEXT_COMMANDS})\s*")  # fmt: skip
+_MULTIPLES = [
+    (name, re.compile(rf"(?<=[\d}}])\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?{name}s?\b"), rf" \\cdot {value} \1")
+    for name, value in [*((name, f"10^{{{power}}}") for name, power in _POWERS.items()), ("dozen", "12")]
+]
+_LAST = _MULTIPLES + _rules(r"""
+** → \*\* → ^
+= → <=|=< → \\le␣
+>= → >= → \\ge␣
+!= → != → \\ne␣
+== → == → =
+\bmod → \(\s*\\bmod\s*([^()]*)\) → \\bmod \1
+␣to␣ → (?<=\d)\s+to\s+(?=\d) → :
+␣in␣ → (?<=\d)\s+in\s+(?=\d) → /
+␣out␣of␣ → (?<=\d)\s+out of\s+(?=\d) → /
+) → ^\s*\((\d+)\)(?=\s*_|\s+(?:in )?base ) → \1
+_ → (?<=\d)\s*_\s*\{\s*\((\w+)\)\s*\}\s*$ → _{\1}
+base → (?<=\d)\s*\(?\s*(?:in\s+)?base\s+(\w+)\s*\)?\s*$ → _{\1}
+""")
+_GROUPED = re.compile(r"(?<![\d.,/}])\d{1,3}(?: \d{3})+(?![\d/,.])|(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.])")
+
+
+def _rewrite(text: str, rewrites: Sequence[tuple[str, re.Pattern[str], str]]) -> str:
     """Apply the patterns in order, each only where its sign is in the text, which spares most of them."""
     for sign, pattern, spelling in rewrites:
         if sign in text:
@@ -361,21 +326,19 @@ def _rewrite(text: str, rewrites: Sequence[tuple[str, re.Pattern[str], Any]]) ->
 
 def normalise(text: str) -> str:
     """Return the answer in the one spelling that the reader knows."""
-    text = _spell_words(_rewrite(spell_as_latex(unwrap(text)), _FIRST))
-    text = _THOUSANDS_MARK.sub("", text)
-    if "$" in text:  # what does not delimit mathematics is money before a number, and nothing elsewhere
-        text = _MONEY.sub(r"\\dollar ", MATH.sub(r" \1 ", _BETWEEN_MATH.sub(r"\1 ", text.replace("$$", " "))))
-        text = re.sub(r"(?<!\\)\$", " ", text)
+    text = _spell_words(_rewrite(spell_as_latex(unwrap(text)), _BEFORE_WORDS))
+    text = _rewrite(text, _SIGNS_BETWEEN)
     if "\\" in text or "~" in text:
         text = _spell_commands(text)
-    text = _OUTSIDE_TEXT.sub(_spell_word, spell_choices(_ORDINAL.sub("", text)))
-    text = _rewrite(spell_multiples(_OPERATOR.sub(lambda found: _OPERATORS[found[0]], text)), _LAST)
+    text = _rewrite(_OUTSIDE_TEXT.sub(_spell_word, _rewrite(text, _ORDINALS_AND_CHOICES)), _LAST)
+    text = _GROUPED.sub(lambda found: found[0].replace(" ", "").replace(".", ""), text)
     return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
 
 
 def unwrap(text: str) -> str:
     """Peel quotes, emphasis, math delimiters or a box that enclose the whole text, four times at most."""
-    text = _CONTINUED.sub(_spell_continued, _rewrite(text, _MARKUP))
+    text = _ENTITY.sub(lambda found: unescape(found[0]), text.replace("\frac", r"\frac"))  # taken for an escape
+    text = _CONTINUED.sub(_spell_continued, _rewrite(_SAID_TWICE.sub(_say_once, text), _MARKUP))
     for _ in range(4):
         text = _TRAILING.sub("", text.strip())
         if not _OPENED.match(text):
@@ -390,6 +353,10 @@ def unwrap(text: str) -> str:
             break
         text = inside
     return text
+
+
+def _say_once(found: re.Match[str]) -> str:
+    return found[2] if spell_number_words(found[1]) == found[2] else found[0]
 
 
 def plain_text(text: str) -> str:
@@ -440,12 +407,11 @@ def _spell_words(text: str) -> str:
 def _spell_commands(text: str) -> str:
     if (inside := _ENVIRONMENT.sub(" ", text)) != text:
         text = inside.replace("&", " ")
-    text = _LAYOUT.sub("", _ROW_SPACING.sub(r"\\\\", _ABSENT_DELIMITER.sub("", text)))
+    text = _rewrite(text, _LAYOUT)
     if "\\begin" not in text:
-        text = _DOUBLED_BACKSLASH.sub(r"\\", text)
+        text = re.sub(r"\\\\(?=[a-zA-Z{}])", r"\\", text)
     text = _COMMAND.sub(lambda found: _SPELLINGS.get(found[0], found[0]), text)
-    text = _RAISED_PRIMES.sub(lambda found: (found[1] or "'").replace(" ", ""), text)
-    text = _UPRIGHT_LETTER.sub(r" \1 ", text)
+    text = _rewrite(text, _PRIMES_AND_LETTERS)
     while (flat := _POWER_IN_TEXT.sub(r"\1\2\3", text)) != text:  # `\mathrm{m s^{-2}}`
         text = flat
     return text

@@ -16,8 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, NamedTuple, Self
+from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,63 +63,51 @@ class GraderConfig(BaseModel):
     """SQLite file that keeps verdicts between runs; none by default."""
 
 
-class Timed(NamedTuple):
-    """A judgement and the wall time it took, in seconds; `is_lost` if its worker was killed by the clock or died."""
-
-    judgement: Judgement
-    seconds: float
-    is_lost: bool = False
-
-
-class WorkerPool:
+class WorkerPool(AbstractContextManager["WorkerPool"]):
     """A context manager that judges pairs in `config.workers` processes; they are started when first needed."""
 
     def __init__(self, config: GraderConfig) -> None:
         self._config = config
         self._idle: list[_Worker] = []
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *raised: object) -> None:
         while self._idle:
             self._idle.pop().end()
 
-    def judge_all(self, pairs: Sequence[Pair]) -> list[Timed]:
+    def judge_all(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """Return the judgement of each pair, in their order."""
         some = [pairs[start : start + PAIRS_AT_A_TIME] for start in range(0, len(pairs), PAIRS_AT_A_TIME)]
         with ThreadPoolExecutor(self._config.workers) as threads:  # each waits for one process
-            results = [timed for several in threads.map(self._judge, some) for timed in several]
+            results = [judgement for several in threads.map(self._judge, some) for judgement in several]
         for index, first in enumerate(results):
             if first.is_lost:
                 (second,) = self._judge([pairs[index]])
-                reason = f"{second.judgement.reason}, twice" if second.is_lost else second.judgement.reason
-                seconds = first.seconds + second.seconds if second.is_lost else second.seconds
-                results[index] = Timed(second.judgement._replace(reason=reason), seconds)
+                if second.is_lost:
+                    second = Judgement(second.verdict, f"{second.reason}, twice", first.seconds + second.seconds)
+                results[index] = second
         return results
 
-    def _judge(self, pairs: Sequence[Pair]) -> list[Timed]:
-        results: list[Timed] = []
+    def _judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        results: list[Judgement] = []
         while len(results) < len(pairs):
-            worker = self._idle.pop() if self._idle else _start_worker(self._config)
+            worker = self._idle.pop() if self._idle else self._start_worker()
             results.extend(worker.judge(pairs[len(results) :]))
             if not worker.has_ended:
                 self._idle.append(worker)
         return results
 
+    def _start_worker(self) -> _Worker:
+        """Start a process; one that dies on the way, as the machine may kill any, is started again.
 
-def _start_worker(config: GraderConfig) -> _Worker:
-    """Start a process; one that dies on the way, as the machine may kill any, is started again.
-
-    Raises:
-        RuntimeError: it died again and again.
-    """
-    for _ in range(MAX_STARTS):
-        worker = _Worker(config)
-        if worker.receive(START_TIMEOUT_SECONDS) == READY:
-            return worker
-        worker.end()
-    raise RuntimeError(f"a grading worker did not start in {MAX_STARTS} tries; its own message is above")
+        Raises:
+            RuntimeError: it died again and again.
+        """
+        for _ in range(MAX_STARTS):
+            worker = _Worker(self._config)
+            if worker.receive(START_TIMEOUT_SECONDS) == READY:
+                return worker
+            worker.end()
+        raise RuntimeError(f"a grading worker did not start in {MAX_STARTS} tries; its own message is above")
 
 
 class _Worker:
@@ -131,43 +119,46 @@ class _Worker:
         self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
         self.has_ended = False
+        environment = {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",  # what sympy makes of infinities hangs on the order of its sets
+        }
         # Not multiprocessing: its children run the parent's main module again, which may be a training script.
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ladle.grading.worker", settings],
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                    "OMP_NUM_THREADS": "1",
-                    "PYTHONHASHSEED": "0",  # what sympy makes of infinities hangs on the order of its sets
-                },
+                env=os.environ | environment,
                 start_new_session=True,  # an interrupt at the terminal is the parent's to handle
             )
 
-    def judge(self, pairs: Sequence[Pair]) -> list[Timed]:
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """Return the judgements of the pairs, up to the first that the process does not survive."""
-        results: list[Timed] = []
-        started = time.monotonic()
-        self._send(pairs)
-        for _ in pairs:
-            message = self.receive(self._limit)
-            while message == LOADING:  # libraries, which is not charged to the answer
-                self.receive(START_TIMEOUT_SECONDS)
-                started = time.monotonic()
-                message = self.receive(self._limit)
-            if message is None:
-                return [*results, self._explain(time.monotonic() - started)]
-            verdict, reason, seconds = message
-            results.append(Timed(Judgement(Verdict(verdict), reason), seconds))
-            started = time.monotonic()
-        return results
-
-    def _send(self, pairs: Sequence[Pair]) -> None:
         self._socket.settimeout(self._limit)
         with suppress(OSError):  # dead or stuck, which shows when no answer comes
             self._socket.sendall(b"".join(json.dumps(pair).encode() + b"\n" for pair in pairs))
+        results: list[Judgement] = []
+        started = time.monotonic()
+        while len(results) < len(pairs):
+            message = self.receive(self._limit)
+            now = time.monotonic()
+            if message == LOADING:
+                self.receive(START_TIMEOUT_SECONDS)
+                started += time.monotonic() - now
+            elif message is not None:
+                verdict, reason = message
+                results.append(Judgement(Verdict(verdict), reason, round(now - started, 6)))
+                started = now
+            elif (status := self.end()) == -signal.SIGVTALRM:
+                reason = f"more than {self._cpu_seconds:g} s of CPU time"
+                return [*results, Judgement(Verdict.TIMEOUT, reason, now - started)]
+            else:
+                is_late = now - started > self._limit
+                reason = f"more than {self._limit:.2g} s" if is_late else f"the worker ended with status {status}"
+                return [*results, Judgement(Verdict.TIMEOUT, reason, now - started, is_lost=True)]
+        return results
 
     def receive(self, seconds: float) -> Any:
         """Return the next message; None if the process is dead, or silent for so long."""
@@ -177,15 +168,6 @@ class _Worker:
         except OSError:
             return None
         return json.loads(line) if line.endswith(b"\n") else None
-
-    def _explain(self, seconds: float) -> Timed:
-        """End the process, and say what became of the pair that it was at."""
-        status = self.end()
-        if status == -signal.SIGVTALRM:
-            return Timed(Judgement(Verdict.TIMEOUT, f"more than {self._cpu_seconds:g} s of CPU time"), seconds)
-        is_late = seconds > self._limit
-        reason = f"more than {self._limit:.2g} s" if is_late else f"the worker ended with status {status}"
-        return Timed(Judgement(Verdict.TIMEOUT, reason), seconds, is_lost=True)
 
     def end(self) -> int:
         """Kill the process, unless it is dead already; return its exit status (minus a signal)."""

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import mpmath
 
@@ -75,15 +74,9 @@ def _evaluate(node: nodes.Expression, point: Point) -> Value:
         case nodes.Symbol():
             return point[node.name]
         case nodes.Sum():
-            total: Value = Fraction(0)
-            for term in node.terms:
-                total = add(total, _evaluate(term, point))
-            return total
+            return reduce(add, (_evaluate(term, point) for term in node.terms), Fraction(0))
         case nodes.Product():
-            total = Fraction(1)
-            for factor in node.factors:
-                total = multiply(total, _evaluate(factor, point))
-            return total
+            return reduce(multiply, (_evaluate(factor, point) for factor in node.factors), Fraction(1))
         case nodes.Power():
             return power(_evaluate(node.base, point), _evaluate(node.exponent, point))
         case nodes.Constant("i"):
@@ -92,13 +85,10 @@ def _evaluate(node: nodes.Expression, point: Point) -> Value:
             raise Undefined("infinity is not a number")
         case nodes.Constant():
             return +getattr(CONTEXT, node.name)
+        case nodes.Call("log", [argument]):
+            return _apply("ln", [_evaluate(argument, point)]) / point[BARE_LOGARITHM]
         case nodes.Call():
-            arguments = [_evaluate(argument, point) for argument in node.arguments]
-            if node.function.startswith("apply "):
-                return _apply_unknown(node.function, arguments)
-            if node.function == "log" and len(arguments) == 1:
-                return _apply("ln", arguments) / point[BARE_LOGARITHM]
-            return _apply(node.function, arguments)
+            return _apply(node.function, [_evaluate(argument, point) for argument in node.arguments])
         case _:
             raise TypeError(f"{node} is not an expression")
 
@@ -205,23 +195,18 @@ def _root(value: Value, degree: Value) -> Value:
     real = real_part(value)
     if real is not None and real < 0 and degree % 2:
         return -_root(-real, degree)
-    if isinstance(value, Fraction) and value >= 0:
-        exact = _exact_root(value, degree.numerator)
-        if exact is not None:
-            return exact
-    return CONTEXT.root(as_float(value), degree.numerator)
+    exact = _exact_root(value, degree.numerator) if isinstance(value, Fraction) and value >= 0 else None
+    return CONTEXT.root(as_float(value), degree.numerator) if exact is None else exact
 
 
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
     """Return the non-negative root of a non-negative fraction where it is rational."""
-    above, below = _integer_root(value.numerator, degree), _integer_root(value.denominator, degree)
-    return None if above is None or below is None else Fraction(above, below)
+    roots = [_integer_root(part, degree) for part in value.as_integer_ratio()]
+    return None if None in roots else Fraction(*roots)
 
 
 def _integer_root(value: int, degree: int) -> int | None:
-    if value < 2:
-        return value
-    if degree == 2:
+    if degree == 2 or value < 2:
         found = math.isqrt(value)
     elif degree < value.bit_length() <= 3 * DIGITS:  # so that the float below holds every digit of it
         found = int(CONTEXT.nint(CONTEXT.root(value, degree)))
@@ -234,32 +219,22 @@ def _integer_root(value: int, degree: int) -> int | None:
 
 
 def _apply(name: str, arguments: list[Value]) -> Value:
-    """Return the value of a known function.
+    """Return the value of a function.
+
+    Of a function that only has a name, equal arguments give equal values, and nothing more.
 
     Raises:
         Undefined: the arguments are outside its domain, or too many or too few.
         TooLarge: the value is too large to compare.
     """
-    if name in _FUNCTIONS:
-        try:
-            return _FUNCTIONS[name](*arguments)
-        except TypeError as error:
-            raise Undefined(f"{name} of {len(arguments)} values") from error
-    if len(arguments) != 1:
-        raise Undefined(f"{name} of {len(arguments)} values")
-    argument = as_float(arguments[0])
-    if argument and CONTEXT.mag(argument) > _MAX_ARGUMENT_BITS:
-        raise nodes.TooLarge(f"the {name} of a number too large to compare")
-    return bound(_FLOAT_FUNCTIONS[name](argument))
-
-
-def _apply_unknown(name: str, arguments: list[Value]) -> Value:
-    """Return the value of a function of which only the name is known: equal arguments give equal values, no more."""
-    seed = as_float(pseudo_random(name))
-    total = CONTEXT.mpf(1)
-    for index, argument in enumerate(arguments, start=1):
-        total += CONTEXT.sin(as_float(argument) * index + seed)
-    return total * seed
+    if name.startswith("apply "):
+        seed = as_float(pseudo_random(name))
+        terms = (CONTEXT.sin(as_float(argument) * index + seed) for index, argument in enumerate(arguments, start=1))
+        return sum(terms, CONTEXT.mpf(1)) * seed
+    try:
+        return bound(_FUNCTIONS[name](*arguments))
+    except TypeError as error:
+        raise Undefined(f"{name} of {len(arguments)} values") from error
 
 
 @lru_cache(maxsize=4096)
@@ -290,13 +265,6 @@ def _integer(value: Value) -> int:
     return value.numerator
 
 
-def _small(value: Value) -> int:
-    """Return an integer of which a factorial can be computed."""
-    if not 0 <= _integer(value) <= _MAX_EXACT_FACTORIAL:
-        raise Undefined("a double factorial of that number")
-    return value.numerator
-
-
 def floor(value: Value) -> Fraction:
     """Return the largest integer that is not above a real value."""
     real = _real(value)
@@ -307,10 +275,16 @@ def _factorial(value: Value) -> Value:
     if _is_integer(value) and value < 0:
         raise Undefined("the factorial of a negative integer")
     if _is_integer(value) and value <= _MAX_EXACT_FACTORIAL:
-        return bound(Fraction(math.factorial(value.numerator)))
+        return Fraction(math.factorial(value.numerator))
     if abs(value + 1) > MAX_MAGNITUDE_BITS:
         raise nodes.TooLarge("a factorial too large to compare")
-    return bound(CONTEXT.gamma(as_float(value + 1)))
+    return CONTEXT.gamma(as_float(value + 1))
+
+
+def _double_factorial(value: Value) -> Value:
+    if not 0 <= _integer(value) <= _MAX_EXACT_FACTORIAL:
+        raise Undefined("a double factorial of that number")
+    return Fraction(math.prod(range(value.numerator, 0, -2)))
 
 
 def _binomial(above: Value, below: Value) -> Value:
@@ -318,35 +292,23 @@ def _binomial(above: Value, below: Value) -> Value:
         return Fraction(math.comb(above.numerator, below.numerator) if below >= 0 else 0)
     if max(abs(above), abs(below)) > MAX_MAGNITUDE_BITS:
         raise nodes.TooLarge("a binomial coefficient too large to compare")
-    return bound(CONTEXT.binomial(as_float(above), as_float(below)))
+    return CONTEXT.binomial(as_float(above), as_float(below))
 
 
-def _permutation(total: Value, chosen: Value) -> Value:
-    if _is_integer(total) and _is_integer(chosen) and 0 <= chosen <= total <= _MAX_EXACT_FACTORIAL:
-        return bound(Fraction(math.perm(total.numerator, chosen.numerator)))
-    return bound(as_float(_factorial(total)) / as_float(_factorial(total - chosen)))
+def _of_float(function: Callable[[Value], Value]) -> Callable[[Value], Value]:
+    """Return a function of mpmath as one of any value."""
+
+    def apply(value: Value) -> Value:
+        argument = as_float(value)
+        if argument and CONTEXT.mag(argument) > _MAX_ARGUMENT_BITS:
+            raise nodes.TooLarge("a function of a number too large to compare")
+        return function(argument)
+
+    return apply
 
 
 _FUNCTIONS: dict[str, Callable[..., Value]] = {
-    "root": _root,
-    "abs": abs,
-    "floor": floor,
-    "ceil": lambda value: -floor(-value),
-    "factorial": _factorial,
-    "double factorial": lambda value: bound(Fraction(math.prod(range(_small(value), 0, -2)))),
-    "mod": lambda value, modulus: value - modulus * floor(power(modulus, Fraction(-1)) * value),
-    "gamma": lambda value: _factorial(value - 1),
-    "binomial": _binomial,
-    "permutation": _permutation,
-    "log": lambda value, base: bound(CONTEXT.ln(as_float(value)) / CONTEXT.ln(as_float(base))),
-    "ln": lambda value: bound(CONTEXT.ln(as_float(value))),
-    "gcd": lambda *values: Fraction(math.gcd(*map(_integer, values))),
-    "lcm": lambda *values: Fraction(math.lcm(*map(_integer, values))),
-    "max": lambda *values: max(map(_real, values), key=as_float),
-    "min": lambda *values: min(map(_real, values), key=as_float),
-}
-_FLOAT_FUNCTIONS: dict[str, Callable[[Value], Value]] = {
-    prefix + name: getattr(CONTEXT, "a" * bool(prefix) + name)
+    prefix + name: _of_float(getattr(CONTEXT, "a" * bool(prefix) + name))
     for prefix, names in {
         "": "sin cos tan cot sec csc sinh cosh tanh exp",
         "arc": "sin cos tan cot sec csc sinh cosh tanh",
@@ -354,14 +316,30 @@ _FLOAT_FUNCTIONS: dict[str, Callable[[Value], Value]] = {
         "a": "sin cos tan sinh cosh tanh",
     }.items()
     for name in names.split()
+} | {
+    "root": _root,
+    "abs": abs,
+    "floor": floor,
+    "ceil": lambda value: -floor(-value),
+    "factorial": _factorial,
+    "double factorial": _double_factorial,
+    "mod": lambda value, modulus: value - modulus * floor(power(modulus, Fraction(-1)) * value),
+    "gamma": lambda value: _factorial(value - 1),
+    "binomial": _binomial,
+    "permutation": lambda total, chosen: multiply(_factorial(total), power(_factorial(total - chosen), Fraction(-1))),
+    "log": lambda value, base: CONTEXT.ln(as_float(value)) / CONTEXT.ln(as_float(base)),
+    "ln": lambda value: CONTEXT.ln(as_float(value)),
+    "gcd": lambda *values: Fraction(math.gcd(*map(_integer, values))),
+    "lcm": lambda *values: Fraction(math.lcm(*map(_integer, values))),
+    "max": lambda *values: max(map(_real, values), key=as_float),
+    "min": lambda *values: min(map(_real, values), key=as_float),
 }
 
 
 # Whether two single values are the same answer: equal, or a decimal that rounds the other, units considered.
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """What the pair and the configuration say about closeness.
 
     Attributes:
@@ -379,6 +357,7 @@ class Rules:
 
 _PERCENT: Unit = {"%": 1}
 _DEGREE: Unit = {"degree": 1}
+_PI = nodes.Constant("pi")
 
 
 def are_equal_quantities(gold: nodes.Quantity, answer: nodes.Quantity, rules: Rules) -> bool | None:
@@ -398,23 +377,25 @@ def _readings(
         if (wanted, given) == (_DEGREE, {"radian": 1}):
             return [(_in_radians(gold), answer)]
         factor = conversion(wanted, given)
-        return [] if factor is None else [(gold, nodes.Product([answer, nodes.Number(factor)]))]
+        return [] if factor is None else [(gold, _times(answer, factor))]
     readings = [(gold, answer)]
     if wanted == _PERCENT != given:
-        readings.append(
-            (gold, nodes.Product([answer, nodes.Number(Fraction(100))]))
-        )  # on the gold's scale, as its tolerance is
+        readings.append((gold, _times(answer, Fraction(100))))  # on the gold's scale, as its tolerance is
     elif given == _PERCENT != wanted:
-        readings.append((gold, nodes.Product([answer, nodes.Number(Fraction(1, 100))])))
-    elif wanted == _DEGREE != given and nodes.Constant("pi") in nodes.walk(answer):
+        readings.append((gold, _times(answer, Fraction(1, 100))))
+    elif wanted == _DEGREE != given and _PI in nodes.walk(answer):
         readings.append((_in_radians(gold), answer))
-    elif given == _DEGREE != wanted and nodes.Constant("pi") in nodes.walk(gold):
+    elif given == _DEGREE != wanted and _PI in nodes.walk(gold):
         readings.append((gold, _in_radians(answer)))
     return readings
 
 
+def _times(value: nodes.Expression, factor: Fraction) -> nodes.Expression:
+    return nodes.Product([value, nodes.Number(factor)])
+
+
 def _in_radians(value: nodes.Expression) -> nodes.Expression:
-    return nodes.Product([value, nodes.Constant("pi"), nodes.Number(Fraction(1, 180))])
+    return _times(nodes.Product([value, _PI]), Fraction(1, 180))
 
 
 # Values.
@@ -426,7 +407,7 @@ def are_equal_values(gold: nodes.Expression, answer: nodes.Expression, rules: Ru
     Raises:
         TooLarge: they are too large to compare.
     """
-    infinite = [_infinity_sign(side) for side in (gold, answer)]
+    infinite = [infinity_sign(side) for side in (gold, answer)]
     if infinite != [0, 0]:
         return infinite[0] == infinite[1]
     verdict = are_identical(gold, answer)
@@ -437,21 +418,17 @@ def are_equal_values(gold: nodes.Expression, answer: nodes.Expression, rules: Ru
         return verdict
     if rules.tolerance is not None and is_within(gold_value, answer_value, rules.tolerance):
         return True
-    gold_places = gold.places if isinstance(gold, nodes.Number) else None
-    answer_places = answer.places if isinstance(answer, nodes.Number) else None
-    if gold_places is None and answer_places is None:
-        return False
+    gold_places, answer_places = (side.places if isinstance(side, nodes.Number) else None for side in (gold, answer))
     if gold_places is None:
         return _rounds_to(answer, gold_value, rules.rounding_digits, may_truncate=True)
-    if answer_places is None:
-        return _rounds_to(gold, answer_value, rules.rounding_digits, may_truncate=True)
-    return answer_places > gold_places and _rounds_to(gold, answer_value, rules.rounding_digits, may_truncate=False)
+    has_more_places = answer_places is None or answer_places > gold_places
+    return has_more_places and _rounds_to(gold, answer_value, rules.rounding_digits, may_truncate=answer_places is None)
 
 
-def _infinity_sign(value: nodes.Expression) -> int:
+def infinity_sign(value: nodes.Expression) -> int:
     """Return 1 for infinity, -1 for its negative, 0 for anything else."""
     if isinstance(value, nodes.Product) and len(value.factors) == 2 and isinstance(value.factors[0], nodes.Number):
-        return -_infinity_sign(value.factors[1]) if value.factors[0].value == -1 else 0
+        return -infinity_sign(value.factors[1]) if value.factors[0].value == -1 else 0
     return 1 if value == nodes.Constant("infinity") else 0
 
 
@@ -483,11 +460,8 @@ def are_identical(gold: nodes.Expression, answer: nodes.Expression) -> bool | No
     Raises:
         TooLarge: the values are too large to compare.
     """
-    has_bare_logarithm = any(
-        isinstance(node, nodes.Call) and node.function == "log" and len(node.arguments) == 1
-        for side in (gold, answer)
-        for node in nodes.walk(side)
-    )
+    parts = [*nodes.walk(gold), *nodes.walk(answer)]
+    has_bare_logarithm = any(isinstance(part, nodes.Call) and part.function == "log" for part in parts)
     verdicts = [_agree(gold, answer, base) for base in _BARE_BASES[: 1 + has_bare_logarithm]]
     return True if True in verdicts else verdicts[0]
 
@@ -500,9 +474,8 @@ def _agree(gold: nodes.Expression, answer: nodes.Expression, bare_base: Value) -
         compared += 1
     if compared >= _FEWEST_INTEGER_POINTS or not compared:
         return True if compared else None
-    parts = [*nodes.walk(gold), *nodes.walk(answer)]
-    is_at_integers = any(map(_is_about_integers, parts)) and any(isinstance(part, nodes.Symbol) for part in parts)
-    return None if is_at_integers else True
+    is_at_integers = any(map(_is_about_integers, [*nodes.walk(gold), *nodes.walk(answer)]))
+    return None if is_at_integers and nodes.symbols_of(gold) | nodes.symbols_of(answer) else True
 
 
 def are_proportional(gold: nodes.Expression, answer: nodes.Expression, positive: bool) -> bool:
@@ -554,35 +527,47 @@ def _choose_points(gold: nodes.Expression, answer: nodes.Expression) -> Iterator
     elif any(map(_is_about_integers, parts)):
         for step in range(_INTEGER_POINTS):
             yield {name: Fraction(1 + pseudo_random_integer(f"{step}{name}") % 20) for name in names}
-    elif any(isinstance(part, nodes.Call) and part.function in ("floor", "ceil") for part in parts):
+    elif any(map(_is_rounding, parts)):
         for step in range(-_INTEGER_POINTS, _INTEGER_POINTS):
             yield {name: step * pseudo_random(f"{step}{name}") for name in names}
     else:
         # A gold answer with the root or the logarithm of a symbol takes it to be positive, as physics does.
-        signs = _SIGNS[:1] * 3 if any(_is_root_of_symbol(node) for node in nodes.walk(gold)) else _SIGNS
+        signs = _SIGNS[:1] * 3 if any(map(_is_root_of_symbol, nodes.walk(gold))) else _SIGNS
         for scale, pair in zip(_SCALES, signs, strict=True):
             yield {name: scale * pair[i % 2] * pseudo_random(f"{scale}{name}") for i, name in enumerate(names)}
 
 
-def _is_about_integers(node: object) -> bool:
+def _is_rounding(node: nodes.Tree) -> bool:
+    return isinstance(node, nodes.Call) and node.function in ("floor", "ceil")
+
+
+def _is_about_integers(node: nodes.Tree) -> bool:
     """Whether its symbols are integers: in a factorial, a power of -1, and floors that are idle for them otherwise."""
-    if isinstance(node, nodes.Call) and node.function in ("floor", "ceil"):
-        return any(
-            isinstance(part, (nodes.Call, nodes.Constant))
-            or isinstance(part, nodes.Number)
-            and part.value.denominator > 1
-            or isinstance(part, nodes.Power)
-            and not nodes.symbols_of(part.base)
-            for part in nodes.walk(node.arguments[0])
-        )
-    if isinstance(node, nodes.Power):
-        return isinstance(node.base, nodes.Number) and node.base.value < 0 and bool(nodes.symbols_of(node.exponent))
-    return isinstance(node, nodes.Call) and node.function in _INTEGER_FUNCTIONS
+    match node:
+        case nodes.Call("floor" | "ceil", [argument]):
+            return any(map(_is_uneven, nodes.walk(argument)))
+        case nodes.Power(nodes.Number(base), exponent):
+            return base < 0 and bool(nodes.symbols_of(exponent))
+        case _:
+            return isinstance(node, nodes.Call) and node.function in _INTEGER_FUNCTIONS
 
 
-def _is_root_of_symbol(node: object) -> bool:
-    if isinstance(node, nodes.Call):
-        return node.function in ("root", "ln", "log") and bool(nodes.symbols_of(node))
-    if isinstance(node, nodes.Power) and nodes.symbols_of(node.base):
-        return not (isinstance(node.exponent, nodes.Number) and node.exponent.value.denominator == 1)
-    return False
+def _is_uneven(node: nodes.Tree) -> bool:
+    """Whether it makes what it is a part of no integer, for integers."""
+    match node:
+        case nodes.Number(value):
+            return value.denominator > 1
+        case nodes.Power(base, _):
+            return not nodes.symbols_of(base)
+        case _:
+            return isinstance(node, (nodes.Call, nodes.Constant))
+
+
+def _is_root_of_symbol(node: nodes.Tree) -> bool:
+    match node:
+        case nodes.Call("root" | "ln" | "log"):
+            return bool(nodes.symbols_of(node))
+        case nodes.Power(base, nodes.Number(exponent)):
+            return exponent.denominator > 1 and bool(nodes.symbols_of(base))
+        case _:
+            return isinstance(node, nodes.Power) and bool(nodes.symbols_of(node.base))

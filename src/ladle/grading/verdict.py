@@ -32,21 +32,12 @@ class AnswerType(StrEnum):
     QUANTITY = "quantity"
 
 
-_OTHER_NAMES = {
-    name: kind
-    for kind, names in {
-        # OlympiadBench, arXiv 2402.14008, has Numerical, Expression, Tuple, Interval and Equation.
-        AnswerType.NUMBER: "num numeric numerical float fraction decimal rational",
-        AnswerType.INT: "integer",
-        AnswerType.EXPRESSION: "expr formula",
-        AnswerType.TUPLE: "point",
-        AnswerType.SET: "list",
-        AnswerType.TEXT: "choice string",
-        AnswerType.MATRIX: "vector",
-        AnswerType.QUANTITY: "unit",
-    }.items()
-    for name in names.split()
-}
+# OlympiadBench, arXiv 2402.14008, has Numerical, Expression, Tuple, Interval and Equation.
+_OTHER_NAMES = """numerical=number num=number numeric=number float=number fraction=number decimal=number rational=number
+integer=int expr=expression formula=expression point=tuple list=set choice=text string=text vector=matrix unit=quantity
+"""
+_TYPES = {kind.value: kind for kind in AnswerType}
+_TYPES |= {name: _TYPES[kind] for name, kind in (pair.split("=") for pair in _OTHER_NAMES.split())}
 
 
 def answer_type(name: str | None) -> AnswerType | None:
@@ -55,13 +46,10 @@ def answer_type(name: str | None) -> AnswerType | None:
     Raises:
         UserError: the name is not known.
     """
-    if not name:
-        return None
-    try:
-        return _OTHER_NAMES.get(name.lower()) or AnswerType(name.lower())
-    except ValueError as error:
+    if name and name.lower() not in _TYPES:
         problem = f"answer type {name!r} is not known"
-        raise UserError(problem, f"use one of {', '.join(AnswerType)}, or leave it out") from error
+        raise UserError(problem, f"use one of {', '.join(AnswerType)}, or leave it out")
+    return _TYPES[name.lower()] if name else None
 
 
 class Pair(NamedTuple):
@@ -85,10 +73,15 @@ class Pair(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A verdict and one line that says what decided it."""
+    """A verdict and one line that says what decided it; the wall time it took, where a worker process did the work.
+
+    `is_lost` if that worker was killed by the clock or died.
+    """
 
     verdict: Verdict
     reason: str
+    seconds: float = 0.0
+    is_lost: bool = False
 
 
 class Grade(NamedTuple):
@@ -97,7 +90,7 @@ class Grade(NamedTuple):
     Attributes:
         verdict: correct, wrong, unparsed or timeout.
         reason: one line that says what decided it.
-        seconds: wall time spent on it; 0 where the verdict came from the cache.
+        seconds: wall time that a worker spent on it; 0 where none was needed, as for a verdict from the cache.
         extracted: the answer that was graded.
         method: how that answer was found: `given`, or the rule of `ladle.grading.extract` that found it.
     """

@@ -38,33 +38,27 @@ def main() -> None:
     os.dup2(nowhere, 0)
     os.dup2(nowhere, 1)
     limit_memory(settings["memory_mebibytes"])
-    guard = CodeGuard()
-    guard.install()
-    _reply(replies, READY)
-    grading = _Grading(settings["cpu_seconds"], settings["rounding_digits"], guard, replies)
+    grading = _Grading(settings["cpu_seconds"], settings["rounding_digits"], replies)
+    grading.reply(READY)
     for line in requests:
-        started = time.perf_counter()
-        grading.seconds_loading = 0.0
         judgement = grading.judge(Pair(*json.loads(line)))
-        seconds = time.perf_counter() - started - grading.seconds_loading
-        _reply(replies, [judgement.verdict, judgement.reason[:MAX_REASON_CHARACTERS], round(seconds, 6)])
-
-
-def _reply(replies: BinaryIO, message: Any) -> None:
-    replies.write(json.dumps(message).encode() + b"\n")
-    replies.flush()
+        grading.reply([judgement.verdict, judgement.reason[:MAX_REASON_CHARACTERS]])
 
 
 class _Grading:
     """Judges pairs within the limits; loads what most runs never need when first needed, uncharged to the answer."""
 
-    def __init__(self, cpu_seconds: float, rounding_digits: int, guard: CodeGuard, replies: BinaryIO) -> None:
+    def __init__(self, cpu_seconds: float, rounding_digits: int, replies: BinaryIO) -> None:
         self._cpu_seconds = cpu_seconds
         self._rounding_digits = rounding_digits
-        self._guard = guard
         self._replies = replies
-        self._loaded: set[str] = set()
-        self.seconds_loading = 0.0
+        self._guard = CodeGuard()
+        self._guard.install()
+
+    def reply(self, message: Any) -> None:
+        """Write a message for the parent."""
+        self._replies.write(json.dumps(message).encode() + b"\n")
+        self._replies.flush()
 
     def judge(self, pair: Pair) -> Judgement:
         """Return the verdict on a pair, whatever happens on the way."""
@@ -75,29 +69,22 @@ class _Grading:
         if isinstance(left, Judgement):
             return left
         spent = time.process_time() - started
-        self._load("ladle.grading.symbolic")
-        from ladle.grading.symbolic import judge_algebra
-
+        symbolic = self._load("ladle.grading.symbolic")
         self._guard.refused = ""
-        judged = self._within_limits(lambda: judge_algebra(left), max(self._cpu_seconds - spent, 0.01))
+        judged = self._within_limits(lambda: symbolic.judge_algebra(left), max(self._cpu_seconds - spent, 0.01))
         assert isinstance(judged, Judgement)
         if self._guard.refused and judged.verdict is Verdict.WRONG:
             # sympy swallowed the refusal on its way to "not equal", which then is not a finding
             return Judgement(Verdict.UNPARSED, f"sympy may not use {self._guard.refused} to compare it")
         return judged
 
-    def _load(self, name: str) -> None:
-        if name in self._loaded:
-            return
-        started = time.perf_counter()
-        _reply(self._replies, LOADING)
-        with self._guard.paused():
-            module = import_module(name)
-            if hasattr(module, "warm_up"):
-                module.warm_up()
-        self._loaded.add(name)
-        _reply(self._replies, READY)
-        self.seconds_loading += time.perf_counter() - started
+    def _load(self, name: str) -> Any:
+        if name not in sys.modules:
+            self.reply(LOADING)
+            with self._guard.paused():
+                getattr(import_module(name), "warm_up", bool)()
+            self.reply(READY)
+        return sys.modules[name]
 
     def _within_limits(self, work: Callable[[], Judgement | Algebra], cpu_seconds: float) -> Judgement | Algebra:
         try:
