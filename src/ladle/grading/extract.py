@@ -13,7 +13,7 @@ import re
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from ladle.grading.normalise import MATH, TEXT_COMMANDS, read_number_words
+from ladle.grading.normalise import MATH, TEXT_COMMANDS, read_number_words, rewrite, rules
 from ladle.grading.units import CHANGE_THE_NUMBER, is_unit_run
 
 # Completions.
@@ -225,19 +225,23 @@ def _first_sentence(text: str) -> str:
 # Plain words, and the letters of options.
 
 NO_SOLUTION = "no solution"
-_MARKUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\b|\\[a-zA-Z]+|[\\{{}}$*_~]")
-_SIGN_WORDS = {"\\infty": " infinity ", "∞": " infinity ", "\\emptyset": NO_SOLUTION, "\\varnothing": NO_SOLUTION}
-_SIGNS = re.compile(r"\\(?:infty|emptyset|varnothing)(?![a-zA-Z])|∞")
+_MARKUP = rf"\\(?:{TEXT_COMMANDS})\b|\\[a-zA-Z]+|[\\{{}}$*_~]"
+_PLAIN = rules(r"""
+␀ → \\infty(?![a-z])|∞ → ␣infinity␣
+␀ → \\(?:emptyset|varnothing)(?![a-z]) → no solution
+␀ → MARKUP|[^\w\s%+-]|(?<=[a-z])-(?=[a-z]) → ␣
+␀ → ^\s*(?:an?|the)\s+(?=\S) → ␀
+s → (?<!\S)(\S{3,}[^\ssui])s(?!\S) → \1
+""", MARKUP=_MARKUP)  # fmt: skip
 _SYNONYMS = {
     same: words
     for words, others in {
-        NO_SOLUTION: "none|empty set|no real solution|no solution exist|does not exist|dne|there is no solution|"
+        NO_SOLUTION: "none|empty set|does not exist|dne|no real solution|no solution exist|there is no solution|"
         "there are no solution|there is no real solution|there are no real solution",
-        "infinity": "infinitely many|infinite|infinitely many solution|infinite solution|infinite number of solution",
+        "infinity": "infinite|infinitely many|infinitely many solution|infinite solution|infinite number of solution",
     }.items()
     for same in others.split("|")
 }
-_NOT_WORDS = re.compile(r"[^\w\s%+-]|_|(?<=[a-z])-(?=[a-z])")
 _OPTION = re.compile(r"\(?\s*([A-J])\s*\)?")
 _INTRODUCED = re.compile(r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+(?:choice|is))?\s*:?\s*(?=\S)", re.I)
 _LABELLED = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:])(?:\s.*)?", re.DOTALL)
@@ -246,20 +250,13 @@ _MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?:\(\s*)?[
 
 def plain_words(text: str) -> str:
     """Return the words of a text: lower case, in the singular, without markup, punctuation and a first article."""
-    text = _MARKUP.sub(" ", _SIGNS.sub(lambda found: _SIGN_WORDS[found[0]], text))
-    words = _NOT_WORDS.sub(" ", text.lower()).split()
-    if len(words) > 1 and words[0] in ("a", "an", "the"):
-        del words[0]
-    plain = " ".join(
-        word[:-1] if len(word) > 4 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
-        for word in words
-    )
+    plain = " ".join(rewrite(text.lower(), _PLAIN).split())
     return _SYNONYMS.get(plain, plain)
 
 
 def option_letter(text: str, is_answer: bool) -> str | None:
     """Return the letter of the option that the text chooses: `C`, `(C)`, and in an answer also `(C) 12` and `C. 12`."""
-    plain = " ".join(_MARKUP.sub(" ", text).split())
+    plain = " ".join(re.sub(_MARKUP, " ", text).split())
     if not is_answer:
         found = _OPTION.fullmatch(plain)
         return found[1] if found else None
@@ -351,20 +348,19 @@ def bare_answers(text: str) -> list[str]:
 
 # Declarations: what an answer says of its letters.
 
-_FACES = {"Z": ("integer",), "N": ("positive", "integer"), "R": ("real",), "Q": ("rational",), "C": ("complex",)}
+_FACES = {"Z": "integer", "N": "positive integer", "R": "real", "Q": "rational", "C": "complex"}
 _SET = r"\\math(?:bb|bf|rm)\s*\{\s*([ZNRQC])\s*\}\s*(?:[\^_]\s*\{?\s*([+*])\s*\}?)?"
-_LETTERS = r"([A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)*)"
-_INTRODUCTION = rf"(?:\\(?:{TEXT_COMMANDS})\s*\{{)?\s*(?:for|where|with|and)?(?:\s+(?:any|some|all|each|every))?\s*\}}?"
-_MEMBERSHIP = re.compile(rf"[\s,;:(]*{_INTRODUCTION}\s*\(?\s*(?<![A-Za-z\\]){_LETTERS}\s*\\in\s*{_SET}[\s).]*$")
+_LETTERS = r"\(?[A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)*"
 _CLAUSE = re.compile(
-    rf"[\s,;(]*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?<![A-Za-z\\])(?:where|for|with|such that|when|if)\b(?P<rest>.*)$",
+    rf"[\s,;:(]*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?<![A-Za-z\\])"
+    rf"(?P<rest>(?:where|for|with|such that|when|if)\b.*|{_LETTERS}\s*\\in\s*{_SET}[\s).]*)$",
     re.DOTALL,
 )
 _KINDS_TEXT = "integer real rational complex natural positive negative nonnegative nonzero even odd prime"
 _NO_WORDS_TEXT = """where for with such that when if is are be an any all every each some arbitrary fixed constant
 number value parameter and or the of in let given by satisfying being denotes"""
-_KINDS, _NO_WORDS = frozenset(_KINDS_TEXT.split()), frozenset(_NO_WORDS_TEXT.split())
-_PIECE = re.compile(r"\\[A-Za-z]+|[A-Za-z]+(?:'s)?|[^\sA-Za-z{}]+")
+_KINDS, _NO_WORDS = {*_KINDS_TEXT.split()}, {*_NO_WORDS_TEXT.split()}
+_PIECE = re.compile(r"\\[A-Za-z]+|[A-Za-z]_\w|[A-Za-z]+(?:'s)?|[^\sA-Za-z{}]+")
 
 
 class Declared(NamedTuple):
@@ -387,39 +383,21 @@ class Declared(NamedTuple):
 
 
 def split_declarations(text: str) -> Declared:
-    """Split a normalised answer into the answer and what it declares of its letters."""
-    declared = Declared(text)
-    for split in (_split_membership, _split_clause):
-        found = split(declared.text)
-        if found is None:
-            continue
-        plain = re.sub(rf"\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[A-Za-z]+", " ", found.text)
-        if any(letter[0] in plain for letter in found.letters):
-            said = (one | other for one, other in zip(declared[1:], found[1:], strict=True))
-            declared = Declared(found.text, *said)
-    return declared
+    """Split a normalised answer into the answer and what it declares of its letters.
 
-
-def _split_membership(text: str) -> Declared | None:
-    """Split off `k \\in \\mathbb{Z}`."""
-    found = _MEMBERSHIP.search(text) if "\\in" in text else None
-    if found is None or found.start() == 0:
-        return None
-    kinds = _FACES[found[2]] + (("positive",) if found[3] == "+" else ())
-    letters = frozenset(piece.strip() for piece in found[1].split(","))
-    return Declared(text[: found.start()].rstrip(" ,;("), letters, frozenset(kinds))
-
-
-def _split_clause(text: str) -> Declared | None:
-    """Split off `for some constant k`."""
+    It does so in a clause, `for some constant k`, or by a set, `k \\in \\mathbb{Z}`.
+    """
     found = _CLAUSE.search(text)
     if found is None or found.start() == 0:
-        return None
-    rest = re.sub(rf"\\(?:{TEXT_COMMANDS})\b|\\in\b", " ", found["rest"])
-    rest = re.sub(_SET, lambda face: " ".join(_FACES[face[1]]), rest).replace("non-", "non")
-    pieces = [piece for piece in _PIECE.findall(rest) if piece not in (",", ";", ".", "(", ")", "$", ":")]
-    letters = frozenset(piece for piece in pieces if len(piece) == 1 and piece.isalpha() and piece != "a")
-    letters |= {"a"} if re.search(r"\ba\b\s*(?:,|\bis\b|\band\b|$)", rest) else set()
+        return Declared(text)
+    rest = re.sub(_SET, _name_set, re.sub(rf"\\(?:{TEXT_COMMANDS})\b", " ", found["rest"])).replace("non-", "non")
+    pieces = [piece for piece in _PIECE.findall(rest) if piece not in (*",;.()$:", "\\in")]
+    letters = {piece for piece in pieces if (len(piece) == 1 and piece.isalpha() or "_" in piece) and piece != "a"}
+    letters |= {"a"} if re.search(r"\ba\b\s*(?:,|\bis\b|\band\b|\\in\b|$)", rest) else set()
+    before = text[: found.start()].rstrip(" ,;(")
+    plain = re.sub(rf"\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[A-Za-z]+", " ", before)
+    if not any(letter[0] in plain for letter in letters):
+        return Declared(text)
     words = {
         piece.lower().removesuffix("s") if len(piece) > 1 and piece[0] != "\\" and piece.lower() != "is" else piece
         for piece in pieces
@@ -427,4 +405,8 @@ def _split_clause(text: str) -> Declared | None:
     condition = words - _KINDS - _NO_WORDS
     if not condition - letters - {"a"}:
         condition = set[str]()  # a condition does not bind its letters, so they are kept with it
-    return Declared(text[: found.start()].rstrip(" ,;("), letters, frozenset(words & _KINDS), frozenset(condition))
+    return Declared(before, frozenset(letters), frozenset(words & _KINDS), frozenset(condition))
+
+
+def _name_set(found: re.Match[str]) -> str:
+    return f" {_FACES[found[1]]} " + "positive " * (found[2] == "+")

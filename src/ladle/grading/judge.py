@@ -6,7 +6,6 @@ Nothing here bounds time or memory; a worker process does that (`ladle.grading.w
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -128,7 +127,7 @@ def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: boo
     is_grouped = may_group and "," not in ungroup(text)
     unread = Reading(is_grouped, accepts_nouns=False, accepts_unit_letters=False)
     refusal: nodes.Unreadable | nodes.TooLarge | None = None
-    readings = (unread, replace(unread, accepts_nouns=True))  # `5 apples` is read as the second, `2 ab` is two a b
+    readings = (unread, unread._replace(accepts_nouns=True))  # `5 apples` is read as the second, `2 ab` is two a b
     for reading in readings[1:] if _COUNTED.fullmatch(text) else readings:
         try:
             tree = read(text, reading)
@@ -174,7 +173,7 @@ def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: Declared, rules: Rul
     answer = align_bound_letter(gold.tree, answer, bound)
     verdict = are_equivalent(gold.tree, answer, rules)
     if verdict is False and isinstance(answer, nodes.Quantity) and answer.unit and nodes.symbols_of(gold.tree):
-        measured = read(gold.text, replace(gold.reading, accepts_unit_letters=True))  # `9.8 m/s^2` beside a marked unit
+        measured = read(gold.text, gold.reading._replace(accepts_unit_letters=True))  # `9.8 m/s^2` beside a marked unit
         verdict = isinstance(measured, nodes.Quantity) and are_equivalent(measured, answer, rules)
     elif verdict is False and gold.declared.kinds | declared.kinds == {"integer"}:
         shared = nodes.symbols_of(gold.tree) & nodes.symbols_of(answer)

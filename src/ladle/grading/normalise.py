@@ -244,7 +244,7 @@ MATH = re.compile(r"\$(?=\S)((?:\\.|[^$\\])*?\S)\$(?!\d)")  # pandoc's rule, by 
 # Rewritings: a sign of the texts that each is for, which spares most of them, its pattern, and what takes its place.
 
 
-def _rules(table: str, **parts: str) -> list[tuple[str, re.Pattern[str], str]]:
+def rules(table: str, **parts: str) -> list[tuple[str, re.Pattern[str], str]]:
     """Read a table of rewritings, in which a part in capitals is the pattern of that name."""
     for name, pattern in parts.items():
         table = table.replace(name, pattern)
@@ -252,11 +252,11 @@ def _rules(table: str, **parts: str) -> list[tuple[str, re.Pattern[str], str]]:
     return [(sign, re.compile(pattern), spelling) for sign, pattern, spelling in rows]
 
 
-_MARKUP = _rules(r"""
+_MARKUP = rules(r"""
 <sup> → <sup>(.*?)</sup> → ^{\1}
 <sub> → <sub>(.*?)</sub> → _{\1}
 """)
-_BEFORE_WORDS = _rules(r"""
+_BEFORE_WORDS = rules(r"""
 ( → (?<=\d)\.(\d*)\((\d+)\)(?![\d^!]) → .\1\\overline{\2}
 \dot → (?<=\d)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d*)\s*\\dot\s*\{?(\d)\}?)? → .\1\\overline{\2\3\4}
 \root → \\root\s*(?:\{([^{}]*)\}|(\w))\s*\\of\s*(?:\{([^{}]*)\}|(\w)) → \\sqrt[\1\2]{\3\4}
@@ -265,7 +265,7 @@ _BEFORE_WORDS = _rules(r"""
 10 → (?<=\d)\s*(?:[xX*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*[{(]?\s*([-+]?\s*\d+)(?:\s*[})])? → ␣\\cdot 10^{\1}
 """)
 # Between digits, a thousands mark. What does not delimit mathematics is money before a number, and nothing elsewhere.
-_SIGNS_BETWEEN = _rules(r"""
+_SIGNS_BETWEEN = rules(r"""
 ␀ → (?<=\d)(?:\s*(?:\{,\}\s*|,\\!\s*|\\[,;:! ]\s*|~)|['_])(?=\d{3}(?!\d)) → ␀
 $ → \$\$ → ␣
 $ → (?<!\\)\$\s*([,;])\s*\$ → \1␣
@@ -273,12 +273,12 @@ $ → MATH → ␣\1␣
 $ → (?<!\\)(?:\b(?:US|AU|CA|HK))?\$(?=\s*\.?\d) → \\dollar␣
 $ → (?<!\\)\$ → ␣
 """, MATH=MATH.pattern)  # fmt: skip
-_LAYOUT = _rules(r"""
+_LAYOUT = rules(r"""
 \ → \\(?:left|right)\s*\. → ␀
 \\[ → \\\\\[-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\] → \\\\
 \ → \\(?:(?:text)?color|[hv]?phantom|[hv]space\*?|label|tag\*?)\s*\{[^{}]*\} → ␀
 """)
-_PRIMES_AND_LETTERS = _rules(r"""
+_PRIMES_AND_LETTERS = rules(r"""
 ' → \^\s*(?:\{\s*(')\s*('?)\s*('?)\s*\}|(')) → \1\2\3\4
 { → \\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\} → ␣\1␣
 """)
@@ -287,7 +287,7 @@ _PRIMES_AND_LETTERS = _rules(r"""
 _INDEX = r"(?:\{\s*([\w+\-]+)\s*\}|(\w))"
 _CHOICE = r"(?:\\(?:mathrm|text|rm)\s*\{\s*)?([CP])(?:\s*\})?\s*"
 _TOTAL = r"(?:\{\s*([3-9]|[1-9]\d+|\d*[nmN](?:[+-]\d+)?)\s*\}|([3-9nmN]))"
-_ORDINALS_AND_CHOICES = _rules(r"""
+_ORDINALS_AND_CHOICES = rules(r"""
 ␀ → (?:(?<=1)st|(?<=2)nd|(?<=3)rd|(?<=\d)th)\b → ␀
 ␀ → (?<=\d)\s*(?:\^\s*\{?\s*)?TEXT\{\s*(?:st|nd|rd|th)\s*\}(?:\s*\})?|(?<=\d)\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\} → ␀
 ␀ → (?<![\w.}])(\d+) ?([CP]) ?(\d+)(?!\w) → \2(\1,\3)
@@ -299,7 +299,7 @@ _MULTIPLES = [
     (name, re.compile(rf"(?<=[\d}}])\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?{name}s?\b"), rf" \\cdot {value} \1")
     for name, value in [*((name, f"10^{{{power}}}") for name, power in _POWERS.items()), ("dozen", "12")]
 ]
-_LAST = _MULTIPLES + _rules(r"""
+_LAST = _MULTIPLES + rules(r"""
 ** → \*\* → ^
 = → <=|=< → \\le␣
 >= → >= → \\ge␣
@@ -316,7 +316,7 @@ base → (?<=\d)\s*\(?\s*(?:in\s+)?base\s+(\w+)\s*\)?\s*$ → _{\1}
 _GROUPED = re.compile(r"(?<![\d.,/}])\d{1,3}(?: \d{3})+(?![\d/,.])|(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.])")
 
 
-def _rewrite(text: str, rewrites: Sequence[tuple[str, re.Pattern[str], str]]) -> str:
+def rewrite(text: str, rewrites: Sequence[tuple[str, re.Pattern[str], str]]) -> str:
     """Apply the patterns in order, each only where its sign is in the text, which spares most of them."""
     for sign, pattern, spelling in rewrites:
         if sign in text:
@@ -326,11 +326,11 @@ def _rewrite(text: str, rewrites: Sequence[tuple[str, re.Pattern[str], str]]) ->
 
 def normalise(text: str) -> str:
     """Return the answer in the one spelling that the reader knows."""
-    text = _spell_words(_rewrite(spell_as_latex(unwrap(text)), _BEFORE_WORDS))
-    text = _rewrite(text, _SIGNS_BETWEEN)
+    text = _spell_words(rewrite(spell_as_latex(unwrap(text)), _BEFORE_WORDS))
+    text = rewrite(text, _SIGNS_BETWEEN)
     if "\\" in text or "~" in text:
         text = _spell_commands(text)
-    text = _rewrite(_OUTSIDE_TEXT.sub(_spell_word, _rewrite(text, _ORDINALS_AND_CHOICES)), _LAST)
+    text = rewrite(_OUTSIDE_TEXT.sub(_spell_word, rewrite(text, _ORDINALS_AND_CHOICES)), _LAST)
     text = _GROUPED.sub(lambda found: found[0].replace(" ", "").replace(".", ""), text)
     return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
 
@@ -338,7 +338,7 @@ def normalise(text: str) -> str:
 def unwrap(text: str) -> str:
     """Peel quotes, emphasis, math delimiters or a box that enclose the whole text, four times at most."""
     text = _ENTITY.sub(lambda found: unescape(found[0]), text.replace("\frac", r"\frac"))  # taken for an escape
-    text = _CONTINUED.sub(_spell_continued, _rewrite(_SAID_TWICE.sub(_say_once, text), _MARKUP))
+    text = _CONTINUED.sub(_spell_continued, rewrite(_SAID_TWICE.sub(_say_once, text), _MARKUP))
     for _ in range(4):
         text = _TRAILING.sub("", text.strip())
         if not _OPENED.match(text):
@@ -407,11 +407,11 @@ def _spell_words(text: str) -> str:
 def _spell_commands(text: str) -> str:
     if (inside := _ENVIRONMENT.sub(" ", text)) != text:
         text = inside.replace("&", " ")
-    text = _rewrite(text, _LAYOUT)
+    text = rewrite(text, _LAYOUT)
     if "\\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z{}])", r"\\", text)
     text = _COMMAND.sub(lambda found: _SPELLINGS.get(found[0], found[0]), text)
-    text = _rewrite(text, _PRIMES_AND_LETTERS)
+    text = rewrite(text, _PRIMES_AND_LETTERS)
     while (flat := _POWER_IN_TEXT.sub(r"\1\2\3", text)) != text:  # `\mathrm{m s^{-2}}`
         text = flat
     return text

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
 
 from ladle.grading import nodes
 from ladle.grading.expressions import is_foreign_command, read_expression
 from ladle.grading.extract import plain_words
-from ladle.grading.normalise import plain_text
+from ladle.grading.normalise import plain_text, rewrite, rules
 from ladle.grading.units import CURRENCIES, Unit, conversion, is_unit_run, read_unit
 
 _GROUPED = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3})(?![\d,])")
@@ -27,40 +29,28 @@ _DATE = re.compile(
     r"|(?P<iso>\d{4})-(?P<number>\d\d)-(?P<last>\d\d)"
 )
 _CAPITALS = re.compile(r"[A-Z]{3,}|[IVX]{2}")  # the name of a triangle or a quadrant, not a product
-_OPEN_OUTSIDE = re.compile(r"(?=\]|.*\[$)([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
-_TRANSPOSED = re.compile(r"[(\[](.*)[)\]] ?\^ ?\{? ?(?:T|\\top) ?\}?")
-_RELATIONS = {
-    "=": "=",
-    "<": "<",
-    ">": ">",
-    "\\le": "<=",
-    "\\ge": ">=",
-    "\\ne": "!=",
-    "\\approx": "~",
-    "\\in": "in",
-    "\\equiv": "=",
-}
-_OTHER_COMMANDS = r"\cup \pm \mp \emptyset \langle \rangle \{ \begin \end"
-_COMMANDS = _RELATIONS.keys() | set(_OTHER_COMMANDS.split())
+# The transpose of a row, `]1, 3]` for (1, 3], and the real numbers with the half of them that a mark chooses.
+_SPELLINGS = rules(r"""
+^ → ^[(\[](.*)[)\]] ?\^ ?\{? ?(?:T|\\top) ?\}?$ → (\1)
+] → ^\]([^\[\]]+[,;][^\[\]]+[\[\]])$ → (\1
+[ → ^([(\[][^\[\]]+[,;][^\[\]]+)\[$ → \1)
+\mathbb → \\mathbb ?\{ ?R ?\} ?[\^_] ?\{? ?(?:\+|> ?0) ?\}?END → (0, \\infty)
+\mathbb → \\mathbb ?\{ ?R ?\} ?[\^_] ?\{? ?(?:\\ge ?0) ?\}?END → [0, \\infty)
+\mathbb → \\mathbb ?\{ ?R ?\} ?[\^_] ?\{? ?(?:-|< ?0) ?\}?END → (-\\infty, 0)
+\mathbb → \\mathbb ?\{ ?R ?\}END → (-\\infty, \\infty)
+""", END=r"(?= ?(?:$|[,;)\]]|\\(?:cup|\}|text)))")  # fmt: skip
+_RELATIONS = {"=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\approx": "~", "\\in": "in"}
+_RELATIONS |= {"\\equiv": "="}
+_STRUCTURES = r"\cup \pm \mp \emptyset \langle \rangle \{ \begin \end"
+_COMMANDS = {*_RELATIONS, *_STRUCTURES.split()}
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"})
 _BOTH_SIGNS = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _TRIGONOMETRIC = frozenset({"\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc"})
-_ZERO, _INFINITY = nodes.Number(Fraction(0)), nodes.Constant("infinity")
-_POSITIVE = nodes.Interval(_ZERO, _INFINITY, False, False)
-_NOT_NEGATIVE = nodes.Interval(_ZERO, _INFINITY, True, False)
-_NEGATIVE = nodes.Interval(nodes.negative(_INFINITY), _ZERO, False, False)
-# The real numbers, and the half of them that a mark after the letter chooses.
-_REALS = {"": nodes.Interval(nodes.negative(_INFINITY), _INFINITY, False, False)} | {
-    mark: half
-    for half, marks in ((_POSITIVE, "^+ _+ _>0 ^>0"), (_NOT_NEGATIVE, "_\\ge0 ^\\ge0"), (_NEGATIVE, "^- _- _<0 ^<0"))
-    for mark in marks.split()
-}
 MAX_ITEMS = 100  # a longer list is not an answer; it bounds the matching of lists without order
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """How to take what a text leaves open; the gold decides it for the answer.
 
     Attributes:
@@ -92,10 +82,7 @@ def read(text: str, reading: Reading) -> nodes.Tree:
         return found
     if _CAPITALS.fullmatch(text):
         return nodes.Text(plain_words(text))
-    if found := _TRANSPOSED.fullmatch(text):
-        text = f"({found[1]})"
-    if found := _OPEN_OUTSIDE.fullmatch(text):  # `]1, 3]` is (1, 3]
-        text = f"{'(['[found[1] == '[']}{found[2]}{')]'[found[3] == ']']}"
+    text = rewrite(text, _SPELLINGS)
     tokens = nodes.tokenize(ungroup(text) if reading.is_grouped else text)
     try:
         return _Structure(reading).read_list(tokens)
@@ -161,14 +148,9 @@ class _Structure:
             has_both_signs = any(token.text in _BOTH_SIGNS[0] for token in piece)
             if has_both_signs and _is_enclosed(piece):  # a tuple or set, whose items may each have both signs
                 has_both_signs = piece[0].text != "\\{" and not nodes.split_at(piece[1:-1], _is_comma)[1]
-            if has_both_signs:
-                for signs in _BOTH_SIGNS:
-                    signed = [
-                        nodes.Token("sign", signs[token.text]) if token.text in signs else token for token in piece
-                    ]
-                    items.append(self.read_item(signed))
-            else:
-                items.append(self.read_item(piece))
+            for signs in _BOTH_SIGNS if has_both_signs else ({},):
+                spelled = [nodes.Token("sign", signs[token.text]) if token.text in signs else token for token in piece]
+                items.append(self.read_item(spelled))
         return items
 
     def read_item(self, tokens: Sequence[nodes.Token]) -> nodes.Tree:
@@ -199,10 +181,6 @@ class _Structure:
                 return bracketed
         if [token.text for token in tokens] == ["\\emptyset"]:
             return nodes.Unordered([])
-        if tokens[0] == nodes.Token("face", "R"):
-            mark = "".join(token.text for token in tokens[1:] if token.text not in ("{", "}"))
-            if mark in _REALS:
-                return _REALS[mark]
         return (
             self._read_membership(tokens)
             or self._read_scaled_matrix(tokens)
@@ -252,31 +230,15 @@ class _Structure:
             return nodes.Unordered(self._read_items(pieces if inside else [], "set"))
         if opening in ("(", "[") and len(pieces) == 1:  # redundant, but those of a value are the expression's
             inner = self.read_item(inside) if inside else None
-            return (
-                inner
-                if isinstance(
-                    inner,
-                    (
-                        nodes.Ordered,
-                        nodes.Unordered,
-                        nodes.Interval,
-                        nodes.Union,
-                        nodes.Matrix,
-                        nodes.Relation,
-                        nodes.Ratio,
-                        nodes.Text,
-                    ),
-                )
-                else None
-            )
+            return None if isinstance(inner, (nodes.Expression, nodes.Quantity)) else inner
         rows, _ = nodes.split_at(inside, lambda token: token.text == ";")
         cells = [nodes.split_at(row, lambda token: token.text == ",")[0] for row in rows]
         if opening == "[" and len(rows) > 1 and len(cells[0]) > 1:  # as MATLAB writes a matrix
             return _read_rows(cells)
-        if opening == "[" and all(len(piece) > 2 and _is_enclosed(piece, "[", "]") for piece in pieces):
-            return _read_rows(
-                [nodes.split_at(piece[1:-1], _is_comma)[0] for piece in pieces]
-            )  # as Python writes a matrix
+        if opening == "[" and all(
+            len(piece) > 2 and _is_enclosed(piece, "[", "]") for piece in pieces
+        ):  # as Python does
+            return _read_rows([nodes.split_at(piece[1:-1], _is_comma)[0] for piece in pieces])
         if len(pieces) == 2 and (opening, closing) in (("[", "]"), ("(", "]"), ("[", ")")):
             low, high = (self._read_end(piece) for piece in pieces)
             return nodes.Interval(low, high, opening == "[", closing == "]")
@@ -329,21 +291,18 @@ class _Structure:
         token, before = tokens[index], tokens[index - 1]
         if before.text in ("_", "^", "-", "+", "/", "*"):  # the token belongs to these
             return False
-        if token.text == "/" and len(tokens) > index + 1:  # `\$15/hour`
-            return (
-                before.kind == "number"
-                and tokens[index + 1].kind in ("word", "run")
-                and len(tokens[index + 1].text) > 1
-            )
+        following = tokens[index + 1 : index + 3]
+        if token.text == "/" and following:  # `\$15/hour`
+            is_word = following[0].kind in ("word", "run") and len(following[0].text) > 1
+            return is_word and before.kind == "number"
         if token.text in ("'", '"'):
             return before.kind == "number" and tokens[0].text != "\\frac"
-        if token.text == "^":
-            if any(piece.text in _TRIGONOMETRIC for piece in tokens[:index]):
-                return False  # the degrees are the argument's: tan 30^\circ
-            return [piece.text for piece in tokens[index + 1 : index + 3] if piece.text != "{"][:1] == ["\\circ"]
-        if token.text == "\\frac" and len(tokens) > index + 2:
+        if token.text == "^":  # but degrees may be an argument's: tan 30^\circ
+            is_degree = [piece.text for piece in following if piece.text != "{"][:1] == ["\\circ"]
+            return is_degree and not any(piece.text in _TRIGONOMETRIC for piece in tokens[:index])
+        if token.text == "\\frac" and len(following) == 2:
             kinds = ("word", "run") if self._reading.accepts_unit_letters else ("word",)
-            return tokens[index + 1].text == "{" and tokens[index + 2].kind in kinds
+            return following[0].text == "{" and following[1].kind in kinds
         if token.kind == "run":
             if len(token.text) == 1:
                 return self._reading.accepts_unit_letters
@@ -362,10 +321,8 @@ def _joining_word(token: nodes.Token) -> str:
 
 def _is_enclosed(tokens: Sequence[nodes.Token], opening: str | None = None, closing: str | None = None) -> bool:
     """Whether the first token is a bracket that the last one closes, and they are these two."""
-    is_bracket = (
-        nodes.depth_step(tokens[0]) == 1 and opening in (None, tokens[0].text) and closing in (None, tokens[-1].text)
-    )
-    return is_bracket and nodes.find_closing(tokens, 0) == len(tokens) - 1
+    are_these = opening in (None, tokens[0].text) and closing in (None, tokens[-1].text)
+    return are_these and nodes.depth_step(tokens[0]) == 1 and nodes.find_closing(tokens, 0) == len(tokens) - 1
 
 
 def _read_compound(tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
@@ -373,15 +330,13 @@ def _read_compound(tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
     starts = [index for index, token in enumerate(tokens) if token.kind == "number"]
     if len(starts) < 2 or starts[0] != 0:
         return None
-    parts = [tokens[start:end] for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True)]
-    units = [_read_bare_unit(part[1:]) for part in parts]
-    factors = [conversion(units[0], unit) for unit in units if unit and units[0]]
-    sizes = [factor for factor in factors if factor is not None]
-    if len(sizes) != len(parts) or any(big <= small for big, small in zip(sizes, sizes[1:], strict=False)):
+    units = [_read_bare_unit(tokens[start + 1 : end]) for start, end in pairwise([*starts, len(tokens)])]
+    sizes = [conversion(units[0], unit) if unit else None for unit in units]
+    if None in sizes or any(big <= small for big, small in pairwise(filter(None, sizes))):
         return None
     terms = [
-        nodes.Product([nodes.read_literal(part[0].text), nodes.Number(size)])
-        for part, size in zip(parts, sizes, strict=True)
+        nodes.Product([nodes.read_literal(tokens[start].text), nodes.Number(size)])
+        for start, size in zip(starts, filter(None, sizes), strict=True)
     ]
     return nodes.Quantity(nodes.Sum([*terms]), units[0])
 
@@ -389,12 +344,10 @@ def _read_compound(tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
 def _read_bare_unit(tokens: Sequence[nodes.Token]) -> Unit:
     """Read a unit and the `and` or comma after it; empty where the tokens are anything else."""
     names = [token for token in tokens if token.text.strip().lower() not in ("and", ",")]
-    if any(token.kind not in ("word", "run") and token.text not in ("'", '"') for token in names):
-        return {}
-    try:
-        return read_unit(names, accept_nouns=False)
-    except nodes.Unreadable:
-        return {}
+    if all(token.kind in ("word", "run") or token.text in ("'", '"') for token in names):
+        with suppress(nodes.Unreadable):
+            return read_unit(names, accept_nouns=False)
+    return {}
 
 
 def _read_numeral(tokens: Sequence[nodes.Token]) -> nodes.BaseNumeral | None:

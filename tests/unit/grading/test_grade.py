@@ -20,7 +20,7 @@ from ladle.grading.grade import (
     Pair,
     Verdict,
     VerdictCache,
-    judge_exactly,
+    judge_here,
     key_of,
     salt_of,
 )
@@ -74,7 +74,7 @@ def test_equal_pairs_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     judge_all = pool.WorkerPool.judge_all
 
-    def count(self: pool.WorkerPool, pairs: list[Pair]) -> list[pool.Timed]:
+    def count(self: pool.WorkerPool, pairs: list[Pair]) -> list[Judgement]:
         sent.append(len(pairs))
         return judge_all(self, pairs)
 
@@ -154,7 +154,7 @@ dressed = st.tuples(spelled, st.sampled_from(["{}", "${}$", r"\boxed{{{}}}", " {
 @settings(deadline=None, max_examples=300)
 @given(dressed, dressed)
 def test_it_agrees_with_the_reader(gold: str, answer: str) -> None:
-    fast = judge_exactly(Pair(gold, answer), None)
+    fast = judge_here(Pair(gold, answer), 2000)
     if fast is not None:
         # A blank keeps the text from being the same; the tolerance keeps the general way off the fast path.
         general = judge(Pair(gold, answer + " ", tolerance=0.0), rounding_digits=30)
@@ -170,10 +170,10 @@ def test_it_decides_most_of_what_models_write() -> None:
         ("1,450,000", "1450000"),
         ("1/2", r"\frac{2}{4}"),
     ):
-        judgement = judge_exactly(Pair(gold, answer), None)
+        judgement = judge_here(Pair(gold, answer), 2000)
         assert judgement is not None
         assert judgement.verdict is Verdict.CORRECT
-    judgement = judge_exactly(Pair("18", "$19$"), None)
+    judgement = judge_here(Pair("18", "$19$"), 2000)
     assert judgement is not None
     assert judgement.verdict is Verdict.WRONG
 
@@ -191,11 +191,11 @@ def test_it_decides_most_of_what_models_write() -> None:
     ],
 )
 def test_it_leaves_the_rest(pair: Pair) -> None:
-    assert judge_exactly(pair, None) is None
+    assert judge_here(pair, 2000) is None
 
 
 def test_words_are_not_numbers() -> None:
-    assert judge_exactly(Pair("12", "12.0"), AnswerType.TEXT) is None
+    assert judge_here(Pair("12", "12.0", AnswerType.TEXT), 2000) is None
 
 
 # Verdicts kept between runs.
@@ -203,16 +203,16 @@ def test_words_are_not_numbers() -> None:
 
 def test_verdicts_survive_the_process_that_found_them(tmp_path: Path) -> None:
     kept = {bytes([n]) * 16: Judgement(Verdict.WRONG, f"reason {n}") for n in range(200)}
-    cache = VerdictCache(tmp_path / "deep" / "verdicts.sqlite")
+    cache = VerdictCache(str(tmp_path / "deep" / "verdicts.sqlite"))
     cache.put_many(kept)
     cache.close()
-    again = VerdictCache(tmp_path / "deep" / "verdicts.sqlite")
+    again = VerdictCache(str(tmp_path / "deep" / "verdicts.sqlite"))
     assert again.get_many([*kept, b"x" * 16]) == kept
     again.close()
 
 
 def test_timeouts_are_not_kept(tmp_path: Path) -> None:
-    cache = VerdictCache(tmp_path / "verdicts.sqlite")
+    cache = VerdictCache(str(tmp_path / "verdicts.sqlite"))
     cache.put_many({b"1" * 16: Judgement(Verdict.TIMEOUT, "slow")})
     assert cache.get_many([b"1" * 16]) == {}
     cache.close()
@@ -232,7 +232,7 @@ def test_a_file_that_is_not_a_cache_is_the_users_to_fix(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not a database " * 100)
     with pytest.raises(UserError, match="notes.txt"):
-        VerdictCache(path)
+        VerdictCache(str(path))
 
 
 def test_golds_that_nothing_can_match_are_known_before_any_answer(grader: Grader) -> None:

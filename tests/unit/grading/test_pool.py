@@ -31,7 +31,7 @@ def test_order_is_kept_whatever_the_number_of_workers(workers: int) -> None:
     with WorkerPool(GraderConfig(workers=workers)) as pool:
         for count in (0, 1, 150):
             timed = pool.judge_all(numbered(count))
-            assert [one.judgement.verdict for one in timed] == expected(count)
+            assert [one.verdict for one in timed] == expected(count)
 
 
 def test_an_answer_out_of_cpu_time_costs_only_itself() -> None:
@@ -39,9 +39,9 @@ def test_an_answer_out_of_cpu_time_costs_only_itself() -> None:
     pairs[7] = Pair("5", ENDLESS)
     with WorkerPool(GraderConfig(cpu_seconds=0.3)) as pool:
         timed = pool.judge_all(pairs)
-    assert timed[7].judgement.verdict is Verdict.TIMEOUT
-    assert "0.3 s of CPU time" in timed[7].judgement.reason
-    assert [one.judgement.verdict for i, one in enumerate(timed) if i != 7] == [
+    assert timed[7].verdict is Verdict.TIMEOUT
+    assert "0.3 s of CPU time" in timed[7].reason
+    assert [one.verdict for i, one in enumerate(timed) if i != 7] == [
         v for i, v in enumerate(expected(20)) if i != 7
     ]
 
@@ -74,11 +74,11 @@ def test_a_killed_worker_is_replaced_and_its_pairs_are_judged() -> None:
         killer.start()
         timed = pool.judge_all(numbered(600))
         killer.join()
-        verdicts = [one.judgement.verdict for one in timed]
+        verdicts = [one.verdict for one in timed]
         wanted = expected(600)
         assert all(found is want or found is Verdict.TIMEOUT for found, want in zip(verdicts, wanted, strict=True))
         assert verdicts.count(Verdict.TIMEOUT) <= 2  # a pair whose worker was killed twice
-        assert [one.judgement.verdict for one in pool.judge_all(numbered(9))] == expected(9)
+        assert [one.verdict for one in pool.judge_all(numbered(9))] == expected(9)
 
 
 @needs_proc
@@ -91,7 +91,7 @@ def test_a_stuck_worker_is_killed_by_the_clock_and_the_pair_tried_once_more() ->
         started = time.perf_counter()
         timed = pool.judge_all(numbered(4))
         assert time.perf_counter() - started > 0.5
-        assert [one.judgement.verdict for one in timed] == expected(4)
+        assert [one.verdict for one in timed] == expected(4)
         assert stuck not in children()
 
 
@@ -110,7 +110,7 @@ def test_every_wall_time_is_within_the_limit() -> None:
     with WorkerPool(config) as pool:
         timed = pool.judge_all([Pair(ENDLESS_GOLD, answer) for answer in ("1/2", ENDLESS, "9^{9^{9^{9}}}", "(10^9)!")])
     assert all(one.seconds <= config.wall_seconds for one in timed)
-    assert timed[0].judgement.verdict is Verdict.CORRECT
+    assert timed[0].verdict is Verdict.CORRECT
 
 
 @needs_proc
