@@ -45,14 +45,13 @@ def read_expression(tokens: Sequence[nodes.Token]) -> nodes.Expression:
     Raises:
         Unreadable: they spell none, or only some of them do.
     """
-    separate: list[nodes.Token] = []
     for token in tokens:
         if token.kind == "run" and len(token.text) > _LONGEST_PRODUCT and not token.text.isupper():
             raise nodes.Unreadable(f"the word {token.text!r} in a formula")
-        separate.extend([nodes.Token("run", letter) for letter in token.text] if token.kind == "run" else [token])
-    reader = _Reader(separate)
+    letters = [[token] if token.kind != "run" else [nodes.Token("run", one) for one in token.text] for token in tokens]
+    reader = _Reader(sum(letters, []))
     value = reader.read_sum()
-    if reader.position != len(reader.tokens):
+    if not reader.is_at_end:
         raise nodes.Unreadable(f"{reader.tokens[reader.position].text!r} has no meaning there")
     return value
 
@@ -70,15 +69,19 @@ class _Reader:
         self.position = 0
 
     @property
+    def is_at_end(self) -> bool:
+        """Whether all tokens are taken."""
+        return self.position >= len(self.tokens)
+
+    @property
     def next(self) -> str:
         """The text of the next token; the empty string at the end and before a word."""
-        if self.position < len(self.tokens):
-            token = self.tokens[self.position]
-            return "" if token.kind == "word" else token.text
-        return ""
+        if self.is_at_end or self.tokens[self.position].kind == "word":
+            return ""
+        return self.tokens[self.position].text
 
     def take(self) -> nodes.Token:
-        if self.position >= len(self.tokens):
+        if self.is_at_end:
             raise nodes.Unreadable("the text ends too early")
         self.position += 1
         return self.tokens[self.position - 1]
@@ -111,7 +114,7 @@ class _Reader:
                 return factors[0] if len(factors) == 1 else nodes.Product(factors)
 
     def _at_factor(self) -> bool:
-        if self.position >= len(self.tokens):
+        if self.is_at_end:
             return False
         token = self.tokens[self.position]
         if token.kind == "number":
@@ -124,9 +127,7 @@ class _Reader:
             if self.take().text == "!":
                 value = nodes.Call("double factorial" if self._takes("!") else "factorial", [value])
                 continue
-            texts = [token.text for token in self.tokens[self.position : self.position + 3]]
-            if texts[:1] == ["\\circ"] or texts == ["{", "\\circ", "}"]:
-                self.position += 1 if texts[0] == "\\circ" else 3
+            if self._takes("\\circ") or self._takes("{", "\\circ", "}"):
                 value = nodes.Product([value, nodes.Constant("pi"), nodes.Number(Fraction(1, 180))])
             else:
                 value = nodes.Power(value, self._read_signed(self._read_exponent))
@@ -153,16 +154,12 @@ class _Reader:
         if token.kind in ("run", "face", "word") or token.text in _NAME_COMMANDS:
             self.position -= 1
             name = self.read_name()
-            texts = [piece.text for piece in self.tokens[self.position : self.position + 6]]
-            if (
-                texts == ["^", "{", "-", "1", "}", "("]
-                and isinstance(name, nodes.Symbol)
-                and name.name in _FUNCTION_LETTERS
-            ):
-                self.position += 5
+            if isinstance(name, nodes.Constant):
+                return name
+            if name.name in _FUNCTION_LETTERS and self._takes("^", "{", "-", "1", "}", "("):
+                self.position -= 1
                 name = nodes.Symbol(f"inverse {name.name}")
-                return self._read_call(name) or name
-            return name if isinstance(name, nodes.Constant) else self._read_call(name) or name
+            return self._read_call(name) or name
         if token.text in _GROUPS:
             value = read_expression(self._take_bracketed())
             return nodes.Call(_ROUNDING[token.text], [value]) if token.text in _ROUNDING else value
@@ -197,27 +194,26 @@ class _Reader:
         order += self._take_primes()
         subscript = f"_{self._take_label()}" if self._takes("_") else ""
         order += self._take_primes()
-        if order:
-            return nodes.Symbol(f"D{order}[{text}{subscript}]")
-        return (
-            nodes.Constant(_CONSTANTS[text]) if text in _CONSTANTS and not subscript else nodes.Symbol(text + subscript)
-        )
+        if not order and not subscript and text in _CONSTANTS:
+            return nodes.Constant(_CONSTANTS[text])
+        return nodes.Symbol(f"D{order}[{text}{subscript}]" if order else text + subscript)
 
     def _take_primes(self) -> int:
-        start = self.position
-        while self.next == "'":
-            self.position += 1
-        return self.position - start
+        count = 0
+        while self._takes("'"):
+            count += 1
+        return count
 
     def _take_label(self) -> str:
         """Take what an accent, a subscript or an order of differentiation applies to: one token or a group."""
         return "".join(token.text for token in self._take_bracketed()) if self._takes("{") else self.take().text
 
-    def _takes(self, text: str) -> bool:
-        """Whether the next token is this one, which is then taken."""
-        if self.next != text:
+    def _takes(self, *texts: str) -> bool:
+        """Whether the next tokens are these, which are then taken."""
+        following = self.tokens[self.position : self.position + len(texts)]
+        if [token.text for token in following if token.kind != "word"] != [*texts]:
             return False
-        self.position += 1
+        self.position += len(texts)
         return True
 
     def take_order(self) -> int:
@@ -248,15 +244,15 @@ class _Reader:
             return None
         self.position = closing + 1
         arguments = [read_expression(piece) for piece in _split_arguments(inside)]
-        if len(arguments) == 2 and name.name == "C":
-            return nodes.Call("binomial", arguments)
-        if (
-            len(arguments) == 2
-            and name.name == "P"
-            and any(isinstance(argument, nodes.Number) for argument in arguments)
-        ):
-            return nodes.Call("permutation", arguments)  # P(6,3) counts arrangements, P(x,y) may be anything
-        return nodes.Call("gamma" if name.name == "\\Gamma" else f"apply {name.name}", arguments)
+        match name.name, arguments:
+            case "C", [_, _]:
+                return nodes.Call("binomial", arguments)
+            case "P", [nodes.Number(), _] | [_, nodes.Number()]:  # P(6,3) counts arrangements, P(x,y) may be anything
+                return nodes.Call("permutation", arguments)
+            case "\\Gamma", _:
+                return nodes.Call("gamma", arguments)
+            case _:
+                return nodes.Call(f"apply {name.name}", arguments)
 
     # Groups, fractions, roots, functions.
 
@@ -282,13 +278,10 @@ class _Reader:
 
     def read_fraction(self) -> nodes.Expression:
         above, below = self._take_argument(), self._take_argument()
-        derivative = _derivative(above, below)
-        if derivative is not None:
-            return derivative
-        if [token.text for token in above] == ["d"] and below[:1] == [nodes.Token("run", "d")]:
-            name = self.read_name().name
-            return _derivative([*above, nodes.Token("run", name)], below) or nodes.Symbol(name)
-        return nodes.Product([read_expression(above), _inverse(read_expression(below))])
+        if [token.text for token in (*above, *below[:1])] == ["d", "d"]:  # `\\frac{d}{dt} x`
+            above = [*above, nodes.Token("run", self.read_name().name)]
+            return _derivative(above, below) or nodes.Symbol(above[1].text)
+        return _derivative(above, below) or nodes.quotient(read_expression(above), read_expression(below))
 
     def read_root(self) -> nodes.Expression:
         degree = read_expression(self._take_bracketed()) if self._takes("[") else nodes.Number(Fraction(2))
@@ -296,8 +289,7 @@ class _Reader:
         return nodes.Call("root", [read_expression(inside), degree])
 
     def read_binomial(self) -> nodes.Expression:
-        above, below = self._take_argument(), self._take_argument()
-        return nodes.Call("binomial", [read_expression(above), read_expression(below)])
+        return nodes.Call("binomial", [read_expression(self._take_argument()), read_expression(self._take_argument())])
 
     def read_absolute(self) -> nodes.Expression:
         inside: list[nodes.Token] = []
@@ -339,12 +331,10 @@ def _split_arguments(tokens: Sequence[nodes.Token]) -> list[list[nodes.Token]]:
 
 def _is_plain_argument(tokens: Sequence[nodes.Token]) -> bool:
     """Whether the tokens are one number, or letters between commas."""
-    if len(tokens) == 1 and tokens[0].kind == "number":
-        return True
     letters = [token for token in tokens if token.text != ","]
-    return 2 * len(letters) == len(tokens) + 1 and all(
-        token.kind == "run" or token.text in _NAME_COMMANDS and token.text != "\\pi" for token in letters
-    )
+    are_letters = all(token.kind == "run" or token.text in _NAME_COMMANDS - {"\\pi"} for token in letters)
+    is_number = len(tokens) == 1 and tokens[0].kind == "number"
+    return is_number or are_letters and 2 * len(letters) == len(tokens) + 1
 
 
 def _derivative(above: Sequence[nodes.Token], below: Sequence[nodes.Token]) -> nodes.Symbol | None:
@@ -353,12 +343,11 @@ def _derivative(above: Sequence[nodes.Token], below: Sequence[nodes.Token]) -> n
         return None
     upper, lower = _Reader(list(above[1:])), _Reader(list(below[1:]))
     order = upper.take_order()
-    if upper.position == len(upper.tokens):
+    if upper.is_at_end:
         return None
     function, variable = upper.read_name().name, lower.read_name().name
-    if upper.position < len(upper.tokens) or lower.take_order() != order or lower.position < len(lower.tokens):
-        return None
-    return nodes.Symbol(f"D{order}[{function},{variable}]")
+    is_one = upper.is_at_end and lower.take_order() == order and lower.is_at_end
+    return nodes.Symbol(f"D{order}[{function},{variable}]") if is_one else None
 
 
 _CONSTRUCTS: dict[str, Callable[[_Reader], nodes.Expression]] = {

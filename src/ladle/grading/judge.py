@@ -62,21 +62,18 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
         UserError: the pair's type is not known.
     """
     kind = answer_type(pair.type)
-    if kind in (None, AnswerType.TEXT):
-        decided = _judge_words(pair, is_text=kind is AnswerType.TEXT)
-        if decided is not None:
-            return decided
+    is_text = kind is AnswerType.TEXT
+    decided = _judge_words(pair, is_text) if kind is None or is_text else None
+    if decided is not None:
+        return decided
     gold = _read_gold(pair.gold, kind, pair.multiple, bool(pair.unit))
     answer = unwrap(pair.answer)
-    answer = normalise(answer if kind is AnswerType.TEXT else drop_statement(drop_option_label(answer)))
+    answer = normalise(answer if is_text else drop_statement(drop_option_label(answer)))
     if not answer:
         return Judgement(Verdict.UNPARSED, "the answer is empty")
     declared = split_declarations(answer)
-    is_same = (
-        declared.text == gold.text
-        or " " in gold.text + answer
-        and _LOOSE.sub("", declared.text) == _LOOSE.sub("", gold.text)
-    )
+    has_spaces = " " in gold.text + answer
+    is_same = declared.text == gold.text or has_spaces and _squeeze(declared.text) == _squeeze(gold.text)
     if is_same and pair.answer != pair.gold:  # of one text, the question is whether it can be read
         return _judge_declarations(gold.declared, declared, "the same text but for spacing and markup")
     if gold.tree == nodes.Unordered([]) and plain_words(declared.text) == NO_SOLUTION:
@@ -88,15 +85,20 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     tolerance = None if pair.tolerance is None else Fraction(repr(pair.tolerance))
     try:
         answer_tree = _read_answer(declared.text, gold)
-        rules = Rules(rounding_digits, tolerance, _wanted_unit(pair.unit))
-        judged = _judge_trees(gold, answer_tree, declared, rules)
+        judged = _judge_trees(gold, answer_tree, declared, Rules(rounding_digits, tolerance, _wanted_unit(pair.unit)))
     except nodes.Foreign as error:
-        return _leave(gold, declared, str(error))
+        if gold.declared.condition != declared.condition:
+            return Judgement(Verdict.UNPARSED, f"{error}, and the conditions cannot be compared")
+        return Algebra(ungroup(gold.text) if gold.reading.is_grouped else gold.text, declared.text, str(error))
     except (nodes.Unreadable, nodes.TooLarge) as error:
         return Judgement(Verdict.UNPARSED, str(error))
-    if pair.answer == pair.gold and isinstance(judged, Judgement) and judged.verdict is Verdict.WRONG:
+    if pair.answer == pair.gold and judged.verdict is Verdict.WRONG:
         return Judgement(Verdict.UNPARSED, "it says nothing that equals itself")
     return judged
+
+
+def _squeeze(text: str) -> str:
+    return _LOOSE.sub("", text)
 
 
 def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:
@@ -132,7 +134,8 @@ def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: boo
         try:
             tree = read(text, reading)
         except nodes.Foreign as error:
-            return _Gold(text, None, unread, error, declared)
+            refusal = error
+            break
         except (nodes.Unreadable, nodes.TooLarge) as error:
             refusal = refusal or error
         else:
@@ -162,11 +165,9 @@ def _wanted_unit(unit: str | None) -> Unit:
         return {}
 
 
-def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: Declared, rules: Rules) -> Judgement | Algebra:
-    if isinstance(gold.refusal, nodes.Foreign):
-        return _leave(gold, declared, str(gold.refusal))
+def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: Declared, rules: Rules) -> Judgement:
     if gold.tree is None:
-        return Judgement(Verdict.UNPARSED, f"the gold: {gold.refusal}")
+        raise gold.refusal if isinstance(gold.refusal, nodes.Foreign) else nodes.Unreadable(f"the gold: {gold.refusal}")
     if isinstance(answer, nodes.Text):
         return Judgement(Verdict.WRONG, "words where the gold has a value")
     bound = frozenset[str]() if gold.declared.condition else gold.declared.letters | declared.letters
@@ -179,7 +180,7 @@ def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: Declared, rules: Rul
         shared = nodes.symbols_of(gold.tree) & nodes.symbols_of(answer)
         verdict = any(are_same_families(gold.tree, answer, letter) for letter in shared)
     if verdict is None:
-        return _leave(gold, declared, "no value to compare")
+        raise nodes.Foreign("no value to compare")
     if not verdict:
         return Judgement(Verdict.WRONG, "different values")
     return _judge_declarations(gold.declared, declared, "equal values")
@@ -192,9 +193,3 @@ def _judge_declarations(gold: Declared, answer: Declared, reason: str) -> Judgem
     if gold.condition != answer.condition:
         return Judgement(Verdict.UNPARSED, f"{reason}, under conditions that cannot be compared")
     return Judgement(Verdict.CORRECT, reason)
-
-
-def _leave(gold: _Gold, answer: Declared, refusal: str) -> Judgement | Algebra:
-    if gold.declared.condition != answer.condition:
-        return Judgement(Verdict.UNPARSED, f"{refusal}, and the conditions cannot be compared")
-    return Algebra(ungroup(gold.text) if gold.reading.is_grouped else gold.text, answer.text, refusal)

@@ -14,50 +14,41 @@ from ladle.grading.nodes import Token, Unreadable
 
 Unit = dict[str, int]
 
-_SPELLINGS = {
-    "centimeter": "cm cms centimetre 厘米", "meter": "m metre 米", "millimeter": "mm millimetre",
-    "kilometer": "km kms kilometre 千米 公里", "nanometer": "nm nanometre", "inch": "in inches", "foot": "ft feet",
-    "yard": "yd yds", "mile": "mi", "second": "s sec secs 秒", "minute": "min mins 分钟",
-    "hour": "h hr hrs 小时", "day": "天",
-    "week": "", "month": "", "year": "yr yrs", "gram": "g gm gms 克", "kilogram": "kg kgs 千克 公斤", "milligram": "mg",
-    "pound": "lb lbs", "ounce": "oz", "ton": "tonne", "liter": "l L litre", "milliliter": "ml mL", "gallon": "gal",
-    "cent": "", "dollar": "usd buck bucks", "euro": "eur", "sterling": "gbp quid", "yen": "jpy",
-    "yuan": "cny rmb 元", "rupee": "inr", "pence": "penny pennies", "degree": "deg", "radian": "rad", "celsius": "",
-    "fahrenheit": "", "kelvin": "K", "joule": "J", "newton": "N", "watt": "W", "volt": "V", "ampere": "A amp",
-    "ohm": "", "hertz": "Hz", "pascal": "Pa", "erg": "", "mole": "mol", "unit": "", "%": "percent", "angstrom": "",
-    "parsec": "pc", "electronvolt": "eV", "coulomb": "", "kilojoule": "kJ", "kilowatt": "kW", "kilopascal": "kPa",
-    "kilohertz": "kHz", "megahertz": "MHz", "gigahertz": "GHz", "kilonewton": "", "millisecond": "",
-    "milliampere": "mA",
-}  # fmt: skip
-_NAMES = {spelling: name for name, others in _SPELLINGS.items() for spelling in (name, name + "s", *others.split())}
-_COMPOUNDS: dict[str, Unit] = {
-    "mph": {"mile": 1, "hour": -1}, "kmph": {"kilometer": 1, "hour": -1}, "kph": {"kilometer": 1, "hour": -1},
-    "平方厘米": {"centimeter": 2}, "平方米": {"meter": 2}, "立方厘米": {"centimeter": 3}, "立方米": {"meter": 3},
-}  # fmt: skip
-_MULTIPLES_OF = {
-    "meter": "centimeter 0.01 millimeter 0.001 kilometer 1000 nanometer 1e-9 angstrom 1e-10 inch 0.0254 foot 0.3048 "
-    "yard 0.9144 mile 1609.344",
-    "second": "minute 60 hour 3600 day 86400 week 604800 millisecond 0.001", "month": "year 12",
-    "kilogram": "gram 0.001 milligram 1e-6", "pound": "ounce 0.0625", "liter": "milliliter 0.001",
-    "dollar": "cent 0.01", "sterling": "pence 0.01", "joule": "erg 1e-7 kilojoule 1000",
-    "newton": "kilonewton 1000", "watt": "kilowatt 1000",
-    "pascal": "kilopascal 1000", "hertz": "kilohertz 1000 megahertz 1000000 gigahertz 1000000000",
-    "ampere": "milliampere 0.001",
-}  # fmt: skip
-_DERIVED: dict[str, tuple[str, Unit]] = {
-    "newton": ("1", {"kilogram": 1, "meter": 1, "second": -2}),
-    "joule": ("1", {"kilogram": 1, "meter": 2, "second": -2}),
-    "watt": ("1", {"kilogram": 1, "meter": 2, "second": -3}),
-    "pascal": ("1", {"kilogram": 1, "meter": -1, "second": -2}),
-    "hertz": ("1", {"second": -1}),
-    "liter": ("0.001", {"meter": 3}),
-}
-# A unit is this many of another one, or of a product of others; all of them exact by definition.
-_IN_OTHERS = _DERIVED | {
-    name: (factor, {base: 1})
-    for base, words in _MULTIPLES_OF.items()
-    for name, factor in zip(words.split()[::2], words.split()[1::2], strict=True)
-}
+# Each unit with its other spellings, and how many of others it is, exactly by definition.
+_TABLE = r"""
+centimeter cm cms centimetre 厘米 = 0.01 meter; meter m metre 米; millimeter mm millimetre = 0.001 meter;
+kilometer km kms kilometre 千米 公里 = 1000 meter; nanometer nm nanometre = 1e-9 meter; inch in inches = 0.0254 meter;
+foot ft feet = 0.3048 meter; yard yd yds = 0.9144 meter; mile mi = 1609.344 meter; second s sec secs 秒;
+minute min mins 分钟 = 60 second; hour h hr hrs 小时 = 3600 second; day 天 = 86400 second; week = 604800 second; month;
+year yr yrs = 12 month; gram g gm gms 克 = 0.001 kilogram; kilogram kg kgs 千克 公斤; milligram mg = 1e-6 kilogram;
+pound lb lbs; ounce oz = 0.0625 pound; ton tonne; liter l L litre = 0.001 meter^3; milliliter ml mL = 0.001 liter;
+gallon gal; cent \cents = 0.01 dollar; dollar \dollar \USD usd buck bucks; euro \euro \EUR eur;
+sterling \pounds \GBP gbp quid; yen \yen \JPY jpy; yuan \CNY \RMB cny rmb 元; rupee \rupee \INR \RS inr;
+pence penny pennies = 0.01 sterling; degree deg; radian rad; celsius; fahrenheit; kelvin K;
+joule J = 1 kilogram meter^2 second^-2; newton N = 1 kilogram meter second^-2; watt W = 1 kilogram meter^2 second^-3;
+volt V; ampere A amp; ohm; hertz Hz = 1 second^-1; pascal Pa = 1 kilogram meter^-1 second^-2; erg = 1e-7 joule;
+mole mol; unit; % percent; angstrom = 1e-10 meter; parsec pc; electronvolt eV; coulomb; kilojoule kJ = 1000 joule;
+kilowatt kW = 1000 watt; kilopascal kPa = 1000 pascal; kilohertz kHz = 1000 hertz; megahertz MHz = 1000000 hertz;
+gigahertz GHz = 1000000000 hertz; kilonewton = 1000 newton; millisecond = 0.001 second; milliampere mA = 0.001 ampere
+"""
+_COMPOUNDS = """mph=mile hour^-1;kmph=kilometer hour^-1;kph=kilometer hour^-1;平方厘米=centimeter^2;平方米=meter^2;
+立方厘米=centimeter^3;立方米=meter^3"""
+
+
+def _parse(text: str) -> Unit:
+    return {name: int(power or 1) for name, _, power in (part.partition("^") for part in text.split())}
+
+
+_COMPOUND_UNITS = {name.strip(): _parse(parts) for name, _, parts in (e.partition("=") for e in _COMPOUNDS.split(";"))}
+_NAMES: dict[str, str] = {}
+_IN_OTHERS: dict[str, tuple[Fraction, Unit]] = {}
+for entry in _TABLE.split(";"):
+    spellings, _, others = entry.partition(" = ")
+    unit_name = spellings.split()[0]
+    _NAMES |= dict.fromkeys([unit_name + "s", *spellings.split()], unit_name)
+    if others:
+        _IN_OTHERS[unit_name] = Fraction(others.split()[0]), _parse(others.partition(" ")[2])
+_MEASURES = {*_NAMES.values()}
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
 _COUNTS = "dozen hundred thousand million billion trillion half third quarter tenth hundredth"
@@ -65,14 +56,7 @@ _OPERATIONS = """minus plus times over negative not no factorial root base mod p
 if unless except where either neither halves"""
 # Words that make another number of the one beside them, and so are not its unit.
 CHANGE_THE_NUMBER = frozenset(_OPERATIONS.split()) | {word + s for word in _COUNTS.split() for s in ("", "s")}
-CURRENCIES = {
-    f"\\{sign}": name
-    for name, signs in {
-        "dollar": "dollar USD", "euro": "euro EUR", "sterling": "pounds GBP", "cent": "cents", "yen": "yen JPY",
-        "yuan": "CNY RMB", "rupee": "rupee INR RS",
-    }.items()
-    for sign in signs.split()
-}  # fmt: skip
+CURRENCIES = {spelling: name for spelling, name in _NAMES.items() if spelling[0] == "\\"}
 _PIECE = re.compile(
     r"\s*(?:(?P<name>[^\W\d_]-[^\W\d_]{3,}|[^\W\d_]+\.?|%)|\^\s*\{?\s*(?P<power>-?\s*\d)\s*\}?|(?P<per>/)|(?P<joint>[*{}()\-~,]))"
 )
@@ -88,7 +72,7 @@ _DEGREES = {"C": " celsius", "F": " fahrenheit", None: " degree"}
 
 def is_unit_run(letters: str) -> bool:
     """Whether letters without markup name a unit; a lone letter is a variable, so that `5 m` is five times m."""
-    return len(letters) > 1 and (letters in _NAMES or letters in _COMPOUNDS or letters in _POWER_BEFORE)
+    return len(letters) > 1 and (letters in _NAMES or letters in _COMPOUND_UNITS or letters in _POWER_BEFORE)
 
 
 def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
@@ -136,8 +120,8 @@ def read_unit(tokens: Sequence[Token], accept_nouns: bool) -> Unit:
 
 def _name_unit(word: str, accept_nouns: bool) -> Unit:
     lowered = word.lower()
-    if lowered in _COMPOUNDS:
-        return _COMPOUNDS[lowered]
+    if lowered in _COMPOUND_UNITS:
+        return _COMPOUND_UNITS[lowered]
     name = _NAMES.get(word) or (_NAMES.get(lowered) if len(word) > 1 else None)
     if name is None and (not accept_nouns or len(word) == 1 and word.isascii() or lowered in CHANGE_THE_NUMBER):
         raise Unreadable(f"{word!r} is not a unit")
@@ -148,7 +132,7 @@ def is_same_unit(gold: Unit, answer: Unit) -> bool:
     """Whether the answer's unit is the gold's; a noun may be described (`brown eggs` for `eggs`) or not."""
     if answer == {"pound": 1} and gold == {"sterling": 1}:
         return True
-    if gold == answer or gold.keys() & _SPELLINGS.keys():
+    if gold == answer or gold.keys() & _MEASURES:
         return gold == answer
     is_short = answer.items() <= gold.items() and [*answer][-1:] == [*gold][-1:]
     return is_short or gold.items() <= answer.items()
@@ -164,9 +148,9 @@ def _reduce(unit: Mapping[str, int]) -> tuple[Fraction, Unit]:
     """Return the unit as a multiple of base units."""
     factor, base = Fraction(1), Unit()
     for name, power in unit.items():
-        times, others = _IN_OTHERS.get(name, ("1", None))
+        times, others = _IN_OTHERS.get(name, (Fraction(1), None))
         inner, reduced = (Fraction(1), {name: 1}) if others is None else _reduce(others)
-        factor *= (Fraction(times) * inner) ** power
+        factor *= (times * inner) ** power
         for part, exponent in reduced.items():
             base[part] = base.get(part, 0) + exponent * power
     return factor, {name: power for name, power in base.items() if power}
