@@ -182,8 +182,6 @@ def _compare_structures(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rule
         case nodes.Interval(), nodes.Interval(low, high, low_closed, high_closed):  # the ends may hold symbols
             same_kind = (gold.low_closed, gold.high_closed) == (low_closed, high_closed)
             return same_kind and _compare_all([gold.low, gold.high], [low, high], rules)
-        case nodes.Interval(low, high, False, False), nodes.Ordered([_, _] as ends):
-            return _compare_all([low, high], ends, rules)
         case nodes.Expression() | nodes.Quantity(), _:
             return _compare_single(gold, answer, rules)
         case _:

@@ -10,17 +10,15 @@ by side are one list.
 from __future__ import annotations
 
 import re
-from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from ladle.grading.normalise import MATH, TEXT_COMMANDS, read_number_words, rewrite, rules
+from ladle.grading.normalise import BOX, MATH, TEXT_COMMANDS, closing_braces, read_number_words, rewrite, rules
 from ladle.grading.units import CHANGE_THE_NUMBER, is_unit_run
 
 # Completions.
 
 _FINAL_ANSWER = "final answer is $"
 _HOPE = "$. I hope"
-_BOXES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BARE_BOX = re.compile(r"\\boxed\s+(-?[\w.]+)")
 _MARKED = re.compile(r"####\s*([^\n]+)")
 _PHRASE = re.compile(r"(?i:answers?)\W{0,4}?(?:is|are)\b|(?i:answer)\W{0,4}?(?P<label>[:=])|答案(?:应该|就)?[是为：:]")
@@ -35,8 +33,7 @@ _BETWEEN_BOXES = re.compile(r"[\s,;$]*(?:\\text\{\s*)?(?:and|or)?(?:\s*\})?[\s,;
 
 # The last number is the last run of mathematics with digits, since a part of it would be another number.
 
-_ASIDE = re.compile(r"(?<=[\w%}])\s+(\([^()]*\))")  # `24 (6 x 4)`
-_IS_ASIDE = re.compile(r"[A-Za-z]{2}|\d\s*[-+*/x×=]")
+_ASIDE = re.compile(r"(?<=[\w%}])\s+\((?=[^()]*(?:[A-Za-z]{2}|\d\s*[-+*/x×=]))[^()]*\)")  # `24 (6 x 4)`
 _PIECE_OF_RUN = (
     r"(?:\d{1,3}(?:(?:,|\{,\}|,\\!|\\[,;:! ])\d{3})+(?!\d)|\d+|\.\d|\\(?!text|mathrm|mbox|boxed)[a-zA-Z]+|\\%"
     r"|(?<![^\W\d_])[A-Za-zπ](?![^\W\d_])|[-+*/^_=×·÷:√∛%$€£!{}()<>≤≥≈⅓¼½¾⅔²³⁰-⁹−–∞°])"
@@ -100,11 +97,10 @@ def extract_answer(
     if marked and not (truncated and text.rstrip().endswith(marked[-1])):
         return Extracted(marked[-1].strip(), "marked")
     for found in reversed([*_PHRASE.finditer(text)][-3:]):
-        said = text[found.end() :]
-        ends = _SENTENCE_END.search(said.strip(" :*\n"))
-        is_last = not found["label"] or ends is None or not re.search(r"\d", said.strip(" :*\n")[ends.end() :])
-        answer = _first_sentence(said) if is_last and (ends or not truncated) else ""
-        if answer:
+        said = text[found.end() :].strip(" :*\n")
+        ends = _SENTENCE_END.search(said)
+        is_last = not found["label"] or ends is None or not re.search(r"\d", said[ends.end() :])
+        if is_last and (ends or not truncated) and (answer := _first_sentence(said)):
             return Extracted(answer, "phrase")
     answer = "" if truncated else _open_box(text) or _last_number(text)
     return Extracted(answer, "last_number" if answer else "none")
@@ -119,7 +115,7 @@ def _open_box(text: str) -> str:
 
 def _last_number(text: str) -> str:
     """Return the last number with the fraction, time or formula that it is in; empty if that is not all there."""
-    text = _ASIDE.sub(lambda found: "" if _IS_ASIDE.search(found[1]) else found[0], text)
+    text = _ASIDE.sub("", text)
     last = None
     for found in _RUN.finditer(text):
         is_in_name = re.match(r"[A-Za-z][-\d^_]", text[max(found.start() - 1, 0) : found.start() + 1])
@@ -149,8 +145,7 @@ def _extract_as_upstream(completion: str) -> str:
     elif "boxed" in completion:
         answer = completion.split("boxed")[-1]
         if answer.startswith("{"):
-            depths = accumulate((letter == "{") - (letter == "}") for letter in answer)
-            answer = answer[1 : next((index for index, depth in enumerate(depths) if not depth), len(answer))]
+            answer = answer[1 : closing_braces(answer).get(0, len(answer))]
         else:
             answer = answer.split("$")[0].strip()
     elif "he answer is" in completion:
@@ -179,39 +174,23 @@ def bare_answer(answer: str, multiple: bool = False) -> str:
 
 def _last_boxes(text: str, multiple: bool) -> str:
     """Return what the last balanced box that is not empty holds, or the run of boxes that ends with it."""
-    boxes = _balanced_boxes(text)
-    if not boxes:
-        found = _BARE_BOX.findall(text)
-        return found[-1] if found else ""
-    start, _, answer = boxes[-1]
-    answers = [answer]
-    for earlier_start, earlier_end, earlier in reversed(boxes[:-1]):
-        if not multiple or _BETWEEN_BOXES.fullmatch(text, earlier_end, start) is None:
-            break
-        answers.append(earlier)
-        start = earlier_start
-    return ", ".join(reversed(answers))
-
-
-def _balanced_boxes(text: str) -> list[tuple[int, int, str]]:
-    """Return start, end and content of the outermost boxes that close, in one pass over the braces."""
-    closing: dict[int, int] = {}  # of each opening brace; escaped ones count, as LaTeX pairs them too
-    opened: list[int] = []
-    for brace in re.finditer(r"[{}]", text):
-        if brace[0] == "{":
-            opened.append(brace.start())
-        elif opened:
-            closing[opened.pop()] = brace.start()
-    boxes: list[tuple[int, int, str]] = []
+    closing = closing_braces(text)
+    boxes: list[tuple[int, int, str]] = []  # start, end and content of the outermost
     position = 0
-    for found in _BOXES.finditer(text):
-        if found.start() < position or found.end() - 1 not in closing:
-            continue
-        position = closing[found.end() - 1] + 1
-        content = text[found.end() : position - 1].strip()
-        if content:
-            boxes.append((found.start(), position, content))
-    return boxes
+    for found in BOX.finditer(text):
+        end = closing.get(found.end() - 1)
+        if end is not None and found.start() >= position:
+            position = end + 1
+            if content := text[found.end() : end].strip():
+                boxes.append((found.start(), position, content))
+    answers: list[str] = []
+    following = len(text)
+    for start, end, answer in reversed(boxes):
+        if answers and not (multiple and _BETWEEN_BOXES.fullmatch(text, end, following)):
+            break
+        answers.append(answer)
+        following = start
+    return ", ".join(reversed(answers)) or ["", *_BARE_BOX.findall(text)][-1]
 
 
 def _first_sentence(text: str) -> str:

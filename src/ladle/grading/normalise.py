@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import unescape
-from itertools import accumulate
 from unicodedata import normalize
 
 FUNCTION_NAMES = frozenset(
@@ -229,7 +228,7 @@ _TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
 _CONTINUED = re.compile(r"(\d*\.)(\d+)\s*(?:\.{3,}|…|\\(?:l|c)?dots(?![a-z]))")
 _LEADING_NUMBER = re.compile(r"[-+]?\d[\d.,/]*(?![\w:])")
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _WRAPPERS = (
     *((r"\(", r"\)"), (r"\[", r"\]"), ("<", ">"), ("$$", "$$")),
     *((mark, mark) for mark in ("**", "*", "__", "_", "`", '"', "'", "$")),
@@ -343,7 +342,9 @@ def unwrap(text: str) -> str:
         text = _TRAILING.sub("", text.strip())
         if not _OPENED.match(text):
             break
-        inside = _inside_box(text)
+        box = BOX.match(text)
+        is_boxed = box is not None and closing_braces(text).get(box.end() - 1) == len(text) - 1
+        inside = text[box.end() : -1] if box is not None and is_boxed else None
         for opening, closing in _WRAPPERS:
             content = text[len(opening) : -len(closing)]
             if text == opening + content + closing and content and closing not in content and content[-1] != "\\":
@@ -366,15 +367,16 @@ def plain_text(text: str) -> str:
     return " ".join(_TEXT_GROUP.sub(r" \1 ", text).replace("{", " ").replace("}", " ").split())
 
 
-def _inside_box(text: str) -> str | None:
-    """Return what a box that is the whole text encloses, None where there is none."""
-    found = _BOX.match(text)
-    if found is None or not text.endswith("}"):
-        return None
-    inside = text[found.end() : -1]
-    depths = list(accumulate((letter == "{") - (letter == "}") for letter in inside))
-    is_balanced = not depths or (min(depths) >= 0 and depths[-1] == 0)
-    return inside if is_balanced else None
+def closing_braces(text: str) -> dict[int, int]:
+    """Return where each opening brace is closed; escaped ones count, as LaTeX pairs them too."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in re.finditer(r"[{}]", text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened:
+            closing[opened.pop()] = brace.start()
+    return closing
 
 
 def _spell_continued(found: re.Match[str]) -> str:
