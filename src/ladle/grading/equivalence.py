@@ -28,11 +28,8 @@ def are_equivalent(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rules) ->
     """
     golds, answers = nodes.symbols_of(gold), nodes.symbols_of(answer)
     if golds != answers:
-        constants = {
-            name: nodes.Symbol(other)
-            for name in answers - golds
-            if name[0] in "cC" and (other := name[0].swapcase() + name[1:]) in golds - answers
-        }
+        swapped = {name: name[0].swapcase() + name[1:] for name in answers - golds if name[0] in "cC"}
+        constants = {name: nodes.Symbol(other) for name, other in swapped.items() if other in golds - answers}
         gold = nodes.substitute(gold, _short_derivatives(golds, answers))
         answer = nodes.substitute(answer, constants | _short_derivatives(answers, golds))
     return _compare(gold, answer, rules)
@@ -103,13 +100,12 @@ def _compare_all(gold: Sequence[nodes.Tree], answer: Sequence[nodes.Tree], rules
     """Compare item by item, in order."""
     if len(gold) != len(answer):
         return False
-    is_undecided = False
+    result: bool | None = True
     for one, other in zip(gold, answer, strict=True):
-        verdict = _compare(one, other, rules)
-        if verdict is False:
+        if (verdict := _compare(one, other, rules)) is False:
             return False
-        is_undecided |= verdict is None
-    return None if is_undecided else True
+        result = result and verdict
+    return result
 
 
 def _match_all(gold: Sequence[nodes.Tree], answer: Sequence[nodes.Tree], rules: values.Rules) -> bool | None:

@@ -240,10 +240,11 @@ class _Reader:
             if nodes.find_closing(inside, 0) != len(inside) - 1:
                 return None
             inside = inside[1:-1]
-        elif not (name.name in _FUNCTION_LETTERS or _is_plain_argument(inside) or len(_split_arguments(inside)) > 1):
+        pieces, commas = nodes.split_at(inside, (",",))
+        if not (is_braced or commas or name.name in _FUNCTION_LETTERS or _is_plain_argument(inside)):
             return None
         self.position = closing + 1
-        arguments = [read_expression(piece) for piece in _split_arguments(inside)]
+        arguments = [read_expression(piece) for piece in pieces]
         match name.name, arguments:
             case "C", [_, _]:
                 return nodes.Call("binomial", arguments)
@@ -310,7 +311,7 @@ class _Reader:
         if self.next in ("(", "[", "{", "\\{"):
             self.take()
             inside = self._take_bracketed()
-            pieces = _split_arguments(inside) if name in _SEVERAL_ARGUMENTS else [inside]
+            pieces = nodes.split_at(inside, (",",))[0] if name in _SEVERAL_ARGUMENTS else [inside]
             arguments = [read_expression(piece) for piece in pieces]
         else:
             factors = [self._read_signed(self._read_factor)]
@@ -323,10 +324,6 @@ class _Reader:
 
 def _inverse(value: nodes.Expression) -> nodes.Power:
     return nodes.Power(value, nodes.Number(Fraction(-1)))
-
-
-def _split_arguments(tokens: Sequence[nodes.Token]) -> list[list[nodes.Token]]:
-    return nodes.split_at(tokens, lambda token: token.text == ",")[0]
 
 
 def _is_plain_argument(tokens: Sequence[nodes.Token]) -> bool:

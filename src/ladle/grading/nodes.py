@@ -7,7 +7,7 @@ data: `ladle.grading.equivalence` decides whether two of them are the same answe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
@@ -171,8 +171,8 @@ class Unordered(Tree):
 class Interval(Tree):
     """A real interval; an end at infinity is open."""
 
-    low: Expression
-    high: Expression
+    low: Tree
+    high: Tree
     low_closed: bool
     high_closed: bool
 
@@ -316,14 +316,15 @@ def depth_step(token: Token) -> int:
     return _DEPTH_STEPS.get(token.text, 0) if token.kind != "word" else 0
 
 
-def split_at(tokens: Sequence[Token], is_separator: Callable[[Token], bool]) -> tuple[list[list[Token]], list[Token]]:
-    """Cut at the separators that stand outside all brackets; return the pieces and the separators between them."""
+def split_at(tokens: Sequence[Token], texts: Container[str]) -> tuple[list[list[Token]], list[Token]]:
+    """Cut at the tokens of these texts that are outside all brackets; return the pieces and what was between them."""
     pieces: list[list[Token]] = [[]]
     separators: list[Token] = []
     depth = 0
     for token in tokens:
         depth += depth_step(token)
-        if depth == 0 and is_separator(token):
+        text = token.text.strip(" ,").lower() if token.kind == "word" else token.text
+        if depth == 0 and text in texts:
             pieces.append([])
             separators.append(token)
         else:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from ladle.grading import nodes
@@ -47,6 +47,7 @@ _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix",
 _BOTH_SIGNS = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _TRIGONOMETRIC = frozenset({"\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc"})
+_COMMAS = (",", ";")
 MAX_ITEMS = 100  # a longer list is not an answer; it bounds the matching of lists without order
 
 
@@ -131,12 +132,12 @@ class _Structure:
         compound = _read_compound(tokens)
         if compound is not None:
             return compound
-        pieces, joints = nodes.split_at(tokens, lambda token: _is_comma(token) or _joining_word(token) in ("and", "or"))
+        pieces, joints = nodes.split_at(tokens, (*_COMMAS, "and", "or"))
         pieces = [piece for piece in pieces if piece]  # "3, 5, and 7" has two joints in a row
         items = self._read_items(pieces, "list")
         if len(items) < 2:
             return items[0] if items else self.read_item([])
-        words = {_joining_word(joint) for joint in joints if joint.kind == "word"}
+        words = {joint.text.strip(" ,").lower() for joint in joints if joint.kind == "word"}
         return nodes.Listing(items, words.pop() if len(words) == 1 else ",")
 
     def _read_items(self, pieces: Sequence[Sequence[nodes.Token]], name: str) -> list[nodes.Tree]:
@@ -147,14 +148,14 @@ class _Structure:
         for piece in pieces:
             has_both_signs = any(token.text in _BOTH_SIGNS[0] for token in piece)
             if has_both_signs and _is_enclosed(piece):  # a tuple or set, whose items may each have both signs
-                has_both_signs = piece[0].text != "\\{" and not nodes.split_at(piece[1:-1], _is_comma)[1]
+                has_both_signs = piece[0].text != "\\{" and not nodes.split_at(piece[1:-1], _COMMAS)[1]
             for signs in _BOTH_SIGNS if has_both_signs else ({},):
                 spelled = [nodes.Token("sign", signs[token.text]) if token.text in signs else token for token in piece]
                 items.append(self.read_item(spelled))
         return items
 
     def read_item(self, tokens: Sequence[nodes.Token]) -> nodes.Tree:
-        sides, operators = nodes.split_at(tokens, lambda token: token.kind != "word" and token.text in _RELATIONS)
+        sides, operators = nodes.split_at(tokens, _RELATIONS)
         if operators:
             sides = sides if sides[0] else sides[1:]  # "= 5"
             if len(sides) == 1:
@@ -164,7 +165,7 @@ class _Structure:
         return self.read_side(tokens)
 
     def read_side(self, tokens: Sequence[nodes.Token]) -> nodes.Tree:
-        parts, joints = nodes.split_at(tokens, lambda token: token.text in (":", "\\cup"))
+        parts, joints = nodes.split_at(tokens, (":", "\\cup"))
         if joints and all(joint.text == ":" for joint in joints):
             return nodes.Ratio([read_expression(part) for part in parts])
         if joints:
@@ -181,13 +182,8 @@ class _Structure:
                 return bracketed
         if [token.text for token in tokens] == ["\\emptyset"]:
             return nodes.Unordered([])
-        return (
-            self._read_membership(tokens)
-            or self._read_scaled_matrix(tokens)
-            or _read_numeral(tokens)
-            or self._read_quantity(tokens)
-            or read_expression(tokens)
-        )
+        special = self._read_membership(tokens) or self._read_scaled_matrix(tokens) or _read_numeral(tokens)
+        return special or self._read_quantity(tokens) or read_expression(tokens)
 
     def _read_membership(self, tokens: Sequence[nodes.Token]) -> nodes.Relation | None:
         """Read `t(0,4]`, a letter and its range; the brackets of other letters before a pair are their arguments'."""
@@ -221,9 +217,9 @@ class _Structure:
             if tokens[-1].kind != tokens[0].kind:
                 raise nodes.Unreadable(f"{tokens[0].kind} ends as {tokens[-1].kind}")
             return _read_matrix(tokens[0].kind, inside)
-        pieces, joints = nodes.split_at(inside, _is_comma)
+        pieces, joints = nodes.split_at(inside, _COMMAS)
         if (opening, closing) == ("\\{", "\\}") or (opening, closing) == ("{", "}") and joints:
-            sides, marks = nodes.split_at(inside, lambda token: token.text in ("|", ":"))
+            sides, marks = nodes.split_at(inside, ("|", ":"))
             condition = self.read_list(sides[1]) if len(marks) == 1 else None  # `x | x > 2`
             if isinstance(condition, (nodes.Relation, nodes.Listing)):
                 return condition
@@ -231,28 +227,18 @@ class _Structure:
         if opening in ("(", "[") and len(pieces) == 1:  # redundant, but those of a value are the expression's
             inner = self.read_item(inside) if inside else None
             return None if isinstance(inner, (nodes.Expression, nodes.Quantity)) else inner
-        rows, _ = nodes.split_at(inside, lambda token: token.text == ";")
-        cells = [nodes.split_at(row, lambda token: token.text == ",")[0] for row in rows]
+        rows, _ = nodes.split_at(inside, (";",))
+        cells = [nodes.split_at(row, (",",))[0] for row in rows]
         if opening == "[" and len(rows) > 1 and len(cells[0]) > 1:  # as MATLAB writes a matrix
             return _read_rows(cells)
-        if opening == "[" and all(
-            len(piece) > 2 and _is_enclosed(piece, "[", "]") for piece in pieces
-        ):  # as Python does
-            return _read_rows([nodes.split_at(piece[1:-1], _is_comma)[0] for piece in pieces])
+        if opening == "[" and all(len(piece) > 2 and _is_enclosed(piece, "[]") for piece in pieces):  # as Python does
+            return _read_rows([nodes.split_at(piece[1:-1], _COMMAS)[0] for piece in pieces])
         if len(pieces) == 2 and (opening, closing) in (("[", "]"), ("(", "]"), ("[", ")")):
-            low, high = (self._read_end(piece) for piece in pieces)
+            low, high = map(self.read_side, pieces)
             return nodes.Interval(low, high, opening == "[", closing == "]")
         if opening in ("(", "[", "\\langle") and len(pieces) > 1:
             return nodes.Ordered(self._read_items(pieces, "tuple"))
         return None
-
-    def _read_end(self, tokens: Sequence[nodes.Token]) -> nodes.Expression:
-        """Read the end of an interval; its unit, if it has one, says nothing more."""
-        side = self.read_side(tokens)
-        value = side.value if isinstance(side, nodes.Quantity) else side
-        if not isinstance(value, nodes.Expression):
-            raise nodes.Unreadable("an interval whose ends are not values")
-        return value
 
     def _read_quantity(self, tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
         """Read a value with a unit after it or a money sign before it; None if the tokens are something else.
@@ -280,12 +266,9 @@ class _Structure:
         return nodes.Quantity(read_expression(tokens[:start]), unit)
 
     def _find_unit(self, tokens: Sequence[nodes.Token]) -> int | None:
-        depth = 0
-        for index, token in enumerate(tokens):
-            if depth == 0 and index > 0 and self._starts_unit(tokens, index):
-                return index
-            depth += nodes.depth_step(token)
-        return None
+        depths = accumulate(map(nodes.depth_step, tokens))
+        outside = (index for index, depth in enumerate(depths, start=1) if depth == 0 and index < len(tokens))
+        return next((index for index in outside if self._starts_unit(tokens, index)), None)
 
     def _starts_unit(self, tokens: Sequence[nodes.Token], index: int) -> bool:
         token, before = tokens[index], tokens[index - 1]
@@ -311,18 +294,10 @@ class _Structure:
         return token.kind == "word" or token.text == "%" or token.text in CURRENCIES
 
 
-def _is_comma(token: nodes.Token) -> bool:
-    return token.kind != "word" and token.text in (",", ";")
-
-
-def _joining_word(token: nodes.Token) -> str:
-    return token.text.strip(" ,").lower() if token.kind == "word" else ""
-
-
-def _is_enclosed(tokens: Sequence[nodes.Token], opening: str | None = None, closing: str | None = None) -> bool:
+def _is_enclosed(tokens: Sequence[nodes.Token], by: str = "") -> bool:
     """Whether the first token is a bracket that the last one closes, and they are these two."""
-    are_these = opening in (None, tokens[0].text) and closing in (None, tokens[-1].text)
-    return are_these and nodes.depth_step(tokens[0]) == 1 and nodes.find_closing(tokens, 0) == len(tokens) - 1
+    is_bracket = nodes.depth_step(tokens[0]) == 1 and by in ("", tokens[0].text + tokens[-1].text)
+    return is_bracket and nodes.find_closing(tokens, 0) == len(tokens) - 1
 
 
 def _read_compound(tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
@@ -370,8 +345,8 @@ def _read_matrix(environment: str, inside: Sequence[nodes.Token]) -> nodes.Matri
         raise nodes.Foreign(f"the environment {environment}")
     if environment == "array" and inside and inside[0].text == "{":
         inside = inside[nodes.find_closing(inside, 0) + 1 :]
-    rows, _ = nodes.split_at(inside, lambda token: token.text == "\\\\")
-    return _read_rows([nodes.split_at(row, lambda token: token.text == "&")[0] for row in rows if row])
+    rows, _ = nodes.split_at(inside, ("\\\\",))
+    return _read_rows([nodes.split_at(row, ("&",))[0] for row in rows if row])
 
 
 def _read_rows(cells: list[list[list[nodes.Token]]]) -> nodes.Matrix:

@@ -106,13 +106,6 @@ def is_close(left: Value, right: Value) -> bool:
     return bool(abs(left - right) <= max(abs(left), abs(right)) * _EQUAL)
 
 
-def is_within(left: Value, right: Value, limit: Fraction) -> bool:
-    """Whether two values differ by no more than the limit, exactly if both are exact."""
-    left, right = _same_kind(left, right)
-    difference, most = _same_kind(abs(left - right), limit)
-    return bool(difference <= most)
-
-
 def _same_kind(left: Value, right: Value) -> tuple[Value, Value]:
     """Return both values as they are if both are exact, else both as floats."""
     if isinstance(left, Fraction) and isinstance(right, Fraction):
@@ -122,9 +115,7 @@ def _same_kind(left: Value, right: Value) -> tuple[Value, Value]:
 
 def as_float(value: Value) -> Value:
     """Return an exact value as a float, any other as it is."""
-    if isinstance(value, Fraction):
-        return CONTEXT.mpf(value.numerator) / value.denominator
-    return value
+    return CONTEXT.convert(value)
 
 
 def real_part(value: Value) -> Value | None:
@@ -194,9 +185,8 @@ def _root(value: Value, degree: Value) -> Value:
         raise Undefined("a root of that degree")
     real = real_part(value)
     if real is not None and real < 0 and degree % 2:
-        return -_root(-real, degree)
-    exact = _exact_root(value, degree.numerator) if isinstance(value, Fraction) and value >= 0 else None
-    return CONTEXT.root(as_float(value), degree.numerator) if exact is None else exact
+        return -power(-real, 1 / degree)
+    return power(value, 1 / degree)
 
 
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
@@ -416,8 +406,10 @@ def are_equal_values(gold: nodes.Expression, answer: nodes.Expression, rules: Ru
     gold_value, answer_value = evaluate_constant(gold), evaluate_constant(answer)
     if gold_value is None or answer_value is None:
         return verdict
-    if rules.tolerance is not None and is_within(gold_value, answer_value, rules.tolerance):
-        return True
+    if rules.tolerance is not None:
+        difference, limit = _same_kind(abs(add(gold_value, -answer_value)), rules.tolerance)
+        if difference <= limit:
+            return True
     gold_places, answer_places = (side.places if isinstance(side, nodes.Number) else None for side in (gold, answer))
     if gold_places is None:
         return _rounds_to(answer, gold_value, rules.rounding_digits, may_truncate=True)
