@@ -204,14 +204,14 @@ def _first_sentence(text: str) -> str:
 # Plain words, and the letters of options.
 
 NO_SOLUTION = "no solution"
-_MARKUP = rf"\\(?:{TEXT_COMMANDS})\b|\\[a-zA-Z]+|[\\{{}}$*_~]"
+_MARKUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\b|\\[a-zA-Z]+|[\\{{}}$*_~]")
 _PLAIN = rules(r"""
 ␀ → \\infty(?![a-z])|∞ → ␣infinity␣
 ␀ → \\(?:emptyset|varnothing)(?![a-z]) → no solution
 ␀ → MARKUP|[^\w\s%+-]|(?<=[a-z])-(?=[a-z]) → ␣
 ␀ → ^\s*(?:an?|the)\s+(?=\S) → ␀
 s → (?<!\S)(\S{3,}[^\ssui])s(?!\S) → \1
-""", MARKUP=_MARKUP)  # fmt: skip
+""", MARKUP=_MARKUP.pattern)  # fmt: skip
 _SYNONYMS = {
     same: words
     for words, others in {
@@ -235,7 +235,7 @@ def plain_words(text: str) -> str:
 
 def option_letter(text: str, is_answer: bool) -> str | None:
     """Return the letter of the option that the text chooses: `C`, `(C)`, and in an answer also `(C) 12` and `C. 12`."""
-    plain = " ".join(re.sub(_MARKUP, " ", text).split())
+    plain = " ".join(_MARKUP.sub(" ", text).split())
     if not is_answer:
         found = _OPTION.fullmatch(plain)
         return found[1] if found else None

@@ -323,8 +323,7 @@ def split_at(tokens: Sequence[Token], texts: Container[str]) -> tuple[list[list[
     depth = 0
     for token in tokens:
         depth += depth_step(token)
-        text = token.text.strip(" ,").lower() if token.kind == "word" else token.text
-        if depth == 0 and text in texts:
+        if depth == 0 and (token.text.strip(" ,").lower() if token.kind == "word" else token.text) in texts:
             pieces.append([])
             separators.append(token)
         else:

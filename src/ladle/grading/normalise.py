@@ -197,33 +197,10 @@ _SPELLINGS = {
     for name, spelling in spellings.items()
 } | {"\\ ": " ", "~": " "}
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|[!,;: >%$#\\])|~")
+_DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z{}])")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|equation|gathered|gather|split)\*?\}")
-_OUTSIDE_TEXT = re.compile(
-    rf"(?P<text>\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+)"
-    r"|(?<![a-zA-Z])(?:(?P<module>(?:np|numpy|[Mm]ath|sympy)\.(?=[a-z]))"
-    r"|(?P<conjunction>and|or)(?![a-zA-Z])"
-    r"|(?P<infinity>infinity|inf|oo)(?![a-zA-Z])|(?P<pi>pi)(?![a-zA-Z])"
-    r"|(?P<percent>per ?cent|pct)(?![a-zA-Z])"
-    r"|(?P<money>USD|EUR|GBP|CNY|RMB|INR|JPY|[Rr]s\.?)\s*(?=\.?\d)"
-    r"|(?P<lg>lg)(?![a-zA-Z])|(?P<frac>d?frac)(?=\{)|(?P<modulo>mod(?:ulo)?)(?![a-zA-Z])|(?P<figure>angle|triangle)(?=\s+[A-Z]{1,3}(?![A-Za-z]))"
-    r"|sqrt\s*(?:(?P<radicand>\d+(?:\.\d+)?)|(?P<root>(?=[(\[{])))"
-    rf"|(?P<function>{'|'.join(sorted(FUNCTION_NAMES, key=len, reverse=True))})(?=\s*[\\(\[{{^_|\d]|\s+[a-z](?![a-z])))"
-)
-_WORD_SPELLINGS = {
-    "module": "", "conjunction": r"\\text{\g<conjunction>}", "infinity": r"\\infty ", "pi": r"\\pi ", "percent": "%",
-    "lg": r"\\log_{10} ", "frac": r"\\frac ", "modulo": r"\\bmod ", "figure": r"\\\g<figure> ",
-    "radicand": r"\\sqrt{\g<radicand>}", "root": r"\\sqrt", "function": r"\\\g<function> ",
-}  # fmt: skip
-_ALL_REALS = re.compile(
-    r"(?:the\s+set\s+of\s+)?all\s+(?:the\s+)?real(?:s|\s+numbers?|\s+values(?:\s+of\s+[a-z])?|\s+[a-z])", re.I
-)
-_APPROXIMATELY = re.compile(
-    r"^(?:approximately|approx\.?|about|around|roughly|nearly|almost|circa|exactly|equal to)\s+(?=[\d\\.$+-]|[a-z]+$)",
-    re.I,
-)
-_ARTICLE = re.compile(r"^(?:the|an?)\s+(?=\d)", re.I)
+_TEXT_OR_COMMAND = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+)")
 _NEGATIVE = re.compile(r"^(?:negative|minus)\s+(?=[\d\\.]|[a-z]+$)", re.I)
-_EQUALS = re.compile(r"(?<=\b[a-z])\s+(?:equals|is equal to)\s+", re.I)
 _TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
 _CONTINUED = re.compile(r"(\d*\.)(\d+)\s*(?:\.{3,}|…|\\(?:l|c)?dots(?![a-z]))")
@@ -251,6 +228,31 @@ def rules(table: str, **parts: str) -> list[tuple[str, re.Pattern[str], str]]:
     return [(sign, re.compile(pattern), spelling) for sign, pattern, spelling in rows]
 
 
+_FILLERS = rules(r"""
+real → (?i)^(?:the set of )?all (?:the )?real(?:s| numbers?| values(?: of [a-z])?| [a-z])$ → \\mathbb{R}
+␣ → (?i)^(?:APPROXIMATELY|equal to)\s+(?=[\d\\.$+-]|[a-z]+$) → ␀
+␣ → (?i)^(?:the|an?)\s+(?=\d) → ␀
+equal → (?i)(?<=\b[a-z])\s+(?:equals|is equal to)\s+ → ␣=␣
+""", APPROXIMATELY=r"approximately|approx\.?|about|around|roughly|nearly|almost|circa|exactly")  # fmt: skip
+_FUNCTION = "|".join(sorted(FUNCTION_NAMES, key=len, reverse=True))
+_OUTSIDE_TEXT = rules(r"""
+. → START(?:np|numpy|[Mm]ath|sympy)\.(?=[a-z]) → ␀
+and → START(and)END → \\text{\1}
+or → START(or)END → \\text{\1}
+inf → START(?:infinity|inf)END → \\infty␣
+oo → STARTooEND → \\infty␣
+pi → STARTpiEND → \\pi␣
+p → START(?:per ?cent|pct)END → %
+␀ → START(USD|EUR|GBP|CNY|RMB|INR|JPY)\s*(?=\.?\d) → \\\1␣
+s → START[Rr]s\.?\s*(?=\.?\d) → \\RS␣
+lg → STARTlgEND → \\log_{10}␣
+frac → STARTd?frac(?=\{) → \\frac␣
+mod → STARTmod(?:ulo)?END → \\bmod␣
+angle → START(angle|triangle)(?=\s+[A-Z]{1,3}END) → \\\1␣
+sqrt → STARTsqrt\s*(\d+(?:\.\d+)?) → \\sqrt{\1}
+sqrt → STARTsqrt\s*(?=[(\[{]) → \\sqrt
+␀ → START(FUNCTION)(?=\s*[\\(\[{^_|\d]|\s+[a-z](?![a-z])) → \\\1␣
+""", START=r"(?<![a-zA-Z\\])", END=r"(?![a-zA-Z])", FUNCTION=_FUNCTION)  # fmt: skip
 _MARKUP = rules(r"""
 <sup> → <sup>(.*?)</sup> → ^{\1}
 <sub> → <sub>(.*?)</sub> → _{\1}
@@ -329,7 +331,11 @@ def normalise(text: str) -> str:
     text = rewrite(text, _SIGNS_BETWEEN)
     if "\\" in text or "~" in text:
         text = _spell_commands(text)
-    text = rewrite(_OUTSIDE_TEXT.sub(_spell_word, rewrite(text, _ORDINALS_AND_CHOICES)), _LAST)
+    *pieces, end = _TEXT_OR_COMMAND.split(rewrite(text, _ORDINALS_AND_CHOICES))
+    # A command follows each.
+    pieces[::2] = [rewrite(piece + "\\", _OUTSIDE_TEXT)[:-1] if piece.strip() else piece for piece in pieces[::2]]
+    pieces[1::2] = map(_spell_group, pieces[1::2])
+    text = rewrite("".join(pieces) + rewrite(end, _OUTSIDE_TEXT), _LAST)
     text = _GROUPED.sub(lambda found: found[0].replace(" ", "").replace(".", ""), text)
     return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
 
@@ -398,11 +404,9 @@ def _spell_words(text: str) -> str:
     words = group[1].strip() if group is not None else text
     if not words.isascii():
         return spell_chinese_numbers(text)
-    if _ALL_REALS.fullmatch(words):
-        return r"\mathbb{R}"
-    plain = _ARTICLE.sub("", _APPROXIMATELY.sub("", words))
+    plain = rewrite(words, _FILLERS)
     positive = _NEGATIVE.sub("", plain)
-    spelled = ("-" if positive != plain else "") + spell_number_words(_EQUALS.sub(" = ", positive))
+    spelled = ("-" if positive != plain else "") + spell_number_words(positive)
     return text if spelled == words else spelled
 
 
@@ -411,7 +415,7 @@ def _spell_commands(text: str) -> str:
         text = inside.replace("&", " ")
     text = rewrite(text, _LAYOUT)
     if "\\begin" not in text:
-        text = re.sub(r"\\\\(?=[a-zA-Z{}])", r"\\", text)
+        text = _DOUBLED_BACKSLASH.sub(r"\\", text)
     text = _COMMAND.sub(lambda found: _SPELLINGS.get(found[0], found[0]), text)
     text = rewrite(text, _PRIMES_AND_LETTERS)
     while (flat := _POWER_IN_TEXT.sub(r"\1\2\3", text)) != text:  # `\mathrm{m s^{-2}}`
@@ -419,16 +423,11 @@ def _spell_commands(text: str) -> str:
     return text
 
 
-def _spell_word(found: re.Match[str]) -> str:
-    """Spell a word as its command, and take numbers out of a text group: `\\text{12 cm}` is 12 and a unit."""
-    kind = found.lastgroup or ""
-    if kind == "money":
-        return f"\\{found[kind].rstrip('.').upper()} "
-    if kind != "text":
-        return found.expand(_WORD_SPELLINGS[kind])
-    if not found[0].endswith("}"):
-        return found[0]
-    command, _, inside = found[0].partition("{")
+def _spell_group(text: str) -> str:
+    """Take numbers and signs out of a text group, `\\text{12 cm}` is 12 and a unit; leave a command as it is."""
+    if not text.endswith("}"):
+        return text
+    command, _, inside = text.partition("{")
     inside = inside[:-1].strip()
     if inside.lower() in ("percent", "%", "percentage", "pct"):
         return "%"
@@ -438,6 +437,6 @@ def _spell_word(found: re.Match[str]) -> str:
         return inside + " "
     number = _LEADING_NUMBER.match(inside)
     if number is None:
-        return found[0]
+        return text
     rest = inside[number.end() :].strip()
     return f"{number[0]} {command}{{{rest}}}" if rest else number[0]
