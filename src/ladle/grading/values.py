@@ -191,8 +191,8 @@ def _root(value: Value, degree: Value) -> Value:
 
 def _exact_root(value: Fraction, degree: int) -> Fraction | None:
     """Return the non-negative root of a non-negative fraction where it is rational."""
-    roots = [_integer_root(part, degree) for part in value.as_integer_ratio()]
-    return None if None in roots else Fraction(*roots)
+    above, below = (_integer_root(part, degree) for part in value.as_integer_ratio())
+    return None if above is None or below is None else Fraction(above, below)
 
 
 def _integer_root(value: int, degree: int) -> int | None:

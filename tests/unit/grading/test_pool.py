@@ -41,9 +41,7 @@ def test_an_answer_out_of_cpu_time_costs_only_itself() -> None:
         timed = pool.judge_all(pairs)
     assert timed[7].verdict is Verdict.TIMEOUT
     assert "0.3 s of CPU time" in timed[7].reason
-    assert [one.verdict for i, one in enumerate(timed) if i != 7] == [
-        v for i, v in enumerate(expected(20)) if i != 7
-    ]
+    assert [one.verdict for i, one in enumerate(timed) if i != 7] == [v for i, v in enumerate(expected(20)) if i != 7]
 
 
 def children() -> list[int]:
