@@ -166,7 +166,7 @@ def _read_number(text: str) -> Fraction | None:
 # Verdicts kept between runs, by everything that decided them.
 
 # Raise it with any change that can change a verdict: verdicts of other versions are not found any more.
-GRADER_VERSION = 5
+GRADER_VERSION = 6
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (key BLOB PRIMARY KEY, verdict TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID
 """
