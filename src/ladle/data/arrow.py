@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,10 @@ from ladle.errors import UserError
 from ladle.log import progress
 
 FEATURES = Features({"input_ids": List(Value("int32")), "seq_lengths": List(Value("int32"))})
+# Rows of a record batch, as `datasets` writes them.
 ROWS_IN_BATCH = 1000
-"""Rows of a record batch, as `datasets` writes them."""
+# Tokens of a data file: 512 MiB, about `datasets`' own limit of 500 MB.
 FILE_TOKENS = 2**27
-"""Tokens of a data file: 512 MiB, about `datasets`' own limit of 500 MB."""
 
 
 def export_arrow(artifact: Path, out: Path) -> None:
@@ -74,8 +73,10 @@ def _export_split(dataset: MixedDataset, out: Path) -> None:
     names = [f"data-{number:05d}-of-{len(starts):05d}.arrow" for number in range(len(starts))]
     with progress(total=len(dataset), description=f"exporting {dataset.split}", unit="rows") as bar:
         for name, start in zip(names, starts, strict=True):
+            stop = min(start + rows_in_file, len(dataset))
             with ArrowWriter(features=FEATURES, path=str(out / name)) as writer:
-                for table in _tables(dataset, start, min(start + rows_in_file, len(dataset))):
+                for first in range(start, stop, ROWS_IN_BATCH):
+                    table = _table(dataset, range(first, min(first + ROWS_IN_BATCH, stop)))
                     writer.write_table(table)
                     bar.advance(table.num_rows)
                 writer.finalize()
@@ -92,18 +93,11 @@ def _export_split(dataset: MixedDataset, out: Path) -> None:
     (out / "state.json").write_text(pretty_json(state), encoding="utf-8")
 
 
-def _tables(dataset: MixedDataset, start: int, stop: int) -> Iterator[pa.Table]:
-    for first in range(start, stop, ROWS_IN_BATCH):
-        rows = range(first, min(first + ROWS_IN_BATCH, stop))
-        lengths = []
-        for row in rows:
-            of_row = dataset.lengths_of_row(row)
-            padding = dataset.sequence_length - sum(of_row)
-            lengths.append(np.array([*of_row, padding] if padding else of_row, np.int32))
-        columns = [
-            pa.ListArray.from_arrays(
-                pa.array(np.cumsum([0, *map(len, lists)]), pa.int32()), pa.array(np.concatenate(lists), pa.int32())
-            )
-            for lists in ([dataset[row]["input_ids"].astype(np.int32) for row in rows], lengths)
-        ]
-        yield pa.Table.from_arrays(columns, schema=FEATURES.arrow_schema)
+def _table(dataset: MixedDataset, rows: range) -> pa.Table:
+    lengths = [dataset.lengths_of_row(row) for row in rows]
+    paddings = [dataset.sequence_length - sum(of_row) for of_row in lengths]
+    columns = {
+        "input_ids": [dataset[row]["input_ids"].astype(np.int32) for row in rows],
+        "seq_lengths": [of_row + [padding] * (padding > 0) for of_row, padding in zip(lengths, paddings, strict=True)],
+    }
+    return pa.table(columns, schema=FEATURES.arrow_schema)

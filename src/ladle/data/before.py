@@ -16,29 +16,31 @@ from typing import Any
 from ladle.artifacts.inputs import find_local
 from ladle.checkup import Checkup, Finding, Shrinking, error, guarded, ok, warning
 from ladle.data.config import EVERY_SPLIT, BudgetConfig, MixConfig, PreferenceSource, SourceConfig, ValidationConfig
+from ladle.data.documents import HARMLESS, columns_of, read_documents
+from ladle.data.files import SUFFIXES, kind_of, split_of
+from ladle.data.formats import fill
+from ladle.data.prefer import Findings, unpaired_rows
+from ladle.data.rows import Unreadable, read_piece, read_rows, scan_rows
+from ladle.data.tokenize import find_pieces
 from ladle.errors import UserError
+from ladle.hub import files_of, resolve_commit, snapshot
 
 SAMPLE_ROWS = 200
+# Fewer than a real tokenizer's (4 for English, 3 for Chinese, 3 for code): only a clear shortage is reported.
 BYTES_A_TOKEN = 3.0
-"""Fewer than a real tokenizer's (4 for English, 3 for Chinese, 3 for code): only a clear shortage is reported."""
+# How much larger text is than its compressed file, on the large side.
 PACKED_SHARE = {"parquet": 3.0, "gz": 3.5, "zst": 4.0, "xz": 5.0, "bz2": 5.0}
-"""How much larger text is than its compressed file, on the large side."""
 
+# Rows of a rehearsed mixture that are held out, and beyond those that the steps take.
 SPARE_ROWS = 2
-"""Rows of a rehearsed mixture that are held out, and beyond those that the steps take."""
+# Tokens of the sources' samples in a rehearsal, if they have as many: a few seconds of work, beside which starting is
+# little.
 TOKENIZED = 2**21
-"""Tokens of the sources' samples in a rehearsal, if they have as many: a few seconds of work, beside which starting is
-little."""
+# So that each source of a full sample has shards to resume from.
 SHARD_BYTES = 2**19
-"""So that each source of a full sample has shards to resume from."""
+# More than any text of the usual tokenizers takes, so that the sample does not fall short.
 SAMPLED_BYTES_A_TOKEN = 8
-"""More than any text of the usual tokenizers takes, so that the sample does not fall short."""
 MOST_ROWS = 20_000
-
-
-def budget_tokens(mix: MixConfig) -> int:
-    """Return the tokens that a mixture takes."""
-    return mix.budget.tokens or (mix.budget.sequences or 0) * mix.sequence_length
 
 
 def check_mix(check: Checkup) -> Iterator[Finding]:
@@ -46,32 +48,25 @@ def check_mix(check: Checkup) -> Iterator[Finding]:
     mix: MixConfig = check.config
     for source, share in zip(mix.sources, mix.shares(), strict=True):
         if paths := check.local(f"source:{source.name}"):
-            wanted = float(share) * budget_tokens(mix)
-            found = partial(_check_source, check, source, paths, wanted)
+            found = partial(_check_source, check, source, paths, float(share) * mix.budget_tokens)
             yield from guarded("data", f"{check.key}.sources.{source.name}", found)
 
 
 def _check_source(check: Checkup, source: SourceConfig, paths: list[Path], wanted_tokens: float) -> Iterator[Finding]:
-    from ladle.data.documents import HARMLESS, read_documents
-    from ladle.data.rows import Unreadable
-    from ladle.data.tokenize import find_pieces
-
-    key, mix = f"{check.key}.sources.{source.name}", check.config
+    key, folder = f"{check.key}.sources.{source.name}", check.tokenizer_folder or Path()
     pieces = find_pieces(source, paths, 2**26)
-    batches = (batch for piece in pieces for batch in read_documents(piece, source, check.tokenizer_folder or Path()))
-    seen = [*islice((document for batch in batches for document in batch), SAMPLE_ROWS)]
-    reasons = Counter(document.reason for document in seen if isinstance(document, Unreadable))
+    seen = [*islice((document for piece in pieces for document in read_documents(piece, source, folder)), SAMPLE_ROWS)]
+    reasons = Counter(one.reason for one in seen if isinstance(one, Unreadable))
     documents = len(seen) - reasons.total()
-    bad = sum(count for reason, count in reasons.items() if reason not in HARMLESS)
-    listed = _listed(reasons)
+    bad = Counter({reason: count for reason, count in reasons.items() if reason not in HARMLESS})
     if not documents:
-        message = f"none of the first {len(seen)} rows of {source.dataset} gives a document ({listed})"
+        message = f"none of the first {len(seen)} rows of {source.dataset} gives a document ({_listed(reasons)})"
         yield error("data", key, message, f"set {key}.format and its column to what the rows hold")
-    elif bad > max(1, mix.max_bad_fraction * (documents + bad)):
-        message = f"{bad} of the first {documents + bad} rows of {source.dataset} cannot be used ({listed})"
-        yield warning("data", key, message, "fix the rows, or raise mix.max_bad_fraction if that share is expected")
+    elif bad.total() > max(1, check.config.max_bad_fraction * (documents + bad.total())):
+        fix = "fix the rows, or raise mix.max_bad_fraction if that share is expected"
+        yield _cannot_be_used(key, source.dataset, bad, fix)
     else:
-        yield ok("data", key, f"{documents} of the first {documents + bad} rows give documents")
+        yield ok("data", key, f"{documents} of the first {documents + bad.total()} rows give documents")
     yield from check_split(key, source.dataset, source.split, paths)
     size_bytes = sum(piece.size_bytes * PACKED_SHARE.get(piece.kind.rpartition(".")[2], 1.0) for piece in pieces)
     size = size_bytes / BYTES_A_TOKEN
@@ -85,8 +80,6 @@ def _check_source(check: Checkup, source: SourceConfig, paths: list[Path], wante
 
 def check_split(key: str, name: str, split: str, paths: list[Path]) -> Iterator[Finding]:
     """Yield a warning if a split is named and a file is taken whole, whose name does not speak of the split."""
-    from ladle.data.files import split_of
-
     files = [path for path in paths if path.is_file() and split_of(Path(path.name), split) != split]
     if split not in ("train", EVERY_SPLIT) and files:
         message = f"split {split!r} is not looked for: {name} names files, which are taken whole"
@@ -101,21 +94,17 @@ def check_problems(check: Checkup, prompts: Any) -> Iterator[Finding]:
 
 
 def _check_problems(key: str, prompts: Any, paths: list[Path]) -> Iterator[Finding]:
-    from ladle.data.formats import fill
-    from ladle.data.rows import read_rows
-
     rows = list(islice(read_rows(paths, prompts.split), SAMPLE_ROWS))
-    answers = [fill(prompts.answer, row, f"{key}.answer").strip() for row in rows]
     for row in rows:
         fill(prompts.question, row, f"{key}.question")
-    empty = answers.count("")
+    answered = sum(bool(fill(prompts.answer, row, f"{key}.answer").strip()) for row in rows)
     if not rows:
         yield error("data", key, f"{prompts.dataset} holds no rows", "name another dataset or split")
-    elif empty == len(rows):
+    elif not answered:
         message = f"no row of {prompts.dataset} has an answer in {prompts.answer!r}"
         yield error("data", key, message, f"set {key}.answer to the column with the known answer")
     else:
-        yield ok("data", key, f"{len(rows) - empty} of the first {len(rows)} rows have an answer")
+        yield ok("data", key, f"{answered} of the first {len(rows)} rows have an answer")
     yield from check_split(key, prompts.dataset, prompts.split, paths)
 
 
@@ -126,7 +115,7 @@ def check_preference(check: Checkup, allow_single_label: bool) -> Iterator[Findi
         paths = check.local(f"source:{index}")
         is_known = is_known and bool(paths)
         if paths:
-            yield from guarded("data", key, lambda s=source, p=paths: _check_preference_source(key, s, p, labels))
+            yield from guarded("data", key, partial(_check_preference_source, key, source, paths, labels))
     if is_known and len(labels) == 1 and not allow_single_label:
         message = f"every example is labelled {labels.pop()}: z0 would grow with the reward and the policy drift"
         fix = "add examples of the other label (a `rollout:` section makes them), or set kto.allow_single_label=true"
@@ -136,22 +125,21 @@ def check_preference(check: Checkup, allow_single_label: bool) -> Iterator[Findi
 def _check_preference_source(
     key: str, source: PreferenceSource, paths: list[Path], labels: set[bool]
 ) -> Iterator[Finding]:
-    from ladle.data.preference import Findings, unpaired_rows
-    from ladle.data.rows import scan_rows
-
     findings = Findings()
     examples = list(unpaired_rows(islice(scan_rows(paths, source.split), SAMPLE_ROWS), source, findings))
-    bad = findings.bad
     labels.update(example["label"] for example in examples)
     if not examples:
-        message = f"no row of {source.dataset} becomes an example ({_listed(bad)})"
+        message = f"no row of {source.dataset} becomes an example ({_listed(findings.bad)})"
         yield error("data", key, message, "set the source's format, columns and label to what the rows hold")
-    elif bad:
-        message = f"{sum(bad.values())} of the first rows of {source.dataset} cannot be used ({_listed(bad)})"
-        yield warning("data", key, message, "fix the rows, or raise kto.max_bad_fraction")
+    elif findings.bad:
+        yield _cannot_be_used(key, source.dataset, findings.bad, "fix the rows, or raise kto.max_bad_fraction")
     else:
         yield ok("data", key, f"{len(examples)} examples from the first rows of {source.dataset}")
     yield from check_split(key, source.dataset, source.split, paths)
+
+
+def _cannot_be_used(key: str, dataset: str, bad: Counter[str], fix: str) -> Finding:
+    return warning("data", key, f"{bad.total()} of the first rows of {dataset} cannot be used ({_listed(bad)})", fix)
 
 
 def _listed(reasons: Counter[str]) -> str:
@@ -191,17 +179,13 @@ def _sample_source(source: SourceConfig, tokens: int, out: Path) -> Path:
     Raises:
         UserError: the source does not exist, or holds nothing that can be read.
     """
-    from ladle.data.documents import columns_of
-    from ladle.data.rows import Unreadable, read_piece
-    from ladle.data.tokenize import find_pieces
-
     paths = list(find_local(source.dataset)) or [_one_file_of_the_hub(source)]
-    batches = (batch for piece in find_pieces(source, paths, 2**24) for batch in read_piece(piece, columns_of(source)))
-    rows = (row for batch in batches for row in batch if not isinstance(row, Unreadable))
+    columns = columns_of(source)
+    rows = (row for piece in find_pieces(source, paths, 2**24) for row in read_piece(piece, columns))
     out.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with out.open("w", encoding="utf-8") as lines:
-        for row in islice(rows, MOST_ROWS):
+        for row in islice((row for row in rows if not isinstance(row, Unreadable)), MOST_ROWS):
             written += lines.write(json.dumps(row, default=str) + "\n")
             if written >= tokens * SAMPLED_BYTES_A_TOKEN:
                 break
@@ -212,13 +196,9 @@ def _sample_source(source: SourceConfig, tokens: int, out: Path) -> Path:
 
 def _one_file_of_the_hub(source: SourceConfig) -> Path:
     """Fetch one data file of a Hub dataset, the smallest whose path names the split and the subset, if any does."""
-    from ladle.data.files import SUFFIXES, kind_of
-    from ladle.hub import files_of, resolve_commit, snapshot
-
     repo_id = source.dataset.partition(":")[0]
     commit = resolve_commit("dataset", repo_id, source.revision)
-    files = files_of("dataset", repo_id, commit).items()
-    sizes = {path: size for path, size in files if kind_of(Path(path))}
+    sizes = {path: size for path, size in files_of("dataset", repo_id, commit).items() if kind_of(Path(path))}
     if not sizes:
         problem = f"dataset {repo_id} has no file that can be read"
         raise UserError(problem, f"it needs files ending in {', '.join(SUFFIXES)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from ladle.config import Config, IsoDate, execution, location
 from ladle.data.formats import columns_of_template
@@ -13,12 +14,12 @@ from ladle.errors import UserError
 from ladle.executors import ExecutorKind
 
 RATIO_TOLERANCE = Fraction(1, 10**9)
+# In place of a dataset: the recipe's own rollouts.
 ROLLOUTS = "rollouts"
-"""In place of a dataset: the recipe's own rollouts."""
 TRAIN = "train"
 EVERY_SPLIT = "*"
+# Prompt and completion of the preference formats made of columns, where the source names none.
 _TEMPLATES = {"template": ("{question}", "{answer}"), "thumbs": ("{prompt}", "{completion}")}
-"""Prompt and completion of the preference formats made of columns, where the source names none."""
 _COLUMNS = {
     "unpaired": ("prompt", "completion", "label"),
     "paired": ("chosen", "rejected"),
@@ -170,33 +171,30 @@ class MixConfig(Config):
     cache: str | None = execution(None)
     """Folder where token shards are kept by content, so that other ratios or sources tokenize nothing twice."""
 
-    @field_validator("sources")
-    @classmethod
-    def _names_differ(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-        names = [source.name for source in sources]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"{names.count(name)} sources are named {name}", "give each source a name of its own")
-        return sources
-
     @model_validator(mode="after")
-    def _ratios_sum_to_one(self) -> MixConfig:
-        missing = 1 - sum(_exact(source.ratio) for source in self.sources)
-        if self.normalize or abs(missing) <= RATIO_TOLERANCE:
-            return self
-        change = f"add {float(missing):g} to" if missing > 0 else f"take {float(-missing):g} from"
-        raise UserError(
-            f"mix ratios sum to {float(1 - missing):g}, not 1", f"{change} a source or set mix.normalize=true"
-        )
+    def _names_differ_and_ratios_sum_to_one(self) -> MixConfig:
+        (name, count), *_ = Counter(source.name for source in self.sources).most_common()
+        if count > 1:
+            raise UserError(f"{count} sources are named {name}", "give each source a name of its own")
+        total = sum(self._ratios)
+        if not self.normalize and abs(total - 1) > RATIO_TOLERANCE:
+            change = f"take {float(total - 1):g} from" if total > 1 else f"add {float(1 - total):g} to"
+            fix = f"{change} a source or set mix.normalize=true"
+            raise UserError(f"mix ratios sum to {float(total):g}, not 1", fix)
+        return self
+
+    @property
+    def budget_tokens(self) -> int:
+        """Tokens that the mixture takes."""
+        return self.budget.tokens or (self.budget.sequences or 0) * self.sequence_length
 
     def shares(self) -> list[Fraction]:
         """Return each source's share of the tokens, as written in decimal, divided by their sum."""
-        ratios = [_exact(source.ratio) for source in self.sources]
-        return [ratio / sum(ratios) for ratio in ratios]
+        return [ratio / sum(self._ratios) for ratio in self._ratios]
 
-
-def _exact(ratio: float) -> Fraction:
-    return Fraction(repr(ratio))
+    @property
+    def _ratios(self) -> list[Fraction]:
+        return [Fraction(repr(source.ratio)) for source in self.sources]
 
 
 # Preference data.
@@ -204,12 +202,12 @@ def _exact(ratio: float) -> Fraction:
 
 _DOWN = ["down", "thumbs down", "thumbs_down", "thumbs-down", "👎", "-1", "0", "false", "no", "bad", "dislike"]
 _MADE_OF_COLUMNS = ("template", "thumbs")
+# Keys of a preference source that only some formats use.
 _FORMATS_OF_KEYS = {
     **dict.fromkeys(("prompt", "completion", "conversational"), _MADE_OF_COLUMNS),
     **dict.fromkeys(("rating", "up", "down"), ("thumbs",)),
     "label": ("unpaired", "messages", "template"),
 }
-"""Keys of a preference source that only some formats use."""
 
 
 class PreferenceSource(Config):
@@ -249,20 +247,17 @@ class PreferenceSource(Config):
     @property
     def templates(self) -> tuple[str, str]:
         """How a row's columns become prompt and completion."""
-        prompt, completion = _TEMPLATES[self.format]
-        return (
-            prompt if self.prompt is None else self.prompt,
-            completion if self.completion is None else self.completion,
-        )
+        given = zip((self.prompt, self.completion), _TEMPLATES[self.format], strict=True)
+        prompt, completion = (default if text is None else text for text, default in given)
+        return prompt, completion
 
     @property
     def columns(self) -> set[str]:
         """Columns that the format needs of every row."""
         if self.format not in _MADE_OF_COLUMNS:
             return set(_COLUMNS[self.format]) - ({"label"} if self.label is not None else set())
-        prompt, completion = self.templates
-        columns = {*columns_of_template(prompt, "kto.data.prompt")}
-        columns |= {*columns_of_template(completion, "kto.data.completion")}
+        names = ("kto.data.prompt", "kto.data.completion")
+        columns = {one for pair in zip(self.templates, names, strict=True) for one in columns_of_template(*pair)}
         return columns | ({self.rating} if self.format == "thumbs" else set())
 
     @model_validator(mode="before")

@@ -1,45 +1,43 @@
 """Finds training documents that hold text of benchmark items: any run of n words shared (13, as in arXiv 2005.14165,
 appendix C).
 
-The search reads the same pieces as tokenizing does and keeps its finds by content, apart from the token shards: other
-benchmarks tokenize nothing again, other ratios search nothing again.
+The search reads the same pieces as tokenizing does, and apart from it: other benchmarks tokenize nothing again.
 
 Words are runs of letters and digits in lower case; each Chinese, Japanese or Korean character is a word of its own;
 everything else separates. So punctuation, markup, case and spacing do not hide a copy. An n-gram is a 64-bit
-polynomial of its words' hashes (FNV-1a over code points), rolled along the text; at 200 thousand n-grams looked for
+polynomial of its words' hashes (FNV-1a over code points); at 200 thousand n-grams looked for
 among ten thousand million, a chance match has probability 1e-4.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, uint64
 
-from ladle.artifacts.files import canonical_json, hash_bytes
-from ladle.artifacts.journal import ShardJournal
+from ladle.artifacts.files import canonical_json
 from ladle.data.config import SourceConfig
-from ladle.data.documents import format_identity, read_documents
+from ladle.data.documents import read_documents
 from ladle.data.encoders import Vocabulary, load_oracle
 from ladle.data.rows import Piece
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import builtin_benchmarks, load_items
 from ladle.executors import Executor
+from ladle.log import progress
 
 CONTAMINATION_FILE = "contamination.jsonl"
-SEARCH_VERSION = 3
 FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 FNV_PRIME = np.uint64(0x100000001B3)
 BASE = np.uint64(0x9E3779B97F4A7C15)
+# Size of the table that rules out most n-grams without a search: 1 MiB, which fits in a core's cache.
 FILTER_BITS = 20
-"""Size of the table that rules out most n-grams without a search: 1 MiB, which fits in a core's cache."""
+SHIFT = np.uint64(64 - FILTER_BITS)
 
 
 class BenchmarkText(NamedTuple):
@@ -52,40 +50,22 @@ class BenchmarkText(NamedTuple):
 
 @dataclass(frozen=True)
 class Contamination:
-    """What was found."""
+    """What was found.
+
+    Attributes:
+        documents: for each source, the numbers of its documents that share an n-gram with an item, increasing.
+        finds: each such document: source, document, ngrams shared, and the benchmark and item of the first one.
+        summary: for each benchmark: items, items_too_short to be searched for, documents that share text with it.
+    """
 
     documents: list[np.ndarray]
-    """For each source, the numbers of its documents that share an n-gram with an item, increasing."""
     finds: list[dict[str, Any]]
-    """Each such document: source, document, ngrams shared, and the benchmark and item of the first one."""
     summary: dict[str, dict[str, int]]
-    """For each benchmark: items, items_too_short to be searched for, documents that share text with it."""
 
     def write(self, out: Path) -> None:
         """Write contamination.jsonl: one line a document."""
         lines = (canonical_json(find) + "\n" for find in self.finds)
         (out / CONTAMINATION_FILE).write_text("".join(lines), encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class _SearchTask:
-    piece: Piece
-    source: SourceConfig
-    vocabulary: Vocabulary
-    hashes_file: Path
-    num_words: int
-    digest: str
-    """Hash of the n-grams looked for."""
-
-    def name(self) -> str:
-        identity = {
-            "piece": self.piece.digest,
-            "format": format_identity(self.source, self.vocabulary),
-            "tokenizer": self.vocabulary.digest if self.source.format == "input_ids" else None,
-            "ngrams": self.digest,
-            "version": SEARCH_VERSION,
-        }
-        return hash_bytes(canonical_json(identity).encode())[:40] + ".finds"
 
 
 def read_benchmark_texts(names: Sequence[str], paths: list[Path]) -> Iterator[BenchmarkText]:
@@ -107,46 +87,42 @@ def read_benchmark_texts(names: Sequence[str], paths: list[Path]) -> Iterator[Be
 
 
 def find_contamination(
-    sources: Sequence[tuple[SourceConfig, Sequence[Piece]]],
+    sources: Sequence[SourceConfig],
+    pieces: Sequence[Sequence[Piece]],
     texts: Iterable[BenchmarkText],
     num_words: int,
     vocabulary: Vocabulary,
-    kept: Path,
     executor: Executor,
 ) -> Contamination:
     """Search all documents for the n-grams of the items.
 
     Args:
-        sources: each source and its pieces.
+        sources: where documents come from.
+        pieces: the pieces of each source.
         texts: the items to look for.
         num_words: n.
         vocabulary: reads documents that are token ids, and renders chats.
-        kept: folder of finds by content, which other mixtures may share.
         executor: where pieces are searched.
     """
     texts = list(texts)
     of_texts = [ngram_hashes(text.text, num_words) for text in texts]
     hashes, firsts = np.unique(np.concatenate([np.empty(0, np.uint64), *of_texts]), return_index=True)
     owners = np.repeat(np.arange(len(texts)), [len(of_text) for of_text in of_texts])[firsts]
-    digest = hash_bytes(hashes.tobytes() + num_words.to_bytes(4, "little"))
-    kept.mkdir(parents=True, exist_ok=True)
-    hashes_file = kept / f"{digest[:40]}.npy"
-    np.save(hashes_file, hashes)
-    tasks = [
-        [_SearchTask(piece, source, vocabulary, hashes_file, num_words, digest) for piece in pieces]
-        for source, pieces in sources
-    ]
-    by_name = {task.name(): task for of_source in tasks for task in of_source}
-    finished = ShardJournal(kept).run(by_name, _search_piece, executor, "searching for benchmark items")
+    search = partial(_search_piece, NgramSet(hashes, num_words), vocabulary)
+    tasks = [(source, piece) for source, of_source in zip(sources, pieces, strict=True) for piece in of_source]
     finds: list[dict[str, Any]] = []
-    documents: list[np.ndarray] = []
-    for (source, _), of_source in zip(sources, tasks, strict=True):
-        found = _read_finds([finished[task.name()] for task in of_source])
-        documents.append(np.array([row for row, _, _ in found], np.int64))
-        for row, count, first in found:
-            benchmark, item, _ = texts[owners[first]]
-            place = {"source": source.name, "document": row, "ngrams": count}
-            finds.append(place | {"benchmark": benchmark, "item": item})
+    rows_before = Counter[str]()
+    with progress(total=len(tasks), description="searching for benchmark items", unit="shards") as bar:
+        for (source, _), (num_rows, found) in zip(tasks, executor.map(search, tasks), strict=True):
+            for row, count, first in found:
+                benchmark, item, _ = texts[owners[first]]
+                place = {"source": source.name, "document": rows_before[source.name] + row, "ngrams": count}
+                finds.append(place | {"benchmark": benchmark, "item": item})
+            rows_before[source.name] += num_rows
+            bar.advance(1)
+    documents = [
+        np.array([find["document"] for find in finds if find["source"] == source.name], np.int64) for source in sources
+    ]
     items = Counter(text.benchmark for text in texts)
     short = Counter(text.benchmark for text, of_text in zip(texts, of_texts, strict=True) if len(of_text) == 0)
     sharing = Counter(find["benchmark"] for find in finds)
@@ -157,34 +133,18 @@ def find_contamination(
     return Contamination(documents, finds, summary)
 
 
-def _search_piece(task: _SearchTask, out: Path) -> None:
-    ngrams = _load_ngrams(task.hashes_file, task.num_words)
-    row = 0
-    with out.open("w", encoding="utf-8") as stream:
-        for documents in read_documents(task.piece, task.source, task.vocabulary.folder):
-            for document in documents:
-                if isinstance(document, list):
-                    document = load_oracle(task.vocabulary.folder).tokenizer.decode(document)
-                count, first = ngrams.find(document) if isinstance(document, str) else (0, -1)
-                if count:
-                    stream.write(canonical_json([row, count, first]) + "\n")
-                row += 1
-        stream.write(canonical_json({"rows": row}) + "\n")
-
-
-@functools.cache
-def _load_ngrams(path: Path, num_words: int) -> NgramSet:
-    return NgramSet(np.load(path), num_words)
-
-
-def _read_finds(paths: Sequence[Path]) -> list[tuple[int, int, int]]:
-    """Return (document number in the source, n-grams shared, index of the first) for each find."""
-    finds, before = [], 0
-    for path in paths:
-        *lines, last = path.read_text(encoding="utf-8").splitlines()
-        finds += [(before + row, count, first) for row, count, first in map(json.loads, lines)]
-        before += json.loads(last)["rows"]
-    return finds
+def _search_piece(
+    ngrams: NgramSet, vocabulary: Vocabulary, task: tuple[SourceConfig, Piece]
+) -> tuple[int, list[tuple[int, int, int]]]:
+    """Return the number of rows, and (row, n-grams shared, index of the first) for each find."""
+    finds, num_rows, (source, piece) = [], 0, task
+    for num_rows, document in enumerate(read_documents(piece, source, vocabulary.folder), start=1):
+        if isinstance(document, list):
+            document = load_oracle(vocabulary.folder).tokenizer.decode(document)
+        count, first = ngrams.find(document) if isinstance(document, str) else (0, -1)
+        if count:
+            finds.append((num_rows - 1, count, first))
+    return num_rows, finds
 
 
 # n-grams of words, at compiled speed.
@@ -192,7 +152,7 @@ def _read_finds(paths: Sequence[Path]) -> list[tuple[int, int, int]]:
 
 def ngram_hashes(text: str, num_words: int) -> np.ndarray:
     """Return the hash (u8) of each run of `num_words` words, in order; none for a shorter text."""
-    return _hash_ngrams(_points_of(text), num_words)
+    return _hash_ngrams(np.frombuffer(text.lower().encode("utf-32-le"), np.uint32), num_words)
 
 
 class NgramSet:
@@ -206,47 +166,26 @@ class NgramSet:
     def __init__(self, hashes: np.ndarray, num_words: int) -> None:
         self.hashes, self.num_words = hashes, num_words
         self._may_hold = np.zeros(2**FILTER_BITS, np.bool_)
-        self._may_hold[hashes >> np.uint64(64 - FILTER_BITS)] = True
+        self._may_hold[hashes >> SHIFT] = True
 
     def find(self, text: str) -> tuple[int, int]:
         """Return how many n-grams of a text are in the set, and the index in `hashes` of the first one (-1 for
         none)."""
-        return _find(_hash_ngrams(_points_of(text), self.num_words), self.hashes, self._may_hold)
-
-
-def _points_of(text: str) -> np.ndarray:
-    return np.frombuffer(text.lower().encode("utf-32-le"), np.uint32)
+        ngrams = ngram_hashes(text, self.num_words)
+        likely = ngrams[self._may_hold[ngrams >> SHIFT]]
+        places = np.searchsorted(self.hashes, likely).clip(max=len(self.hashes) - 1)
+        found = places[self.hashes[places] == likely]
+        return len(found), int(found[0]) if len(found) else -1
 
 
 @njit(cache=True)
 def _hash_ngrams(points: np.ndarray, num_words: int) -> np.ndarray:
     words = _hash_words(points)
-    result = np.empty(max(0, len(words) - num_words + 1), np.uint64)
-    power = uint64(1)
-    for _ in range(num_words):
-        power *= BASE
-    rolled = uint64(0)
-    for index in range(len(words)):
-        rolled = rolled * BASE + words[index]
-        if index >= num_words:
-            rolled -= words[index - num_words] * power
-        if index >= num_words - 1:
-            result[index - num_words + 1] = rolled
+    result = np.zeros(max(0, len(words) - num_words + 1), np.uint64)
+    for index in range(len(result)):
+        for word in words[index : index + num_words]:
+            result[index] = result[index] * BASE + word
     return result
-
-
-@njit(cache=True)
-def _find(ngrams: np.ndarray, hashes: np.ndarray, may_hold: np.ndarray) -> tuple[int, int]:
-    count, first = 0, -1
-    for value in ngrams:
-        if not may_hold[value >> uint64(64 - FILTER_BITS)]:
-            continue
-        at = np.searchsorted(hashes, value)
-        if at < len(hashes) and hashes[at] == value:
-            count += 1
-            if first < 0:
-                first = int(at)
-    return count, first
 
 
 @njit(cache=True)

@@ -7,6 +7,7 @@ doing, the others count as bad rows.
 from __future__ import annotations
 
 import functools
+import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,38 +15,30 @@ from typing import TYPE_CHECKING, Any
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
 from ladle.data.encoders import Vocabulary
-from ladle.data.formats import PlainFormatter, find_code, load_function
-from ladle.data.preference import read_turn, template_arguments
+from ladle.data.formats import FAULTS, PlainFormatter, find_code, load_function, read_turn, template_arguments
 from ladle.data.rows import LONE_SURROGATE, Piece, Row, Unreadable, read_piece
 from ladle.errors import BadRow, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-HARMLESS = ("empty", "left_out")
-"""Reasons that do not count towards `max_bad_fraction`."""
+HARMLESS = ("empty", "left_out")  # reasons that do not count towards `max_bad_fraction`
 
 Document = str | list[int] | Unreadable
-Formatter = Callable[[dict[str, Any]], Document]
+Formatter = Callable[[dict[str, Any]], str | list[int]]
 
 _OPTIONAL = {"input_ids": ("attention_mask",), "messages": ("tools", "chat_template_kwargs")}
-_MISSING = Unreadable("missing_column")
 
 
-def read_documents(piece: Piece, source: SourceConfig, tokenizer_folder: Path) -> Iterator[list[Document]]:
-    """Yield the documents of a piece in batches: one in the place of each row, or why there is none.
+def read_documents(piece: Piece, source: SourceConfig, tokenizer_folder: Path) -> Iterator[Document]:
+    """Yield the documents of a piece: one in the place of each row, or why there is none.
 
     Raises:
         UserError: a damaged file, a column that does not exist, a chat template or function that cannot be loaded.
     """
-    formatter, first = make_formatter(source, tokenizer_folder), 1
-    for rows in read_piece(piece, columns_of(source), _OPTIONAL.get(source.format, ())):
-        try:
-            yield [to_document(row, formatter) for row in rows]
-        except Exception as error:  # a formatting function's own: it keeps its traceback, and learns where it was
-            error.add_note(f"in one of rows {first}-{first + len(rows) - 1} of a piece of {piece.path}")
-            raise
-        first += len(rows)
+    formatter = make_formatter(source, tokenizer_folder)
+    rows = read_piece(piece, columns_of(source), _OPTIONAL.get(source.format, ()))
+    return (to_document(row, formatter) for row in rows)
 
 
 def columns_of(source: SourceConfig) -> list[str] | None:
@@ -74,32 +67,20 @@ def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, A
 
 
 def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
-    """Return the function from a row to a document.
+    """Return the function from a row to a document; it raises BadRow, with the reason, for a row that gives none.
 
     Raises:
         UserError: a chat template or a formatting function that cannot be loaded.
     """
     tokenizer = functools.cache(lambda: _load_chat_tokenizer(source, tokenizer_folder))
     if source.function is not None:
-        function = load_function(source.function)
-
-        def of_function(row: dict[str, Any]) -> Document:
-            result = function(row)
-            if result is None:
-                return Unreadable("left_out")
-            if isinstance(result, str) and LONE_SURROGATE.search(result):
-                return Unreadable("bad_utf8")
-            return _written(result, {}, tokenizer) if isinstance(result, list) else _checked_text(result)
-
-        return of_function
+        return functools.partial(_call, load_function(source.function), tokenizer)
     if source.format == "template":
         return functools.partial(_fill, source.reads, source.template_columns())
 
-    column = source.reads
-
-    def of_column(row: dict[str, Any]) -> Document:
-        if (value := row.get(column)) is None:
-            return Unreadable("null") if column in row else _MISSING
+    def of_column(row: dict[str, Any]) -> str | list[int]:
+        if (value := row.get(source.reads)) is None:
+            raise BadRow("null" if source.reads in row else "missing_column")
         if source.format == "messages":
             return _written(value, row, tokenizer)
         return _checked_text(value) if source.format == "text" else _checked_ids(value, row.get("attention_mask"))
@@ -109,47 +90,71 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
 
 def to_document(row: Row, formatter: Formatter) -> Document:
     """Return the row's document, or why there is none."""
-    document = row if isinstance(row, Unreadable) else formatter(row)
-    return Unreadable("empty") if not isinstance(document, Unreadable) and len(document) == 0 else document
+    if isinstance(row, Unreadable):
+        return row
+    try:
+        return formatter(row) or Unreadable("empty")
+    except BadRow as fault:
+        return Unreadable(fault.problem)
 
 
-def _checked_text(value: Any) -> Document:
-    return value if isinstance(value, str) else Unreadable("not_text")
+def _call(
+    function: Callable[[dict[str, Any]], Any], tokenizer: Callable[[], PreTrainedTokenizerFast], row: dict[str, Any]
+) -> str | list[int]:
+    try:
+        result = function(row)
+    except FAULTS as error:  # the function's own: it keeps its traceback, and says for which row
+        error.add_note(f"in a formatting function, given the row {reprlib.repr(row)}")
+        raise
+    if result is None:
+        raise BadRow("left_out")
+    if isinstance(result, str) and LONE_SURROGATE.search(result):
+        raise BadRow("bad_utf8")
+    return _written(result, {}, tokenizer) if isinstance(result, list) else _checked_text(result)
 
 
-def _checked_ids(value: Any, mask: Any) -> Document:
+def _checked_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadRow("not_text")
+    return value
+
+
+def _checked_ids(value: Any, mask: Any) -> list[int]:
     if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**32 for item in value):
-        return Unreadable("not_token_ids")
-    return Unreadable("padded") if isinstance(mask, list) and 0 in mask else value
+        raise BadRow("not_token_ids")
+    if isinstance(mask, list) and 0 in mask:
+        raise BadRow("padded")
+    return value
 
 
-def _fill(template: str, columns: list[str], row: dict[str, Any]) -> Document:
-    values = [row.get(column, _MISSING) for column in columns]
-    if _MISSING in values or None in values:
-        return _MISSING if _MISSING in values else Unreadable("null")
+def _fill(template: str, columns: list[str], row: dict[str, Any]) -> str:
+    if not row.keys() >= {*columns}:
+        raise BadRow("missing_column")
+    if None in (row[column] for column in columns):
+        raise BadRow("null")
     try:
         return PlainFormatter().vformat(template, (), row)
-    except BadRow:
-        return Unreadable("not_text")
-    except (LookupError, AttributeError, ValueError, TypeError):
-        return Unreadable("template_does_not_fit")
+    except BadRow as fault:
+        raise BadRow("not_text") from fault
+    except FAULTS as fault:
+        raise BadRow("template_does_not_fit") from fault
 
 
-def _written(messages: Any, row: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerFast]) -> Document:
+def _written(messages: Any, row: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerFast]) -> str:
     """Return turns as the chat template writes them, with the row's `tools` and `chat_template_kwargs`."""
     from ladle.models.chat import render  # imported where needed: transformers takes seconds
 
     if not isinstance(messages, list):
-        return Unreadable("not_messages")
+        raise BadRow("not_messages")
     try:
         turns, arguments = [read_turn(one) for one in messages], template_arguments(row)
-    except BadRow:
-        return Unreadable("not_messages")
+    except BadRow as fault:
+        raise BadRow("not_messages") from fault
     try:
         keys = {"tools": arguments.get("tools"), **arguments.get("chat_template_kwargs", {})}
         return render(tokenizer(), turns, **keys) if turns else ""
-    except BadRow:  # such as a role or an order of turns that it does not know
-        return Unreadable("refused_by_chat_template")
+    except BadRow as fault:  # such as a role or an order of turns that it does not know
+        raise BadRow("refused_by_chat_template") from fault
 
 
 def _load_chat_tokenizer(source: SourceConfig, folder: Path) -> PreTrainedTokenizerFast:

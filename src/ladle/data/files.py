@@ -21,31 +21,27 @@ from ladle.log import get_logger
 logger = get_logger(__name__)
 
 COMPRESSIONS = ("gz", "zst", "xz", "bz2")
+# The kind of each suffix, in lower case. A kind is a format and, after a dot, a compression.
 _TEXT_KINDS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "tsv": "tsv"}
 SUFFIXES = (
     {".parquet": "parquet"}
     | {f".{name}": kind for name, kind in _TEXT_KINDS.items()}
     | {f".{name}.{how}": f"{kind}.{how}" for name, kind in _TEXT_KINDS.items() for how in COMPRESSIONS}
 )
-"""The kind of each suffix, in lower case. A kind is a format and, after a dot, a compression."""
+# Kinds that a split is looked for in, one after the other: what stands beside a corpus describes it or repeats it.
+# .json.gz is what C4 and others call compressed JSON lines.
 _RANKS = (r"jsonl|parquet|json\.", r"csv|tsv", r"json$")
-"""Kinds that a split is looked for in, one after the other: what stands beside a corpus describes it or repeats it.
-.json.gz is what C4 and others call compressed JSON lines."""
+# Files beside the data, which hold no rows.
 DESCRIPTIONS = (
-    "record.json",
-    "config.json",
-    "state.json",
-    "dataset_dict.json",
-    "dataset_info.json",
-    "dataset_infos.json",
+    *("record.json", "config.json", "state.json"),
+    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json"),
 )
-"""Files beside the data, which hold no rows."""
+# Words that name a split in a file's path, as in `datasets.data_files`.
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words that name a split in a file's path, as in `datasets.data_files`."""
 MOST_NAMES = 12
 
 
@@ -99,31 +95,29 @@ def kind_of(path: Path) -> str:
 def _find_in(path: Path, split: str, subset: str | None) -> list[DataFile]:
     if not path.exists():
         raise UserError(f"there is no file or folder {path}", "check the source's `dataset`")
-    if subset is not None and (path.is_file() or (path / "state.json").is_file()):
+    if subset is not None and _is_one_dataset(path):
         raise UserError(f"{path} is one dataset and has no subset {subset!r}", "leave `subset` out")
-    if path.is_file():
-        return [_data_file(path)]
-    if (splits := _saved_splits(path)) is not None:
-        if split not in splits:
-            raise _no_such_split(path, split, splits)
-        return [DataFile(path / split, "arrow")]
-    if (path / "state.json").is_file():
-        return [DataFile(path, "arrow")]
-    if (declared := _declared_files(path, subset)) is not None:
-        if split not in declared:
-            raise _no_such_split(path, split, declared)
-        return [_data_file(Path(name)) for name in declared[split]]
-    return [_data_file(file) for file in _matching_files(path, split, subset)]
+    if _is_one_dataset(path):
+        files = [path]
+    elif (listed := _listed_splits(path, subset)) is None:
+        files = _matching_files(path, split, subset)
+    elif split in listed:
+        files = listed[split]
+    else:
+        raise _no_such_split(path, split, listed)
+    return [_data_file(file) for file in files]
+
+
+def _is_one_dataset(path: Path) -> bool:
+    """Tell whether a path is one file or one `save_to_disk` folder, which are taken whole."""
+    return path.is_file() or (path / "state.json").is_file()
 
 
 def _names_of_splits(path: Path) -> Iterable[str]:
-    if path.is_file() or (path / "state.json").is_file():
+    if _is_one_dataset(path):
         return ["train"]
-    if (splits := _saved_splits(path)) is not None:
-        return splits
-    if (declared := _declared_files(path, None)) is not None:
-        return declared
-    return [_own_split(file.relative_to(path)) for file in _files_below(path)]
+    listed = _listed_splits(path, None)
+    return [_own_split(file.relative_to(path)) for file in _files_below(path)] if listed is None else listed
 
 
 def _own_split(relative: Path) -> str:
@@ -136,23 +130,21 @@ def _own_split(relative: Path) -> str:
 
 
 def _data_file(path: Path) -> DataFile:
-    if kind := kind_of(path):
+    if kind := "arrow" if path.is_dir() else kind_of(path):
         return DataFile(path, kind)
     problem = f"{path} has a format that cannot be read"
     raise UserError(problem, f"give files ending in {', '.join(SUFFIXES)}, or a save_to_disk folder")
 
 
-def _saved_splits(folder: Path) -> list[str] | None:
-    file = folder / "dataset_dict.json"
-    try:
-        return [str(name) for name in json.loads(file.read_bytes())["splits"]] if file.is_file() else None
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} does not list the splits ({error})", "save the dataset again") from error
-
-
-def _declared_files(folder: Path, subset: str | None) -> dict[str, list[str]] | None:
-    """Return the files that the dataset card's `configs:` names for each split; None where it names none."""
-    card = folder / "README.md"
+def _listed_splits(folder: Path, subset: str | None) -> dict[str, list[Path]] | None:
+    """Return what dataset_dict.json, or the `configs:` of the dataset card, names for each split; None if neither
+    does."""
+    saved, card = folder / "dataset_dict.json", folder / "README.md"
+    if saved.is_file():
+        try:
+            return {str(name): [folder / str(name)] for name in json.loads(saved.read_bytes())["splits"]}
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(f"{saved} does not list the splits ({error})", "save the dataset again") from error
     if not card.is_file() or re.search(rb"^configs:", card.read_bytes(), re.MULTILINE) is None:
         return None
     import yaml
@@ -160,12 +152,12 @@ def _declared_files(folder: Path, subset: str | None) -> dict[str, list[str]] | 
     from datasets.exceptions import DatasetsError
 
     try:
-        declared = load_dataset_builder(str(folder), name=subset).config.data_files or {}
+        files = load_dataset_builder(str(folder), name=subset).config.data_files or {}
     except (ValueError, OSError, LookupError, TypeError, AttributeError, yaml.YAMLError, DatasetsError) as error:
         problem = f"the files that {card} lists cannot be found: {str(error).splitlines()[0]}"
         fix = "set the source's `subset` to one that its card lists, or correct the card (UTF-8, YAML)"
         raise UserError(problem, fix) from error
-    return {str(split): list(files) for split, files in declared.items()}
+    return {str(split): [Path(name) for name in names] for split, names in files.items()}
 
 
 def _matching_files(folder: Path, split: str, subset: str | None) -> list[Path]:
@@ -226,7 +218,5 @@ def _files_below(folder: Path) -> list[Path]:
 def _no_such_split(folder: Path, split: str, splits: Iterable[str], unnamed: Sequence[Path] = ()) -> UserError:
     known = ", ".join(sorted(splits)) or "none"
     beside = f"; {_listed(unnamed, folder)}: of none" if unnamed else ""
-    return UserError(
-        f"{folder} has no split {split!r} (it has {known}{beside})",
-        "set the source's `split` to one of them, or name its files in `dataset`",
-    )
+    fix = "set the source's `split` to one of them, or name its files in `dataset`"
+    return UserError(f"{folder} has no split {split!r} (it has {known}{beside})", fix)

@@ -1,9 +1,10 @@
-"""Text made of a row: by a template over its columns, or by a function of the user's."""
+"""What stages take of a row: text by a template over its columns or a function of the user's, or a conversation."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import math
 import string
 import sys
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ladle.errors import BadRow, UserError
+
+# What a template, or a function of the user's, raises for a row that it does not fit.
+FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+_ROLES = {"human": "user", "gpt": "assistant"}
+_SET_BY_LADLE = {"conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message"}
 
 
 def columns_of_template(template: str, key: str) -> list[str]:
@@ -28,15 +34,12 @@ def columns_of_template(template: str, key: str) -> list[str]:
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
     except ValueError as error:
-        raise UserError(
-            f"{key} is not a template: {template!r} ({error})", "double braces that are text: {{ }}"
-        ) from error
+        problem = f"{key} is not a template: {template!r} ({error})"
+        raise UserError(problem, "double braces that are text: {{ }}") from error
     columns = [field.partition(".")[0].partition("[")[0] for field in fields]
     if not columns or any(column == "" or column.isdigit() for column in columns):
-        raise UserError(
-            f"{key} is {template!r}, whose braces do not all hold a column",
-            "write {column}, and braces that are text as {{ }}",
-        )
+        problem = f"{key} is {template!r}, whose braces do not all hold a column"
+        raise UserError(problem, "write {column}, and braces that are text as {{ }}")
     return list(dict.fromkeys(columns))
 
 
@@ -71,7 +74,7 @@ def fill(template: str, row: dict[str, Any], key: str) -> str:
         return PlainFormatter().vformat(template, (), row)
     except BadRow:
         raise
-    except (LookupError, AttributeError, ValueError, TypeError) as error:
+    except FAULTS as error:
         raise BadRow(f"{key} does not fit ({template!r}: {error})", f"correct {key}, or the row") from error
 
 
@@ -89,9 +92,10 @@ def find_code(reference: str) -> Path:
         spec = find_spec(reference.partition(":")[0])
     except (ImportError, ValueError) as error:
         raise _cannot_load(reference, error) from error
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    file = Path((spec and spec.origin) or "")
+    if not file.is_file():
         raise _cannot_load(reference, "there is no file of that module")
-    return Path(spec.origin)
+    return file
 
 
 def load_function(reference: str) -> Callable[[dict[str, Any]], Any]:
@@ -107,10 +111,9 @@ def load_function(reference: str) -> Callable[[dict[str, Any]], Any]:
     except (ImportError, AttributeError) as error:
         raise _cannot_load(reference, error) from error
     if inspect.isfunction(function) and function.__module__ != module_name:
-        raise UserError(
-            f"the function {reference} is written in the module {function.__module__}",
-            f"name it {function.__module__}:{function.__name__}, so that a change of its code is noticed",
-        )
+        problem = f"the function {reference} is written in the module {function.__module__}"
+        fix = f"name it {function.__module__}:{function.__name__}, so that a change of its code is noticed"
+        raise UserError(problem, fix)
     return function
 
 
@@ -122,7 +125,41 @@ def _look_in_this_folder() -> None:
 
 
 def _cannot_load(reference: str, reason: object) -> UserError:
-    return UserError(
-        f"the function {reference} cannot be loaded: {reason}",
-        "write it as module:function, with the module in this folder or on PYTHONPATH",
-    )
+    fix = "write it as module:function, with the module in this folder or on PYTHONPATH"
+    return UserError(f"the function {reference} cannot be loaded: {reason}", fix)
+
+
+def read_turn(value: Any) -> dict[str, Any]:
+    """Return one turn as chat templates take it, with all its keys but those that are null."""
+    if not isinstance(value, dict):
+        raise BadRow(f"messages with {kind_of(value)} in place of a turn")
+    turn = {key: item for key, item in value.items() if item is not None}
+    if "role" not in turn and "from" in turn:
+        turn = {"role": turn.pop("from"), "content": turn.pop("value", None), **turn}
+    role, content = turn.pop("role", None), turn.pop("content", None)
+    if not isinstance(role, str) or not role or (content is None and not turn):
+        raise BadRow("messages without role and content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text")) for part in content)
+    if not isinstance(content, str) and content is not None and role != "tool":
+        raise BadRow("messages whose content is not text")
+    return {"role": _ROLES.get(role, role), **({} if content is None else {"content": content}), **turn}
+
+
+def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a conversation's `tools` and `chat_template_kwargs`, where it has any."""
+    names = ("tools", "chat_template_kwargs")
+    tools, arguments = (_parsed(row.get(name)) for name in names)
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise BadRow("tools that are not a list of objects")
+    if arguments and (not isinstance(arguments, dict) or arguments.keys() & _SET_BY_LADLE):
+        raise BadRow(f"chat_template_kwargs that are not an object, or set one of {', '.join(sorted(_SET_BY_LADLE))}")
+    return {name: value for name, value in zip(names, (tools, arguments), strict=True) if value}
+
+
+def _parsed(value: Any) -> Any:
+    """Return what a column holds that may be written as JSON, as TRL's `tools`."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value else value
+    except ValueError:
+        return value

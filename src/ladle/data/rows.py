@@ -2,10 +2,10 @@
 
 `scan_rows` yields the rows of a split with an `Unreadable` in the place of each bad one, for those who count them;
 `read_rows` stops at the first. Mixtures read piece by piece: `cut_file` cuts a file into pieces of about the same
-size, at places that only the data decides, and `read_piece` yields a piece's rows in small batches. A piece is the unit
-of tokenizing: named by the hash of its content, worked by one worker, kept as one token shard. Plain JSON lines are cut
-at line ends, parquet between row groups, `save_to_disk` folders between rows. Any other file is one piece; a JSON file
-that is one value is held in memory whole.
+size, at places that only the data decides, and `read_piece` yields a piece's rows. A piece is the unit of tokenizing:
+named by the hash of its content, worked by one worker, kept as one token shard. Plain JSON lines are cut at line ends,
+parquet between row groups, `save_to_disk` folders between rows. Any other file is one piece; a JSON file that is one
+value is held in memory whole.
 
 Text is UTF-8, with or without a byte order mark. Every cell of a CSV or TSV file is text as it is written, an empty one
 is None. In parquet and Arrow, a key of a nested struct that is null is left out, as TRL does: all structs of a column
@@ -26,11 +26,10 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from functools import partial
+from itertools import filterfalse, islice, pairwise, takewhile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
-
-from blake3 import blake3
+from typing import IO, TYPE_CHECKING, Any
 
 from ladle.artifacts.files import hash_bytes, hash_file
 from ladle.data.files import DataFile, find_data_files
@@ -41,15 +40,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH_ROWS = 256
-BATCH_BYTES = 2**20
 BUFFER_BYTES = 2**20
 LONG_LINE_BYTES = 2**24
+# Levels of lists and objects in a row; what walks through rows recursively breaks at some hundreds.
 MOST_LEVELS = 100
-"""Levels of lists and objects in a row; what walks through rows recursively breaks at some hundreds."""
+# Rows of JSON lines of which one at least has the columns that are needed.
+FIRST_ROWS = 100
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Half of a pair of code units: not a character, and UTF-8 cannot hold it.
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-"""Half of a pair of code units: not a character, and UTF-8 cannot hold it."""
-_TOO_DEEP = "it is nested too deeply"
+_PROBLEMS = {
+    "bad_json": ("is not JSON", "fix or remove it"),
+    "bad_utf8": ("is not UTF-8", "save the file as UTF-8"),
+    "not_an_object": ("is not a JSON object", 'write a row as {"column": value, ...}'),
+    "ragged": ("has more or fewer cells than the header", "quote cells that hold a separator or a line break"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,22 +66,28 @@ class Unreadable:
 
 
 Row = dict[str, Any] | Unreadable
+Columns = Sequence[str] | None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of rows in one file."""
+    """A run of rows in one file, or all of them.
+
+    Attributes:
+        path: the file.
+        kind: what it is, as of a `DataFile`.
+        start: first byte (jsonl), row group (parquet) or row (arrow).
+        stop: one past the last; None for the rest of the file.
+        digest: hash of the content.
+        size_bytes: about how much there is to read.
+    """
 
     path: Path
     kind: str
-    start: int
-    """First byte (jsonl), row group (parquet) or row (arrow)."""
-    stop: int | None
-    """One past the last; None for the rest of the file."""
-    digest: str
-    """Hash of the content."""
-    size_bytes: int
-    """About how much there is to read."""
+    start: int = 0
+    stop: int | None = None
+    digest: str = ""
+    size_bytes: int = 0
 
 
 def read_rows(paths: Sequence[Path], split: str = "train") -> Iterator[dict[str, Any]]:
@@ -113,22 +124,14 @@ def scan_rows(paths: Sequence[Path], split: str = "train", any_text: bool = Fals
 
     Args and errors are those of `read_placed_rows`, but for bad rows.
     """
-    return scan_files(find_data_files(paths, split), any_text)
-
-
-def scan_files(files: Iterable[DataFile], any_text: bool = False) -> Iterator[tuple[str, Row]]:
-    """Yield the rows of files, as `scan_rows`."""
-    for file in files:
-        whole = Piece(file.path, file.kind, 0, None, "", 0)
-        if file.kind.partition(".")[0] == "jsonl":
-            numbered = enumerate(_lines(whole), start=1)
-            checked = () if any_text else None
-            yield from (
-                (f"line {n} of {file.path}", _parse(line, checked)) for n, line in numbered if not _is_blank(line)
-            )
-        else:
-            rows = (row for batch in read_piece(whole, None) for row in batch)
-            yield from ((f"row {n} of {file.path}", row) for n, row in enumerate(rows, start=1))
+    for file in find_data_files(paths, split):
+        whole, unit = Piece(file.path, file.kind), "row"
+        rows = enumerate(read_piece(whole), start=1)
+        if file.kind.startswith("jsonl"):
+            lines = enumerate(_lines(whole), start=1)
+            rows = ((n, _parse(line, () if any_text else None)) for n, line in lines if not _is_blank(line))
+            unit = "line"
+        yield from ((f"{unit} {number} of {file.path}", row) for number, row in rows)
 
 
 def take_rows(dataset: str, paths: Sequence[Path], split: str, first: int, limit: int | None) -> list[dict[str, Any]]:
@@ -143,14 +146,6 @@ def take_rows(dataset: str, paths: Sequence[Path], split: str, first: int, limit
     return [rows[number % len(rows)] for number in range(first, first + (limit or len(rows)))]
 
 
-_PROBLEMS = {
-    "bad_json": ("is not JSON", "fix or remove it"),
-    "bad_utf8": ("is not UTF-8", "save the file as UTF-8"),
-    "not_an_object": ("is not a JSON object", 'write a row as {"column": value, ...}'),
-    "ragged": ("has more or fewer cells than the header", "quote cells that hold a separator or a line break"),
-}
-
-
 def cut_file(file: DataFile, size_bytes: int) -> list[Piece]:
     """Return the pieces of a file, each of about `size_bytes`.
 
@@ -158,13 +153,12 @@ def cut_file(file: DataFile, size_bytes: int) -> list[Piece]:
         UserError: the file cannot be opened as what its name says.
     """
     if cut := {"jsonl": _cut_lines, "parquet": _cut_parquet, "arrow": _cut_arrow}.get(file.kind):
-        return cut(file.path, size_bytes)
-    size = file.path.stat().st_size
-    return [Piece(file.path, file.kind, 0, size, hash_file(file.path), size)]
+        return [*cut(file.path, size_bytes)]
+    return [Piece(file.path, file.kind, digest=hash_file(file.path), size_bytes=file.path.stat().st_size)]
 
 
-def read_piece(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str] = ()) -> Iterator[list[Row]]:
-    """Yield the rows of a piece, in order, in batches.
+def read_piece(piece: Piece, columns: Columns = None, optional: Sequence[str] = ()) -> Iterator[Row]:
+    """Yield the rows of a piece, in order.
 
     Args:
         piece: what to read.
@@ -191,9 +185,7 @@ def _damage_named(path: Path, *errors: type[Exception]) -> Iterator[None]:
         raise UserError(f"{path} cannot be read: {reason}", fix) from error
 
 
-def _choose_columns(
-    path: Path, columns: Sequence[str] | None, optional: Sequence[str], present: Sequence[str]
-) -> list[str]:
+def _choose_columns(path: Path, columns: Columns, optional: Sequence[str], present: Sequence[str]) -> list[str]:
     """Return the columns to read, after checking that a file has them and none twice."""
     if twice := sorted({name for name in present if present.count(name) > 1}):
         raise UserError(f"{path} has two columns named {twice[0]!r}", "rename one of them")
@@ -205,12 +197,11 @@ def _choose_columns(
     return [*columns, *(name for name in optional if name in present and name not in columns)]
 
 
-# JSON lines.
+# JSON lines. A document may fill a good part of memory: none of the iterators here keeps a line that it handed on.
 
 
-def _cut_lines(path: Path, size_bytes: int) -> list[Piece]:
-    size = path.stat().st_size
-    pieces, start = [], 0
+def _cut_lines(path: Path, size_bytes: int) -> Iterator[Piece]:
+    size, start = path.stat().st_size, 0
     with path.open("rb") as stream:
         while start < size:
             stop = size
@@ -218,58 +209,32 @@ def _cut_lines(path: Path, size_bytes: int) -> list[Piece]:
                 stream.seek(start + size_bytes - 1)
                 stream.readline()
                 stop = min(stream.tell(), size)
-            pieces.append(Piece(path, "jsonl", start, stop, _hash_range(stream, start, stop), stop - start))
+            stream.seek(start)
+            yield Piece(path, "jsonl", start, stop, hash_bytes(stream.read(stop - start)), stop - start)
             start = stop
-    return pieces
 
 
-def _hash_range(stream: BinaryIO, start: int, stop: int) -> str:
-    stream.seek(start)
-    digest = blake3()
-    while start < stop:
-        block = stream.read(min(BUFFER_BYTES, stop - start))
-        digest.update(block)
-        start += len(block)
-    return digest.hexdigest()
-
-
-def _read_lines(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
-    for number, batch in enumerate(_line_batches(piece, columns)):
-        rows = [row for row in batch if isinstance(row, dict)]
-        # a file none of whose first rows has the columns is refused; single rows without them are counted as bad later
-        if number == 0 and columns and rows and not any(set(columns) <= row.keys() for row in rows):
-            _choose_columns(piece.path, columns, optional, sorted({name for row in rows for name in row}))
-        yield batch
-
-
-def _line_batches(piece: Piece, columns: Sequence[str] | None) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    held = 0
-    for line in _lines(piece):
-        if _is_blank(line):
-            continue
-        batch.append(_parse(line, columns))
-        held += len(line)
-        del line  # a document may fill a good part of memory: it is not kept in two forms
-        if len(batch) >= BATCH_ROWS or held >= BATCH_BYTES:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
+def _read_lines(piece: Piece, columns: Columns, optional: Sequence[str]) -> Iterator[Row]:
+    rows = map(partial(_parse, columns=columns), filterfalse(_is_blank, _lines(piece)))
+    names: set[str] = set()
+    for row in islice(rows, FIRST_ROWS):
+        yield row
+        if isinstance(row, dict):
+            names |= row.keys()
+            if row.keys() >= {*(columns or ())}:
+                break
+    else:  # single rows without the columns are counted as bad later
+        if names:
+            _choose_columns(piece.path, columns, optional, sorted(names))
+    yield from rows
 
 
 def _lines(piece: Piece) -> Iterator[bytes]:
     with _open(piece) as stream:
-        if "." in piece.kind or piece.kind == "json":  # one stream, which cannot be entered midway
-            yield from stream
-            return
-        position = stream.seek(piece.start)
-        while piece.stop is None or position < piece.stop:
-            line = [stream.readline()]
-            if not line[0]:
-                return
-            position += len(line[0])
-            yield line.pop()
+        if piece.start:
+            stream.seek(piece.start)
+        lines, stop = iter(stream.readline, b""), piece.stop
+        yield from lines if stop is None else takewhile(lambda line: stream.tell() - len(line) < stop, lines)
 
 
 def _open_zstd(raw: Any) -> io.BufferedReader:
@@ -299,54 +264,47 @@ def _is_blank(line: bytes) -> bool:
     return line.isspace() or (len(line) <= 5 and not line.removeprefix(BYTE_ORDER_MARK).strip())
 
 
-def _parse(line: bytes, columns: Sequence[str] | None = None) -> Row:
+def _parse(line: bytes, columns: Columns = None) -> Row:
     """Return the row that a line holds; only the text of the columns named has to be valid."""
-    return _as_row(_parse_json(line), line, columns)
+    return _as_row(_parse_json(line), columns, *_suspicions(line))
 
 
-def _as_row(value: Any, text: bytes, columns: Sequence[str] | None) -> Row:
-    """Return a JSON value as a row, or why it is none; `text` is what it was parsed from."""
+def _suspicions(text: bytes) -> tuple[bool, bool]:
+    """Tell whether JSON may be nested too deeply, and whether one of its escapes may be half of a surrogate pair."""
+    return text.count(b"[") + text.count(b"{") > MOST_LEVELS, b"\\ud" in text or b"\\uD" in text
+
+
+def _as_row(value: Any, columns: Columns, may_be_deep: bool, may_hold_surrogates: bool) -> Row:
+    """Return a JSON value as a row, or why it is none."""
     if not isinstance(value, dict):
         return value if isinstance(value, Unreadable) else Unreadable("not_an_object")
-    for name, item in value.items():
-        if isinstance(item, (dict, list)) and text.count(b"[") + text.count(b"{") > MOST_LEVELS and _is_deep([item]):
-            return Unreadable("bad_json", _TOO_DEEP)
-        is_used = columns is None or name in columns
-        if is_used and (_holds_surrogate(item, text) or (columns is None and _holds_surrogate(name, text))):
+    if may_be_deep and any(map(_is_deep, value.values())):
+        return Unreadable("bad_json", "it is nested too deeply")
+    if may_hold_surrogates:
+        used = value if columns is None else {name: value[name] for name in columns if name in value}
+        if LONE_SURROGATE.search(json.dumps(used, ensure_ascii=False)):
             return Unreadable("bad_utf8", "it holds half of a surrogate pair")
     return value
 
 
-def _holds_surrogate(value: Any, text: bytes) -> bool:
-    """Tell whether one of JSON's escapes wrote half of a pair of code units, which is not a character."""
-    if isinstance(value, (dict, list)) and (b"\\ud" in text or b"\\uD" in text):
-        value = json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, str) or value.isascii() or len(text) > LONG_LINE_BYTES:  # long lines are decoded strictly
-        return False
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+def _is_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deep(item, levels - 1) for item in items)
 
 
 def _parse_json(text: bytes) -> Any:
     """Return a JSON value, or an `Unreadable` for what is not one."""
     text = text.removeprefix(BYTE_ORDER_MARK)
     try:
-        value = _parse_long(text) if len(text) > LONG_LINE_BYTES else _DECODER.decode(text.decode("utf-8"))
+        return _parse_long(text) if len(text) > LONG_LINE_BYTES else _DECODER.decode(text.decode("utf-8"))
     except UnicodeError as error:
         return Unreadable("bad_utf8", str(error))
     except RecursionError:
-        return Unreadable("bad_json", _TOO_DEEP)
+        return Unreadable("bad_json", "it is nested too deeply")
     except ValueError as error:
-        has_nul = b"\0" in text
-        return (
-            Unreadable("bad_utf8", "it holds NUL bytes, as UTF-16 does")
-            if has_nul
-            else Unreadable("bad_json", str(error))
-        )
-    return value
+        if b"\0" in text:
+            return Unreadable("bad_utf8", "it holds NUL bytes, as UTF-16 does")
+        return Unreadable("bad_json", str(error))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -357,17 +315,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _is_deep(level: list[Any]) -> bool:
-    for _ in range(MOST_LEVELS):
-        level = [
-            item
-            for one in level
-            if isinstance(one, (dict, list))
-            for item in (one.values() if isinstance(one, dict) else one)
-        ]
-    return bool(level)
 
 
 def _parse_long(line: bytes) -> Any:
@@ -394,10 +341,10 @@ def _decode_strings(value: Any) -> Any:
 # JSON and tables of text.
 
 
-def _read_json(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
+def _read_json(piece: Piece, columns: Columns, optional: Sequence[str]) -> Iterator[Row]:
     """Read one JSON value, a list of rows or lists by column; a file that is not that is read as JSON lines."""
     with _open(piece) as stream:
-        lines = (line for line in stream if not _is_blank(line))
+        lines = filterfalse(_is_blank, stream)
         first, second = next(lines, b""), next(lines, b"")
     value, text = None, b""
     if not second or not isinstance(_parse_json(first), dict):
@@ -409,46 +356,36 @@ def _read_json(piece: Piece, columns: Sequence[str] | None, optional: Sequence[s
             sizes = ", ".join(f"{name} {len(column)}" for name, column in value.items())
             raise UserError(f"the columns of {piece.path} differ in length ({sizes})", "make them equally long")
         value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    if not isinstance(value, list):
+    if isinstance(value, list):
+        suspicions = _suspicions(text)
+        rows = [_as_row(row, columns, *suspicions) for row in value]
+        names = sorted({name for row in rows if isinstance(row, dict) for name in row})
+        _choose_columns(piece.path, columns, optional, names)
+        yield from rows
+    else:
         yield from _read_lines(piece, columns, optional)
-        return
-    rows = [_as_row(row, text, columns) for row in value]
-    names = sorted({name for row in rows if isinstance(row, dict) for name in row})
-    _choose_columns(piece.path, columns, optional, names)
-    yield from _in_batches(rows)
 
 
-def _in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while batch := [*islice(rows, BATCH_ROWS)]:
-        yield batch
-
-
-def _read_csv(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
+def _read_csv(piece: Piece, columns: Columns, optional: Sequence[str]) -> Iterator[Row]:
     """Read a table of text as Python's csv does; an empty cell is None, and a row of other length than the header is
     bad."""
     csv.field_size_limit(sys.maxsize)  # a cell may hold a document
     with _open(piece) as stream:
         text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")  # bad bytes are found row by row
-        table = _cells_of_rows(text, "\t" if piece.kind.startswith("tsv") else ",", piece.path)
-        header = next(table, [])
-        if not _is_text(header) or any("\0" in name for name in header):
-            raise UserError(f"the first line of {piece.path} is not UTF-8", "save the file as UTF-8")
-        if header:
-            _choose_columns(piece.path, columns, optional, header)
-        yield from _in_batches(_row_of_cells(header, cells) for cells in table)
-
-
-def _cells_of_rows(text: Iterable[str], delimiter: str, path: Path) -> Iterator[list[str]]:
-    reader, line = csv.reader(text, delimiter=delimiter, strict=True), 1
-    try:
-        for cells in reader:
-            line = reader.line_num + 1
-            if cells:
-                yield cells
-    except csv.Error as error:
-        fix = "close its quotes, and double a quote inside of them"
-        raise UserError(f"the row at line {line} of {path} is not a row of cells: {error}", fix) from error
+        reader = csv.reader(text, delimiter="\t" if piece.kind.startswith("tsv") else ",", strict=True)
+        header, line = [], 1
+        try:
+            for cells in filter(None, reader):
+                if header:
+                    yield _row_of_cells(header, cells)
+                elif not _is_text(cells) or any("\0" in name for name in cells):
+                    raise UserError(f"the first line of {piece.path} is not UTF-8", "save the file as UTF-8")
+                else:
+                    _choose_columns(piece.path, columns, optional, header := cells)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            fix = "close its quotes, and double a quote inside of them"
+            raise UserError(f"the row at line {line} of {piece.path} is not a row of cells: {error}", fix) from error
 
 
 def _row_of_cells(header: list[str], cells: list[str]) -> Row:
@@ -465,16 +402,17 @@ def _is_text(cells: Iterable[str]) -> bool:
 
 # Parquet and `save_to_disk` folders.
 
+
+# In the name of an Arrow type whose values are not those that JSON would hold.
 _UNLIKE_JSON = re.compile("struct|date|time|duration|decimal")
-"""In the name of an Arrow type whose values are not those that JSON would hold."""
 
 
-def _plain_rows(rows: list[dict[str, Any]], schema: pa.Schema) -> list[Row]:
+def _plain_rows(rows: list[dict[str, Any]], schema: pa.Schema) -> list[dict[str, Any]]:
     for name in (column.name for column in schema if _UNLIKE_JSON.search(str(column.type))):
         for row in rows:
             if name in row:
                 row[name] = _plain(row[name])
-    return [*rows]
+    return rows
 
 
 def _plain(value: Any) -> Any:
@@ -486,24 +424,20 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bytes)) else str(value)
 
 
-def _cut_parquet(path: Path, size_bytes: int) -> list[Piece]:
+def _cut_parquet(path: Path, size_bytes: int) -> Iterator[Piece]:
     import pyarrow.parquet as pq  # imported where needed: it takes longer than grading a small file
 
     with _damage_named(path):
         metadata = pq.read_metadata(path)
-    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    whole = hash_file(path)
-    pieces, start, held = [], 0, 0
-    for index, size in enumerate(sizes, start=1):
-        held += size
-        if held >= size_bytes or index == len(sizes):
-            digest = hash_bytes(f"{whole}:{start}:{index}".encode())
-            pieces.append(Piece(path, "parquet", start, index, digest, held))
-            start, held = index, 0
-    return pieces
+    whole, start, held = hash_file(path), 0, 0
+    for stop in range(1, metadata.num_row_groups + 1):
+        held += metadata.row_group(stop - 1).total_byte_size
+        if held >= size_bytes or stop == metadata.num_row_groups:
+            yield Piece(path, "parquet", start, stop, hash_bytes(f"{whole}:{start}:{stop}".encode()), held)
+            start, held = stop, 0
 
 
-def _read_parquet(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
+def _read_parquet(piece: Piece, columns: Columns, optional: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with (
@@ -513,7 +447,7 @@ def _read_parquet(piece: Piece, columns: Sequence[str] | None, optional: Sequenc
         wanted = _choose_columns(piece.path, columns, optional, file.schema_arrow.names)
         groups = list(range(file.num_row_groups))[piece.start : piece.stop]
         for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
-            yield _plain_rows(batch.to_pylist(), batch.schema)
+            yield from _plain_rows(batch.to_pylist(), batch.schema)
 
 
 def _load_saved(folder: Path) -> Dataset:
@@ -523,26 +457,20 @@ def _load_saved(folder: Path) -> Dataset:
         return Dataset.load_from_disk(str(folder)).with_format(None)  # plain values, whatever it was saved to give
 
 
-def _cut_arrow(folder: Path, size_bytes: int) -> list[Piece]:
+def _cut_arrow(folder: Path, size_bytes: int) -> Iterator[Piece]:
     dataset = _load_saved(folder)
     rows = len(dataset)
-    if rows == 0:
-        return []
     whole = hash_bytes("".join(hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()).encode())
     row_bytes = dataset.data.nbytes / max(dataset.data.num_rows, 1)
-    cuts = [*range(0, rows, max(1, round(size_bytes / max(row_bytes, 1)))), rows]
-    pieces = []
-    for first, last in pairwise(cuts):
+    for first, last in pairwise([*range(0, rows, max(1, round(size_bytes / max(row_bytes, 1)))), rows]):
         digest = hash_bytes(f"{whole}:{first}:{last}".encode())
-        pieces.append(Piece(folder, "arrow", first, last, digest, round((last - first) * row_bytes)))
-    return pieces
+        yield Piece(folder, "arrow", first, last, digest, round((last - first) * row_bytes))
 
 
-def _read_arrow(piece: Piece, columns: Sequence[str] | None, optional: Sequence[str]) -> Iterator[list[Row]]:
-    dataset = _load_saved(piece.path)
+def _read_arrow(piece: Piece, columns: Columns, optional: Sequence[str]) -> Iterator[Row]:
+    dataset: Any = _load_saved(piece.path)
     dataset = dataset.select_columns(_choose_columns(piece.path, columns, optional, dataset.column_names))
     with _damage_named(piece.path):
-        for start in range(len(dataset))[piece.start : piece.stop : BATCH_ROWS]:
-            batch: Any = dataset[start : min(start + BATCH_ROWS, piece.stop or len(dataset))]
+        for batch in dataset.select(range(len(dataset))[piece.start : piece.stop]).iter(BATCH_ROWS):
             rows = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-            yield _plain_rows(rows, dataset.features.arrow_schema)
+            yield from _plain_rows(rows, dataset.features.arrow_schema)

@@ -40,6 +40,7 @@ SEGMENTS_FILE = "segments.bin"
 ROWS_FILE = "rows.bin"
 _MAGIC = b"LADLETK1"
 _TRAILER = struct.Struct("<Q8s")
+_FOOTER = ("dtype", "tokens", "rows", "dropped", "examples", "max_token")
 _MAX_EXAMPLES = 5
 
 
@@ -78,21 +79,24 @@ class ShardWriter:
         self.stream.write(b"\0" * (-self.stream.tell() % 4))
         for lengths in self.lengths:
             self.stream.write(lengths.tobytes())
-        footer = {
-            "dtype": self.dtype,
-            "tokens": self.num_tokens,
-            "rows": self.num_rows,
-            "dropped": dict(sorted(self.dropped.items())),
-            "examples": self.examples,
-            "max_token": self.max_token,
-        }
-        encoded = canonical_json(footer).encode()
+        footer = (self.dtype, self.num_tokens, self.num_rows, self.dropped, self.examples, self.max_token)
+        encoded = canonical_json(dict(zip(_FOOTER, footer, strict=True))).encode()
         self.stream.write(encoded + _TRAILER.pack(len(encoded), _MAGIC))
 
 
 @dataclass(frozen=True)
 class TokenShard:
-    """A finished shard on disk."""
+    """A finished shard on disk.
+
+    Attributes:
+        path: the file.
+        dtype: of its tokens.
+        num_tokens: of all rows.
+        num_rows: rows of the piece, dropped ones counted.
+        dropped: how many gave no document, by reason.
+        examples: [row within the piece, reason] of the first of them.
+        max_token: the largest id.
+    """
 
     path: Path
     dtype: str
@@ -100,7 +104,6 @@ class TokenShard:
     num_rows: int
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[list[Any]] = field(default_factory=list)
-    """[row within the piece, reason] of the first dropped rows."""
     max_token: int = 0
 
     def tokens(self) -> np.ndarray:
@@ -128,8 +131,7 @@ def open_shard(path: Path) -> TokenShard:
             raise CheckFailed(f"{path} is not a whole token shard")
         stream.seek(size - _TRAILER.size - footer_size)
         footer = json.loads(stream.read(footer_size))
-    names = ("dtype", "tokens", "rows", "dropped", "examples", "max_token")
-    return TokenShard(path, *(footer[name] for name in names))
+    return TokenShard(path, *(footer[name] for name in _FOOTER))
 
 
 def _map(path: Path, dtype: str | np.dtype, offset: int, count: int) -> np.ndarray:
@@ -157,6 +159,7 @@ class MixedDataset:
         self.sequence_length: int = self.mixture["sequence_length"]
         self.vocab_size: int = self.mixture["vocab_size"]
         self.pad_id: int = self.mixture["pad_id"]
+        self._open_shards: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -169,10 +172,10 @@ class MixedDataset:
         starts, filled = [], 0
         for shard, length, offset in self._segments(index).tolist():
             input_ids[filled : filled + length] = self._tokens(shard)[offset : offset + length]
-            position_ids[filled : filled + length] = self._positions[:length]
+            position_ids[filled : filled + length] = np.arange(length)
             starts.append(filled)
             filled += length
-        position_ids[filled:] = self._positions[: self.sequence_length - filled]
+        position_ids[filled:] = np.arange(self.sequence_length - filled)
         labels = input_ids.copy()
         labels[starts] = IGNORED_LABEL
         labels[filled:] = IGNORED_LABEL
@@ -202,23 +205,13 @@ class MixedDataset:
 
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        rows, segments = self.path / self.split / ROWS_FILE, self.path / self.split / SEGMENTS_FILE
-        return (
-            _map(rows, ROW, 0, rows.stat().st_size // ROW.itemsize),
-            _map(segments, SEGMENT, 0, segments.stat().st_size // SEGMENT.itemsize),
-        )
-
-    @cached_property
-    def _open_shards(self) -> dict[int, np.ndarray]:
-        return {}
-
-    @cached_property
-    def _positions(self) -> np.ndarray:
-        return np.arange(self.sequence_length)
+        files = ((self.path / self.split / ROWS_FILE, ROW), (self.path / self.split / SEGMENTS_FILE, SEGMENT))
+        rows, segments = (_map(file, dtype, 0, file.stat().st_size // dtype.itemsize) for file, dtype in files)
+        return rows, segments
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: another process maps the files itself."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_index", "_open_shards")}
+        return {key: value for key, value in self.__dict__.items() if key != "_index"} | {"_open_shards": {}}
 
 
 def read_mixture(path: Path) -> dict[str, Any]:

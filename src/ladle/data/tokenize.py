@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -25,40 +25,39 @@ from ladle.data.files import find_data_files
 from ladle.data.rows import Piece, Unreadable, cut_file
 from ladle.data.store import ShardWriter, TokenShard, open_shard
 from ladle.errors import UserError
-from ladle.executors import Executor, SerialExecutor, Shard, make_executor
+from ladle.executors import WHOLE, Executor, SerialExecutor, Shard, make_executor
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
 
+# The pieces of each source, in the order of the config's sources.
 Pieces = Sequence[Sequence[Piece]]
-"""The pieces of each source, in the order of the config's sources."""
 SHARD_FORMAT = 1
-CACHE = "rows-2"
-"""Folder within a cache; another one where the same rows give other tokens. The shards' names stay as they are, since
-the digest of a dataset is made of them."""
+BATCH_DOCUMENTS = 256
+BATCH_CHARS = 2**20
 BUFFER_BYTES = 2**20
+# White space and end token that are looked at behind a text.
 LONGEST_TAIL_CHARS = 100
-"""White space and end token that are looked at behind a text."""
+# Below this, starting worker processes takes longer than the work.
 SMALL_INPUT_BYTES = 8 * 2**20
-"""Below this, starting worker processes takes longer than the work."""
 
 
 @dataclass(frozen=True)
 class TokenizedSource:
     """The documents of one source, numbered from 0 in the order of its files; a dropped row keeps its number and has
-    length 0."""
+    length 0.
+
+    Attributes:
+        config: the source.
+        shards: one a piece.
+        origins: the file that each shard was made from.
+        first_shard: number of its first shard among those of all sources.
+    """
 
     config: SourceConfig
     shards: tuple[TokenShard, ...]
     origins: tuple[Path, ...]
-    """The file that each shard was made from."""
     first_shard: int
-    """Number of its first shard among those of all sources."""
-
-    @property
-    def name(self) -> str:
-        """The source's name."""
-        return self.config.name
 
     @cached_property
     def first_documents(self) -> np.ndarray:
@@ -138,52 +137,52 @@ def choose_executor(config: MixConfig, pieces: Pieces) -> Executor:
     return make_executor(config.executor, config.workers)
 
 
-def tokenize_sources(
-    config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, kept: Path, out: Path
-) -> list[TokenizedSource]:
-    """Tokenize every piece that is not in `kept` yet and link the shards into `out`.
+def tokenize_pieces(
+    config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, kept: Path, share: Shard = WHOLE
+) -> list[list[str]]:
+    """Tokenize every piece of a share that is not in `kept` yet; return the names of all shards, source by source.
 
     Args:
         config: the mixture.
         vocabulary: the tokenizer.
         pieces: the pieces of each source, in the order of the config's sources.
         kept: folder of finished shards by content, which other mixtures may share.
-        out: folder of the artifact's shards; made here.
+        share: which of them.
 
     Raises:
-        UserError: a source that cannot be read or trained on.
+        UserError: a file that cannot be read, or a column, chat template or token that is not there.
     """
-    tasks = _tasks(config, vocabulary, pieces)
-    by_name = dict(task for of_source in tasks for task in of_source)
-    finished = ShardJournal(kept).run(by_name, tokenize_piece, choose_executor(config, pieces), "tokenizing")
-    out.mkdir()
-    for path in finished.values():
-        link_or_copy(path, out / path.name)
-    sources, first_shard = [], 0
-    for source, of_source in zip(config.sources, tasks, strict=True):
-        shards = tuple(open_shard(out / name) for name, _ in of_source)
-        sources.append(TokenizedSource(source, shards, tuple(task.piece.path for _, task in of_source), first_shard))
-        _require_usable(sources[-1], config.max_bad_fraction, vocabulary.vocab_size)
-        first_shard += len(shards)
-    return sources
-
-
-def tokenize_share(config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, kept: Path, shard: Shard) -> None:
-    """Tokenize one share of the pieces into `kept`, where `tokenize_sources` finds them."""
-    tasks = dict(task for of_source in _tasks(config, vocabulary, pieces) for task in of_source)
-    share = {name: tasks[name] for name in shard.of(sorted(tasks))}
-    ShardJournal(kept).run(share, tokenize_piece, choose_executor(config, pieces), "tokenizing")
-
-
-def _tasks(config: MixConfig, vocabulary: Vocabulary, pieces: Pieces) -> list[list[tuple[str, TokenizeTask]]]:
-    """Return the tasks of each source, by the names of their shards."""
     if config.add_bos and vocabulary.bos_id is None:
         raise UserError("add_bos is set and the tokenizer names no bos_token", "set add_bos=false, or add the token")
-    tasks = [
-        [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
-        for source, of_source in zip(config.sources, pieces, strict=True)
-    ]
-    return [[(task.name(), task) for task in of_source] for of_source in tasks]
+    tasks: dict[str, TokenizeTask] = {}
+    names: list[list[str]] = []
+    for source, of_source in zip(config.sources, pieces, strict=True):
+        made = [TokenizeTask(piece, source, vocabulary, config.add_bos, config.engine) for piece in of_source]
+        names.append([task.name() for task in made])
+        tasks |= zip(names[-1], made, strict=True)
+    chosen = {name: tasks[name] for name in share.of([*tasks])}
+    ShardJournal(kept).run(chosen, tokenize_piece, choose_executor(config, pieces), "tokenizing")
+    return names
+
+
+def open_sources(
+    config: MixConfig, vocabulary: Vocabulary, pieces: Pieces, names: Sequence[Sequence[str]], kept: Path, out: Path
+) -> list[TokenizedSource]:
+    """Link finished shards from `kept` into the new folder `out` and return the sources.
+
+    Raises:
+        UserError: a source that cannot be trained on.
+    """
+    out.mkdir()
+    for name in {name for of_source in names for name in of_source}:
+        link_or_copy(kept / name, out / name)
+    sources: list[TokenizedSource] = []
+    for source, of_source, shard_names in zip(config.sources, pieces, names, strict=True):
+        shards = tuple(open_shard(out / name) for name in shard_names)
+        first_shard = sum(len(before.shards) for before in sources)
+        sources.append(TokenizedSource(source, shards, tuple(piece.path for piece in of_source), first_shard))
+        _require_usable(sources[-1], config.max_bad_fraction, vocabulary.vocab_size)
+    return sources
 
 
 def tokenize_piece(task: TokenizeTask, out: Path) -> None:
@@ -208,23 +207,34 @@ def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
     vocabulary = task.vocabulary
     encoder = PieceEncoder(engine, vocabulary.folder)
     bos_id = vocabulary.bos_id if task.add_bos else None
-    padding = [vocabulary.pad_id] * 2
     with out.open("wb", buffering=BUFFER_BYTES) as stream:
         writer = ShardWriter(stream, vocabulary.token_dtype)
-        for documents in read_documents(task.piece, task.source, vocabulary.folder):
-            for index, document in enumerate(documents):
-                if isinstance(document, list) and padding in (document[:2], document[-2:]):
-                    documents[index] = Unreadable("padded")
+        for documents in _in_batches(read_documents(task.piece, task.source, vocabulary.folder), vocabulary.pad_id):
             texts = [document for document in documents if isinstance(document, str)]
             ended = [index for index, document in enumerate(documents) if _is_ended(document, vocabulary.eos_text)]
-            ids, lengths = _in_place(documents, encoder.encode(texts))
-            encoded = add_boundaries(ids, lengths, vocabulary.eos_id, bos_id, ended)
+            encoded = _in_place(documents, encoder.encode(texts))
+            encoded = add_boundaries(*encoded, vocabulary.eos_id, bos_id, ended)
             for index in np.flatnonzero(encoded.lengths == 0).tolist():
                 document = documents[index]
                 reason = document.reason if isinstance(document, Unreadable) else "empty"
                 writer.note_dropped(writer.num_rows + index, reason)
             writer.write(*encoded)
         writer.finish()
+
+
+def _in_batches(documents: Iterable[Document], pad_id: int) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    held = 0
+    for document in documents:
+        if isinstance(document, list) and [pad_id] * 2 in (document[:2], document[-2:]):
+            document = Unreadable("padded")
+        batch.append(document)
+        held += 0 if isinstance(document, Unreadable) else len(document)
+        if len(batch) == BATCH_DOCUMENTS or held >= BATCH_CHARS:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _is_ended(document: Document, eos_text: str) -> bool:
@@ -256,50 +266,43 @@ def add_boundaries(
         ended: indices of further documents that need no eos.
     """
     stops = np.cumsum(lengths)
-    there = np.flatnonzero(lengths)
-    ends, begins = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
-    ends[there] = ids[stops[there] - 1] != eos_id
-    ends[[*ended]] = 0
-    if bos_id is not None:
-        begins[there] = ids[(stops - lengths)[there]] != bos_id
-    bounded = lengths + begins + ends
-    bounded_stops = np.cumsum(bounded)
-    result = np.empty(bounded.sum(), ids.dtype)
-    is_text = np.ones(len(result), bool)
-    at_end, at_begin = (bounded_stops - 1)[ends == 1], (bounded_stops - bounded)[begins == 1]
-    is_text[at_end] = is_text[at_begin] = False
-    result[is_text], result[at_end] = ids, eos_id
-    if bos_id is not None:
-        result[at_begin] = bos_id
-    return Encoded(result, bounded)
+    starts = stops - lengths
+    guarded = np.append(ids, ids.dtype.type(eos_id))  # so that an empty last document has a place to be looked up at
+    lacks_eos = (lengths > 0) & (guarded[stops - 1] != eos_id)
+    lacks_eos[[*ended]] = False
+    lacks_bos = (lengths > 0) & (guarded[starts] != bos_id) & (bos_id is not None)
+    # at equal places what comes first is put first: the end of one document, then the beginning of the next
+    places = np.concatenate([stops[lacks_eos], starts[lacks_bos]])
+    tokens = np.repeat([eos_id, bos_id or 0], [lacks_eos.sum(), lacks_bos.sum()])
+    return Encoded(np.insert(ids, places, tokens), lengths + lacks_eos + lacks_bos)
 
 
 def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size: int) -> None:
     """Refuse a source that cannot be trained on: no documents, too many unreadable rows, or ids that the model does not
     have; say which rows are left out of one that can."""
-    rows = int(source.first_documents[-1])
+    name, rows = source.config.name, int(source.first_documents[-1])
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in source.dropped.items())
     bad = sum(count for reason, count in source.dropped.items() if reason not in HARMLESS)
     if bad > max_bad_fraction * rows:
         step = 10.0 ** (math.floor(math.log10(bad / rows)) - 1)
         allowing = min(1.0, math.ceil(round(bad / rows / step, 6)) * step)  # in two digits, never below the share
-        problem = f"{bad:,} of the {rows:,} rows of source {source.name} are unusable ({reasons})"
+        problem = f"{bad:,} of the {rows:,} rows of source {name} are unusable ({reasons}), such as {_example(source)}"
         fix = f"correct the data or the source's `format`, or allow it with mix.max_bad_fraction={allowing:.2g}"
-        raise UserError(f"{problem}, such as {_example(source)}", fix)
+        raise UserError(problem, fix)
     if source.num_tokens == 0:
         seen = f"{rows:,} rows read" + (f", {reasons}" if reasons else "")
-        problem = f"source {source.name} (split {source.config.split}) holds no documents ({seen})"
+        problem = f"source {name} (split {source.config.split}) holds no documents ({seen})"
         raise UserError(problem, "check its `dataset` and `split`")
     largest = max(shard.max_token for shard in source.shards)
     if largest >= vocab_size:
-        problem = f"source {source.name} holds token id {largest} and the model's vocab_size is {vocab_size}"
+        problem = f"source {name} holds token id {largest} and the model's vocab_size is {vocab_size}"
         raise UserError(problem, "mix with the tokenizer that belongs to the model")
     if bad:
         left_out = sum(source.dropped.values())
         message = "%s of the %s rows of source %s are left out (%s), such as %s"
-        logger.warning(message, f"{left_out:,}", f"{rows:,}", source.name, reasons, _example(source))
+        logger.warning(message, f"{left_out:,}", f"{rows:,}", name, reasons, _example(source))
     elif reasons:
-        logger.info("rows of source %s left out: %s of %s", source.name, reasons, f"{rows:,}")
+        logger.info("rows of source %s left out: %s of %s", name, reasons, f"{rows:,}")
 
 
 def _example(source: TokenizedSource) -> str:

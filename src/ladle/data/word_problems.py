@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -24,6 +24,7 @@ from ladle.data.config import WordProblemsConfig
 from ladle.errors import CheckFailed, UserError
 
 Operands = tuple[int, int, int]
+Row = dict[str, Any]
 
 NAMES = [
     *("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gita", "Hugo"),
@@ -38,66 +39,29 @@ NUM_EXAMPLES = 8
 HELD_OUT_PERCENT = {"validation": 12, "test": 12}
 
 
-@dataclass(frozen=True)
-class Form:
-    """A kind of problem: its wordings, and its two steps as (left, operator, right).
+class Form(NamedTuple):
+    """A kind of problem: its two steps, over the operands a, b, c and r, the first step's result, and its wordings."""
 
-    Operands are a, b, c, and r, the first step's result.
-    """
-
-    wordings: tuple[str, ...]
-    first: tuple[str, str, str]
-    second: tuple[str, str, str]
+    first: str
+    second: str
+    wordings: list[str]
 
 
 FORMS = (
-    Form(
-        (
-            "{name} has {a} bags with {b} {things} each and finds {c} more {things}. "
-            "How many {things} does {name} have now?",
-            "There are {a} rows of {b} {things}. {name} adds {c} more. How many {things} are there?",
-        ),
-        ("a", "*", "b"),
-        ("r", "+", "c"),
-    ),
-    Form(
-        (
-            "{name} fills {a} boxes with {b} {things} each, then gives away {c}. How many {things} are left?",
-            "A shop gets {a} trays of {b} {things}. {name} buys {c} of them. How many {things} remain?",
-        ),
-        ("a", "*", "b"),
-        ("r", "-", "c"),
-    ),
-    Form(
-        (
-            "Every day {name} collects {a} {things} at noon and {b} at night. How many {things} is that in {c} days?",
-            "{name} packs {a} old and {b} new {things} into each of {c} crates. How many {things} are packed?",
-        ),
-        ("a", "+", "b"),
-        ("r", "*", "c"),
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem with its solution."""
-
-    operands: Operands
-    question: str
-    solution: str
-    answer: str
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """The problem as a row of a jsonl file."""
-        return {
-            "question": self.question,
-            "solution": self.solution,
-            "answer": self.answer,
-            "operands": list(self.operands),
-            "text": f"Question: {self.question}\nAnswer: {self.solution}",
-        }
+    Form("a*b", "r+c", [
+        "{name} has {a} bags with {b} {things} each and finds {c} more {things}. How many {things} does {name} have "
+        "now?",
+        "There are {a} rows of {b} {things}. {name} adds {c} more. How many {things} are there?",
+    ]),
+    Form("a*b", "r-c", [
+        "{name} fills {a} boxes with {b} {things} each, then gives away {c}. How many {things} are left?",
+        "A shop gets {a} trays of {b} {things}. {name} buys {c} of them. How many {things} remain?",
+    ]),
+    Form("a+b", "r*c", [
+        "Every day {name} collects {a} {things} at noon and {b} at night. How many {things} is that in {c} days?",
+        "{name} packs {a} old and {b} new {things} into each of {c} crates. How many {things} are packed?",
+    ]),
+)  # fmt: skip
 
 
 def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]:
@@ -106,16 +70,16 @@ def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]
     Raises:
         UserError: the operands are too few for the held-out problems requested.
     """
-    pools = {pool: _ProblemPool(config, pool) for pool in ("train", "validation", "test")}
-    worked = pools["train"].draw(config.train)  # before the worksheets: the order of drawing decides the problems
-    splits: dict[str, list[dict[str, Any]]] = {
+    train, validation, test = (_draw(config, pool) for pool in ("train", "validation", "test"))
+    worked = [*islice(train, config.train)]  # before the worksheets: the order of drawing decides the problems
+    splits: dict[str, list[Row]] = {
         "facts": [{"text": fact} for fact in _facts(config.largest_operand)],
-        "worksheets": list(_worksheets(pools["train"].draw(config.worksheets * PROBLEMS_IN_WORKSHEET))),
-        "worked": [problem.row for problem in worked],
-        "prompts": [problem.row for problem in pools["train"].draw(config.prompts, distinct=True)],
-        "examples": [problem.row for problem in pools["train"].draw(NUM_EXAMPLES, distinct=True)],
-        "validation": [problem.row for problem in pools["validation"].draw(config.validation, distinct=True)],
-        "test": [problem.row for problem in pools["test"].draw(config.test, distinct=True)],
+        "worksheets": [_worksheet([*islice(train, PROBLEMS_IN_WORKSHEET)]) for _ in range(config.worksheets)],
+        "worked": worked,
+        "prompts": _distinct(train, config.prompts),
+        "examples": _distinct(train, NUM_EXAMPLES),
+        "validation": _distinct(validation, config.validation),
+        "test": _distinct(test, config.test),
     }
     assert_held_out(splits)
     out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +90,7 @@ def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]
     return {f"{split}_rows": len(rows) for split, rows in splits.items()}
 
 
-def assert_held_out(splits: dict[str, list[dict[str, Any]]]) -> None:
+def assert_held_out(splits: dict[str, list[Row]]) -> None:
     """Check that no operand tuple and no question of a held-out split occurs in a training split or the other one.
 
     Raises:
@@ -136,47 +100,54 @@ def assert_held_out(splits: dict[str, list[dict[str, Any]]]) -> None:
     training = {tuple(row["operands"]) for row in rows}
     training |= {tuple(operands) for row in splits["worksheets"] for operands in row["operands"]}
     lines = {line for row in [*rows, *splits["worksheets"]] for line in row["text"].splitlines()}
-    held_out = {split: {tuple(row["operands"]) for row in splits[split]} for split in HELD_OUT_PERCENT}
-    if shared := (held_out["validation"] & held_out["test"]) | (training & (held_out["validation"] | held_out["test"])):
+    validation, test = ({tuple(row["operands"]) for row in splits[split]} for split in HELD_OUT_PERCENT)
+    if shared := (validation & test) | (training & (validation | test)):
         raise CheckFailed(f"{len(shared)} held-out operand tuples occur in another split, such as {min(shared)}")
-    for split in HELD_OUT_PERCENT:
-        for row in splits[split]:
-            if f"Question: {row['question']}" in lines:
-                raise CheckFailed(f"a {split} question occurs in training data: {row['question']}")
+    for row in [*splits["validation"], *splits["test"]]:
+        if f"Question: {row['question']}" in lines:
+            raise CheckFailed(f"a held-out question occurs in training data: {row['question']}")
 
 
-class _ProblemPool:
-    """Draws problems whose operands belong to one pool."""
-
-    def __init__(self, config: WordProblemsConfig, pool: str) -> None:
-        self.name = pool
-        self.rng = random.Random(f"word problems {config.seed} {pool}")
-        small = range(2, config.largest_operand + 1)
-        tuples = [(a, b, c) for a in small for b in small for c in small]
-        self.operands = [operands for operands in tuples if pool_of(operands, config.seed) == pool]
-        if not self.operands:
-            raise UserError(f"no operands are left for the {pool} problems", "raise largest_operand")
-
-    def draw(self, count: int, distinct: bool = False) -> list[Problem]:
-        problems: dict[int | str, Problem] = {}
-        for attempt in range(20 * count + 100):
-            if len(problems) == count:
-                break
-            problem = self._draw_one()
-            problems.setdefault(problem.question if distinct else attempt, problem)
-        if len(problems) < count:
-            raise UserError(
-                f"only {len(problems)} distinct {self.name} problems exist, not {count}", "raise largest_operand"
-            )
-        return list(problems.values())
-
-    def _draw_one(self) -> Problem:
-        operands, form = self.rng.choice(self.operands), self.rng.choice(FORMS)
-        a, b, c = operands
-        if form.second[1] == "-" and a * b < c:
+def _draw(config: WordProblemsConfig, pool: str) -> Iterator[Row]:
+    """Yield problems whose operands belong to one pool, without end."""
+    source = random.Random(f"word problems {config.seed} {pool}")
+    small = range(2, config.largest_operand + 1)
+    tuples = [(a, b, c) for a in small for b in small for c in small]
+    tuples = [operands for operands in tuples if pool_of(operands, config.seed) == pool]
+    if not tuples:
+        raise UserError(f"no operands are left for the {pool} problems", "raise largest_operand")
+    while True:
+        operands, form = source.choice(tuples), source.choice(FORMS)
+        values = dict(zip("abc", operands, strict=True))
+        if form.second == "r-c" and values["a"] * values["b"] < values["c"]:
             form = FORMS[0]
-        names = {"name": self.rng.choice(NAMES), "things": self.rng.choice(THINGS), "a": a, "b": b, "c": c}
-        return _solve(operands, form, self.rng.choice(form.wordings).format(**names))
+        name, things = source.choice(NAMES), source.choice(THINGS)
+        question = source.choice(form.wordings).format(name=name, things=things, **values)
+        steps = []
+        for left, operator, right in (form.first, form.second):
+            one, other = values[left], values[right]
+            values["r"] = {"+": one + other, "-": one - other, "*": one * other}[operator]
+            steps.append(f"{one}{operator}{other}={values['r']}")
+        solution = f"{'; '.join(steps)}. The answer is \\boxed{{{values['r']}}}."
+        yield {
+            "question": question,
+            "solution": solution,
+            "answer": str(values["r"]),
+            "operands": list(operands),
+            "text": f"Question: {question}\nAnswer: {solution}",
+        }
+
+
+def _distinct(problems: Iterator[Row], count: int) -> list[Row]:
+    found: dict[str, Row] = {}
+    for _ in range(20 * count + 100):
+        if len(found) == count:
+            break
+        problem = next(problems)
+        found.setdefault(problem["question"], problem)
+    if len(found) < count:
+        raise UserError(f"only {len(found)} distinct problems of a pool exist, not {count}", "raise largest_operand")
+    return list(found.values())
 
 
 def pool_of(operands: Operands, seed: int) -> str:
@@ -187,17 +158,6 @@ def pool_of(operands: Operands, seed: int) -> str:
             return pool
         percent -= share
     return "train"
-
-
-def _solve(operands: Operands, form: Form, question: str) -> Problem:
-    values = dict(zip("abc", operands, strict=True))
-    steps = []
-    for left, operator, right in (form.first, form.second):
-        one, other = values[left], values[right]
-        values["r"] = {"+": one + other, "-": one - other, "*": one * other}[operator]
-        steps.append(f"{one}{operator}{other}={values['r']}")
-    answer = str(values["r"])
-    return Problem(operands, question, f"{'; '.join(steps)}. The answer is \\boxed{{{answer}}}.", answer)
 
 
 def _facts(largest: int) -> Iterator[str]:
@@ -212,8 +172,6 @@ def _facts(largest: int) -> Iterator[str]:
                 yield f"{a}-{b}={a - b}"
 
 
-def _worksheets(problems: list[Problem]) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(problems), PROBLEMS_IN_WORKSHEET):
-        sheet = problems[start : start + PROBLEMS_IN_WORKSHEET]
-        text = "\n\n\n".join(f"Question: {problem.question}\nAnswer: {problem.answer}" for problem in sheet)
-        yield {"text": text, "operands": [list(problem.operands) for problem in sheet]}
+def _worksheet(problems: list[Row]) -> Row:
+    text = "\n\n\n".join(f"Question: {problem['question']}\nAnswer: {problem['answer']}" for problem in problems)
+    return {"text": text, "operands": [problem["operands"] for problem in problems]}

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from ladle.checkup import Checkup, Finding, Shrinking, guarded, warning
 from ladle.config import Config
-from ladle.data.before import check_problems
 from ladle.models.before import check_positions, check_template, small_copy
 from ladle.rollouts.config import AttemptConfig
 
@@ -21,6 +20,8 @@ NEW_TOKENS = 16
 
 def check_attempts(check: Checkup) -> Iterator[Finding]:
     """Yield whether there are problems with answers, and what attempting them takes of the model and the machine."""
+    from ladle.data.before import check_problems  # which needs pyarrow
+
     config: AttemptConfig = check.config
     yield from check_problems(check, config.prompts)
     yield from check_generation(check, config, check.key, config.prompt == "chat")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, guarded
-from ladle.data.before import budget_tokens, check_mix, shrink_mix
 from ladle.data.config import MixConfig
 from ladle.models.before import check_positions, check_template
 from ladle.stage import Stage, deferred
@@ -16,6 +15,8 @@ run_shard = deferred("ladle.data.mix:run_shard")
 
 def check(check: Checkup) -> Iterator[Finding]:
     """Yield a finding for each source, and for what the mixture takes of the model and the machine."""
+    from ladle.data.before import check_mix
+
     config: MixConfig = check.config
     if config.executor == "ray":
         yield from check.needs("ray", "pip install 'ladle[ray]'")
@@ -28,13 +29,13 @@ def check(check: Checkup) -> Iterator[Finding]:
 
 def bytes_written(check: Checkup) -> int:
     """Return the size of the token ids; of vocabularies over 65,536 tokens they take four bytes."""
-    return 4 * budget_tokens(check.config)
+    return 4 * check.config.budget_tokens
 
 
 def extrapolate(check: Checkup, measured: Measured) -> Estimate:
     """Return the rehearsal's time times the tokens; starting counts in, so it is an upper bound."""
     seconds = measured.record["timings"]["seconds"]
-    return Estimate(seconds * budget_tokens(check.config) / measured.record["counters"]["tokens_in"])
+    return Estimate(seconds * check.config.budget_tokens / measured.record["counters"]["tokens_in"])
 
 
 STAGE = Stage(
@@ -45,6 +46,6 @@ STAGE = Stage(
     section=MixConfig,
     check=check,
     bytes_written=bytes_written,
-    shrink=shrink_mix,
+    shrink=deferred("ladle.data.before:shrink_mix"),
     extrapolate=extrapolate,
 )

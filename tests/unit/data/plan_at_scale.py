@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ladle.data.config import MixConfig
-from ladle.data.mixing.choose import select
-from ladle.data.mixing.write import write_split
+from ladle.data.mixing import select, write_split
 from ladle.data.store import TokenShard
 from ladle.data.tokenize import TokenizedSource
 
@@ -67,13 +66,13 @@ def main(num_tokens: int, folder: Path) -> None:
         sources.append(make_source(config, index, share * num_tokens * ONE_MORE, first_shard))
     started = time.monotonic()
     selections = select(sources, [np.empty(0, np.int64)] * NUM_SOURCES, config)
-    counts = write_split(selections, config, "train", folder)
+    split = write_split(selections, config, "train", folder)
     result = {
         "seconds": time.monotonic() - started,
         "peak_bytes": peak_bytes(),
-        "tokens": counts.num_tokens,
+        "tokens": split["tokens"],
         "documents": sum(len(source.lengths) for source in sources),
-        "padding_share": 1 - counts.num_tokens / (counts.num_rows * config.sequence_length),
+        "padding_share": split["padding_share"],
     }
     sys.stdout.write(json.dumps(result) + "\n")
 

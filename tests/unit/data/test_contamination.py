@@ -67,7 +67,7 @@ def search(path: Path, tokenizer_folder: Path, kept: Path, texts: list[Benchmark
     vocabulary = read_vocabulary(tokenizer_folder, kept / "tokenizer")
     pieces = find_pieces(config, [path], 4096)
     assert len(pieces) > 3
-    return find_contamination([(config, pieces)], texts, 13, vocabulary, kept, SerialExecutor())
+    return find_contamination([config], [pieces], texts, 13, vocabulary, SerialExecutor())
 
 
 def test_documents_and_items_are_named(contaminated: Path, tokenizer_folder: Path, tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.mixing.pack import best_fit, split_long, wrap
+from ladle.data.mixing import best_fit, split_long, wrap
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=200).map(lambda values: np.array(values, np.int64))
 ROW = st.integers(1, 140)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ladle.data.mixing.choose import permutation_key, permute
+from ladle.data.mixing import permutation_key, permute
 
 
 @given(size=st.integers(1, 5000), seed=st.integers(0, 2**64 - 1))

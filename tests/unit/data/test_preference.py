@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from trl.data_utils import extract_prompt
 
 from ladle.data.config import PreferConfig, PreferenceSource
-from ladle.data.prefer import join_rows
-from ladle.data.preference import Findings, unpaired_rows
+from ladle.data.prefer import Findings, join_rows, unpaired_rows
 from ladle.data.rows import Unreadable
 from ladle.errors import UserError
 

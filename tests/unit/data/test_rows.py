@@ -91,7 +91,7 @@ def data_file(request: pytest.FixtureRequest, tmp_path: Path) -> DataFile:
 
 
 def read_all(pieces: list[Piece], columns: list[str] | None = None) -> list[Any]:
-    return [row for piece in pieces for batch in read_piece(piece, columns) for row in batch]
+    return [row for piece in pieces for row in read_piece(piece, columns)]
 
 
 @pytest.mark.parametrize("size_bytes", [1, 700, 5000, 10**9])
