@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ladle.api import *
 
-__all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "doctor", "evaluate", "fetch", "generate"]
-__all__ += ["grade", "grade_file", "launch_on_slurm", "mix", "open", "push", "rehearse", "rescore", "soup", "verify"]
+__all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "doctor", "evaluate", "export_arrow"]
+__all__ += ["fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix", "open", "push", "rehearse"]
+__all__ += ["rescore", "soup", "verify"]
 
 
 def __getattr__(name: str) -> Any:

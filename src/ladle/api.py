@@ -17,7 +17,7 @@ from collections import UserDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ladle.artifacts.build import Workspace, build_shard, recorded_paths
 from ladle.artifacts.build import build as build_step
@@ -31,7 +31,7 @@ from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.hub import Resolve, resolve_commit
 from ladle.log import get_logger
-from ladle.models.config import InitConfig
+from ladle.models.config import InitConfig, model_dir
 from ladle.pipeline import Pipeline
 from ladle.recipe import Recipe, load_recipe, make_recipe, with_processes
 
@@ -95,10 +95,7 @@ class Artifact:
         Raises:
             UserError: it holds no model.
         """
-        for folder in (self.path / "model", self.path):
-            if (folder / "config.json").is_file():
-                return folder
-        raise UserError(f"{self.path} holds no model", "name a fetch, pretrain, soup, kto or gate step")
+        return model_dir(self.path)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -328,43 +325,30 @@ def find_artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Path:
     return open(recipe, root=root)[step].path
 
 
-def find_model(reference: str, root: Reference = DEFAULT_ROOT) -> str:
-    """Return the folder or Hub id of a model that a reference names; a folder must hold a model.
+def find_model(reference: Reference, root: Reference = DEFAULT_ROOT) -> str:
+    """Return the folder or Hub id of a model that a reference names.
 
     Raises:
         UserError: it is a folder without a model.
     """
     path = find_artifact(reference, root)
-    if path.is_dir() and not any((place / "config.json").is_file() for place in (path, path / "model")):
-        inner = [*sorted(path.glob("*/config.json")), *(one.parent for one in sorted(path.glob("*/model/config.json")))]
-        fix = "name a folder saved by save_pretrained, or a step: RECIPE:STEP"
-        raise UserError(f"{path} holds no model (no config.json)", f"did you mean {inner[0].parent}?" if inner else fix)
-    return str(path) if path.exists() else reference
+    if path.is_dir():
+        model_dir(path)
+    return str(path) if path.exists() else str(reference)
 
 
-def mix(
-    recipe: Reference,
-    overrides: Overrides = None,
-    out: Out = None,
-    root: Reference = DEFAULT_ROOT,
-    export: Literal["arrow"] | None = None,
-) -> Artifact:
-    """Mix a recipe's datasets by ratio into packed rows of tokens.
-
-    With `export="arrow"` it also writes a folder beside it, of the same name with `-arrow`, for `load_from_disk`.
-    """
-    made = open(recipe, overrides, root, only="mix", out=out).build("mix")
-    if export is not None:
-        export_arrow(made)
-    return made
+def mix(recipe: Reference, overrides: Overrides = None, out: Out = None, root: Reference = DEFAULT_ROOT) -> Artifact:
+    """Mix a recipe's datasets by ratio into packed rows of tokens."""
+    return open(recipe, overrides, root, only="mix", out=out).build("mix")
 
 
-def export_arrow(mixture: Artifact) -> Path:
-    """Write a mixture in the form that `datasets.load_from_disk` opens, beside it, and return the folder."""
+def export_arrow(mixture: Reference, root: Reference = DEFAULT_ROOT) -> Path:
+    """Write a mixture in the form that `datasets.load_from_disk` opens, to a folder beside it, and return that."""
     from ladle.data.arrow import export_arrow as export
 
-    folder = mixture.path.with_name(mixture.path.name + "-arrow")
-    export(mixture.path, folder)
+    path = find_artifact(mixture, root)
+    folder = path.with_name(f"{path.name}-arrow")
+    export(path, folder)
     return folder
 
 
@@ -418,7 +402,7 @@ def evaluate(
         revision: branch, tag or commit of a Hub model.
         settings: the same as keywords.
     """
-    choice = {"model": find_model(str(model), root), "name": "model", "revision": revision}
+    choice = {"model": find_model(model, root), "name": "model", "revision": revision}
     section = {"models": [choice], "benchmarks": list(benchmarks), "data": str(data) if data else None, "limit": limit}
     recipe = make_recipe({"evaluate": section}, _assignments(overrides, **settings), "evaluate")
     scores = Run(recipe, root, "evaluate/model", out).build("evaluate/model")
@@ -477,11 +461,10 @@ def generate(
     """
     from ladle.generation.complete import make_generator, positions_of
     from ladle.generation.request import SamplingConfig, make_requests
-    from ladle.models.load import model_dir
     from ladle.models.tokenizer import load_fast_tokenizer
 
     config = SamplingConfig.model_validate(sampling)
-    folder = model_dir(Path(find_model(str(model), root)))
+    folder = model_dir(Path(find_model(model, root)))
     tokenizer = load_fast_tokenizer(folder)
     prompt_ids = tokenizer(list(prompts))["input_ids"]
     room = positions_of(folder)

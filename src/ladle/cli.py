@@ -240,7 +240,7 @@ def mix(
     """
     made = _build_stage("mix", recipe, config, out, root, workers=workers, executor=executor)
     if export is not None:
-        _print(api.export_arrow(made))
+        _print(api.export_arrow(made.path))
 
 
 def _stage_command(stage: str, what: str) -> None:
@@ -406,15 +406,14 @@ def grade(
       ladle grade pairs.jsonl --out verdicts.jsonl
     """
     if pairs is not None and out is not None:
-        display.emit(api.grade_file(pairs, out), as_json, display.show_fields)
+        display.emit(api.grade_file(pairs, out), as_json, lambda counts: display.show_rows([counts]))
     elif gold is not None and answer is not None:
         one = api.grade(gold, answer)
         shown = {"verdict": one.verdict.value, "reason": one.reason, "seconds": one.seconds}
         display.emit(shown, as_json, lambda _: _print(f"{one.verdict.value}: {one.reason}"))
-    elif pairs is not None:
-        raise UserError(f"the verdicts on {pairs} have no file to go to", "add --out VERDICTS.jsonl")
     else:
-        raise UserError("nothing to grade", "give --gold and --answer, or PAIRS.jsonl and --out VERDICTS.jsonl")
+        problem = "nothing to grade" if pairs is None else f"the verdicts on {pairs} have no file to go to"
+        raise UserError(problem, "give --gold and --answer, or PAIRS.jsonl and --out VERDICTS.jsonl")
 
 
 @app.command()

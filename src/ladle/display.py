@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from ladle.api import Evaluation, Run
 from ladle.artifacts.files import readable_size
 from ladle.artifacts.plan import PlannedStep, State
@@ -66,12 +68,6 @@ def _cell(name: str, value: Any) -> str:
     return "" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
-def show_fields(fields: Mapping[str, Any]) -> None:
-    """Print a line for each name and value."""
-    width = max(map(len, fields))
-    sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in fields.items()))
-
-
 def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
     """Print each step's state and the reasons for it."""
     rows = [{"step": one.step.name, "state": one.state, "reasons": one.reasons} for one in plan]
@@ -100,22 +96,13 @@ def print_scores(evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def show_record(record: dict[str, Any]) -> None:
-    """Print a record without its file list."""
-    size = readable_size(sum(entry["size_bytes"] for entry in record["files"].values()))
-    lines = {name: record[name] for name in ("name", "stage", "fingerprint", "digest")}
-    lines |= {"files": f"{len(record['files'])}, {size}", "time": f"{record['timings']['seconds']:.1f} s"}
-    lines |= {f"input {role}": ", ".join(map(_describe, items)) for role, items in record["inputs"].items()}
-    lines |= {f"count {name}": value for name, value in record["counters"].items()}
-    lines |= {f"metric {name}": json.dumps(value) for name, value in record["metrics"].items()}
-    show_fields(lines | {f"warning {n}": text for n, text in enumerate(record.get("warnings", []), start=1)})
-
-
-def _describe(item: dict[str, Any]) -> str:
-    if "artifact" in item:
-        return item["artifact"]
-    if "hub" in item:
-        return f"{item['repo_id']}@{item['commit'][:12]}"
-    return ", ".join(entry["path"] for entry in item["files"][:3]) + (", …" if len(item["files"]) > 3 else "")
+    """Print a record as YAML, without its lists of files."""
+    names = ("name", "stage", "fingerprint", "digest", "counters", "metrics", "warnings", "timings")
+    shown = {name: record[name] for name in names if name in record}
+    shown["size"] = readable_size(sum(entry["size_bytes"] for entry in record["files"].values()))
+    for role, items in record["inputs"].items():
+        shown[f"input {role}"] = [{key: item[key] for key in item if key != "files"} for item in items]
+    sys.stdout.write(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
 
 
 def print_faults(artifact: str, faults: list[str], recomputed: bool, as_json: bool) -> None:
@@ -138,25 +125,24 @@ def print_scripts(launched: Launched, as_json: bool) -> None:
     """Print the Slurm scripts and the commands that would submit them."""
     from ladle.launch.queue import sbatch_command
 
-    rows = [{"job": one.job.name, "after": one.job.after, "script": one.text} for one in launched.scripts]
-    text = ""
-    for script in launched.scripts:
-        command = " ".join(sbatch_command(script.job, {name: f"<{name}>" for name in script.job.after}))
-        text += f"# ---- {script.path}: {command}\n{script.text}\n"
+    rows, text = [], ""
+    for job, script in launched.scripts:
+        rows.append({"job": job.name, "after": job.after, "script": script})
+        command = " ".join(sbatch_command(job, {name: f"<{name}>" for name in job.after}))
+        text += f"# ---- {job.file_name}: {command}\n{script}\n"
     emit(rows, as_json, lambda _: sys.stdout.write(text))
 
 
 def print_submitted(launched: Launched, as_json: bool) -> None:
     """Print each Slurm job that was submitted, its id and what it waits for; and those that were queued before."""
-    rows = [{"job": job.name, "id": number, "after": job.after} for job, number in launched.submitted]
-    text = ""
-    if queued := ", ".join(f"{job.name} ({job.id})" for job in launched.queued):
-        text = f"in the queue from an earlier launch: {queued}\n"
-    if not rows:
-        text += f"every {'other ' if queued else ''}step is finished: nothing to submit\n"
+    rows = [{"job": job.name, "id": job.id, "after": job.after} for job in launched.submitted]
     emit(rows, as_json, show_rows)
-    if not as_json:
-        sys.stdout.write(text)
+    if as_json:
+        return
+    if queued := ", ".join(f"{job.name} ({job.id})" for job in launched.queued):
+        sys.stdout.write(f"in the queue from an earlier launch: {queued}\n")
+    if not rows:
+        sys.stdout.write(f"every {'other ' if queued else ''}step is finished: nothing to submit\n")
 
 
 def show_findings(found: Sequence[Finding]) -> None:

@@ -147,25 +147,17 @@ def upload(kind: str, repo_id: str, folder: Path, message: str, private: bool) -
     Raises:
         UserError: there is no right to write, or the Hub cannot be reached.
     """
-    import httpx2
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
     api = HfApi()
-    try:
+    with _faults_explained(kind, repo_id, "main", verb="push"):
         api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         return api.upload_folder(repo_id=repo_id, repo_type=kind, folder_path=folder, commit_message=message).commit_url
-    except (OSError, httpx2.HTTPError) as error:
-        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response else None
-        if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
-            fix = "run `hf auth login` with a token that can write (or set HF_TOKEN), and name a repository of your own"
-            raise UserError(f"{_who()} may not write to {kind} {repo_id} on {endpoint()}", fix) from error
-        fix = "check the network, then run the same command again; what was uploaded is not sent twice"
-        raise UserError(f"cannot push to {kind} {repo_id} on {endpoint()}: {_first_line(error)}", fix) from error
 
 
 @contextmanager
-def _faults_explained(kind: str, repo_id: str, revision: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises while reading a repository into one message with its fix."""
+def _faults_explained(kind: str, repo_id: str, revision: str, verb: str = "fetch") -> Iterator[None]:
+    """Turn what huggingface_hub raises into one message with its fix; the verb says what was tried."""
     import httpx2  # what huggingface_hub speaks HTTP with; its connection errors are not OSErrors
     from huggingface_hub import errors, is_offline_mode
 
@@ -173,8 +165,12 @@ def _faults_explained(kind: str, repo_id: str, revision: str) -> Iterator[None]:
         yield
     except (OSError, httpx2.HTTPError, errors.RevisionResolutionError) as error:
         what, kind_of_error = f"{kind} {repo_id}", UserError
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) and error.response else None
         not_cached = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.RevisionResolutionError)
-        if is_offline_mode() and isinstance(error, not_cached):
+        if verb == "push" and (status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError)):
+            problem = f"{_who()} may not write to {what} on {endpoint()}"
+            fix = "run `hf auth login` with a token that can write (or set HF_TOKEN), and name a repository of your own"
+        elif is_offline_mode() and isinstance(error, not_cached):
             problem = f"{what} at {revision} is not in the cache, and HF_HUB_OFFLINE is set"
             fix = f"fetch it once with a network: hf download {repo_id} --repo-type {kind}; or unset HF_HUB_OFFLINE"
             kind_of_error = HubUnreachable
@@ -191,7 +187,7 @@ def _faults_explained(kind: str, repo_id: str, revision: str) -> Iterator[None]:
             problem = f"there is no {what} on {endpoint()}, or it is private and {_who()} may not see it"
             fix = "check the name; for a private one run `hf auth login` (or set HF_TOKEN)"
         else:
-            problem = f"cannot fetch {what} at {revision} from {endpoint()}: {_first_line(error)}"
+            problem = f"cannot {verb} {what} at {revision} from {endpoint()}: {_first_line(error)}"
             fix = "check network and free disk (HF_ENDPOINT names a mirror), then run the same command again to resume"
             kind_of_error = HubUnreachable
         raise kind_of_error(problem, fix) from error

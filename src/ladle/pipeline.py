@@ -10,11 +10,12 @@ Every function below adds one stage; this is the one place that names them. A mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ladle.artifacts.inputs import HubRepository, InputFinder, find_local, names_hub
 from ladle.artifacts.step import Step, StepInput, StepOutput, in_build_order
+from ladle.config import Config
 from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferConfig
 from ladle.data.formats import find_code
 from ladle.errors import UserError
@@ -24,12 +25,14 @@ from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig
 from ladle.recipe import KtoSection, Recipe
 from ladle.reporting.page import PageConfig
 from ladle.soups.members import find_members
+from ladle.stage import Stage
 from ladle.stages import evaluate, fetch, gate, kto, kto_reference, mix, prefer, pretrain, report, rollout, soup
 from ladle.training.checkpoint import TRAINING_STATE
 from ladle.training.config import PretrainConfig
 
-Inputs = dict[str, tuple[StepInput, ...]]
-"""What a step reads, by role."""
+Source = StepInput | Step | list[StepInput]
+"""What a step reads in one role: an input, the output of a step, or several."""
+Inputs = dict[str, Source]
 
 CHECKPOINTS = "checkpoints/checkpoint-*"
 STEP_NAMES = ("datasets", "models", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate", "report")
@@ -82,31 +85,28 @@ class Pipeline:
                 if find_local(config.dataset):
                     problem = f"datasets.{name} names {config.dataset}, which is on disk already"
                     raise UserError(problem, "name it where it is used, and leave it out here")
-                inputs = {"dataset": self._dataset(config.dataset, f"datasets.{name}", config.revision)}
-            self._add(Step(f"datasets/{name}", fetch.STAGE, config, inputs, f"datasets.{name}"))
+                inputs["dataset"] = self._dataset(config.dataset, f"datasets.{name}", config.revision)
+            self._add(f"datasets/{name}", fetch.STAGE, config, inputs, f"datasets.{name}")
 
     def _add_base(self) -> None:
         if (base := self.recipe.base) is None:
             return
         if base.init is not None:
             self.models["base"] = self._init_step("base" if base.pretrain is None else "base/init", base.init)
-        else:
-            assert base.model is not None  # the schema asks for one of the two
-            inputs: Inputs = {"model": (self.finder.find("model", base.model, "base.model", base.revision),)}
-            config = FetchModelConfig(dtype=base.dtype)
-            self.models["base"] = self._add(Step("base", fetch.STAGE, config, inputs, "base"))
+        elif base.model is not None:
+            inputs: Inputs = {"model": self.finder.find("model", base.model, "base.model", base.revision)}
+            self.models["base"] = self._add("base", fetch.STAGE, FetchModelConfig(dtype=base.dtype), inputs, "base")
         if base.mix is not None and base.pretrain is not None:
             mixture = self._mix_step("base/mix", base.mix, "base.mix")
             self.models["base"] = self._pretrain_step("base", base.pretrain, mixture, "base.pretrain")
 
     def _init_step(self, name: str, init: InitConfig) -> Step:
-        source, trained = init.tokenizer, None
+        source, key, trained = init.tokenizer, "base.init.tokenizer", None
         if isinstance(source, TokenizerSource):
-            inputs, trained = {"tokenizer_data": self._dataset(source.dataset, "base.init.tokenizer.dataset")}, source
+            inputs, trained = {"tokenizer_data": self._dataset(source.dataset, f"{key}.dataset")}, source
         else:
-            inputs = {"tokenizer": (self._tokenizer(source, None, "base.init.tokenizer"),)}
-        config = InitModelConfig.part_of(init, train_tokenizer=trained)
-        return self._add(Step(name, fetch.STAGE, config, inputs, "base.init"))
+            inputs = {"tokenizer": self._tokenizer(source, None, key)}
+        return self._add(name, fetch.STAGE, InitModelConfig.part_of(init, train_tokenizer=trained), inputs, "base.init")
 
     def _add_mix(self) -> None:
         if self.recipe.mix is not None:
@@ -114,56 +114,55 @@ class Pipeline:
 
     def _mix_step(self, name: str, config: MixConfig, section: str) -> Step:
         if config.tokenizer is None:
-            tokenizer = self._model(None, section)
+            inputs: Inputs = {"tokenizer": self._model(None, section)}
         elif self.models:
             problem = f"{section}.tokenizer is {config.tokenizer}, and the recipe has a base model with its own"
             raise UserError(problem, f"leave {section}.tokenizer out, or `base:`")
         else:
-            tokenizer = self._tokenizer(config.tokenizer, config.tokenizer_revision, f"{section}.tokenizer")
-        inputs: Inputs = {"tokenizer": (tokenizer,)}
+            key = f"{section}.tokenizer"
+            inputs = {"tokenizer": self._tokenizer(config.tokenizer, config.tokenizer_revision, key)}
         for source in config.sources:
             key = f"{section}.sources.{source.name}"
             inputs[f"source:{source.name}"] = self._dataset(source.dataset, key, source.revision)
             if source.function is not None:
-                inputs[f"function:{source.name}"] = (self.finder.local((find_code(source.function),)),)
+                inputs[f"function:{source.name}"] = self.finder.local((find_code(source.function),))
         if config.contamination is not None:
             key = f"{section}.contamination.data"
-            inputs["benchmarks"] = (self.finder.find("dataset", config.contamination.data, key),)
-        return self._add(Step(name, mix.STAGE, config, inputs, section))
+            inputs["benchmarks"] = self.finder.find("dataset", config.contamination.data, key)
+        return self._add(name, mix.STAGE, config, inputs, section)
 
     def _add_pretrain(self) -> None:
         if (config := self.recipe.pretrain) is not None:
             self.models["pretrained"] = self._pretrain_step("pretrain", config, self.steps.get("mix"), "pretrain")
 
     def _pretrain_step(self, name: str, config: PretrainConfig, mixture: Step | None, section: str) -> Step:
+        data: Source | None = mixture
         if config.data is not None and config.data != "mix":
-            data: tuple[StepInput, ...] = (self.finder.find("dataset", config.data, f"{section}.data"),)
-        elif mixture is not None:
-            data = (StepOutput(mixture),)
-        else:
+            data = self.finder.find("dataset", config.data, f"{section}.data")
+        if data is None:
             problem = f"{section} has nothing to train on"
             raise UserError(problem, f"add a `mix:` section, or {section}.data=DIR of a mixture")
-        inputs = {"model": (self._model(config.model, f"{section}.model"),), "mixture": data}
-        return self._add(Step(name, pretrain.STAGE, config, inputs, section))
+        inputs: Inputs = {"model": self._model(config.model, f"{section}.model"), "mixture": data}
+        return self._add(name, pretrain.STAGE, config, inputs, section)
 
     def _add_soup(self) -> None:
         if (config := self.recipe.soup) is None:
             return
-        inputs: Inputs = {"members": tuple(item for one in config.ordered_members for item in self._soup_member(one))}
+        inputs: Inputs = {"members": [item for one in config.ordered_members for item in self._soup_member(one)]}
         if config.select != "none":
             if "mix" not in self.steps:
                 problem = "soup.select needs a validation split"
                 raise UserError(problem, "add a `mix:` section with `validation:`, or select: none")
-            inputs["validation"] = (StepOutput(self.steps["mix"]),)
-        self.models["soup"] = self._add(Step("soup", soup.STAGE, config, inputs, "soup"))
+            inputs["validation"] = self.steps["mix"]
+        self.models["soup"] = self._add("soup", soup.STAGE, config, inputs, "soup")
 
     def _soup_member(self, member: str) -> list[StepInput]:
-        if member in self.models:
-            return [self._model(member, "soup.members")]
         training = self.recipe.pretrain
+        if member in self.models:
+            return [StepOutput(self.models[member])]
         if member != "checkpoints" or (training is None and find_local(member)):
-            found = [self.member_files((folder,), TRAINING_STATE) for folder in find_members(member)]
-            return [*found] or [self._model_or_hub(member, None, "soup.members")]
+            found: list[StepInput] = [self.member_files((folder,), TRAINING_STATE) for folder in find_members(member)]
+            return found or [self.finder.find("model", member, "soup.members", known=tuple(self.models))]
         if training is None:
             problem = "soup.members names checkpoints, and the recipe has no `pretrain:`"
             raise UserError(problem, "add it, or name model folders")
@@ -174,120 +173,116 @@ class Pipeline:
 
     def _add_alignments(self) -> None:
         """Add rollout, preference data, reference pass, training and gate of every round of every alignment."""
-        keys = (
-            [f"kto.{index}" for index in range(len(self.recipe.kto))] if isinstance(self.recipe.kto, list) else ["kto"]
-        )
-        alignments = zip(self.recipe.alignments, keys, strict=False)
-        rounds = [(section, key, number) for section, key in alignments for number in range(section.rounds)]
+        several = isinstance(self.recipe.kto, list)
+        alignments = [(one, f"kto.{at}" if several else "kto") for at, one in enumerate(self.recipe.alignments)]
+        rounds = [(section, key) for section, key in alignments for _ in range(section.rounds)]
         if not rounds and self.recipe.rollout is not None:
             self._add_rollout("rollout", 0, self._model(self.recipe.rollout.model, "rollout.model"))
-        for number, (section, key, _) in enumerate(rounds):
+        for number, (section, key) in enumerate(rounds):
             parent = self._model(section.model if number == 0 else None, f"{key}.model")
             self.models["kto"] = self._add_round(section, key, number, parent, is_last=number == len(rounds) - 1)
 
-    def _add_rollout(self, name: str, number: int, policy: StepInput) -> None:
+    def _add_rollout(self, name: str, number: int, policy: Source) -> None:
         if (config := self.recipe.rollout) is not None:
-            inputs = {"model": (policy,), "prompts": self._dataset(config.prompts.dataset, "rollout.prompts")}
-            self._add(Step(name, rollout.STAGE, config.in_round(number), inputs, "rollout"))
+            inputs: Inputs = {"model": policy, "prompts": self._dataset(config.prompts.dataset, "rollout.prompts")}
+            self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout")
 
-    def _add_round(self, section: KtoSection, key: str, number: int, parent: StepInput, is_last: bool) -> Step:
+    def _add_round(self, section: KtoSection, key: str, number: int, parent: Source, is_last: bool) -> Step:
         """Add one round and return the step whose model is its result; the last round's is called `kto`."""
         suffix = f"/round-{number + 1}" if number else ""
         rollout = self.recipe.rollout
         if rollout is not None and (number == 0 or section.takes_rollouts):
             policy = self._model(rollout.model, "rollout.model") if number == 0 and rollout.model else parent
             self._add_rollout(f"rollout{suffix}", number, policy)
-        joined = PreferConfig.part_of(section)
-        inputs: Inputs = {
-            f"source:{index}": self._preference(source.dataset, source.revision, f"{key}.data", f"rollout{suffix}")
-            for index, source in enumerate(joined.data)
-        }
-        preference = self._add(Step(f"prefer{suffix}", prefer.STAGE, joined, inputs, key))
+        inputs: Inputs = {}
+        for index, source in enumerate(section.data):
+            if source.dataset != ROLLOUTS:
+                inputs[f"source:{index}"] = self._dataset(source.dataset, f"{key}.data", source.revision)
+            elif rollout is not None:
+                inputs[f"source:{index}"] = self.steps[f"rollout{suffix}"]
+            else:
+                problem = f"{key}.data names rollouts, and the recipe has no `rollout:` section"
+                raise UserError(problem, "add one, or other data")
+        preference = self._add(f"prefer{suffix}", prefer.STAGE, PreferConfig.part_of(section), inputs, key)
         training = KtoConfig.part_of(section)
-        inputs = {"model": (parent,), "preference": (StepOutput(preference),)}
         passes = KtoReferenceConfig.of(training, section.seed)
-        reference = self._add(Step(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, key))
-        inputs = {"model": (parent,), "reference": (StepOutput(reference),)}
+        inputs = {"model": parent, "preference": preference}
+        reference = self._add(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, key)
         name = "kto" if is_last and section.gate is None else f"kto/training-{number + 1}"
-        result = self._add(Step(name, kto.STAGE, training, inputs, key))
+        result = self._add(name, kto.STAGE, training, {"model": parent, "reference": reference}, key)
         if section.gate is None:
             return result
-        inputs = {"parent": (parent,), "candidate": (StepOutput(result),)}
+        inputs = {"parent": parent, "candidate": result}
         inputs["prompts"] = self._dataset(section.gate.prompts.dataset, f"{key}.gate.prompts")
-        name = "kto" if is_last else f"kto/gate-{number + 1}"
-        return self._add(Step(name, gate.STAGE, section.gate, inputs, f"{key}.gate"))
+        return self._add(
+            "kto" if is_last else f"kto/gate-{number + 1}", gate.STAGE, section.gate, inputs, f"{key}.gate"
+        )
 
     def _add_evaluate(self) -> None:
         if (config := self.recipe.evaluate) is None:
             return
         for choice in config.models:
-            inputs: Inputs = {"model": (self._evaluated_model(choice),)}
+            inputs: Inputs = {"model": self._evaluated_model(choice)}
             for benchmark in config.benchmarks:
                 inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data)
             one_model = EvaluateModelConfig.of(config, choice)
             if one_model.examples is not None:
                 inputs["examples"] = self._dataset(one_model.examples.dataset, "evaluate.examples")
-            self._add(Step(f"evaluate/{choice.label}", evaluate.STAGE, one_model, inputs, "evaluate"))
+            self._add(f"evaluate/{choice.label}", evaluate.STAGE, one_model, inputs, "evaluate")
 
-    def _evaluated_model(self, choice: ModelChoice) -> StepInput:
+    def _evaluated_model(self, choice: ModelChoice) -> Source:
         """Return a model of the recipe, a folder, or the import of a model of the Hub."""
-        found = self._model_or_hub(choice.model, choice.revision, "evaluate.models")
+        if choice.model in self.models:
+            return self.models[choice.model]
+        known = tuple(self.models)
+        found = self.finder.find("model", choice.model, "evaluate.models", choice.revision, known=known)
         if not isinstance(found, HubRepository):
             return found
-        name = f"models/{choice.label}"
-        return StepOutput(self._add(Step(name, fetch.STAGE, FetchModelConfig(), {"model": (found,)}, "evaluate")))
+        return self._add(f"models/{choice.label}", fetch.STAGE, FetchModelConfig(), {"model": found}, "evaluate")
 
-    def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> tuple[StepInput, ...]:
+    def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> Source:
         key = f"evaluate.benchmarks.{benchmark.name}"
         if benchmark.dataset is not None:
             return self._dataset(benchmark.dataset, key)
         if data is not None:
             place = str(Path(data) / benchmark.name / "test.jsonl")
-            return (self.finder.find("dataset", place, key, known=tuple(builtin_benchmarks())),)
+            return self.finder.find("dataset", place, key, known=tuple(builtin_benchmarks()))
         source = benchmark.hub_source()
-        return (self.finder.find("dataset", source.id, key, source.revision, file=source.file),)
+        return self.finder.find("dataset", source.id, key, source.revision, file=source.file)
 
     def _add_report(self) -> None:
         if self.recipe.report is not None:
             title = self.recipe.report.title or self.recipe.name
-            inputs: Inputs = {name: (StepOutput(step),) for name, step in self.steps.items()}
-            self._add(Step("report", report.STAGE, PageConfig(title=title), inputs, "report"))
+            self._add("report", report.STAGE, PageConfig(title=title), {**self.steps}, "report")
 
     # What names in a recipe stand for.
 
-    def _add(self, step: Step) -> Step:
-        self.steps[step.name] = step
+    def _add(self, name: str, stage: Stage, config: Config, inputs: Mapping[str, Source], section: str) -> Step:
+        """Add a step to those of the recipe, and return it."""
+
+        def items_of(source: Source) -> tuple[StepInput, ...]:
+            if isinstance(source, Step):
+                return (StepOutput(source),)
+            return tuple(source) if isinstance(source, list) else (source,)
+
+        step = Step(name, stage, config, {role: items_of(source) for role, source in inputs.items()}, section)
+        self.steps[name] = step
         return step
 
-    def _model(self, reference: str | None, key: str) -> StepInput:
+    def _model(self, reference: str | None, key: str) -> Source:
         """Return a model of the recipe or a folder; the latest one made so far if none is named."""
         if reference is None and not self.models:
             raise UserError(f"{key} needs a model, and the recipe has none", "add `base: {model: ORG/NAME}`")
-        if reference is None:
-            return StepOutput(list(self.models.values())[-1])
-        if reference in self.models:
-            return StepOutput(self.models[reference])
+        if reference is None or reference in self.models:
+            return self.models[reference or list(self.models)[-1]]
         if names_hub(reference) and not find_local(reference):
             raise UserError(f"{key} names {reference}, a model of the Hub", "name it under `base:`, which imports it")
         return self.finder.find("model", reference, key, known=tuple(self.models))
-
-    def _model_or_hub(self, reference: str, revision: str | None, key: str) -> StepInput:
-        if reference in self.models:
-            return self._model(reference, key)
-        return self.finder.find("model", reference, key, revision, known=tuple(self.models))
 
     def _tokenizer(self, reference: str, revision: str | None, key: str) -> StepInput:
         """Return a folder with a tokenizer, or a model of the Hub of which only the tokenizer's files are fetched."""
         return self.finder.find("model", reference, key, revision, patterns=TOKENIZER_PATTERNS)
 
-    def _preference(self, reference: str, revision: str | None, key: str, rollouts: str) -> tuple[StepInput, ...]:
-        if reference != ROLLOUTS:
-            return self._dataset(reference, key, revision)
-        if rollouts not in self.steps:
-            raise UserError(f"{key} names rollouts, and the recipe has no `rollout:` section", "add one, or other data")
-        return (StepOutput(self.steps[rollouts]),)
-
-    def _dataset(self, reference: str, key: str, revision: str | None = None) -> tuple[StepInput, ...]:
-        if f"datasets/{reference}" in self.steps:
-            return (StepOutput(self.steps[f"datasets/{reference}"]),)
-        return (self.finder.find("dataset", reference, key, revision),)
+    def _dataset(self, reference: str, key: str, revision: str | None = None) -> Source:
+        of_recipe = self.steps.get(f"datasets/{reference}")
+        return of_recipe or self.finder.find("dataset", reference, key, revision)

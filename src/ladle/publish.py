@@ -17,18 +17,6 @@ from ladle.artifacts.record import RECORD_NAME, describe_files, read_record
 from ladle.errors import CheckFailed, UserError
 from ladle.hub import is_repo_id, upload
 
-KINDS = {
-    "pretrain": "continued pretraining",
-    "kto": "Kahneman-Tversky alignment (KTO, arXiv 2402.01306)",
-    "gate": "the better of a round's model and the one before it",
-    "soup": "a model soup",
-    "fetch": "an imported or fresh model",
-    "mix": "a mixture of tokenized documents, packed into rows",
-    "prefer": "labelled completions (prompt, completion, label)",
-    "rollout": "completions labelled by a verifier (prompt, completion, label)",
-    "evaluate": "completions and verdicts on benchmarks",
-}
-
 
 def push(artifact: Path, repo_id: str, evaluations: list[Path], private: bool, message: str | None) -> str:
     """Upload an artifact and return the commit's URL.
@@ -54,8 +42,8 @@ def push(artifact: Path, repo_id: str, evaluations: list[Path], private: bool, m
     for place in evaluations:
         if read_record(place)["stage"] != "evaluate":
             raise UserError(f"{place} is not an evaluation", "name folders of evaluate steps with --results")
-    is_model = any((place / "config.json").is_file() for place in (artifact, artifact / "model"))
-    kind = "model" if is_model else "dataset"  # an evaluation is a dataset
+    has_model = any((place / "config.json").is_file() for place in (artifact, artifact / "model"))
+    kind = "model" if has_model else "dataset"  # an evaluation is a dataset
     with tempfile.TemporaryDirectory(dir=artifact.resolve().parent, prefix=".push-") as temporary:
         staged = Path(temporary)
         metadata = _stage_files(artifact, record["stage"], staged)
@@ -120,7 +108,6 @@ def make_card(folder: Path, kind: str, evaluations: list[Path], metadata: dict[s
         template_path=str(Path(__file__).with_name("card.md")),
         record=chain[-1],
         chain=chain,
-        kinds=KINDS,
         scores=[score for place in evaluations for score in read_record(place)["metrics"].items()],
         settings=json.dumps(chain[-1]["identity"]["config"], indent=2, sort_keys=True, ensure_ascii=False),
     )

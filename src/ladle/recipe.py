@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.config_file import ON_COMMAND_LINE, ConfigFile
@@ -83,7 +83,7 @@ class Recipe(Config):
     """Given to every section that sets no seed of its own; evaluation keeps the seed of the published results."""
     data_root: str | None = location(None)
     """A folder that `${data_root}` stands for in the recipe's paths."""
-    datasets: dict[str, DatasetConfig] = {}
+    datasets: dict[Annotated[str, Field(pattern=r"^[^/.]+$")], DatasetConfig] = {}
     base: BaseConfig | None = None
     """Left out where no stage starts from a model, as in a recipe that only evaluates models of the Hub."""
     mix: MixConfig | None = None
@@ -100,14 +100,6 @@ class Recipe(Config):
     def alignments(self) -> list[KtoSection]:
         """The `kto:` sections, in order."""
         return self.kto if isinstance(self.kto, list) else [self.kto] if self.kto else []
-
-    @field_validator("datasets")
-    @classmethod
-    def _plain_names(cls, datasets: dict[str, Any]) -> dict[str, Any]:
-        for name in datasets:
-            if "/" in name or "." in name:
-                raise UserError(f"dataset name {name!r} looks like a path", "name it by letters, digits, - and _")
-        return datasets
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), section: str = "") -> Recipe:

@@ -112,7 +112,7 @@ def test_the_dry_runs_of_the_openseek_recipes(repository, hub_url, tmp_path, rec
     options = ("--slurm", "--profile", "recipes/slurm/gpu.yaml", "--dry-run")
     done = ask(repository, hub_url, tmp_path, "launch", path, *options)
     assert done.returncode == 0, done.stderr
-    script = done.stdout.split(f"/{recipe}.sbatch")[1].split("# ----")[0]
+    script = done.stdout.split(f"# ---- {recipe}.sbatch")[1].split("# ----")[0]
     for line in (
         "--gpus-per-node=8",
         "--time=48:00:00",

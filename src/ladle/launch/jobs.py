@@ -147,6 +147,11 @@ class Job:
     nodes: int
     gpus: int
 
+    @property
+    def file_name(self) -> str:
+        """What its script is called."""
+        return f"{self.name.replace('/', '-')}.sbatch"
+
 
 def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection[str] = ()) -> list[Job]:
     """Return the jobs of every step that is neither finished nor in the queue, parents first.

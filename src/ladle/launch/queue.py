@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class SubmittedJob:
         id: Slurm's number.
         log: where its output is, `*` standing for the number of an array's task.
         is_array: it works shares, and another job puts them together.
+        after: names of the jobs that it waits for.
     """
 
     name: str
@@ -54,6 +55,12 @@ class SubmittedJob:
     id: str
     log: str
     is_array: bool
+    after: Sequence[str] = ()
+
+    @property
+    def what(self) -> tuple[str, str]:
+        """What it does: a newer job of the same takes its place."""
+        return self.name, self.fingerprint
 
     @property
     def key(self) -> tuple[str, str]:
@@ -122,20 +129,11 @@ def _describe(job: SubmittedJob, queue: Queue | None) -> str:
 
 
 @dataclass(frozen=True)
-class Script:
-    """A job with its script, as text and as a file."""
-
-    job: Job
-    path: Path
-    text: str
-
-
-@dataclass(frozen=True)
 class Launched:
-    """What a launch did: every script, each job that it submitted with its id, and those that were queued before."""
+    """What a launch did: each job with its script, those that it submitted, and those that were queued before."""
 
-    scripts: list[Script]
-    submitted: list[tuple[Job, str]]
+    scripts: list[tuple[Job, str]]
+    submitted: list[SubmittedJob]
     queued: list[SubmittedJob]
 
 
@@ -159,10 +157,7 @@ def launch(
         make_folder(logs)
         queued = jobs_in_queue(folder)
         call = _keep_what_is_launched(call, plan, folder)
-    scripts = [
-        Script(job, folder / f"{job.name.replace('/', '-')}.sbatch", render(job, profile, call, logs))
-        for job in make_jobs(plan, profile, queued)
-    ]
+    scripts = [(job, render(job, profile, call, logs)) for job in make_jobs(plan, profile, queued)]
     submitted = [] if dry_run else submit(scripts, logs, queued)
     return Launched(scripts, submitted, list(queued.values()))
 
@@ -194,35 +189,35 @@ def commit_if_known(kind: str, repo_id: str, revision: str | None) -> str:
         return UNKNOWN_COMMIT
 
 
-def submit(scripts: list[Script], logs: Path, queued: Mapping[str, SubmittedJob]) -> list[tuple[Job, str]]:
-    """Write and submit the scripts, in order, and return each job with its Slurm id.
+def submit(scripts: list[tuple[Job, str]], logs: Path, queued: Mapping[str, SubmittedJob]) -> list[SubmittedJob]:
+    """Write and submit the scripts, in order, and return the jobs.
 
     Args:
         scripts: of the jobs, parents first.
-        logs: the folder of the jobs' output; what was submitted is noted beside it.
+        logs: the folder of the jobs' output; scripts, and what was submitted, are beside it.
         queued: jobs of earlier launches that are in the queue, by the step's fingerprint.
 
     Raises:
         UserError: sbatch refuses a script; those submitted before it are cancelled.
     """
     ids = {job.name: job.id for job in queued.values()}
-    submitted: list[tuple[Job, str]] = []
-    for script in scripts:
-        job, fingerprint = script.job, script.job.step.fingerprint
-        script.path.write_text(script.text, encoding="utf-8")
-        done = subprocess.run([*sbatch_command(job, ids), str(script.path)], capture_output=True, text=True)
+    submitted: list[SubmittedJob] = []
+    for job, text in scripts:
+        path = logs.parent / job.file_name
+        path.write_text(text, encoding="utf-8")
+        done = subprocess.run([*sbatch_command(job, ids), str(path)], capture_output=True, text=True)
         if done.returncode != 0:
             if submitted:
-                subprocess.run(["scancel", *(number for _, number in submitted)], capture_output=True)
+                subprocess.run(["scancel", *(one.id for one in submitted)], capture_output=True)
             lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.strip().splitlines()]
             fix = "fix the profile (--profile), such as its partition, account or memory, and launch again; "
             fix += "nothing of this launch is left in the queue"
-            raise UserError(f"sbatch refused {script.path}: {'; '.join(lines)}", fix)
+            raise UserError(f"sbatch refused {path}: {'; '.join(lines)}", fix)
         number = ids[job.name] = done.stdout.strip().split(";")[0]
-        submitted.append((job, number))
-        others = [one for one in submitted_jobs(logs.parent) if (one.name, one.fingerprint) != (job.name, fingerprint)]
-        new = SubmittedJob(job.name, fingerprint, number, log_of(job, logs, number, "*"), job.shards > 0)
-        write_text_durably(logs.parent / LEDGER, pretty_json([asdict(one) for one in (*others, new)]))
+        log = log_of(job, logs, number, "*")
+        submitted.append(SubmittedJob(job.name, job.step.fingerprint, number, log, job.shards > 0, job.after))
+        earlier = [one for one in submitted_jobs(logs.parent) if one.what != submitted[-1].what]
+        write_text_durably(logs.parent / LEDGER, pretty_json([asdict(one) for one in (*earlier, submitted[-1])]))
     return submitted
 
 

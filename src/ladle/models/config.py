@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from ladle.config import Config, location
+from ladle.errors import UserError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TOKENIZER_PATTERNS = (
@@ -57,3 +59,17 @@ class InitConfig(FreshModelConfig):
 
     tokenizer: str | TokenizerSource = location()
     """A folder with a tokenizer (tokenizer.json, `*.tiktoken`, sentencepiece), or what to train one on."""
+
+
+def model_dir(path: Path) -> Path:
+    """Return the model folder of an artifact: `path/model`, or `path` itself.
+
+    Raises:
+        UserError: neither holds a config.json.
+    """
+    for candidate in (path / "model", path):
+        if (candidate / "config.json").is_file():
+            return candidate
+    inside = sorted([*path.glob("*/config.json"), *path.glob("*/model/config.json")])
+    fix = "name a folder saved by save_pretrained, or a step: RECIPE:STEP"
+    raise UserError(f"{path} holds no model (no config.json)", f"did you mean {inside[0].parent}?" if inside else fix)

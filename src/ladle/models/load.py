@@ -21,24 +21,11 @@ from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_
 from ladle.artifacts.files import pretty_json
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
-from ladle.models.config import DEEPSEEK_V3_ROUTING
+from ladle.models.config import DEEPSEEK_V3_ROUTING, model_dir
 from ladle.models.probe import CANNOT_RUN, require_text_decoder
 
 transformers_logging.disable_progress_bar()  # one bar a tensor file would bury Ladle's own lines
 logger = get_logger(__name__)
-
-
-def model_dir(path: Path) -> Path:
-    """Return the model folder of an artifact: `path/model`, or `path` itself.
-
-    Raises:
-        UserError: neither holds a config.json.
-    """
-    for candidate in (path / "model", path):
-        if (candidate / "config.json").is_file():
-            return candidate
-    fix = "name a folder that save_pretrained or a ladle stage wrote"
-    raise UserError(f"there is no model at {path} (no config.json)", fix)
 
 
 def load_model(
