@@ -558,9 +558,8 @@ def launch_on_slurm(
         dry_run: only make the scripts.
         root: where runs are kept, on a file system that all nodes share.
     """
-    from ladle.launch.jobs import load_profile
+    from ladle.launch.jobs import Call, load_profile
     from ladle.launch.queue import commit_if_known, launch
-    from ladle.launch.script import Call
 
     loaded = load_profile(Path(profile) if profile else None)
     run = open(recipe, overrides, root, resolve=commit_if_known if dry_run else resolve_commit)

@@ -129,7 +129,7 @@ def print_scripts(launched: Launched, as_json: bool) -> None:
     for job, script in launched.scripts:
         rows.append({"job": job.name, "after": job.after, "script": script})
         command = " ".join(sbatch_command(job, {name: f"<{name}>" for name in job.after}))
-        text += f"# ---- {job.file_name}: {command}\n{script}\n"
+        text += f"# ---- {job.name.replace('/', '-')}.sbatch: {command}\n{script}\n"
     emit(rows, as_json, lambda _: sys.stdout.write(text))
 
 

@@ -134,11 +134,9 @@ def size_of(kind: str, repo_id: str, commit: str, file: str | None = None) -> in
         snapshot(kind, repo_id, commit, file)
         return None
     sizes = files_of(kind, repo_id, commit)
-    if file is None:
-        return sum(sizes.values())
-    if file not in sizes:
+    if file is not None and file not in sizes:
         raise UserError(f"{kind} {repo_id} at {commit[:12]} has no file {file}", "pin a `revision:` that has it")
-    return sizes[file]
+    return sum(sizes.values()) if file is None else sizes[file]
 
 
 def upload(kind: str, repo_id: str, folder: Path, message: str, private: bool) -> str:

@@ -22,8 +22,7 @@ from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
-from ladle.recipe import KtoSection, Recipe
-from ladle.reporting.page import PageConfig
+from ladle.recipe import KtoSection, Recipe, ReportConfig
 from ladle.soups.members import find_members
 from ladle.stage import Stage
 from ladle.stages import evaluate, fetch, gate, kto, kto_reference, mix, prefer, pretrain, report, rollout, soup
@@ -251,9 +250,9 @@ class Pipeline:
         return self.finder.find("dataset", source.id, key, source.revision, file=source.file)
 
     def _add_report(self) -> None:
-        if self.recipe.report is not None:
-            title = self.recipe.report.title or self.recipe.name
-            self._add("report", report.STAGE, PageConfig(title=title), {**self.steps}, "report")
+        if (config := self.recipe.report) is not None:
+            titled = ReportConfig(title=config.title or self.recipe.name)
+            self._add("report", report.STAGE, titled, {**self.steps}, "report")
 
     # What names in a recipe stand for.
 

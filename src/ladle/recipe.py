@@ -15,6 +15,7 @@ from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
 from ladle.kto.config import KtoConfig
 from ladle.models.config import InitConfig
+from ladle.reporting.page import ReportConfig
 from ladle.rollouts.config import GateConfig, RolloutConfig
 from ladle.soups.config import SoupConfig
 from ladle.training.config import Dtype, PretrainConfig, TrainerArguments
@@ -67,12 +68,6 @@ class KtoSection(KtoConfig, PreferConfig):
             problem = f"kto.rounds is {self.rounds}, and kto.data takes no rollouts"
             raise UserError(problem, "add `rollouts` to kto.data")
         return self
-
-
-class ReportConfig(Config):
-    """The page that shows the run."""
-
-    title: str | None = None
 
 
 class Recipe(Config):

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from ladle.errors import UserError
-from ladle.launch.jobs import load_profile
-from ladle.launch.script import Call, render
+from ladle.launch.jobs import Call, load_profile, render
 
 GOLDEN = Path(__file__).parent / "golden"
 PROFILES = ("gpu", "nodes", "container", "cpu")

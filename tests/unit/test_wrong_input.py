@@ -96,6 +96,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((*PLAN, "base.model=modl"), "there is no model at modl", "did you mean 'model'?"),
         ((*PLAN, "pretrain.model=done/kto"), "there is no model at done/kto", "did you mean 'done/mix'?"),
         ((*PLAN, "soup.members=[pretraned]"), "no model at pretraned", "did you mean 'pretrained'?"),
+        # sections that do not go together
+        ((*PLAN, "mix.sources.web.ratio=0.97"), "sum to 0.97, not 1: add 0.03", "recipe.yaml:5 and the command line"),
+        ((*PLAN, "pretrain=null"), "names checkpoints, and the recipe has no `pretrain:`", "name model folders"),
+        ((*PLAN, "pretrain.trainer.save_strategy=no"), "the soup has no checkpoints", "set save_steps"),
+        ((*PLAN, "kto={data: [rollouts]}"), "the recipe has no `rollout:` section", "add one, or other data"),
+        ((*PLAN, "evaluate={models: [sup], benchmarks: [gsm8k]}"), "there is no model at sup", "'soup'"),
         # steps and artifacts
         (("run", "recipe.yaml", "--only", "koto"), "the recipe has no step 'koto'", "pretrain, soup"),
         (("run", "recipe.yaml", "--shard", "0/2"), "--shard is a share of one step", "name the step with --only"),

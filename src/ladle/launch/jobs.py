@@ -1,16 +1,22 @@
-"""From the steps of a recipe to Slurm jobs: which are needed, what each waits for, what each requests.
+"""From the steps of a recipe to Slurm jobs: which are needed, what each waits for, what each requests, its script.
 
 What jobs request, and how they find Ladle, is a cluster's profile; `recipes/slurm/*.yaml` hold examples.
+
+A script runs `ladle run RECIPE --only STEP`, passes on the signal that Slurm sends before the time limit, and puts
+itself back into the queue where the command ends as stopped and resumable (exit code 75, or ended by that signal).
+A job that Slurm itself takes away (preempted, requeued, cancelled) gets SIGTERM; what becomes of it is Slurm's to say.
 """
 
 from __future__ import annotations
 
 import difflib
+import shlex
 import shutil
 import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +26,12 @@ from ladle.artifacts.plan import PlannedStep, State
 from ladle.artifacts.step import Step
 from ladle.config import Config
 from ladle.config_file import ConfigFile
-from ladle.errors import UserError
+from ladle.errors import EXIT_RESUMABLE, UserError
 from ladle.pipeline import STEP_NAMES
+
+RESUMABLE = (EXIT_RESUMABLE, 128 + 10, 128 + 15)
+"""Exit codes of a command that can be run again: the last two are SIGUSR1 and SIGTERM, which end it between trainings,
+where there is nothing to save."""
 
 
 class Resources(Config):
@@ -125,6 +135,11 @@ def load_profile(path: Path | None) -> SlurmProfile:
     return ConfigFile.read(path, "profile").validate(SlurmProfile) if path else SlurmProfile.model_validate({})
 
 
+def slurm_name(job: str) -> str:
+    """Return what Slurm calls a job."""
+    return f"ladle-{job.replace('/', '-')}"
+
+
 @dataclass(frozen=True)
 class Job:
     """One Slurm job.
@@ -147,10 +162,9 @@ class Job:
     nodes: int
     gpus: int
 
-    @property
-    def file_name(self) -> str:
-        """What its script is called."""
-        return f"{self.name.replace('/', '-')}.sbatch"
+    def log(self, logs: Path, number: str, task: str) -> str:
+        """Return the file that the output of job `number` goes to, of an array that of one task."""
+        return f"{logs}/{slurm_name(self.name)}-{f'{number}_{task}' if self.shards else number}.out"
 
 
 def make_jobs(plan: list[PlannedStep], profile: SlurmProfile, queued: Collection[str] = ()) -> list[Job]:
@@ -194,3 +208,50 @@ def _jobs_of(step: Step, after: tuple[str, ...], profile: SlurmProfile) -> list[
         return [Job(step.name, step, after, resources, 0, nodes, gpus)]
     shares = Job(f"{step.name}.shards", step, after, resources, shards, 1, min(gpus, 1))
     return [shares, Job(step.name, step, (*after, shares.name), resources, 0, 1, gpus)]
+
+
+@dataclass(frozen=True)
+class Call:
+    """How Ladle was called.
+
+    Attributes:
+        recipe: its file.
+        overrides: of the recipe.
+        root: where runs are kept.
+        folder: the one it was called in.
+        python: the one it runs in.
+        commits: the file that says which commits the recipe's Hub names stand for, where it has such names.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    root: str
+    folder: str
+    python: str
+    commits: str | None = None
+
+
+def render(job: Job, profile: SlurmProfile, call: Call, logs: Path) -> str:
+    """Return the script of a job, `job.sbatch` filled in."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["slurm_name"] = slurm_name
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    template = environment.from_string(files("ladle.launch").joinpath("job.sbatch").read_text(encoding="utf-8"))
+    output = job.log(Path(str(logs).replace("%", "%%")), "%A" if job.shards else "%j", "%a")
+    command = _command(job, profile, call)
+    return template.render(job=job, profile=profile, call=call, output=output, command=command, resumable=RESUMABLE)
+
+
+def _command(job: Job, profile: SlurmProfile, call: Call) -> str:
+    """Return the command that builds the step, or works a share of it, in the profile's environment."""
+    brought = profile.conda or profile.venv or profile.container or profile.modules
+    python = profile.python or ("python" if brought else call.python)
+    words = [python, "-m", "ladle", "run", call.recipe, *call.overrides, "--root", call.root, "--only", job.step.name]
+    if (container := profile.container) is not None and container.runtime == "apptainer":
+        words = ["apptainer", "exec", *container.options, container.image, *words]
+    elif container is not None:
+        words = ["srun", "--ntasks=1", f"--container-image={container.image}", *container.options, *words]
+    share = f' --shard "$SLURM_ARRAY_TASK_ID/{job.shards}"' if job.shards else ""
+    return shlex.join(words) + share

@@ -19,8 +19,7 @@ from ladle.artifacts.inputs import HubRepository
 from ladle.artifacts.plan import PlannedStep, State
 from ladle.errors import CheckFailed, UserError
 from ladle.hub import HubUnreachable, is_commit, name_of, resolve_commit
-from ladle.launch.jobs import Job, SlurmProfile, has_gpus, make_jobs
-from ladle.launch.script import Call, log_of, render, slurm_name
+from ladle.launch.jobs import Call, Job, SlurmProfile, has_gpus, make_jobs, render, slurm_name
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
@@ -57,16 +56,6 @@ class SubmittedJob:
     is_array: bool
     after: Sequence[str] = ()
 
-    @property
-    def what(self) -> tuple[str, str]:
-        """What it does: a newer job of the same takes its place."""
-        return self.name, self.fingerprint
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What distinguishes it from a job of another Slurm with its number."""
-        return self.id, slurm_name(self.name)
-
 
 def submitted_jobs(folder: Path) -> list[SubmittedJob]:
     """Return the jobs that were submitted for a recipe: of each name and step the newest."""
@@ -78,7 +67,11 @@ def jobs_in_queue(folder: Path) -> dict[str, SubmittedJob]:
     """Return the jobs that build a step and have not ended, by the step's fingerprint."""
     jobs = [job for job in submitted_jobs(folder) if not job.is_array]
     queue = (ask_queue() or {}) if jobs else {}
-    return {job.fingerprint: job for job in jobs if any(state in IN_QUEUE for state, _ in queue.get(job.key, ()))}
+    return {
+        job.fingerprint: job
+        for job in jobs
+        if any(state in IN_QUEUE for state, _ in queue.get((job.id, slurm_name(job.name)), ()))
+    }
 
 
 def ask_queue() -> Queue | None:
@@ -116,7 +109,7 @@ def _describe(job: SubmittedJob, queue: Queue | None) -> str:
     """Return a word on a job; none for shares that are all done."""
     if queue is None:
         return f"job {job.id} was submitted, and there is no squeue here to ask: see {job.log}"
-    tasks = queue.get(job.key, [])
+    tasks = queue.get((job.id, slurm_name(job.name)), [])
     for state, reason in tasks:
         if state not in (*IN_QUEUE, WELL_ENDED):
             if reason == "DependencyNeverSatisfied" or state == "CANCELLED" and not Path(job.log).is_file():
@@ -203,7 +196,7 @@ def submit(scripts: list[tuple[Job, str]], logs: Path, queued: Mapping[str, Subm
     ids = {job.name: job.id for job in queued.values()}
     submitted: list[SubmittedJob] = []
     for job, text in scripts:
-        path = logs.parent / job.file_name
+        path = logs.parent / f"{job.name.replace('/', '-')}.sbatch"
         path.write_text(text, encoding="utf-8")
         done = subprocess.run([*sbatch_command(job, ids), str(path)], capture_output=True, text=True)
         if done.returncode != 0:
@@ -214,10 +207,10 @@ def submit(scripts: list[tuple[Job, str]], logs: Path, queued: Mapping[str, Subm
             fix += "nothing of this launch is left in the queue"
             raise UserError(f"sbatch refused {path}: {'; '.join(lines)}", fix)
         number = ids[job.name] = done.stdout.strip().split(";")[0]
-        log = log_of(job, logs, number, "*")
-        submitted.append(SubmittedJob(job.name, job.step.fingerprint, number, log, job.shards > 0, job.after))
-        earlier = [one for one in submitted_jobs(logs.parent) if one.what != submitted[-1].what]
-        write_text_durably(logs.parent / LEDGER, pretty_json([asdict(one) for one in (*earlier, submitted[-1])]))
+        log, fingerprint = job.log(logs, number, "*"), job.step.fingerprint
+        submitted.append(SubmittedJob(job.name, fingerprint, number, log, job.shards > 0, job.after))
+        kept = [one for one in submitted_jobs(logs.parent) if (one.name, one.fingerprint) != (job.name, fingerprint)]
+        write_text_durably(logs.parent / LEDGER, pretty_json([asdict(one) for one in (*kept, submitted[-1])]))
     return submitted
 
 

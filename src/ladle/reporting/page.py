@@ -32,16 +32,16 @@ CURVES = {"pretrain": ("loss", "eval_loss"), "kto": ("loss", "z0", "rewards/chos
 """Logged values to draw, by stage."""
 
 
-class PageConfig(Config):
-    """The page of one run."""
+class ReportConfig(Config):
+    """The page that shows the run."""
 
-    title: str
+    title: str | None = None
 
 
-def run(config: PageConfig, inputs: Inputs, out: Path) -> StageResult:
+def run(config: ReportConfig, inputs: Inputs, out: Path) -> StageResult:
     """Write the page, `index.html`, from the artifacts of every other step; each role is a step's name."""
     records = {name: (paths[0], read_record(paths[0])) for name, paths in inputs.items()}
-    (out / "index.html").write_text(render_page(config.title, records), encoding="utf-8")
+    (out / "index.html").write_text(render_page(config.title or "", records), encoding="utf-8")
     return StageResult({"steps": len(records)}, collect_scores(records))
 
 

@@ -10,13 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-mpl.rcParams |= {
-    "svg.hashsalt": "ladle",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
+mpl.rcParams |= {"svg.hashsalt": "ladle", "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
 
 
 def accuracy_plot(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> str:
