@@ -54,7 +54,7 @@ def test_weights_that_do_not_fit_are_refused(saved, change):
 
 
 def test_no_model_there_is_the_users_mistake(tmp_path):
-    with pytest.raises(UserError, match="no model at"):
+    with pytest.raises(UserError, match="holds no model"):
         load_model(tmp_path)
 
 
