@@ -519,7 +519,7 @@ def verify(reference: Reference, recompute: bool = False, root: Reference = DEFA
     path = find_artifact(reference, root)
     faults = list(find_faults(path))
     if recompute and not any(fault.startswith("missing") for fault in faults):
-        from ladle.soups.write import recompute as find_different
+        from ladle.soups.make import recompute as find_different
 
         different = find_different(path, recorded_paths(path, "members"))
         faults += [f"not the mean of the members: {name} in {path}" for name in different]

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.inputs import HubRepository, LocalFiles, UnreadFiles
+from ladle.artifacts.inputs import HubRepository, LocalFiles
 from ladle.artifacts.step import Step, StepInput, StepOutput
 from ladle.errors import LadleError, UserError
 from ladle.hub import snapshot
@@ -127,7 +127,7 @@ class Checkup:
     def local(self, role: str) -> list[Path]:
         """Return the files and folders of a role that are on this machine already."""
         items = self.step.inputs.get(role, ())
-        return [path for item in items if isinstance(item, (LocalFiles, UnreadFiles)) for path in item.paths]
+        return [path for item in items if isinstance(item, LocalFiles) for path in item.paths]
 
     def parent(self, role: str) -> Step | None:
         """Return the step whose output the first input of a role is; None if it is none's."""
@@ -147,7 +147,7 @@ class Checkup:
     def tokenizer_folder(self) -> Path | None:
         """The folder on this machine with the tokenizer that the step uses; None if it is not here yet."""
         root = _root_of(self.step)
-        found = [Path(path) for path in root.paths] if isinstance(root, (LocalFiles, UnreadFiles)) else []
+        found = [Path(path) for path in root.paths] if isinstance(root, LocalFiles) else []
         return _model_folder(found[0]) if found else None
 
     def needs(self, package: str, fix: str) -> Iterator[Finding]:

@@ -58,24 +58,16 @@ WHOLE = Shard()
 """The one share that is all of the work."""
 
 
-class SerialExecutor:
-    """Runs everything in the calling process."""
-
-    def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
-        """Yield `function(argument)` for each argument, in order."""
-        return map(function, arguments)
-
-
+@dataclass(frozen=True)
 class ProcessExecutor:
-    """Runs on `workers` spawned processes; threads of numeric libraries inside a worker are held to one."""
+    """Runs on `workers` spawned processes, each held to one thread, or in this process if that is one, or one item."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    workers: int
 
     def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
         """Yield `function(argument)` for each argument, in order."""
         arguments = list(arguments)
-        if len(arguments) <= 1:
+        if self.workers == 1 or len(arguments) <= 1:
             yield from map(function, arguments)
             return
         pool = ProcessPoolExecutor(
@@ -103,26 +95,25 @@ def make_executor(kind: ExecutorKind, workers: int, on_gpus: bool = False) -> Ex
     """
     if kind == "ray":
         return RayExecutor(on_gpus)
-    workers = workers or len(os.sched_getaffinity(0))
-    return SerialExecutor() if workers == 1 else ProcessExecutor(workers)
+    return ProcessExecutor(workers or len(os.sched_getaffinity(0)))
 
 
 def _limit_threads() -> None:
     os.environ.update(WORKER_ENVIRONMENT)
 
 
+@dataclass(frozen=True)
 class RayExecutor:
     """Runs items as tasks of the Ray cluster at RAY_ADDRESS, or else of the one this machine belongs to (extra `ray`).
 
     A task that is lost with its node runs again on whichever is free first. The nodes share the file system that holds
     the run, since shards pass through files. Training stays with torchrun, whose processes must all be there at once.
 
-    Args:
+    Attributes:
         on_gpus: give each task a GPU of its own where the cluster has any.
     """
 
-    def __init__(self, on_gpus: bool) -> None:
-        self.on_gpus = on_gpus
+    on_gpus: bool
 
     def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
         """Yield `function(argument)` for each argument, in order.
@@ -157,7 +148,7 @@ def _call(function: Callable[[Any], Any], argument: Any) -> Any:
     return function(argument)
 
 
-Executor = SerialExecutor | ProcessExecutor | RayExecutor
+Executor = ProcessExecutor | RayExecutor
 """Maps a function over arguments, both picklable; the results come in order, and the first exception propagates."""
 
 

@@ -57,7 +57,7 @@ class Pipeline:
     ) -> None:
         self.recipe = recipe
         self.finder = finder
-        self.member_files = finder.unread if reads_members_once else finder.local
+        self.reads_members_once = reads_members_once
         self.steps: dict[str, Step] = {}
         self.models: dict[str, Step] = {}
         for add in (
@@ -160,8 +160,8 @@ class Pipeline:
         if member in self.models:
             return [StepOutput(self.models[member])]
         if member != "checkpoints" or (training is None and find_local(member)):
-            found: list[StepInput] = [self.member_files((folder,), TRAINING_STATE) for folder in find_members(member)]
-            return found or [self.finder.find("model", member, "soup.members", known=tuple(self.models))]
+            local = (self.finder.local((one,), TRAINING_STATE, self.reads_members_once) for one in find_members(member))
+            return [*local] or [self.finder.find("model", member, "soup.members", known=tuple(self.models))]
         if training is None:
             problem = "soup.members names checkpoints, and the recipe has no `pretrain:`"
             raise UserError(problem, "add it, or name model folders")

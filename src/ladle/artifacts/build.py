@@ -22,14 +22,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ladle.artifacts.files import fsync_path, fsync_tree, make_folder, pretty_json, write_text_durably
-from ladle.artifacts.inputs import HubRepository, LocalFiles, UnreadFiles, changed_meanwhile, natural_key
+from ladle.artifacts.inputs import HubRepository, LocalFiles, changed_meanwhile, natural_key
 from ladle.artifacts.record import RECORD_NAME, UNFINISHED_NAME, is_complete, make_record, read_record
 from ladle.artifacts.step import Step, StepInput, StepOutput
 from ladle.artifacts.worker import needs_torchrun, run_in_processes
 from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.hub import snapshot
-from ladle.stage import Inputs, run_stage
+from ladle.stage import Inputs, StageResult, run_stage
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     partial.mkdir(exist_ok=True)
     (partial / RECORD_NAME).unlink(missing_ok=True)
     write_text_durably(partial / UNFINISHED_NAME, pretty_json({"name": step.name, "identity": step.identity}))
-    inputs = resolve_inputs(step, workspace)
+    inputs = _resolve_inputs(step, workspace)
     processes = getattr(step.config, "processes", None)
     if processes is not None and needs_torchrun(processes):
         result = run_in_processes(step.stage.name, step.config, inputs, partial, processes)
@@ -86,12 +86,8 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     (partial / UNFINISHED_NAME).unlink(missing_ok=True)  # some stages clear their folder
     _give_back_memory()
     step = step.settle(result.input_hashes)
-    _refuse_changed_inputs(step, workspace, result.input_hashes)
     described = {
-        role: [
-            _describe_input(item, workspace, final, {*map(Path.absolute, result.files_read.get(role, ()))})
-            for item in items
-        ]
+        role: [_describe_input(item, role, workspace, final, result) for item in items]
         for role, items in sorted(step.inputs.items())
     }
     record = make_record(step, partial, described, result, time.monotonic() - started)
@@ -126,26 +122,14 @@ def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
     partial = workspace.partial_of(step)
     make_folder(partial)
     with _locked(partial.with_name(f"{partial.name}-{shard.index}-of-{shard.count}")):
-        step.stage.run_shard(step.config, resolve_inputs(step, workspace), partial, shard)
+        step.stage.run_shard(step.config, _resolve_inputs(step, workspace), partial, shard)
 
 
-def _refuse_changed_inputs(step: Step, workspace: Workspace, hashes: Mapping[str, str]) -> None:
-    """Refuse an input whose hash, as the stage read it, is not that of the plan, or of the parent's record."""
-    for item in (item for items in step.inputs.values() for item in items if hashes):
-        planned = {path: digest for path, _, digest in item.files} if isinstance(item, LocalFiles) else {}
-        if isinstance(item, StepOutput):
-            folder = workspace.path_of(item.step)
-            planned = {str(folder / name): one["blake3"] for name, one in read_record(folder)["files"].items()}
-        for path in planned.keys() & hashes.keys():
-            if hashes[path] != planned[path]:
-                raise changed_meanwhile(path)
-
-
-def resolve_inputs(step: Step, workspace: Workspace) -> Inputs:
+def _resolve_inputs(step: Step, workspace: Workspace) -> Inputs:
     """Return the folders and files that the stage reads, by role, in order."""
 
     def paths_of(item: StepInput) -> list[Path]:
-        if isinstance(item, (LocalFiles, UnreadFiles)):
+        if isinstance(item, LocalFiles):
             return list(item.paths)
         if isinstance(item, HubRepository):
             return [snapshot(item.kind, item.repo_id, item.commit, item.file, item.patterns)]
@@ -159,20 +143,34 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern), key=natural_key) if pattern else [folder]
 
 
-def _describe_input(item: StepInput, workspace: Workspace, final: Path, read: set[Path]) -> dict[str, Any]:
-    """Return what a record says of an input; of local files, those read, if the stage says which."""
+def _describe_input(
+    item: StepInput, role: str, workspace: Workspace, final: Path, result: StageResult
+) -> dict[str, Any]:
+    """Return what a record says of an input; of local files, those read, if the stage says which.
+
+    Raises:
+        UserError: a hash that the stage took as it read is not that of the plan, or of the parent's record.
+    """
     if isinstance(item, StepOutput):
         folder = workspace.path_of(item.step)
         record = read_record(folder)
+        _refuse_changed({str(folder / name): one["blake3"] for name, one in record["files"].items()}, result)
         path = os.path.relpath(folder.resolve(), final.parent.resolve())
         return {"artifact": path, "fingerprint": record["fingerprint"], "digest": record["digest"], "glob": item.glob}
     if isinstance(item, LocalFiles):
-        hashed = {Path(path).absolute(): digest for path, _, digest in item.files}
+        _refuse_changed({file.path: file.digest for file in item.files}, result)
+        read = {*map(Path.absolute, result.files_read.get(role, ()))}
+        hashed = {Path(file.path).absolute(): file.digest for file in item.files}
         taken = [path for path in hashed if not read or not read.isdisjoint((path, path.parent))]
         files = [{"path": str(path), "blake3": hashed[path]} for path in taken]
         return {"paths": [str(path.absolute()) for path in item.paths], "files": files}
-    assert isinstance(item, HubRepository)  # nothing is unread once the stage has run
     return {"hub": item.kind, "repo_id": item.repo_id, "commit": item.commit, "file": item.file}
+
+
+def _refuse_changed(planned: Mapping[str, str | None], result: StageResult) -> None:
+    for path in planned.keys() & result.input_hashes.keys():
+        if result.input_hashes[path] != planned[path]:
+            raise changed_meanwhile(path)
 
 
 def recorded_paths(folder: Path, role: str) -> list[Path]:

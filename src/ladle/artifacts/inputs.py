@@ -10,10 +10,10 @@ import glob
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ladle.artifacts.files import hash_file, make_folder, pretty_json, write_text_durably
 from ladle.errors import UserError
@@ -41,75 +41,69 @@ class FileHashes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._known = {name: ((size, mtime_ns), digest) for name, (size, mtime_ns, digest) in rows.items()}
+        self._known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self._has_new = False
+
+    def find(self, path: Path) -> str | None:
+        """Return the file's blake3 if it is known for the size and modification time that the file has."""
+        *signature, digest = self._known.get(str(path.absolute()), (None,))
+        return digest if signature == [*signature_of(path)] else None
 
     def hash(self, path: Path) -> str:
         """Return the file's blake3, read again only where its size or modification time changed."""
-        signature = signature_of(path)
-        known = self.find(path, signature)
+        known = self.find(path)
         if known is None:
-            known = hash_file(path)
+            signature, known = signature_of(path), hash_file(path)
             self.learn(path, signature, known)
         return known
 
-    def find(self, path: Path, signature: Signature) -> str | None:
-        """Return the file's blake3 if it is known for this signature."""
-        known_signature, digest = self._known.get(str(path.absolute()), (None, None))
-        return digest if known_signature == signature else None
-
     def learn(self, path: Path, signature: Signature, digest: str) -> None:
         """Remember the blake3 of a file that had this signature before and after it was read."""
-        self._known[str(path.absolute())] = (signature, digest)
+        self._known[str(path.absolute())] = [*signature, digest]
         self._has_new = True
 
     def save(self) -> None:
         """Keep what was learnt for the next plan."""
         if self._has_new:
             make_folder(self.path.parent)
-            rows = {path: [*signature, digest] for path, (signature, digest) in self._known.items()}
-            write_text_durably(self.path, pretty_json(rows))
+            write_text_durably(self.path, pretty_json(self._known))
             self._has_new = False
+
+
+class LocalFile(NamedTuple):
+    """One file: its path, its name in the folder that was given ("" if it was given itself), and what it is.
+
+    The digest is None until the stage that reads the file hashes it meanwhile, so that it is read once.
+    """
+
+    path: str
+    name: str
+    signature: Signature
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files or folders outside the run, by content.
+    """Files or folders outside the run.
 
     Attributes:
         paths: what the stage is given.
-        files: of every file its path, its name in the folder that was given ("" for a file given itself), its blake3.
-    """
-
-    paths: tuple[Path, ...]
-    files: tuple[tuple[str, str, str], ...]
-
-    def identity(self) -> Any:
-        """Return what enters the fingerprint: content only, in order, so that moving the data changes nothing."""
-        return {"content": [[name, digest] for _, name, digest in self.files]}
-
-
-@dataclass(frozen=True)
-class UnreadFiles:
-    """Local files whose content is not known yet: the stage hashes them while it reads them, so they are read once.
-
-    Until then they stand for themselves by place, size and modification time, which names the unfinished build.
-    `settle` then gives them by content, which names the result.
-
-    Attributes:
-        paths: what the stage is given.
-        files: of every file its path, its name in the folder that was given, and its signature.
+        files: every file of them.
         hashes: where digests are kept.
     """
 
     paths: tuple[Path, ...]
-    files: tuple[tuple[str, str, Signature], ...]
-    hashes: FileHashes = field(compare=False, repr=False)
+    files: tuple[LocalFile, ...] = ()
+    hashes: FileHashes | None = field(default=None, compare=False, repr=False)
 
     def identity(self) -> Any:
-        """Return what enters the fingerprint of the unfinished build."""
-        return {"unread": [[str(Path(path).absolute()), *signature] for path, _, signature in self.files]}
+        """Return what enters the fingerprint: content only, in order, so that moving the data changes nothing.
+
+        Until all of it is known the files are named by place, size and time, which names the unfinished build.
+        """
+        if all(file.digest for file in self.files):
+            return {"content": [[file.name, file.digest] for file in self.files]}
+        return {"unread": [[str(Path(file.path).absolute()), *file.signature] for file in self.files]}
 
     def settle(self, digests: Mapping[str, str]) -> LocalFiles:
         """Return the files by content: by the digest where there is one, else hashed now.
@@ -117,14 +111,16 @@ class UnreadFiles:
         Raises:
             UserError: a file is no longer what it was when the step was planned.
         """
-        for path, _, signature in self.files:
+        if self.hashes is None or all(file.digest for file in self.files):
+            return self
+        for path, _, signature, _ in self.files:
             if signature_of(Path(path)) != signature:
                 raise changed_meanwhile(path)
             if path in digests:
                 self.hashes.learn(Path(path), signature, digests[path])
-        files = tuple((path, name, self.hashes.hash(Path(path))) for path, name, _ in self.files)
+        files = tuple(file._replace(digest=self.hashes.hash(Path(file.path))) for file in self.files)
         self.hashes.save()
-        return LocalFiles(self.paths, files)
+        return replace(self, files=files)
 
 
 def changed_meanwhile(path: str | Path) -> UserError:
@@ -203,7 +199,7 @@ class InputFinder:
         file: str | None = None,
         patterns: tuple[str, ...] = (),
         known: tuple[str, ...] = (),
-    ) -> LocalFiles | UnreadFiles | HubRepository:
+    ) -> LocalFiles | HubRepository:
         """Return the input that a name stands for.
 
         Args:
@@ -237,28 +233,22 @@ class InputFinder:
         fix = "name an existing path or glob" if is_path else "name an existing path or glob, or a Hub id org/name"
         raise UserError(f"there is no {kind} at {reference} ({key})", f"did you mean {close[0]!r}?" if close else fix)
 
-    def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
+    def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = (), unread: bool = False) -> LocalFiles:
         """Describe files and folders by content.
 
         A folder stands for all files below it; hidden ones, record.json and those that match `ignore` are left out.
+        Where they may stay `unread`, large files of unknown content are hashed by the stage that reads them.
 
         Raises:
             UserError: a folder that holds no file.
         """
-        described = tuple((str(file), name, self.hashes.hash(file)) for file, name in list_inputs(paths, ignore))
+        files = []
+        for path, name in list_inputs(paths, ignore):
+            signature = signature_of(path)
+            hash_now = self.hashes.find if unread and signature[0] > SMALL_BYTES else self.hashes.hash
+            files.append(LocalFile(str(path), name, signature, hash_now(path)))
         self.hashes.save()
-        return LocalFiles(paths, described)
-
-    def unread(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
-        """Describe files by content where it is known or small; the rest is hashed by the stage that reads it.
-
-        Raises:
-            UserError: a folder that holds no file.
-        """
-        files = [(file, name, signature_of(file)) for file, name in list_inputs(paths, ignore)]
-        if all(size <= SMALL_BYTES or self.hashes.find(file, (size, mtime)) for file, _, (size, mtime) in files):
-            return self.local(paths, ignore)
-        return UnreadFiles(paths, tuple((str(file), name, signature) for file, name, signature in files), self.hashes)
+        return LocalFiles(paths, tuple(files), self.hashes)
 
 
 def list_inputs(paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> Iterator[tuple[Path, str]]:

@@ -64,12 +64,11 @@ class ShardJournal:
     def is_finished(self, name: str) -> bool:
         """Tell whether the item's file is there and matches the hash written when it was finished."""
         path, record = self.folder / name, self.folder / (name + HASH_SUFFIX)
-        return path.is_file() and record.is_file() and record.read_text().strip() == hash_file(path)
+        return path.is_file() and record.is_file() and self.hash_of(name) == hash_file(path)
 
-    def discard_records(self) -> None:
-        """Remove the hashes and leftovers once the items are part of a larger, recorded artifact."""
-        for leftover in [*self.folder.glob("*" + HASH_SUFFIX), *self.folder.glob(".*.tmp")]:
-            leftover.unlink()
+    def hash_of(self, name: str) -> str:
+        """Return the blake3 of a finished item's file."""
+        return (self.folder / (name + HASH_SUFFIX)).read_text().strip()
 
 
 def _work_item(work: Work, folder: Path, item: tuple[str, Any]) -> None:

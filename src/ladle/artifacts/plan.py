@@ -13,6 +13,9 @@ from ladle.artifacts.build import Workspace
 from ladle.artifacts.record import RECORD_NAME, UNFINISHED_NAME, is_complete, read_record
 from ladle.artifacts.step import Step, StepInput, StepOutput
 
+ABSENT = "(absent)"
+"""Stands for the value of a key that only the other side has."""
+
 
 class State(StrEnum):
     """What a run does with a step."""
@@ -75,8 +78,8 @@ def _differences(step: Step, old: dict[str, Any]) -> tuple[str, ...]:
     if old["version"] != new["version"]:
         reasons.append(f"the stage's version: {old['version']} → {new['version']}")
     reasons += [
-        f"{_key(step.section, key)}: {_show_change(before, after)}"
-        for key, before, after in diff_values(old["config"], new["config"])
+        f"{key}: {_show_change(before, after)}"
+        for key, before, after in diff_values(old["config"], new["config"], step.section)
     ]
     for role in sorted(old["inputs"].keys() | new["inputs"].keys()):
         if old["inputs"].get(role) != new["inputs"].get(role):
@@ -93,23 +96,14 @@ def _input_reason(role: str, items: tuple[StepInput, ...], old_identities: list[
 def diff_values(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Return (dotted key, old, new) for every leaf that differs between two JSON values, or that only one has."""
     if isinstance(old, dict) and isinstance(new, dict):
-        rows = []
-        for key in [*old, *(key for key in new if key not in old)]:
-            inner = f"{path}.{key}" if path else str(key)
-            different = diff_values(old.get(key), new.get(key), inner)
-            rows += different if different or (key in old and key in new) else [(inner, None, None)]
-        return rows
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = zip(old, new, strict=True)
-        return [row for index, (a, b) in enumerate(pairs) for row in diff_values(a, b, f"{path}.{index}")]
-    return [] if old == new else [(path, old, new)]
-
-
-def _key(section: str, key: str) -> str:
-    return ".".join(part for part in (section, key) if part)
+        pairs = [(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in old | new]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(index, before, after) for index, (before, after) in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [(path, old, new)]
+    return [row for key, a, b in pairs for row in diff_values(a, b, f"{path}.{key}" if path else str(key))]
 
 
 def _show_change(before: Any, after: Any) -> str:
-    if before == after:  # both unset, and one of them does not have the key at all
-        return "added or removed"
-    return " → ".join("unset" if value is None else str(value) for value in (before, after))
+    shown = ["unset" if value in (None, ABSENT) else str(value) for value in (before, after)]
+    return "added or removed" if shown == ["unset", "unset"] else " → ".join(shown)

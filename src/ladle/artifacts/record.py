@@ -90,15 +90,6 @@ def seal(record: dict[str, Any]) -> dict[str, Any]:
     return body | {"record_blake3": hash_bytes(canonical_json(body).encode())}
 
 
-def is_intact(text: str) -> bool:
-    """Return whether the text of a record.json is, byte for byte, what was written and sealed."""
-    try:
-        record = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(record, dict) and text == pretty_json(record) and record == seal(record)
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """Return an artifact's record.
 
@@ -213,6 +204,10 @@ def _verify_input(folder: Path, item: dict[str, Any], seen: set[Path]) -> Iterat
 
 
 def _read_intact(folder: Path) -> dict[str, Any] | None:
-    path = folder / RECORD_NAME
-    text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
-    return json.loads(text) if is_intact(text) else None
+    """Return the record if it is, byte for byte, what was written and sealed."""
+    try:
+        text = (folder / RECORD_NAME).read_bytes().decode()
+        record = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and text == pretty_json(record) and record == seal(record) else None

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ladle.artifacts.files import canonical_json, hash_bytes
-from ladle.artifacts.inputs import HubRepository, LocalFiles, UnreadFiles
+from ladle.artifacts.inputs import HubRepository, LocalFiles
 from ladle.config import Config
 from ladle.stage import Stage
 
@@ -33,7 +33,7 @@ class StepOutput:
         return {"step": self.step.fingerprint, "glob": self.glob}
 
 
-StepInput = StepOutput | LocalFiles | UnreadFiles | HubRepository
+StepInput = StepOutput | LocalFiles | HubRepository
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +75,9 @@ class Step:
         return f"{self.name.rsplit('/', 1)[-1]}-{self.fingerprint[:FINGERPRINT_IN_NAMES]}"
 
     def settle(self, digests: Mapping[str, str]) -> Step:
-        """Return the step with its unread inputs by content; `digests` are those that the stage took, by path."""
+        """Return the step with its local inputs by content; `digests` are those that the stage took, by path."""
         settled = {
-            role: tuple(item.settle(digests) if isinstance(item, UnreadFiles) else item for item in items)
+            role: tuple(item.settle(digests) if isinstance(item, LocalFiles) else item for item in items)
             for role, items in self.inputs.items()
         }
         return replace(self, inputs=settled)

@@ -1,7 +1,7 @@
 """Running a stage in several processes, of one machine or of several nodes.
 
 `run_in_processes` starts torchrun, which runs this module in each process. The job and the outcome pass through two
-small files, so that an error keeps its message, its exit code and, if it is a bug, its traceback.
+small files of pickles, so that an error keeps its type and message, and, if it is a bug, its traceback is shown.
 
 A Slurm script that spans nodes runs the command itself on its first node, and sets three variables:
 
@@ -12,30 +12,27 @@ A Slurm script that spans nodes runs the command itself on its first node, and s
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ladle.artifacts.files import pretty_json, write_text_durably
+from ladle.artifacts.files import replace_durably
 from ladle.artifacts.torchrun import STOP_SIGNALS
 from ladle.config import Config
-from ladle.errors import CheckFailed, LadleError, Preempted, UserError
+from ladle.errors import CheckFailed, LadleError, Preempted
 from ladle.stage import Inputs, StageResult, find_stage, run_stage
 
 NODES = "LADLE_NODES"
 RENDEZVOUS = "LADLE_RENDEZVOUS"
 JOB_ID = "LADLE_JOB_ID"
 
-JOB = ".job.json"
-OUTCOME = ".outcome.json"
-_FORESEEN = {kind.__name__: kind for kind in (UserError, CheckFailed, Preempted)}
+JOB = ".job.pickle"
+OUTCOME = ".outcome.pickle"
 
 
 def torchrun_command(processes: int, environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -67,17 +64,11 @@ def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, proc
     on to the processes.
 
     Raises:
-        UserError, CheckFailed, Preempted: what the stage raised.
+        LadleError: what the stage raised.
+        CheckFailed: a process died.
+        Preempted: a signal stopped it.
     """
-    kind = type(config)
-    job = {
-        "stage": stage,
-        "config_class": f"{kind.__module__}:{kind.__qualname__}",
-        "config": config.model_dump(mode="json"),
-        "inputs": {role: [str(path) for path in paths] for role, paths in inputs.items()},
-        "out": str(out),
-    }
-    (out / JOB).write_text(pretty_json(job), encoding="utf-8")
+    (out / JOB).write_bytes(pickle.dumps((stage, config, inputs, out)))
     (out / OUTCOME).unlink(missing_ok=True)
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
     # DDP looks for unused parameters (its setting in ladle.training), and warns in every run where it finds none
@@ -104,14 +95,14 @@ def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, proc
         if process.poll() is None:
             process.send_signal(signal.SIGINT)  # torchrun then ends its processes; killing it would orphan them
             process.wait()
-    outcome = json.loads((out / OUTCOME).read_text(encoding="utf-8")) if (out / OUTCOME).is_file() else {}
+    outcome = pickle.loads((out / OUTCOME).read_bytes()) if (out / OUTCOME).is_file() else None
     for name in (JOB, OUTCOME):
         (out / name).unlink(missing_ok=True)
-    if "error" in outcome:
-        raise _FORESEEN[outcome["error"]](*outcome["arguments"])
-    if "result" in outcome and code == 0:
-        return StageResult(**outcome["result"])
-    if signalled and "result" not in outcome:
+    if isinstance(outcome, LadleError):
+        raise outcome
+    if outcome and code == 0:
+        return outcome
+    if signalled and not outcome:
         raise Preempted(f"{stage} got a signal to stop, and stopped; run the same command again to resume")
     raise CheckFailed(
         f"a process of {stage} died (exit code {code}); its messages are above. Run the same command again to resume"
@@ -126,17 +117,15 @@ def work(job_path: Path) -> int:
         signal.signal(number, signal.SIG_DFL)  # torchrun ignores them; a training listens once it has begun
     is_first = os.environ.get("RANK", "0") == "0"
     log.configure(quiet=not is_first)
-    job = json.loads(job_path.read_text(encoding="utf-8"))
-    module, _, name = job["config_class"].partition(":")
-    config = getattr(importlib.import_module(module), name).model_validate(job["config"])
-    inputs = {role: [Path(path) for path in paths] for role, paths in job["inputs"].items()}
+    stage, config, inputs, out = pickle.loads(job_path.read_bytes())
     try:
-        result = run_stage(find_stage(job["stage"]), config, inputs, Path(job["out"]))
-        outcome, code = {"result": asdict(result)}, 0
+        outcome, code = run_stage(find_stage(stage), config, inputs, out), 0
     except LadleError as error:
-        outcome, code = {"error": type(error).__name__, "arguments": list(error.args)}, error.exit_code
-    if is_first or "error" in outcome:
-        write_text_durably(job_path.parent / OUTCOME, pretty_json(outcome))
+        outcome, code = error, error.exit_code
+    if is_first or code:
+        temporary = out / f"{OUTCOME}.{os.getpid()}-{os.environ.get('RANK')}.tmp"
+        temporary.write_bytes(pickle.dumps(outcome))
+        replace_durably(temporary, out / OUTCOME)
     return code
 
 

@@ -25,7 +25,7 @@ from ladle.data.files import find_data_files
 from ladle.data.rows import Piece, Unreadable, cut_file
 from ladle.data.store import ShardWriter, TokenShard, open_shard
 from ladle.errors import UserError
-from ladle.executors import WHOLE, Executor, SerialExecutor, Shard, make_executor
+from ladle.executors import WHOLE, Executor, ProcessExecutor, Shard, make_executor
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
@@ -133,7 +133,7 @@ def choose_executor(config: MixConfig, pieces: Pieces) -> Executor:
     do."""
     size_bytes = sum(piece.size_bytes for of_source in pieces for piece in of_source)
     if config.executor == "processes" and size_bytes < SMALL_INPUT_BYTES:
-        return SerialExecutor()
+        return ProcessExecutor(1)
     return make_executor(config.executor, config.workers)
 
 

@@ -24,7 +24,7 @@ from ladle.artifacts.files import pretty_json
 from ladle.artifacts.journal import ShardJournal
 from ladle.data.prefer import read_examples
 from ladle.errors import UserError
-from ladle.executors import SerialExecutor
+from ladle.executors import ProcessExecutor
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.kto.data import KtoExamples, make_bin, plan_bins, refuse_single_label, tokenize_examples
 from ladle.kto.loss import prepare_policy, use_kto_forward
@@ -224,7 +224,7 @@ class ReferencePass:
 
         journal = ShardJournal(folder)
         mine = dict(list(items.items())[world.rank :: world.size])
-        journal.run(mine, work, SerialExecutor(), "reference log-probs", "batches")
+        journal.run(mine, work, ProcessExecutor(1), "reference log-probs", "batches")
         world.wait()
         result = np.empty(len(prompts), dtype=np.float32)
         for name, indices in items.items():

@@ -13,8 +13,8 @@ from ladle.artifacts.files import readable_size
 from ladle.artifacts.inputs import (
     HubRepository,
     InputFinder,
+    LocalFile,
     LocalFiles,
-    UnreadFiles,
     list_inputs,
     names_hub,
     signature_of,
@@ -40,9 +40,7 @@ class CheckedInputs(InputFinder):
         super().__init__(root)
         self.found = found
 
-    def find(
-        self, kind: str, reference: str, key: str, *more: Any, **named: Any
-    ) -> LocalFiles | UnreadFiles | HubRepository:
+    def find(self, kind: str, reference: str, key: str, *more: Any, **named: Any) -> LocalFiles | HubRepository:
         """Return the input that a name stands for; one without files if it stands for nothing."""
         family = "data" if kind == "dataset" else "model"
         try:
@@ -52,7 +50,7 @@ class CheckedInputs(InputFinder):
                 return item
         except UserError as fault:
             self.found.append(error("hub" if names_hub(reference) else family, key, fault.problem, fault.fix))
-            return LocalFiles((), ())
+            return LocalFiles(())
         self.found.append(ok(family, key, f"{reference} is here"))
         if kind == "model" and not named.get("patterns"):
             for path in item.paths:
@@ -70,14 +68,14 @@ class CheckedInputs(InputFinder):
             fix = f"pin it, so that a later run is the same: revision: {item.commit}"
             self.found.append(warning("hub", key, message, fix))
 
-    def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = ()) -> LocalFiles | UnreadFiles:
+    def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = (), unread: bool = False) -> LocalFiles:
         """Describe files and folders by place, size and time, without reading them."""
         try:
-            files = tuple((str(file), name, signature_of(file)) for file, name in list_inputs(paths, ignore))
+            files = tuple(LocalFile(str(file), name, signature_of(file)) for file, name in list_inputs(paths, ignore))
         except UserError as fault:
             self.found.append(error("data", str(paths[0]), fault.problem, fault.fix))
             files = ()
-        return UnreadFiles(paths, files, self.hashes)
+        return LocalFiles(paths, files)
 
 
 def diagnose(path: Path, overrides: list[str], root: Path, machine: Machine) -> list[Finding]:

@@ -31,9 +31,6 @@ from ladle.soups.weights import Coefficients
 FLOATS = {"BF16": np.dtype("u2"), "F16": np.dtype("f2"), "F32": np.dtype("f4"), "F64": np.dtype("f8")}
 """The formats that are averaged, by safetensors' name, and their numpy dtypes; numpy has only the bits of bf16."""
 
-BLOCK = 2**16
-"""Elements averaged at a time: eight members' and the sum fit into a core's cache."""
-
 
 def common_dtype(dtypes: set[str]) -> str:
     """Return the narrowest of the formats that holds every number of `dtypes`; bf16 and fp16 together need fp32."""

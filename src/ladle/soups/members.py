@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import multiprocessing
 import os
 import re
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 
 from ladle.artifacts.inputs import find_local, natural_key
@@ -42,7 +41,10 @@ INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 """The names that config.json has for safetensors' formats."""
 STEP = re.compile(r"checkpoint-(\d+)")
+BLOCK = 2**16
+"""Elements read of each member at a time: eight members' and their sum fit into a core's cache."""
 
+LEAVE_ALONE = "leave the members alone during a soup, and run it again"
 _COPY_AGAIN = "copy it again from its source, or use another checkpoint"
 _CONVERT = (
     'convert it with: python -c "from transformers import AutoModelForCausalLM as M; '
@@ -160,9 +162,34 @@ class Member:
             raise UserError(f"{self.folder / 'config.json'} is not a JSON object", _COPY_AGAIN)
         return (DEEPSEEK_V3_ROUTING if config.get("model_type") == "deepseek_v3" else {}) | config
 
+    @property
+    def paths(self) -> list[Path]:
+        """Its weight files."""
+        return [self.folder / file for file in self.headers]
+
     def tensor(self, name: str) -> Tensor:
         """Return where a tensor is in its file."""
         return self.headers[self.files[name]].tensors[name]
+
+
+def read_blocks(members: Sequence[Member], name: str) -> Iterator[list[bytes]]:
+    """Yield the bytes of a tensor in each of these members, which have it in one shape, block after block.
+
+    Raises:
+        UserError: a file became shorter meanwhile.
+    """
+    tensors = [member.tensor(name) for member in members]
+    count = tensors[0].num_elements
+    with ExitStack() as stack:
+        files = [stack.enter_context((one.folder / one.files[name]).open("rb", buffering=0)) for one in members]
+        for first in range(0, count, BLOCK):
+            last, rows = min(first + BLOCK, count), []
+            for tensor, file in zip(tensors, files, strict=True):
+                start, stop = (tensor.start + position * tensor.size_bytes // count for position in (first, last))
+                rows.append(os.pread(file.fileno(), stop - start, start))
+                if len(rows[-1]) < stop - start:
+                    raise UserError(f"{file.name} became shorter while it was read", LEAVE_ALONE)
+            yield rows
 
 
 def find_members(reference: str) -> tuple[Path, ...]:
@@ -174,79 +201,76 @@ def find_members(reference: str) -> tuple[Path, ...]:
 
 
 def _checkpoints_of(folder: Path) -> list[Path]:
-    if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
+    if (_model_in(folder) / "config.json").is_file():
         return []
     found = sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=natural_key)
-    others = [path.name for path in found if not STEP.fullmatch(path.name)]
-    if others:
-        logger.warning("%s: %s is not a checkpoint of a step, and left out: name it to average it", folder, others[0])
-    return [path for path in found if path.name not in others]
+    for path in found:
+        if not STEP.fullmatch(path.name):
+            what = "is not a checkpoint of a step, and left out: name it to average it"
+            logger.warning("%s: %s %s", folder, path.name, what)
+    return [path for path in found if STEP.fullmatch(path.name)]
+
+
+def _model_in(folder: Path) -> Path:
+    return folder / "model" if (folder / "model" / "config.json").is_file() else folder
 
 
 def open_members(folders: Sequence[Path]) -> list[Member]:
     """Read the headers of all members; each folder is a model, or an artifact with the model in model/.
+
+    Members are named by their folders, numbered where two are the same: without paths, so that results can move.
 
     Raises:
         UserError: there is none, or one is not a model folder or has damaged weight files.
     """
     if not folders:
         raise UserError("a soup needs at least one member", "name model folders: ladle soup base run/checkpoints/*")
-    return [_open_member(folder, name) for folder, name in zip(folders, _name_members(folders), strict=True)]
-
-
-def _name_members(folders: Sequence[Path]) -> list[str]:
-    """Name members by their folders, numbered where two are the same; paths are left out, so results can move."""
-    plain = [(path.parent if path.name == "model" else path).name for path in (folder.resolve() for folder in folders)]
+    plain = [(path.parent if path.name == "model" else path).name for path in map(Path.resolve, folders)]
     return [
-        name if plain.count(name) == 1 else f"{name}#{plain[: position + 1].count(name)}"
-        for position, name in enumerate(plain)
+        _open_member(folder, name if plain.count(name) == 1 else f"{name}#{plain[: position + 1].count(name)}")
+        for position, (folder, name) in enumerate(zip(folders, plain, strict=True))
     ]
 
 
 def _open_member(folder: Path, name: str) -> Member:
-    if (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
+    folder = _model_in(folder)
     if not (folder / "config.json").is_file():
         found = "there is no such folder"
         if folder.exists():
             names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ["it is a file"]
             found = f"it has no config.json (found: {', '.join(names) or 'nothing'})"
         raise UserError(f"{folder} is not a model: {found}", "name a folder saved by save_pretrained")
-    weight_map = _read_weight_map(folder)
-    files, weights_in = [SINGLE_FILE], SINGLE_FILE
-    if weight_map is not None:
-        files, weights_in = sorted(set(weight_map.values())), f"the files that {INDEX_FILE} names"
+    index = _read_index(folder)
+    files = sorted(set(index.values())) or [SINGLE_FILE]
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"{folder} lacks {file}, which its index names", _COPY_AGAIN)
     if unread := sorted({path.name for path in folder.glob("*.safetensors")} - set(files)):
+        weights_in = f"the files that {INDEX_FILE} names" if index else SINGLE_FILE
         logger.warning("%s: %s is not read: the weights are in %s", folder, ", ".join(unread), weights_in)
-    member = Member(name, folder, {file: read_header(folder / file) for file in files})
-    tensors = Counter(tensor for header in member.headers.values() for tensor in header.tensors)
-    if repeated := [tensor for tensor, count in tensors.items() if count > 1]:
-        raise UserError(f"{folder} has {repeated[0]} in more than one file", "save the model again")
-    if weight_map is not None and weight_map != member.files:
-        wrong = sorted(set(weight_map.items()) ^ set(member.files.items()))[0][0]
-        raise UserError(f"{folder}: the index and the weight files differ on {wrong}", _COPY_AGAIN)
-    return member
+    headers = {file: read_header(folder / file) for file in files}
+    stored = {(tensor, file) for file, header in headers.items() for tensor in header.tensors}
+    if index and (wrong := sorted(stored ^ set(index.items()))):
+        raise UserError(f"{folder}: the index and the weight files differ on {wrong[0][0]}", _COPY_AGAIN)
+    return Member(name, folder, headers)
 
 
-def _read_weight_map(folder: Path) -> dict[str, str] | None:
-    """Return the file of each tensor, by the index; None for a single file, which wins as in from_pretrained."""
+def _read_index(folder: Path) -> dict[str, str]:
+    """Return the file of each tensor, by the index; empty for a single file, which wins as in from_pretrained."""
     if (folder / SINGLE_FILE).is_file():
-        return None
+        return {}
     if (folder / INDEX_FILE).is_file():
         try:
             return {str(tensor): str(file) for tensor, file in read_json(folder / INDEX_FILE)["weight_map"].items()}
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{folder / INDEX_FILE} is not an index of weights", _COPY_AGAIN) from error
-    if (folder / "adapter_config.json").is_file():
-        fix = "merge it into its base first (peft: merge_and_unload), and save that"
-        raise UserError(f"{folder} is an adapter, not a model", fix)
+    problem, fix = f"has no {SINGLE_FILE} and no {INDEX_FILE}", "name a folder saved by save_pretrained"
     if any(folder.glob("*.bin")):
-        fix = _CONVERT.format(folder=folder)
-        raise UserError(f"{folder} has its weights in torch .bin files, which can hold code", fix)
-    raise UserError(f"{folder} has no {SINGLE_FILE} and no {INDEX_FILE}", "name a folder saved by save_pretrained")
+        problem, fix = "has its weights in torch .bin files, which can hold code", _CONVERT.format(folder=folder)
+    if (folder / "adapter_config.json").is_file():
+        problem = "is an adapter, not a model"
+        fix = "merge it into its base first (peft: merge_and_unload), and save that"
+    raise UserError(f"{folder} {problem}", fix)
 
 
 def read_json(path: Path) -> Any:
@@ -299,16 +323,14 @@ def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
         return list(members)
     for member in storing:
         embeddings = next((name for name in member.files if name.endswith(INPUT_EMBEDDINGS)), None)
-        if embeddings is None or _hash_of(member, embeddings) != _hash_of(member, OUTPUT_EMBEDDINGS):
+        if embeddings is None or not _are_equal(member, embeddings, OUTPUT_EMBEDDINGS):
             problem = f"{member.name} has a {OUTPUT_EMBEDDINGS} of its own, others tie it to the input embeddings"
             raise UserError(problem, "average models that are all tied, or all untied")
     aliases = frozenset({OUTPUT_EMBEDDINGS})
     return [replace(member, aliases=aliases) if member in storing else member for member in members]
 
 
-def _hash_of(member: Member, name: str) -> tuple[str, tuple[int, ...], bytes]:
-    """Return what is equal for equal tensors: dtype, shape and a hash of the bytes."""
-    tensor = member.tensor(name)
-    with (member.folder / member.files[name]).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return tensor.dtype, tensor.shape, blake3(memoryview(mapped)[tensor.start : tensor.stop]).digest()
+def _are_equal(member: Member, *names: str) -> bool:
+    (dtype, shape), (other_dtype, other_shape) = (member.tensor(name)[:2] for name in names)
+    blocks = zip(*(read_blocks([member], name) for name in names), strict=True)
+    return (dtype, shape) == (other_dtype, other_shape) and all(one == other for one, other in blocks)

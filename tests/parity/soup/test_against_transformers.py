@@ -83,17 +83,6 @@ def _round_once(mean: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return candidates.gather(0, choice[None])[0]
 
 
-def test_the_router_bias_stays_in_fp32(tmp_path: Path) -> None:
-    members = save_members(tmp_path, "deepseek_v3", torch.bfloat16, "5GB")
-    (tmp_path / "out").mkdir()
-    soup.run(SoupConfig(), {"members": members}, tmp_path / "out")
-    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
-    states = [load(folder, torch.bfloat16)[0][bias] for folder in (*members, tmp_path / "out")]
-    assert {state.dtype for state in states} == {torch.float32}
-    expected = torch.stack(states[:-1]).double().mean(0)
-    torch.testing.assert_close(states[-1].double(), expected, rtol=1e-7, atol=0)
-
-
 @pytest.mark.slow
 def test_configs_of_two_transformers_generations_are_compared_by_meaning(tmp_path: Path) -> None:
     """A base from the Hub names rope_theta and leaves out what is default; a checkpoint of it spells everything out."""

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from ladle.artifacts import journal
-from ladle.artifacts.files import list_files
 from ladle.artifacts.journal import RowJournal, ShardJournal
-from ladle.executors import ProcessExecutor, SerialExecutor
+from ladle.executors import ProcessExecutor
 
 ITEMS = {f"item-{index}": index for index in range(6)}
 
@@ -28,7 +27,7 @@ def worked(folder: Path) -> list[int]:
     return sorted(map(int, log.read_text().split())) if log.is_file() else []
 
 
-@pytest.mark.parametrize("executor", [SerialExecutor(), ProcessExecutor(2)])
+@pytest.mark.parametrize("executor", [ProcessExecutor(1), ProcessExecutor(2)])
 def test_items_are_worked_once_and_returned_in_order(tmp_path, executor):
     shards = ShardJournal(tmp_path / "shards")
     paths = shards.run(ITEMS, write_square, executor)
@@ -39,34 +38,26 @@ def test_items_are_worked_once_and_returned_in_order(tmp_path, executor):
 
 def test_damaged_missing_and_unacknowledged_items_are_worked_again(tmp_path):
     shards = ShardJournal(tmp_path / "shards")
-    paths = shards.run(ITEMS, write_square, SerialExecutor())
+    paths = shards.run(ITEMS, write_square, ProcessExecutor(1))
     paths["item-1"].write_text("damaged")
     paths["item-2"].unlink()
     (tmp_path / "shards" / "item-3.b3").unlink()
-    assert shards.run(ITEMS, write_square, SerialExecutor())["item-1"].read_text() == "1"
+    assert shards.run(ITEMS, write_square, ProcessExecutor(1))["item-1"].read_text() == "1"
     assert worked(tmp_path / "shards") == sorted([*range(6), 1, 2, 3])
-
-
-def test_records_and_leftovers_can_be_discarded(tmp_path):
-    shards = ShardJournal(tmp_path / "shards")
-    shards.run(ITEMS, write_square, SerialExecutor())
-    (tmp_path / "shards" / ".item-9.tmp").write_text("half")
-    shards.discard_records()
-    assert [path.name for path in list_files(tmp_path / "shards")] == sorted(ITEMS)
 
 
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
 from ladle.artifacts.journal import RowJournal, ShardJournal
-from ladle.executors import SerialExecutor
+from ladle.executors import ProcessExecutor
 
 def slow(number, out):
     with out.open("w") as file:
         for digit in str(number) * 200:
             file.write(digit); file.flush(); time.sleep(0.0002)
 
-ShardJournal(Path(sys.argv[1])).run({f"item-{i}": i for i in range(20)}, slow, SerialExecutor())
+ShardJournal(Path(sys.argv[1])).run({f"item-{i}": i for i in range(20)}, slow, ProcessExecutor(1))
 """
 
 

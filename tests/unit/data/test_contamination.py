@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ladle.data.contamination import BenchmarkText, NgramSet, find_contamination, ngram_hashes
 from ladle.data.encoders import read_vocabulary
 from ladle.data.tokenize import find_pieces
-from ladle.executors import SerialExecutor
+from ladle.executors import ProcessExecutor
 
 from .samples import make_config, make_texts, write_jsonl
 
@@ -67,7 +67,7 @@ def search(path: Path, tokenizer_folder: Path, kept: Path, texts: list[Benchmark
     vocabulary = read_vocabulary(tokenizer_folder, kept / "tokenizer")
     pieces = find_pieces(config, [path], 4096)
     assert len(pieces) > 3
-    return find_contamination([config], [pieces], texts, 13, vocabulary, SerialExecutor())
+    return find_contamination([config], [pieces], texts, 13, vocabulary, ProcessExecutor(1))
 
 
 def test_documents_and_items_are_named(contaminated: Path, tokenizer_folder: Path, tmp_path: Path):

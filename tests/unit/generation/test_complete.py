@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from ladle.artifacts.journal import RowJournal
-from ladle.executors import ProcessExecutor, SerialExecutor, Shard
+from ladle.executors import ProcessExecutor, Shard
 from ladle.generation.complete import JOURNAL_PATTERN, complete, discard_samples
 from ladle.generation.request import Request, Sample
 
@@ -36,7 +36,7 @@ def _expected() -> dict[str, Sample]:
 
 
 def test_samples_come_in_the_order_of_the_requests(tmp_path):
-    done = complete(REQUESTS, EchoGenerator, tmp_path, SerialExecutor())
+    done = complete(REQUESTS, EchoGenerator, tmp_path, ProcessExecutor(1))
     assert done.samples == _expected()
     assert list(done.samples) == [request.id for request in REQUESTS]
     assert set(done.seconds) == {"sums", "doubles"}
@@ -51,34 +51,34 @@ def test_several_processes_give_the_same(tmp_path):
 
 def test_a_restart_generates_only_the_rest_with_any_number_of_workers(tmp_path):
     with pytest.raises(RuntimeError):
-        complete(REQUESTS, partial(EchoGenerator, fail_after=7), tmp_path, SerialExecutor())
+        complete(REQUESTS, partial(EchoGenerator, fail_after=7), tmp_path, ProcessExecutor(1))
     with pytest.raises(RuntimeError):
-        complete(REQUESTS, partial(EchoGenerator, fail_after=3), tmp_path, SerialExecutor(), workers=3)
+        complete(REQUESTS, partial(EchoGenerator, fail_after=3), tmp_path, ProcessExecutor(1), workers=3)
     seen: list[int] = []
 
     def make(worker: int) -> EchoGenerator:
         seen.append(worker)
         return EchoGenerator(worker)
 
-    assert complete(REQUESTS, make, tmp_path, SerialExecutor(), workers=2).samples == _expected()
+    assert complete(REQUESTS, make, tmp_path, ProcessExecutor(1), workers=2).samples == _expected()
     rows = [row for path in tmp_path.glob(JOURNAL_PATTERN) for row in RowJournal(path).rows()]
     assert sorted(row["id"] for row in rows) == sorted(request.id for request in REQUESTS)
-    complete(REQUESTS, make, tmp_path, SerialExecutor())
+    complete(REQUESTS, make, tmp_path, ProcessExecutor(1))
     assert seen == [0, 1]  # with nothing left to do, no model is loaded
 
 
 def test_shares_of_several_machines_come_together(tmp_path):
     for index in range(3):
-        share = complete(REQUESTS, EchoGenerator, tmp_path, SerialExecutor(), shard=Shard(index, 3))
+        share = complete(REQUESTS, EchoGenerator, tmp_path, ProcessExecutor(1), shard=Shard(index, 3))
         assert list(share.samples) == [request.id for request in REQUESTS[index::3]]
 
     def refuse(worker: int) -> EchoGenerator:
         raise AssertionError("there was something left to generate")
 
-    assert complete(REQUESTS, refuse, tmp_path, SerialExecutor()).samples == _expected()
+    assert complete(REQUESTS, refuse, tmp_path, ProcessExecutor(1)).samples == _expected()
 
 
 def test_nothing_is_left_of_discarded_samples(tmp_path):
-    complete(REQUESTS, EchoGenerator, tmp_path, SerialExecutor())
+    complete(REQUESTS, EchoGenerator, tmp_path, ProcessExecutor(1))
     discard_samples(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -19,15 +19,15 @@ from ladle.api import Run
 from ladle.artifacts import inputs
 from ladle.artifacts.build import Workspace, build
 from ladle.artifacts.files import pretty_json
-from ladle.artifacts.inputs import InputFinder, LocalFiles, UnreadFiles
+from ladle.artifacts.inputs import InputFinder
 from ladle.artifacts.record import RECORD_NAME, describe_files, digest_of, read_record, seal
 from ladle.artifacts.step import Step, StepOutput
 from ladle.errors import UserError
 from ladle.recipe import make_recipe
 from ladle.soups import make
 from ladle.soups.config import SoupConfig
+from ladle.soups.make import recompute
 from ladle.soups.members import open_members
-from ladle.soups.write import recompute
 from ladle.stages import soup as stage
 from tests.unit.artifacts import toy
 
@@ -83,10 +83,10 @@ def test_members_are_hashed_while_they_are_averaged_and_never_again(tmp_path: Pa
 def test_unread_files_are_recognised_by_size_and_time(tmp_path: Path) -> None:
     (member,) = make_checkpoints(tmp_path, 1, rows=ROWS)
     finder = InputFinder(tmp_path)
-    unread = finder.unread((member,))
-    assert isinstance(unread, UnreadFiles)
+    unread = finder.local((member,), unread=True)
+    assert "unread" in unread.identity()
     os.utime(member / "model.safetensors", ns=(1, 1))
-    assert finder.unread((member,)).identity() != unread.identity()
+    assert finder.local((member,), unread=True).identity() != unread.identity()
     with pytest.raises(UserError, match=r"model\.safetensors is not what it was when this step was planned"):
         unread.settle({})
 
@@ -94,9 +94,9 @@ def test_unread_files_are_recognised_by_size_and_time(tmp_path: Path) -> None:
 def test_small_or_known_files_are_described_by_content_at_once(tmp_path: Path) -> None:
     small, large = *make_checkpoints(tmp_path, 1), *make_checkpoints(tmp_path, 2, rows=ROWS)
     finder = InputFinder(tmp_path)
-    assert isinstance(finder.unread((small,)), LocalFiles)
+    assert finder.local((small,), unread=True) == finder.local((small,))
     known = finder.local((large,))
-    assert InputFinder(tmp_path).unread((large,)) == known
+    assert InputFinder(tmp_path).local((large,), unread=True) == known
 
 
 def test_the_state_of_a_training_is_no_part_of_a_member(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def soup_of(tmp_path: Path, change: Change, **settings: Any) -> tuple[dict[str, 
         (grow, "allow_shapes", r"head has shapes \[\[3, 5\], \[4, 5\]\]"),
         (widen, "allow_dtypes", r"head has dtypes \['BF16', 'F32'\]"),
         (spoil, "allow_nonfinite", r"changed holds nan in head"),
-        (renumber, "allow_unequal", "position_ids differs between plain and changed"),
+        (renumber, "allow_unequal", "position_ids is not averaged, and differs between plain and changed"),
     ],
 )
 def test_a_difference_is_refused_and_can_be_waived(tmp_path: Path, change: Change, waiver: str, problem: str) -> None:

@@ -23,7 +23,7 @@ import pytest
 from blake3 import blake3
 
 from ladle.artifacts.record import read_record, verify
-from ladle.soups import make, write
+from ladle.soups import make
 from ladle.soups.config import SoupConfig
 from ladle.stages import soup
 
@@ -64,7 +64,7 @@ class Countdown:
 
 def run_until(members: list[Path], out: Path, stop_at: int | None, count_file: Path) -> None:
     countdown = Countdown(out, stop_at)
-    write.average_blocks = countdown.counting(write.average_blocks)
+    make.average_blocks = countdown.counting(make.average_blocks)
     sys.addaudithook(countdown.audit)
     soup.run(SoupConfig(), {"members": members}, out)
     count_file.write_text(str(countdown.seen))

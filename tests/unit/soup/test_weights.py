@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ladle.soups.config import SoupConfig
-from ladle.soups.weights import GRID, RULES, make_coefficients, over, to_coefficients
+from ladle.soups.weights import GRID, RULES, make_coefficients, to_coefficients
 
 
 def shares(num_members: int, **changes: object) -> list[Fraction]:
@@ -81,12 +81,6 @@ def test_shares_of_any_size_come_to_the_grid(parts: list[int]) -> None:
     assert sum(coefficients.numerators) == coefficients.denominator <= GRID
     for share, numerator in zip(exact, coefficients.numerators, strict=True):
         assert abs(share - Fraction(numerator, coefficients.denominator)) < Fraction(1, GRID)
-
-
-def test_a_uniform_average_of_some() -> None:
-    coefficients = over([1, 3], 4)
-    assert coefficients.as_text() == ["0", "1/2", "0", "1/2"]
-    assert coefficients.used == [1, 3]
 
 
 @pytest.mark.parametrize(
