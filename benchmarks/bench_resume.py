@@ -41,7 +41,6 @@ from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
 from ladle.training.pretrain import PretrainTask
-from ladle.training.run import make_training
 
 SHARES = (0.1, 0.5, 0.9)
 LENGTH, VOCAB_SIZE, BATCH = 16, 256, 4
@@ -105,7 +104,7 @@ def make_trainer(way: str, num_rows: int, folder: Path) -> Any:
         return trainer
     use_linear_cross_entropy(model)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
-    return make_training(pretrain, PretrainTask(rows), model, tokenizer, join_world(), arguments, kind=_OneStep)
+    return _OneStep(pretrain, PretrainTask(rows), model, tokenizer, join_world(), arguments)
 
 
 def start(trainer: Any, checkpoint: Path | None) -> float:

@@ -38,7 +38,6 @@ from ladle.training.arguments import make_arguments
 from ladle.training.config import TrainerArguments
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
-from ladle.training.run import make_training
 
 PROMPT_DECILES = (23, 37, 42, 47, 53, 57, 63, 69, 78, 92, 188)
 COMPLETION_DECILES = (27, 63, 78, 89, 102, 115, 129, 145, 166, 197, 413)
@@ -189,7 +188,7 @@ def train_with_ladle(
     options = KtoOptions(KtoWeights(0.1, 1.0, 1.0), "step", budget, packed)
     task = KtoTask(KtoData(examples, plan, reference), None, options, PAD_ID)
     arguments = make_arguments(config, out)
-    training: Any = make_training(config, task, model, _any_tokenizer(), world, arguments, kind=_TimedTraining)
+    training: Any = _TimedTraining(config, task, model, _any_tokenizer(), world, arguments)
     training.run()
     return [end - started for end in training.ends]
 

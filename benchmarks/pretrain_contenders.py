@@ -38,7 +38,6 @@ from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
 from ladle.training.pretrain import PretrainTask
-from ladle.training.run import make_training
 
 SHAPE = {
     "hidden_size": 256,
@@ -137,8 +136,8 @@ def train(way: str, vocab_size: int, steps: int, folder: Path) -> list[float]:
         model.config.use_cache = False
         use_linear_cross_entropy(model)
         use_fused_attention(model)
-        kind, world = TrainingOnDemand, join_world()
-        training = make_training(config, PretrainTask(rows), model, tokenizer, world, arguments, 1e-3, kind)
+        world, task = join_world(), PretrainTask(rows)
+        training = TrainingOnDemand(config, task, model, tokenizer, world, arguments, 1e-3)
         training.run()
         return [entry["loss"] for entry in training.state.log_history if "loss" in entry]
     trainer = Trainer(

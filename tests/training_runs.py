@@ -12,7 +12,6 @@ from ladle.training.config import PretrainConfig
 from ladle.training.loop import Training
 from ladle.training.parallel import join_world
 from ladle.training.pretrain import PretrainTask
-from ladle.training.run import make_training
 from tests.tiny_models import make_tokenizer
 
 
@@ -32,7 +31,7 @@ def prepare(model: Any, rows: Any, folder: Path, trainer: dict[str, Any], **sect
     rate = section.pop("router_bias_update_rate", 0.0)
     config = PretrainConfig.model_validate({"trainer": {"report_to": "none", **trainer}, **section})
     arguments = make_arguments(config, folder)
-    return make_training(config, PretrainTask(rows), model, make_tokenizer(), join_world(), arguments, rate)
+    return Training(config, PretrainTask(rows), model, make_tokenizer(), join_world(), arguments, rate)
 
 
 def train(model: Any, rows: Any, folder: Path, trainer: dict[str, Any], **section: Any) -> Training:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ladle import api, display, log
+from ladle.artifacts.worker import leave_launcher
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
 from ladle.executors import Shard
 
@@ -488,6 +489,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that spin at a barrier cost a fourfold slowdown as soon as anything else runs on their core;
     # sleeping ones cost next to nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    leave_launcher()
     sys.exit(_run_and_explain(arguments))
 
 

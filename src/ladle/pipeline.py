@@ -141,7 +141,10 @@ class Pipeline:
         if data is None:
             problem = f"{section} has nothing to train on"
             raise UserError(problem, f"add a `mix:` section, or {section}.data=DIR of a mixture")
-        inputs: Inputs = {"model": self._model(config.model, f"{section}.model"), "mixture": data}
+        key = "model" if config.extends is None else "extends"
+        inputs: Inputs = {"model": self._model(getattr(config, key), f"{section}.{key}"), "mixture": data}
+        if config.extends is not None:
+            inputs["extends"] = inputs["model"]
         return self._add(name, pretrain.STAGE, config, inputs, section)
 
     def _add_soup(self) -> None:

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +317,7 @@ def run(
     dtype: str = "float32",
     distributed: str = "ddp",
     stage: str = "pretrain",
+    save_in_background: bool = False,
 ) -> dict[str, Any]:
     """Make `kills` kills and return what was seen.
 
@@ -329,6 +330,7 @@ def run(
         folder = Path(temporary)
         make = make_kto_job if stage == "kto" else make_job
         job = make(folder, shape, processes, dtype, distributed)
+        job = replace(job, config=job.config.model_copy(update={"save_in_background": save_in_background}))
         reference = run_whole(job, folder / "uninterrupted")
         while tally.seen["kills"] < kills:
             one = Run(job, folder / f"run-{tally.seen['endings']}", rng)
@@ -361,6 +363,7 @@ def run_apart(
     dtype: str = "float32",
     distributed: str = "ddp",
     stage: str = "pretrain",
+    save_in_background: bool = False,
 ) -> dict[str, Any]:
     """Do `run` in a fresh process of one thread: forking is only safe while torch has started none.
 
@@ -369,7 +372,7 @@ def run_apart(
     """
     command = [sys.executable, "-m", "tests.distributed.kill_training", "--shape", shape, "--dtype", dtype]
     command += ["--processes", str(processes), "--kills", str(kills), "--seed", str(seed)]
-    command += ["--distributed", distributed, "--stage", stage]
+    command += ["--distributed", distributed, "--stage", stage, *["--save_in_background"] * save_in_background]
     root = Path(__file__).parent.parent.parent
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, f"{shlex.join(command)}\n" + done.stdout[-2000:] + done.stderr[-6000:]
@@ -386,6 +389,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--distributed", default="ddp")
     parser.add_argument("--stage", default="pretrain")
+    parser.add_argument("--save_in_background", action="store_true")
     arguments = parser.parse_args()
     log.configure(quiet=True)
     logging.getLogger("ladle").handlers.clear()

@@ -19,7 +19,7 @@ from tests.distributed.test_training import describe_weights, poison_loss, run_h
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # in the order in which they are written; a save that is cut short leaves those before
-WRITTEN = ("config.json", "model.safetensors", "optimizer.pt", "rng_state_0.pth", "scheduler.pt", "trainer_state.json")
+WRITTEN = ("config.json", "model.safetensors", "optimizer.pt", "rng_state_0.pth", "trainer_state.json")
 CUTS = {
     "before the weights": ("model.safetensors", False),
     "inside the weights": ("model.safetensors", True),

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 def test_killed_training_ends_with_the_same_bytes(shape, processes, dtype, distributed):
     seen = kill_training.run_apart(shape, processes, KILLS, SEED, dtype, distributed)
     assert seen["kills"] >= KILLS, seen
+
+
+def test_a_training_killed_while_it_seals_checkpoints_in_the_background_ends_with_the_same_bytes():
+    seen = kill_training.run_apart("qwen3", 2, KILLS, SEED, save_in_background=True)
+    assert seen["kills"] >= KILLS, seen
+
+
+def test_a_checkpoint_that_cannot_be_sealed_in_the_background_stops_the_run(tmp_path, monkeypatch):
+    job = with_policy(with_trainer(make_job(tmp_path, "qwen3"), max_steps=40), save_in_background=True)
+    seal, main, threads = loop.seal, threading.get_ident(), set()
+
+    def seal_or_fail(staged, folder):
+        threads.add(threading.get_ident())
+        if staged.name == "checkpoint-8":
+            raise OSError(28, "No space left on device")
+        return seal(staged, folder)
+
+    monkeypatch.setattr(loop, "seal", seal_or_fail)
+    with pytest.raises(OSError, match="No space left"):
+        run_here(job, tmp_path / "out")
+    assert main not in threads
+    assert [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")] == ["checkpoint-4"]
 
 
 def with_trainer(job: Job, **arguments: object) -> Job:

@@ -52,6 +52,21 @@ def torchrun_command(processes: int, environment: Mapping[str, str] = os.environ
     return [*srun, *torchrun, *meeting]
 
 
+def leave_launcher() -> None:
+    """Under `accelerate launch` or torchrun, let the first process go on as if it were alone, and end the others.
+
+    Ladle starts a training's processes itself, as many as its recipe sets, when it comes to the training.
+    """
+    if "RANK" not in os.environ:
+        return
+    if os.environ["RANK"] != "0":
+        sys.exit(0)
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    for name in list(os.environ):
+        if name in names or name.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_")):
+            del os.environ[name]
+
+
 def needs_torchrun(processes: int) -> bool:
     """Return whether a stage runs in more than one process in all."""
     return processes > 1 or int(os.environ.get(NODES, "1")) > 1

@@ -69,7 +69,8 @@ STAGE = Stage(
     "pretrain",
     run,
     version=2,
-    volatile=("checkpoints/runs/*",),  # tracker logs, whose bytes hold times
+    # tracker logs, whose bytes hold times, and what is kept on request
+    volatile=("checkpoints/runs/*", "training_state/*"),
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",
     section=PretrainConfig,

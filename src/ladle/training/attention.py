@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -38,14 +39,14 @@ RUN = 256
 """Least tokens of a run but the last: shorter ones cost more in calls than they save in scores."""
 
 
-def collate_packed(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Stack rows of a mixture into int64 tensors of shape (rows, sequence_length)."""
     return {
         key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in ("input_ids", "position_ids", "labels")
     }
 
 
-def one_document_a_row(batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+def one_document_a_row(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """Return the labelled documents of packed rows, each a row of its own, for a model that would join them.
 
     They are right-padded, which no token sees before it, in batches of similar lengths that take no more places than
@@ -87,13 +88,8 @@ def refuse_joined_documents(batch: Mapping[str, Any]) -> None:
 
 
 def packed_sdpa(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
     """Return transformers' sdpa attention, of shape (batch, positions, heads, value size).
 
     Args:
@@ -105,37 +101,30 @@ def packed_sdpa(
             begins a document and sees none before.
         **kwargs: as sdpa's.
     """
-    width = value.shape[-1]
-    value = F.pad(value, (0, max(0, query.shape[-1] - width)))
     if attention_mask is None or query.device.type != "cpu" or query.shape[2] <= RUN:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output[..., :width], None
+        return _attend(module, query, key, value, [query.shape[2]], attention_mask, **kwargs), None
     masks = attention_mask.expand(query.shape[0], -1, -1, -1)
     rows = zip(query.split(1), key.split(1), value.split(1), masks.split(1), strict=True)
-    outputs = [_row_by_runs(module, *row, **kwargs) for row in rows]
-    return torch.cat(outputs)[..., :width], None
+    outputs = [_attend(module, q, k, v, run_sizes(mask[0, 0]), mask, **kwargs) for q, k, v, mask in rows]
+    return torch.cat(outputs), None
 
 
-def _row_by_runs(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    **kwargs: Any,
-) -> torch.Tensor:
-    sizes = run_sizes(mask[0, 0])
-    runs = zip(*(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, sizes: list[int], mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """Attend to consecutive pieces of rows, each by itself, its values as wide as its queries."""
+    width = value.shape[-1]
+    value = F.pad(value, (0, max(0, query.shape[-1] - width)))
     outputs, start = [], 0
-    for size, (query_run, key_run, value_run) in zip(sizes, runs, strict=True):
+    for size, q, k, v in zip(sizes, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True):
         places = slice(start, start + size)
-        part = mask[:, :, places, places]
-        outputs.append(sdpa_attention_forward(module, query_run, key_run, value_run, part, **kwargs)[0])
+        part = mask if mask is None or len(sizes) == 1 else mask[:, :, places, places]
+        outputs.append(sdpa_attention_forward(module, q, k, v, part, **kwargs)[0])
         start += size
-    return torch.cat(outputs, dim=1)
+    return torch.cat(outputs, dim=1)[..., :width]
 
 
-def run_sizes(mask_TT: torch.Tensor) -> list[int]:
+def run_sizes(mask_TT: Tensor) -> list[int]:
     """Return the lengths of a row's runs: whole documents, `RUN` tokens or more but for the last.
 
     Args:
@@ -151,14 +140,14 @@ def run_sizes(mask_TT: torch.Tensor) -> list[int]:
 
 
 def document_sdpa(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor | None = None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Return the attention of each document by itself; under a mask, or on a GPU, as `packed_sdpa`.
 
     Args:
@@ -178,21 +167,18 @@ def document_sdpa(
     if position_ids is None:
         problem = f"{type(module).__name__} is not given position_ids, so documents packed into a row would be joined"
         raise UserError(problem, "set attn_implementation: eager for this model")
-    rows = []
-    for row, positions in enumerate(position_ids.expand(len(query), -1)):
-        sizes = document_sizes(positions)
-        documents = zip(*(tensor[row : row + 1].split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
-        rows.append(torch.cat([packed_sdpa(module, q, k, v, None, **kwargs)[0] for q, k, v in documents], dim=1))
-    return torch.cat(rows), None
+    rows = zip(query.split(1), key.split(1), value.split(1), position_ids.expand(len(query), -1), strict=True)
+    outputs = [_attend(module, q, k, v, document_sizes(place), None, **kwargs) for q, k, v, place in rows]
+    return torch.cat(outputs), None
 
 
-def document_sizes(positions: torch.Tensor) -> list[int]:
+def document_sizes(positions: Tensor) -> list[int]:
     """Return the lengths of a row's documents, each of which begins at position 0."""
     starts = (positions[1:] == 0).nonzero()[:, 0] + 1
     return [end - start for start, end in pairwise([0, *starts.tolist(), len(positions)])]
 
 
-def mask_unless_positions_suffice(attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+def mask_unless_positions_suffice(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """Return sdpa's mask, but none for `document_sdpa` on a CPU, unless there is padding, a cache or a window."""
     suffice = attention_mask is None and kwargs["q_length"] == kwargs["kv_length"] and not kwargs.get("local_size")
     if suffice and torch.device(kwargs["device"]).type == "cpu":

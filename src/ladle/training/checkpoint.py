@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
-from ladle.artifacts.files import fsync_path, fsync_tree, hash_file, list_files, pretty_json, readable_size
+from ladle.artifacts.files import (
+    fsync_path,
+    fsync_tree,
+    hash_file,
+    link_or_copy,
+    list_files,
+    pretty_json,
+    readable_size,
+    replace_durably,
+)
 from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
+from ladle.training.config import TrainingConfig
 
 logger = get_logger(__name__)
 
@@ -22,6 +31,8 @@ MANIFEST = "checkpoint.json"
 STAGING = ".saving"
 TRACKER_LOGS = "runs"
 PREFIX = "checkpoint-"
+TRAINING_STATE_FOLDER = "training_state"
+"""Beside a finished training's `checkpoints/`: its last one, whole, for a training that extends it."""
 PREEMPTED = "preempted.json"
 TRAINING_STATE = (
     "optimizer*", "scheduler.*", "scaler.*", "rng_state*", "progress_*.json", "trainer_state.json", "training_args.bin",
@@ -29,19 +40,6 @@ TRAINING_STATE = (
 )  # fmt: skip
 """What only resuming needs (the last three are DeepSpeed's), often twice the model's size; without it a checkpoint is a
 model-only copy."""
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """What to keep of older checkpoints.
-
-    Attributes:
-        resumable: newest checkpoints kept whole; None keeps all.
-        models: newest model-only copies kept beside them; None keeps all.
-    """
-
-    resumable: int | None = None
-    models: int | None = None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -61,7 +59,7 @@ def seal(staged: Path, folder: Path) -> Path:
     Raises:
         CheckFailed: what the disk gave back is not what was written.
     """
-    manifest = {_name(path, staged): _describe(path) for path in list_files(staged)}
+    manifest = {path.relative_to(staged).as_posix(): _describe(path) for path in list_files(staged)}
     (staged / MANIFEST).write_text(pretty_json(manifest), encoding="utf-8")
     fsync_tree(staged)
     final = folder / staged.name
@@ -75,10 +73,6 @@ def seal(staged: Path, folder: Path) -> Path:
     return final
 
 
-def _name(path: Path, checkpoint: Path) -> str:
-    return path.relative_to(checkpoint).as_posix()
-
-
 def _describe(path: Path) -> dict[str, int | str]:
     return {"size_bytes": path.stat().st_size, "blake3": hash_file(path)}
 
@@ -88,14 +82,12 @@ def find_fault(checkpoint: Path) -> str | None:
     if not (checkpoint / MANIFEST).is_file():
         return f"it has no {MANIFEST}, so it was never finished"
     entries = _read_manifest(checkpoint)
-    if not entries:
-        return f"its {MANIFEST} is damaged"
     for name, entry in entries.items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         if _describe(checkpoint / name) != entry:
             return f"{name} is damaged"
-    return None
+    return None if entries else f"its {MANIFEST} is damaged"
 
 
 def newest_resumable(folder: Path) -> Path | None:
@@ -153,12 +145,13 @@ def remove_unfinished(folder: Path, after_step: int) -> None:
             continue
         listed = {MANIFEST, *_read_manifest(checkpoint)}
         for path in list_files(checkpoint):
-            if _name(path, checkpoint) not in listed:
+            if path.relative_to(checkpoint).as_posix() not in listed:
                 path.unlink()
 
 
-def rotate(folder: Path, keep: Rotation) -> None:
-    """Turn older checkpoints into model-only copies, then remove the oldest copies.
+def rotate(folder: Path, config: TrainingConfig) -> None:
+    """Turn older checkpoints into model-only copies, then remove the oldest copies, as `save_total_limit` and
+    `keep_models` say.
 
     The newest checkpoint always stays whole. One that only a preemption made goes as soon as a newer one exists,
     so that it never shows in the result.
@@ -166,13 +159,14 @@ def rotate(folder: Path, keep: Rotation) -> None:
     for checkpoint in list_checkpoints(folder)[:-1]:
         if is_preempted(checkpoint):
             remove_checkpoint(checkpoint)
-    if keep.resumable is None:
+    resumable, models = config.trainer.get("save_total_limit"), config.keep_models
+    if resumable is None:
         return
-    older = list_checkpoints(folder)[: -max(1, keep.resumable)]
+    older = list_checkpoints(folder)[: -max(1, resumable)]
     for checkpoint in filter(is_resumable, older):
         strip_training_state(checkpoint)
-    if keep.models is not None:
-        for checkpoint in older[: max(0, len(older) - keep.models)]:
+    if models is not None:
+        for checkpoint in older[: max(0, len(older) - models)]:
             remove_checkpoint(checkpoint)
 
 
@@ -184,25 +178,34 @@ def strip_training_state(checkpoint: Path) -> None:
     state = [path for pattern in TRAINING_STATE for path in checkpoint.glob(pattern)]
     removed = {path.name for path in state}
     kept = {name: entry for name, entry in _read_manifest(checkpoint).items() if name.split("/")[0] not in removed}
-    temporary = checkpoint / (MANIFEST + ".tmp")
+    temporary = checkpoint / (MANIFEST + ".tmp")  # of a fixed name, so that a crash leaves nothing that stays
     temporary.write_text(pretty_json(kept), encoding="utf-8")
-    fsync_path(temporary)
-    temporary.rename(checkpoint / MANIFEST)
+    replace_durably(temporary, checkpoint / MANIFEST)
     for path in state:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     fsync_path(checkpoint)
 
 
-def leave_models_only(folder: Path, keep: Rotation) -> None:
+def leave_models_only(folder: Path, config: TrainingConfig) -> None:
     """Turn every checkpoint of a finished training into a model-only copy; a crash in between can be repaired."""
     refuse_strangers(folder)
-    rotate(folder, keep)  # what a crash may have cut short
+    rotate(folder, config)  # what a crash may have cut short
     for checkpoint in list_checkpoints(folder):
         if is_preempted(checkpoint):
             remove_checkpoint(checkpoint)
         else:
             strip_training_state(checkpoint)
     shutil.rmtree(folder / STAGING, ignore_errors=True)
+
+
+def keep_training_state(folder: Path, out: Path) -> None:
+    """Keep the newest whole checkpoint of a folder in an artifact, as it is, by links where links can be made."""
+    newest, kept = newest_resumable(folder), out / TRAINING_STATE_FOLDER
+    shutil.rmtree(kept, ignore_errors=True)
+    if newest is not None:
+        for path in list_files(newest):
+            link_or_copy(path, kept / path.relative_to(folder))
+        fsync_tree(kept)
 
 
 def remove_checkpoint(checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -34,9 +34,25 @@ INSTEAD = {
     "lr": "use learning_rate",
     "overwrite_output_dir": "leave it out: a step resumes or starts in a folder of its own",
     "output_dir": "leave it out: the step's folder is the output; --out or --root place it",
-    "resume_from_checkpoint": "leave it out: a stopped step resumes by itself",
+    "resume_from_checkpoint": "leave it out: a stopped step resumes by itself (a finished one: `extends`)",
+    "model_name_or_path": "use model, beside `trainer:` and not in it",
+    "attn_implementation": "set it beside `trainer:` and not in it",
+    "trust_remote_code": "leave it out: no code of a repository is run",
+    "dataset_name": "use data, beside `trainer:` and not in it",
+    "use_liger_loss": "leave it out: the loss is one pass over the logits anyway",
+    "load_best_model_at_end": "leave it out: `soup: {select: …}` chooses among checkpoints by their held-out loss",
+    "deepspeed": "leave it out, and set distributed: zero2",
+    "fsdp": "leave it out, and set distributed: fsdp",
+    "label_smoothing_factor": "leave it out: it is not part of the one-pass loss",
+    "auto_find_batch_size": "leave it out: it would depend on free memory; `ladle doctor` says what a size takes",
+    "ignore_data_skip": "leave it out: it would train on other rows after a restart",
+    "train_sampling_strategy": "leave it out: rows are taken in an order that a restart finds by arithmetic",
+    "enable_jit_checkpoint": "leave it out: SIGTERM and SIGUSR1 save at the next step",
+    "push_to_hub": "leave it out, and use `ladle push` at the end, when checkpoints are verified",
+    "average_tokens_across_devices": "leave it out: a step's loss is always the mean over its tokens on all devices",
+    "lr_scheduler_type": "name cosine, linear, constant or another one that follows from the step",
 }
-"""What to do instead of setting arguments of older transformers versions, and those that are Ladle's own to set."""
+"""What to do instead of setting an argument of older transformers versions, or one that Ladle does not heed."""
 EXECUTION_ARGUMENTS = frozenset((
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_model_id", "hub_private_repo",
@@ -45,20 +61,27 @@ EXECUTION_ARGUMENTS = frozenset((
     "use_cpu",
 ))  # fmt: skip
 """Arguments that change how a run goes or what it says, never its weights: not part of a step's identity."""
-DEFAULTS: dict[str, Any] = {
-    "eval_strategy": "no",
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 5e-5,
-    "max_steps": -1,
-    "num_train_epochs": 3.0,
-    "optim": "adamw_torch_fused",
-    "per_device_train_batch_size": 8,
-    "save_steps": 500,
-    "save_strategy": "steps",
-    "seed": 42,
-    "warmup_steps": 0,
-}
-"""transformers' own defaults of the arguments that Ladle reads without importing it; of all others, None or false."""
+HONOURED = EXECUTION_ARGUMENTS - {"push_to_hub"} | frozenset((
+    "per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs", "max_steps",
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
+    "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "gradient_accumulation_steps",
+    "max_grad_norm", "bf16", "fp16", "tf32", "activation_checkpointing", "activation_checkpointing_kwargs",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "eval_strategy", "eval_steps", "eval_delay",
+    "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "save_only_model", "full_determinism", "seed",
+    "data_seed", "dataloader_drop_last", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "do_train", "do_eval",
+))  # fmt: skip
+"""Arguments that the training loop heeds, or that change nothing; any other one is refused unless at its default."""
+OFF_SCHEDULE = ("reduce_lr_on_plateau", "greedy")
+COMPUTED_DEFAULTS = {"optim": "adamw_torch_fused"}
+
+
+class Argument(NamedTuple):
+    """A field of transformers.TrainingArguments: its type as written there, and its default."""
+
+    annotation: str
+    default: Any
 
 
 class TrainerArguments(Config):
@@ -69,14 +92,17 @@ class TrainerArguments(Config):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, values: Any) -> Any:
-        for name in map(str, values if isinstance(values, dict) else ()):
-            if name in INSTEAD:
-                raise UserError(f"trainer.{name} is not an argument that Ladle takes", INSTEAD[name])
-            if name not in (known := training_arguments()):
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        for name, value in values.items() if isinstance(values, dict) else ():
+            known = training_arguments().get(str(name))
+            if known is None and name not in INSTEAD:
+                close = difflib.get_close_matches(str(name), training_arguments(), n=1, cutoff=0.5)
                 fix = f"did you mean {close[0]!r}?" if close else "see TrainingArguments"
                 raise UserError(f"unknown argument trainer.{name}", fix)
-            _check_type(name, values[name], known[name])
+            is_honoured = value not in OFF_SCHEDULE if name == "lr_scheduler_type" else name in HONOURED
+            if known is None or not (is_honoured or value in (None, known.default)):
+                fix = INSTEAD.get(name, "leave it out: the training loop does nothing with it")
+                raise UserError(f"trainer.{name} is not an argument that Ladle takes", fix)
+            _check_type(name, value, known.annotation)
         return values
 
     def values(self) -> dict[str, Any]:
@@ -85,7 +111,7 @@ class TrainerArguments(Config):
 
     def get(self, name: str) -> Any:
         """Return an argument as the recipe sets it, else transformers' default."""
-        return self.values().get(name, DEFAULTS.get(name))
+        return self.values().get(name, training_arguments()[name].default)
 
     def identity(self) -> dict[str, Any]:
         """Return the arguments that decide the weights."""
@@ -107,8 +133,8 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
 
 
 @functools.cache
-def training_arguments() -> dict[str, str]:
-    """Return the fields of the installed transformers.TrainingArguments, and each one's type as it is written there.
+def training_arguments() -> dict[str, Argument]:
+    """Return the fields of the installed transformers.TrainingArguments.
 
     Raises:
         UserError: transformers is not installed.
@@ -118,11 +144,14 @@ def training_arguments() -> dict[str, str]:
         raise UserError("transformers is not installed", "pip install ladle")
     tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
     fields = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return {
-        node.target.id: ast.unparse(node.annotation)
-        for node in fields.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    arguments = {}
+    for node in fields.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(node.value, ast.Call):
+            name, default = node.target.id, node.value.keywords[0].value
+            is_literal = isinstance(default, (ast.Constant, ast.UnaryOp))
+            value = ast.literal_eval(default) if is_literal else COMPUTED_DEFAULTS.get(name)
+            arguments[name] = Argument(ast.unparse(node.annotation), value)
+    return arguments
 
 
 class TrainingConfig(Config):
@@ -151,6 +180,12 @@ class TrainingConfig(Config):
     allow_other_world: bool = execution(False)
     """Resume a checkpoint of another number of processes: each step takes the same rows, with more or less
     accumulation, and the result is not bit-equal to that of an uninterrupted run, which the record says."""
+    save_in_background: bool = execution(False)
+    """Flush, hash and read back each checkpoint while training goes on; a run killed meanwhile resumes from the one
+    before."""
+    selective_checkpointing: bool = execution(False)
+    """With `trainer.activation_checkpointing`, keep what matrix products give and compute only the rest again: between
+    the two in time and in memory."""
     keep_models: int | None = Field(None, ge=0)
     """Checkpoints past `trainer.save_total_limit` to keep as models alone, for the soup; unset keeps all."""
     nan_policy: Literal["stop", "skip"] = "stop"
@@ -161,16 +196,22 @@ class TrainingConfig(Config):
     """transformers.TrainingArguments, by its own names."""
 
     @model_validator(mode="after")
-    def _check_precision(self) -> Self:
+    def _check_together(self) -> Self:
         if self.pure_bf16 and self.dtype != "bfloat16":
-            raise UserError(
-                f"pure_bf16 is set and dtype is {self.dtype}", "set dtype: bfloat16, or leave pure_bf16 out"
-            )
+            fix = "set dtype: bfloat16, or leave pure_bf16 out"
+            raise UserError(f"pure_bf16 is set and dtype is {self.dtype}", fix)
         if self.offload_to_cpu and self.distributed != "fsdp":
-            raise UserError(
-                f"offload_to_cpu does nothing with distributed: {self.distributed}", "set distributed: fsdp"
-            )
+            problem = f"offload_to_cpu does nothing with distributed: {self.distributed}"
+            raise UserError(problem, "set distributed: fsdp")
+        if self.selective_checkpointing and not self.checkpoints_activations:
+            problem = "selective_checkpointing does nothing unless activations are checkpointed"
+            raise UserError(problem, "set trainer.activation_checkpointing: true")
         return self
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return any(self.trainer.get(f"{what}_checkpointing") for what in ("activation", "gradient"))
 
     @property
     def runs_in_bf16(self) -> bool:
@@ -229,9 +270,23 @@ class TrainingConfig(Config):
 class PretrainConfig(TrainingConfig):
     """Continued pretraining on a mixture."""
 
+    extends: str | None = location(None)
+    """A finished training, kept with `keep_training_state`, to take further (`trainer.max_steps` counts from its own
+    beginning): its weights, optimizer and place in the data, in place of `model`."""
+    keep_training_state: bool = execution(False)
+    """Keep the last checkpoint whole in `training_state/`, for a training that extends this one."""
     data: str | None = location(None)
     """The mixture: `mix`, or the path of one; unset is the recipe's mixture."""
     router_bias_update_rate: float = Field(1e-3, ge=0)
     """How far a router's bias moves towards balance in a step (MoE only; DeepSeek-V3's and OpenSeek's); 0 leaves it."""
     sequence_aux_loss: float = Field(0.0, ge=0)
     """Weight of the sequence-wise balance loss beside it (MoE only; 1e-4 in DeepSeek-V3 and OpenSeek); 0 is none."""
+
+    @model_validator(mode="after")
+    def _check_extension(self) -> Self:
+        if self.extends is not None and self.model is not None:
+            raise UserError("extends and model both name the start of a training", "leave model out")
+        saves_none = self.trainer.get("save_only_model") or self.trainer.get("save_strategy") == "no"
+        if self.keep_training_state and saves_none:
+            raise UserError("keep_training_state is set, and no checkpoint has any", "set trainer.save_strategy: steps")
+        return self

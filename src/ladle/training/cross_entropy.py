@@ -53,8 +53,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grad_CV = grad_CV.to(weight_VD.dtype)
             torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[start : start + chunk])
-            if grad_weight_VD is not None:
-                _add_product(grad_weight_VD, grad_CV, hidden_CD)
+            if grad_weight_VD is None:
+                continue
+            if grad_CV.dtype == grad_weight_VD.dtype:
+                grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
+            else:
+                grad_weight_VD += (
+                    grad_CV.T @ hidden_CD
+                )  # summed in float32; a low dtype's product is rounded once a chunk
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -77,14 +83,6 @@ def _loss_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor) -> tuple
     loss_C = largest_C - grad_CV.gather(1, place_C[:, None])[:, 0].log() - target_logit_C
     grad_CV[torch.arange(len(target_C), device=grad_CV.device), target_C] -= 1
     return loss_C, grad_CV
-
-
-def _add_product(grad_weight_VD: torch.Tensor, grad_CV: torch.Tensor, hidden_CD: torch.Tensor) -> None:
-    """Add d logitsᵀ h to the float32 sum over chunks; a low dtype's product is rounded once a chunk."""
-    if grad_CV.dtype == grad_weight_VD.dtype:
-        grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
-    else:
-        grad_weight_VD += grad_CV.T @ hidden_CD
 
 
 def linear_cross_entropy_sum(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:

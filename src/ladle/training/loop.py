@@ -20,13 +20,16 @@ import random
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -44,11 +47,12 @@ from ladle.artifacts.files import pretty_json
 from ladle.errors import Preempted, UserError
 from ladle.log import ProgressBar, get_logger, progress
 from ladle.models.load import load_model, save_model
+from ladle.models.probe import find_routers
 from ladle.training.balance import BalanceExperts
 from ladle.training.checkpoint import (
     PREEMPTED,
     STAGING,
-    Rotation,
+    TRAINING_STATE_FOLDER,
     list_checkpoints,
     newest_resumable,
     remove_unfinished,
@@ -57,10 +61,11 @@ from ladle.training.checkpoint import (
     seal,
     step_of,
 )
+from ladle.training.config import TrainingConfig
 from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import StepOrder
-from ladle.training.parallel import Parallel
-from ladle.training.progress import SHOWN, Speedometer
+from ladle.training.parallel import World, share_out
+from ladle.training.progress import SHOWN, SPEED_FIGURES, Speedometer
 
 logger = get_logger(__name__)
 
@@ -112,50 +117,52 @@ class Training:
     """One training, from its start or from where an earlier try stopped.
 
     Args:
+        config: its section.
         task: what it optimises.
-        parallel: the model and its optimizer, on the processes.
+        model: what it trains: a model, or an adapter on one.
         tokenizer: saved beside the model.
+        world: the processes.
         arguments: transformers'; checkpoints go to `output_dir`.
-        keep: which older checkpoints to keep, whole or as model-only copies.
-        dtype: of the weights as saved.
-        balance: measures how experts are loaded, and moves the routers' biases.
-        max_skipped_steps: steps that may be skipped for a loss or gradient that is not finite; 0 stops at the first.
-        allow_other_world: resume a checkpoint of another number of processes.
+        router_bias_update_rate: how far routers' biases move towards balance in a step.
+        extends: a finished training to take further.
     """
 
     def __init__(
         self,
+        config: TrainingConfig,
         task: Task,
-        parallel: Parallel,
+        model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
+        world: World,
         arguments: TrainingArguments,
-        keep: Rotation,
-        dtype: str,
-        balance: BalanceExperts,
-        max_skipped_steps: int = 0,
-        allow_other_world: bool = False,
+        router_bias_update_rate: float = 0.0,
+        extends: Path | None = None,
     ) -> None:
         assert arguments.output_dir is not None
-        self.task, self.parallel, self.world, self.tokenizer = task, parallel, parallel.world, tokenizer
-        self.arguments, self.keep, self.dtype = arguments, keep, dtype
+        self.config, self.task, self.tokenizer, self.extends = config, task, tokenizer, extends
+        self.world, self.arguments = world, arguments
+        routers = find_routers(cast(PreTrainedModel, model))  # by a forward pass, so before the weights are shared out
+        self.balance = BalanceExperts(routers, router_bias_update_rate, world)
+        self.parallel = share_out(config, model, world, arguments)
+        self.model = self.parallel.module
+        """The model that passes without gradient call."""
         self.folder = Path(arguments.output_dir)
         enable_full_determinism(arguments.seed) if arguments.full_determinism else set_seed(arguments.seed)
-        self.allow_other_world = allow_other_world
         self.worlds = [self.world.size]
         """How many processes trained, one after another."""
         self._plan(arguments.gradient_accumulation_steps)
         self.control, self.flow = TrainerControl(), DefaultFlowCallback()
         trackers = get_reporting_integration_callbacks(arguments.report_to) if self.world.is_main else []
         self.trackers = [tracker() for tracker in trackers]
-        self.guard, self.stop = StepGuard(max_skipped_steps), StopOnSignal()
-        self.balance = balance
-        low = torch.float16 if arguments.fp16 else parallel.compute_dtype
-        multiplied_in = low or next(parallel.module.parameters()).dtype
-        self.speed = Speedometer(
-            cast(PreTrainedModel, parallel.module), self.world.device, multiplied_in, self.world.size
-        )
+        self.guard, self.stop = StepGuard(config.max_skipped_steps), StopOnSignal()
+        low = torch.float16 if arguments.fp16 else self.parallel.compute_dtype
+        multiplied_in = low or next(model.parameters()).dtype
+        self.speed = Speedometer(cast(PreTrainedModel, model), world.device, multiplied_in, world.size)
         self.bar: ProgressBar | None = None
-        self.resumed_from: Path | None = None
+        self.resumed_from_step = 0
+        """The step of the checkpoint that this try resumed from; 0 where it began at the start."""
+        self.sealing: Future[None] | None = None
+        """A checkpoint that is written and not sealed yet, with `save_in_background`."""
         self.loss_sum, self.num_summed = 0.0, 0
         """This process's losses of the steps since the last log line, skipped ones left out, and their number."""
         self.grad_norm = self.learning_rate = 0.0
@@ -165,42 +172,19 @@ class Training:
     def _plan(self, accumulation: int) -> None:
         """Decide which rows each step takes, how many steps there are, and their schedule."""
         arguments, task, size = self.arguments, self.task, self.world.size
-        self.order = StepOrder(
-            task.num_rows,
-            arguments.per_device_train_batch_size * (size if task.sees_whole_step else 1),
-            accumulation,
-            arguments.seed if arguments.data_seed is None else arguments.data_seed,
-            task.rows_are_shuffled,
-            1 if task.sees_whole_step else size,
-            arguments.dataloader_drop_last,
-        )
-        steps = arguments.max_steps
-        self.max_steps = steps if steps > 0 else math.ceil(arguments.num_train_epochs * self.order.steps_per_epoch)
-        self.schedule = get_scheduler(
-            arguments.lr_scheduler_type,
-            self.parallel.optimizer,
-            arguments.get_warmup_steps(self.max_steps),
-            self.max_steps,
-            scheduler_specific_kwargs=cast(Any, arguments.lr_scheduler_kwargs),
-        )
-        self.state = TrainerState(
-            max_steps=self.max_steps,
-            num_train_epochs=math.ceil(self.max_steps / self.order.steps_per_epoch),
-            train_batch_size=arguments.per_device_train_batch_size,
-            is_world_process_zero=self.world.is_main,
-            is_local_process_zero=self.world.is_main,
-        )
+        processes = 1 if task.sees_whole_step else size
+        rows = arguments.per_device_train_batch_size * size // processes
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        is_shuffled, drop_last = task.rows_are_shuffled, arguments.dataloader_drop_last
+        self.order = StepOrder(task.num_rows, rows, accumulation, seed, is_shuffled, processes, drop_last)
+        epochs = math.ceil(arguments.num_train_epochs * self.order.steps_per_epoch)
+        self.max_steps = arguments.max_steps if arguments.max_steps > 0 else epochs
+        warmup, options = arguments.get_warmup_steps(self.max_steps), cast(Any, arguments.lr_scheduler_kwargs)
+        schedule = get_scheduler(arguments.lr_scheduler_type, self.parallel.optimizer, warmup, self.max_steps, options)
+        self.schedule = cast(LambdaLR, schedule)  # the others do not follow from the step, and are refused
+        epochs = math.ceil(self.max_steps / self.order.steps_per_epoch)
+        self.state = TrainerState(max_steps=self.max_steps, num_train_epochs=epochs)
         self.state.compute_steps(arguments, self.max_steps)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model that passes without gradient call."""
-        return self.parallel.module
-
-    @property
-    def resumed_from_step(self) -> int:
-        """The step of the checkpoint that this try resumed from; 0 where it began at the start."""
-        return step_of(self.resumed_from) if self.resumed_from else 0
 
     def run(self) -> None:
         """Train to the end.
@@ -210,15 +194,16 @@ class Training:
             CheckFailed: a loss or gradient was not finite.
             UserError: the disk cannot hold a checkpoint, or a checkpoint is of another number of processes.
         """
-        self._find_checkpoint()
+        checkpoint, saved = self._find_checkpoint()
         done = self.resumed_from_step
         steps = self.task.steps(self, done + 1)
-        if self.resumed_from is not None:
-            self._load(self.resumed_from)
+        if checkpoint is not None:
+            self._load(checkpoint, saved)
         elif self.arguments.save_strategy != SaveStrategy.NO and self.world.is_main:
             require_free_space(self.folder, self._checkpoint_bytes(), "a checkpoint")
         with ExitStack() as stack:
             stack.enter_context(self.stop.listening())
+            self.writer = stack.enter_context(ThreadPoolExecutor(1))
             if self.world.is_main:
                 self.bar = stack.enter_context(progress(self.max_steps, "training", "steps"))
                 self.bar.advance(done)
@@ -232,6 +217,7 @@ class Training:
                 stops = self._take_step(step, next(steps))
                 self.state.global_step, self.state.epoch = step, self.order.epochs_after(step)
                 self._log_evaluate_save(stops)
+                self._finish_saving(waits=stops or step == self.max_steps)
                 if stops and step < self.max_steps:
                     saved = f"stopped at step {step} of {self.max_steps}, saved"
                     raise Preempted(f"{saved}; run the same command again to resume")
@@ -241,6 +227,7 @@ class Training:
     def _take_step(self, number: int, rows: Any) -> bool:
         """Take one optimizer step, or skip it; return whether any process was asked to stop."""
         parallel, before = self.parallel, self.task.state()
+        learning_rate = self._set_learning_rate(number)
         parallel.module.train()
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         passes = self.task.passes(self, rows)
@@ -260,16 +247,22 @@ class Training:
             parallel.drop_gradients()
         else:
             self.loss_sum, self.num_summed = self.loss_sum + loss, self.num_summed + 1
-            self.grad_norm, self.learning_rate = grad_norm, float(self.schedule.get_last_lr()[0])
+            self.grad_norm, self.learning_rate = grad_norm, learning_rate
             parallel.step()
             self.balance.after_step()
             if (report := self.guard.spikes.note(loss)) and self.world.is_main:
                 logger.warning("step %d gave %s. Its rows: %s", number, report, shorten(self.order.rows(number)))
-        self.schedule.step()
         self.speed.note_time()
         if self.bar is not None:
             self.bar.advance(1)
         return bool(num_asked)
+
+    def _set_learning_rate(self, step: int) -> float:
+        """Set the optimizer's learning rates to those of a step, and return the first group's."""
+        schedule, groups = self.schedule, self.parallel.optimizer.param_groups
+        for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(step - 1)
+        return float(groups[0]["lr"])
 
     def _read(self, total: torch.Tensor, norm: torch.Tensor) -> tuple[float, float, float, float]:
         """Return this process's loss, the gradient norm, how many processes have a bad one, and how many must stop.
@@ -327,18 +320,20 @@ class Training:
         """Keep a line of the log, show it, and give it to the trackers."""
         state = self.state
         figures = figures | {"epoch": state.epoch}
-        state.log_history.append(figures | {"step": state.global_step})
+        kept = {name: value for name, value in figures.items() if name not in SPEED_FIGURES}
+        state.log_history.append(kept | {"step": state.global_step})
         self._tell_trackers("on_log", logs=figures)
         if not self.world.is_main:
             return
         place = f"step {state.global_step}/{self.max_steps}"
-        if "loss" in figures:
+        if "eval_loss" in figures:
+            logger.info("%s: held-out loss %.4f", place, figures["eval_loss"])
+        elif "loss" in figures:
             shown = ", ".join(f"{key} {float(value):.4g}" for key, value in figures.items() if key != "epoch")
             logger.info("%s: %s", place, shown)
-            if self.bar is not None:
-                self.bar.say(", ".join(text.format(figures[name]) for name, text in SHOWN.items() if name in figures))
-        elif "eval_loss" in figures:
-            logger.info("%s: held-out loss %.4f", place, figures["eval_loss"])
+            cast(ProgressBar, self.bar).say(
+                ", ".join(text.format(figures[name]) for name, text in SHOWN.items() if name in figures)
+            )
 
     def _tell_trackers(self, event: str, **what: Any) -> None:
         for tracker in self.trackers:
@@ -346,26 +341,36 @@ class Training:
 
     # Checkpoints.
 
-    def _find_checkpoint(self) -> None:
-        """Take the newest checkpoint that verifies; the first process looks, and tells the others."""
+    def _find_checkpoint(self) -> tuple[Path | None, list[dict[str, Any]]]:
+        """Return the newest checkpoint that verifies, and what each process that saved it had summed up.
+
+        The first process looks, and tells the others.
+        """
         found: list[Any] = [None]
         if self.world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint = newest_resumable(self.folder)
-            remove_unfinished(self.folder, step_of(checkpoint) if checkpoint else 0)
-            found = [checkpoint]
+            newest = newest_resumable(self.folder)
+            remove_unfinished(self.folder, step_of(newest) if newest else 0)
+            if newest is None and self.extends is not None:
+                newest = newest_resumable(self.extends / TRAINING_STATE_FOLDER)
+            found = [newest]
         if self.world.size > 1:
             torch.distributed.broadcast_object_list(found)
-        self.resumed_from = found[0]
-        if self.resumed_from is None:
-            return
-        logger.info("resuming from %s", self.resumed_from.name)
-        then, now = len(list(self.resumed_from.glob(PROGRESS.format("*")))), self.world.size
-        saved = json.loads((self.resumed_from / PROGRESS.format(0)).read_text(encoding="utf-8"))
-        microbatches = saved["accumulation"] * then
+        checkpoint: Path | None = found[0]
+        if checkpoint is None:
+            return None, []
+        self.resumed_from_step = step_of(checkpoint)
+        logger.info("resuming from %s", checkpoint.name)
+        files = [checkpoint / PROGRESS.format(rank) for rank in range(len(list(checkpoint.glob(PROGRESS.format("*")))))]
+        saved = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        then, now = len(saved), self.world.size
+        order = StepOrder(**saved[0]["order"])
+        if checkpoint.parent != self.folder:
+            self._refuse_other_rows(checkpoint, order)
+        microbatches = order.accumulation * then
         if then != now:
-            problem = f"{self.resumed_from} was saved by {then} processes and {now} are running"
-            if not self.allow_other_world or not self.parallel.resumes_other_worlds:
+            problem = f"{checkpoint} was saved by {then} processes and {now} are running"
+            if not self.config.allow_other_world or not self.parallel.resumes_other_worlds:
                 fix = f"set processes={then} as before, or allow_other_world=true (not with zero2)"
                 raise UserError(f"{problem}: they would not end with the same bytes", fix)
             if microbatches % now:
@@ -374,9 +379,21 @@ class Training:
             logger.warning("%s: the result will not be bit-equal to that of an uninterrupted run", problem)
         if microbatches // now != self.order.accumulation:
             self._plan(microbatches // now)
+        return checkpoint, saved
+
+    def _refuse_other_rows(self, checkpoint: Path, order: StepOrder) -> None:
+        """Check that a training can be extended from a checkpoint whose steps took their rows in `order`."""
+        if self.resumed_from_step >= self.max_steps:
+            problem = f"{checkpoint} has {self.resumed_from_step} steps already, of {self.max_steps}"
+            raise UserError(problem, "raise trainer.max_steps, which counts from the first training's beginning")
+        for name in ("num_rows", "seed", "rows_per_step"):
+            if (then := getattr(order, name)) != (now := getattr(self.order, name)):
+                problem = f"{checkpoint} has a place in other data: its {name} is {then}, here it is {now}"
+                raise UserError(problem, "set mixture, seed and rows of a step as there, or start from its `model`")
 
     def _save(self, is_scheduled: bool) -> None:
         """Write weights first, then what resuming needs, into a staging folder; seal, and rotate the older ones."""
+        self._finish_saving()
         state, rank = self.state, self.world.rank
         staged = self.folder / STAGING / f"checkpoint-{state.global_step}"
         if self.world.is_main:
@@ -390,34 +407,54 @@ class Training:
             torch.save(_random_states(), staged / f"rng_state_{rank}.pth")
             (staged / PROGRESS.format(rank)).write_text(json.dumps(self._progress()))
             if self.world.is_main:
-                torch.save(self.schedule.state_dict(), staged / "scheduler.pt")
                 state.save_to_json(str(staged / STATE))
         self.world.wait()
         if self.world.is_main:
             if not is_scheduled:
                 (staged / PREEMPTED).write_text(pretty_json({"step": state.global_step}))
-            seal(staged, self.folder)
-            rotate(self.folder, self.keep)
-        self.world.wait()
+            self.sealing = self.writer.submit(self._seal, staged)
+        self._finish_saving(waits=not self.config.save_in_background)
         self._tell_trackers("on_save")
+
+    def _seal(self, staged: Path) -> None:
+        seal(staged, self.folder)
+        rotate(self.folder, self.config)
+
+    def _finish_saving(self, waits: bool = True) -> None:
+        """Wait for the checkpoint that is being sealed, or only look; raises what went wrong with it."""
+        if self.sealing is not None and (waits or self.sealing.done()):
+            sealing, self.sealing = self.sealing, None
+            sealing.result()
+        if waits:
+            self.world.wait()
 
     def save_weights(self, folder: Path) -> None:
         """Write the model, or the adapter on it, and the tokenizer; every process calls it."""
         weights = self.parallel.whole_weights()
         if self.world.is_main:
-            save_model(cast(PreTrainedModel, self.model), self.tokenizer, folder, self.dtype, weights)
+            save_model(cast(PreTrainedModel, self.model), self.tokenizer, folder, self.config.dtype, weights)
 
-    def _load(self, checkpoint: Path) -> None:
+    def _load(self, checkpoint: Path, saved: list[dict[str, Any]]) -> None:
         """Restore everything that `_save` wrote."""
         rank = self.world.rank
-        if not self.parallel.saves_weights_in_shards:
+        if not self.parallel.restores_weights:
             _load_weights(self.model, checkpoint)
         self.parallel.load(checkpoint)
-        self.schedule.load_state_dict(torch.load(checkpoint / "scheduler.pt", weights_only=True))
-        saved = TrainerState.load_from_json(str(checkpoint / STATE))
-        self.state.global_step, self.state.epoch = saved.global_step, saved.epoch
-        self.state.log_history = saved.log_history
-        found = self._read_progress(checkpoint)
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        self.state.global_step, self.state.epoch = state.global_step, state.epoch
+        self.state.log_history = state.log_history
+        if checkpoint.parent != self.folder:
+            then, now = self.parallel.optimizer.param_groups[0]["lr"], self._set_learning_rate(state.global_step + 1)
+            schedule = (
+                f"{self.config.trainer.get('lr_scheduler_type')} over {self.max_steps} steps, not {state.max_steps}"
+            )
+            logger.info("the schedule is %s: the learning rate was %.3g and is %.3g", schedule, then, now)
+        # of another number of processes, what all of them had summed up
+        found = saved[rank if len(saved) == self.world.size else 0]
+        if len(saved) != self.world.size:
+            found["loss_sum"] = sum(one["loss_sum"] for one in saved) / len(saved)
+            for name in found["task"]:
+                found["task"][name] = sum(one["task"][name] for one in saved) if self.world.is_main else 0.0
         self.loss_sum, self.num_summed = found["loss_sum"], found["num_summed"]
         self.total_loss, self.num_taken = found["total_loss"], found["num_taken"]
         self.guard.restore(found["guard"])
@@ -425,23 +462,11 @@ class Training:
         self.worlds = found["worlds"] + ([] if found["worlds"][-1] == self.world.size else [self.world.size])
         then, now = found["threads"], torch.get_num_threads()
         if now != then and self.world.device.type == "cpu":
+            problem = f"the checkpoint was saved by {then} threads per process and {now} are running"
             logger.warning(
-                "the checkpoint was saved by %d threads per process and %d are running: sums round differently, so "
-                "the result will not be that of an uninterrupted run. For that, set OMP_NUM_THREADS=%d",
-                then, now, then,
-            )  # fmt: skip
-        saved_by = len(list(checkpoint.glob(PROGRESS.format("*"))))
-        _restore_random_states(torch.load(checkpoint / f"rng_state_{rank % saved_by}.pth", weights_only=False))
-
-    def _read_progress(self, checkpoint: Path) -> dict[str, Any]:
-        """Return what this process had summed up; in another number of processes, what all of them had."""
-        files = [checkpoint / PROGRESS.format(rank) for rank in range(len(list(checkpoint.glob(PROGRESS.format("*")))))]
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        if len(found) == self.world.size:
-            return found[self.world.rank]
-        summed = {name: sum(one["task"][name] for one in found) for name in found[0]["task"]}
-        mine = summed if self.world.is_main else dict.fromkeys(summed, 0.0)
-        return found[0] | {"loss_sum": sum(one["loss_sum"] for one in found) / len(found), "task": mine}
+                "%s: sums round otherwise. For an uninterrupted run's, set OMP_NUM_THREADS=%d", problem, then
+            )
+        _restore_random_states(torch.load(checkpoint / f"rng_state_{rank % len(saved)}.pth", weights_only=False))
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -452,7 +477,7 @@ class Training:
             "guard": self.guard.state(),
             "task": self.task.state(),
             "worlds": self.worlds,
-            "accumulation": self.order.accumulation,
+            "order": asdict(self.order),
             "threads": torch.get_num_threads(),
         }
 
@@ -461,7 +486,7 @@ class Training:
 
         Shards and DeepSpeed hold float32 weights beside them. Where only the model is saved, it is the weights alone.
         """
-        size = torch.empty((), dtype=getattr(torch, self.dtype)).element_size()
+        size = getattr(torch, self.config.dtype).itemsize
         weights = size * sum(weight.numel() for weight in self.model.parameters())
         trainable = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         if self.arguments.save_only_model:

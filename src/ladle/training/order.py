@@ -42,6 +42,11 @@ class StepOrder:
         return self.batch_size * self.num_processes
 
     @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimizer step that is not an epoch's last."""
+        return self.rows_per_round * self.accumulation
+
+    @property
     def num_rounds(self) -> int:
         """Microbatches of each process in an epoch."""
         if self.drop_last:

@@ -11,10 +11,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,13 +33,26 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import TrainingArguments
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer_pt_utils import get_parameter_names
+from transformers.training_args import OptimizerNames
 
+from ladle.artifacts.files import hash_bytes
 from ladle.errors import UserError
+from ladle.log import get_logger
+from ladle.training.config import TrainingConfig
 
-MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+logger = get_logger(__name__)
+
 OPTIMIZER, SHARDS = "optimizer.pt", "shards"
+NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Weights that weight decay leaves alone, as in transformers.Trainer."""
+
+
+PRODUCTS = [getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm")]
+"""What `selective_checkpointing` keeps: most of a layer's work, in outputs that are small beside the rest."""
 
 
 @dataclass(frozen=True)
@@ -109,45 +123,43 @@ class Parallel:
     """A model and its optimizer on one device, or whole on every process under DDP.
 
     Args:
+        config: the training's section.
         model: the model, or an adapter on it.
         world: the processes.
-        arguments: clipping, DDP's options, fp16.
-        make_optimizer: makes the optimizer of a model's trainable weights.
+        arguments: optimizer, clipping, DDP's options, fp16.
 
     Attributes:
         model: what the passes with gradient call.
         module: what other passes call.
-        saves_weights_in_shards: `save` writes the weights too, a share of them on each process.
+        restores_weights: `load` restores the weights too.
         splits_optimizer: each process has a share of the optimizer's state, and float32 weights in it.
         resumes_other_worlds: what one number of processes saved, another can load.
         compute_dtype: of the passes, where it is not the weights'.
     """
 
-    saves_weights_in_shards = splits_optimizer = False
+    restores_weights = splits_optimizer = False
     resumes_other_worlds = True
     compute_dtype: torch.dtype | None = None
+    scaler: torch.amp.GradScaler | None = None
     model: nn.Module
-    module: nn.Module
+    optimizer: torch.optim.Optimizer
 
-    def __init__(
-        self, model: nn.Module, world: World, arguments: TrainingArguments, make_optimizer: MakeOptimizer
-    ) -> None:
-        self.world, self.arguments = world, arguments
+    def __init__(self, config: TrainingConfig, model: nn.Module, world: World, arguments: TrainingArguments) -> None:
+        self.config, self.world, self.arguments = config, world, arguments
         self.module = self.model = model
-        self._place(make_optimizer)
+        self._place()
 
-    def _place(self, make_optimizer: MakeOptimizer) -> None:
+    def _place(self) -> None:
         arguments, device = self.arguments, self.world.device
         if not getattr(self.module, "is_quantized", False):  # quantized weights stay where they were loaded
             self.module.to(device)
         if self.world.size > 1:
             names = ("find_unused_parameters", "bucket_cap_mb", "broadcast_buffers", "static_graph")
-            options = {name: getattr(arguments, f"ddp_{name}") for name in names}
-            self.model = DistributedDataParallel(
-                self.module, **{name: value for name, value in options.items() if value is not None}
-            )
-        self.optimizer = make_optimizer(self.module)
-        self.scaler = torch.amp.GradScaler(device.type) if arguments.fp16 else None
+            given = {name: value for name in names if (value := getattr(arguments, f"ddp_{name}")) is not None}
+            self.model = DistributedDataParallel(self.module, **given)
+        self.optimizer = make_optimizer(self.module, arguments)
+        if arguments.fp16:
+            self.scaler = torch.amp.GradScaler(device.type)
 
     @property
     def wrapper(self) -> str:
@@ -210,45 +222,42 @@ class Parallel:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Return the optimizer's tensors by name, of this process."""
-        state: dict[int, dict[str, Any]] = self.optimizer.state_dict()["state"]
         return {
             f"{index}.{name}": value
-            for index, entry in sorted(state.items())
+            for index, entry in sorted(self.optimizer.state_dict()["state"].items())
             for name, value in sorted(entry.items())
             if torch.is_tensor(value)
         }
 
+    def digest(self) -> str:
+        """Return the blake3 over the optimizer's tensors: equal runs give equal digests; every process must call this.
+
+        Where processes hold shares of it, over all of them.
+        """
+        parts = []
+        for name, tensor in self.state_tensors().items():
+            data = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            parts.append([name, hash_bytes(data)])
+        digest = hash_bytes(json.dumps(parts).encode())
+        if not self.splits_optimizer:
+            return digest
+        digests = [""] * self.world.size
+        dist.all_gather_object(digests, digest)
+        return hash_bytes(json.dumps(digests).encode())
+
 
 class Sharded(Parallel):
-    """A model under FSDP2, one group of weights for each decoder layer and one for the rest.
+    """A model under FSDP2, its trainable weights in float32, one group for each decoder layer and one for the rest.
 
-    Args:
-        model: as for `Parallel`, its trainable weights in float32.
-        world: the processes.
-        arguments: clipping.
-        make_optimizer: makes the optimizer of the shards.
-        shards: split the weights among the processes; otherwise each keeps all, as under DDP.
-        compute_dtype: dtype of the passes; None is the weights' own.
-        offloads: keep shards and optimizer in the CPU's memory.
+    Without `distributed: fsdp` each process keeps all weights, as under DDP.
     """
 
-    saves_weights_in_shards = splits_optimizer = True
+    restores_weights = splits_optimizer = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        world: World,
-        arguments: TrainingArguments,
-        make_optimizer: MakeOptimizer,
-        shards: bool,
-        compute_dtype: torch.dtype | None = None,
-        offloads: bool = False,
-    ) -> None:
-        self.shards, self.compute_dtype, self.offloads = shards, compute_dtype, offloads
-        super().__init__(model, world, arguments, make_optimizer)
-
-    def _place(self, make_optimizer: MakeOptimizer) -> None:
-        kind, size = self.world.device.type, self.world.size
+    def _place(self) -> None:
+        kind, size, config = self.world.device.type, self.world.size, self.config
+        self.shards = config.distributed == "fsdp"
+        self.compute_dtype = torch.bfloat16 if config.keeps_masters else None
         if not dist.is_initialized():  # one process: FSDP2 needs a group all the same
             store = dist.HashStore()  # type: ignore[reportPrivateImportUsage]  # documented, not listed in __all__
             dist.init_process_group("nccl" if kind == "cuda" else "gloo", store=store, rank=0, world_size=1)
@@ -258,13 +267,13 @@ class Sharded(Parallel):
         options: dict[str, Any] = {
             "mesh": mesh["shards"] if self.shards else mesh,
             "mp_policy": MixedPrecisionPolicy(self.compute_dtype, accumulate),
-            "offload_policy": CPUOffloadPolicy(pin_memory=kind == "cuda") if self.offloads else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(pin_memory=kind == "cuda") if config.offload_to_cpu else OffloadPolicy(),
         }
         for layer in self.module.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 fully_shard(layer, reshard_after_forward=self.shards, **options)
         fully_shard(self.module, reshard_after_forward=False, **options)
-        self.optimizer, self.scaler = make_optimizer(self.module), None
+        self.optimizer = make_optimizer(self.module, self.arguments)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
         """Return the context of a pass; replicas exchange gradients in a step's last one alone, shards in each."""
@@ -303,9 +312,10 @@ class Sharded(Parallel):
 class Zero2(Parallel):
     """A model under DeepSpeed's engine, which holds the optimizer and clips."""
 
-    splits_optimizer, resumes_other_worlds = True, False
+    restores_weights = splits_optimizer = True
+    resumes_other_worlds = False
 
-    def _place(self, make_optimizer: MakeOptimizer) -> None:
+    def _place(self) -> None:
         if self.world.device.type == "cpu":
             # Keeps DeepSpeed from compiling its shared-memory operator, which only inference uses: that takes 40 s and
             # a compiler, and a process killed meanwhile leaves a lock that hangs the next ones.
@@ -313,7 +323,7 @@ class Zero2(Parallel):
         import deepspeed
 
         dtypes = {weight.dtype for weight in self.module.parameters()}
-        self.optimizer = make_optimizer(self.module)
+        self.optimizer = make_optimizer(self.module, self.arguments)
         config = {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": self.arguments.max_grad_norm,
@@ -325,8 +335,7 @@ class Zero2(Parallel):
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**60,
         }
-        engine, *_ = deepspeed.initialize(model=self.module, optimizer=self.optimizer, config=config)
-        self.model, self.scaler = engine, None
+        self.model, *_ = deepspeed.initialize(model=self.module, optimizer=self.optimizer, config=config)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
         """Tell the engine whether this is the step's last pass."""
@@ -374,3 +383,48 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for name, value in entry.items():
             if isinstance(value, torch.Tensor) and value.dtype != held[name].dtype:
                 held[name] = value.to(held[name].device)
+
+
+def share_out(config: TrainingConfig, model: nn.Module, world: World, arguments: TrainingArguments) -> Parallel:
+    """Return the model and its optimizer, on the processes as the recipe says."""
+    if arguments.activation_checkpointing:
+        kwargs = {"use_reentrant": False} | cast(dict[str, Any], arguments.activation_checkpointing_kwargs or {})
+        if config.selective_checkpointing:
+            kwargs["context_fn"] = partial(create_selective_checkpoint_contexts, PRODUCTS)
+        cast(PreTrainedModel, model).activation_checkpointing_enable(kwargs)
+    if arguments.torch_compile:
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.compile(backend=arguments.torch_compile_backend or "inductor", mode=arguments.torch_compile_mode)
+    kind = Zero2 if config.distributed == "zero2" else Sharded if config.distributed == "fsdp" else Parallel
+    kind = Sharded if config.keeps_masters else kind
+    if config.pure_bf16:
+        logger.warning(
+            "pure_bf16: weights, gradients and optimizer are all bfloat16, in which most updates of a usual learning "
+            "rate round to nothing. Leave it out to train float32 weights beside them"
+        )
+    return kind(config, model, world, arguments)
+
+
+def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
+    """Return the optimizer of `trainer.optim` for a model's trainable weights, grouped as transformers.Trainer does.
+
+    Raises:
+        UserError: its package is not installed, or it does not take groups of weights.
+    """
+    name = OptimizerNames(arguments.optim).value
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
+    except ImportError as error:
+        problem = f"trainer.optim={name} cannot run here: {str(error).splitlines()[0]}"
+        raise UserError(problem, "install its package, or set optim: adamw_torch_fused") from error
+    is_plain = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if not is_plain or options.keys() & {"optimizer_dict", "model"}:
+        raise UserError(f"trainer.optim={name} takes its own steps", "set optim: adamw_torch_fused")
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
+    trained = [(weight_name, weight) for weight_name, weight in model.named_parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for name, weight in trained if name in decayed], "weight_decay": arguments.weight_decay},
+        {"params": [weight for name, weight in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+    return kind(options.pop("params", groups), **options)

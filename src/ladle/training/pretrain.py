@@ -15,8 +15,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainingArguments
 
+from ladle.artifacts.plan import diff_values
+from ladle.artifacts.record import read_record
 from ladle.data.store import IGNORED_LABEL, MixedDataset
 from ladle.errors import UserError
+from ladle.log import get_logger
 from ladle.models.load import copy_out_of_file, load_model, model_dir
 from ladle.models.probe import find_routers, probe, require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
@@ -24,11 +27,14 @@ from ladle.stage import Inputs, StageResult
 from ladle.training.arguments import use_liger_where_it_can_run
 from ladle.training.attention import collate_packed, use_fused_attention
 from ladle.training.balance import SequenceAuxLoss
+from ladle.training.checkpoint import TRAINING_STATE_FOLDER, keep_training_state, list_checkpoints
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Pass, Task, Training
 from ladle.training.parallel import World
 from ladle.training.run import Prepared, run_training
+
+logger = get_logger(__name__)
 
 
 def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
@@ -38,8 +44,9 @@ def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
 
 
 def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: TrainingArguments, world: World) -> Prepared:
-    dataset = MixedDataset(inputs["mixture"][0])
-    model = load_model(inputs["model"][0], config.weights_dtype, config.attn_implementation)
+    dataset, start = MixedDataset(inputs["mixture"][0]), inputs["model"][0]
+    changes = describe_extension(config, start) if config.extends else {}
+    model = load_model(start, config.weights_dtype, config.attn_implementation)
     copy_out_of_file(model)
     model.config.use_cache = False
     require_positions(model, longest_document(dataset, model))
@@ -58,12 +65,14 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: Train
         fix = "mix again with this model's tokenizer, or train the model that the mixture was made for"
         raise UserError(problem, fix)
     use_liger_where_it_can_run(arguments, model)
-    tokenizer = load_fast_tokenizer(model_dir(inputs["model"][0]))
+    tokenizer = load_fast_tokenizer(model_dir(start))
     held_out = MixedDataset(dataset.path, "validation") if arguments.eval_strategy != "no" else None
 
     def save(training: Training) -> None:
         model.config.use_cache = True
         training.save_weights(out / "model")
+        if config.keep_training_state and world.is_main:
+            keep_training_state(training.folder, out)
 
     def summarise(training: Training) -> StageResult:
         log = training.state.log_history
@@ -72,10 +81,29 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: Train
             metrics |= {"first_loss": losses[0], "last_loss": losses[-1]}
         if losses := [entry["eval_loss"] for entry in log if "eval_loss" in entry]:
             metrics["last_eval_loss"] = losses[-1]
-        rows = training.state.global_step * training.order.rows_per_round * training.order.accumulation
-        return StageResult({"tokens": rows * dataset.sequence_length}, metrics)
+        if config.extends:
+            metrics["extends"] = changes
+        tokens = training.state.global_step * training.order.rows_per_step * dataset.sequence_length
+        return StageResult({"tokens": tokens}, metrics)
 
-    return Prepared(PretrainTask(dataset, held_out, aux_loss), model, tokenizer, save, summarise)
+    task, extends = PretrainTask(dataset, held_out, aux_loss), start if config.extends else None
+    return Prepared(task, model, tokenizer, save, summarise, extends)
+
+
+def describe_extension(config: PretrainConfig, start: Path) -> dict[str, str]:
+    """Return what a training changes of the finished one that it extends, by key, and log it.
+
+    Raises:
+        UserError: that one has no training state.
+    """
+    if not list_checkpoints(start / TRAINING_STATE_FOLDER):
+        problem = f"{start} has no training state, so there is nothing to extend: a finished training keeps models only"
+        fix = f"train it anew with pretrain.keep_training_state=true, or start from its weights: pretrain.model={start}"
+        raise UserError(problem, fix)
+    differences = diff_values(read_record(start)["identity"]["config"], config.identity())
+    changes = {key: f"{old} → {new}" for key, old, new in differences}
+    logger.info("extending %s: %s", start, ", ".join(f"{key} {change}" for key, change in changes.items()))
+    return changes
 
 
 class PretrainTask(Task):

@@ -17,19 +17,9 @@ import torch
 from transformers import PreTrainedModel
 
 PEAK_BF16_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "H800": 989e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-}
+    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12,
+    "A800": 312e12, "H800": 989e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12,
+}  # fmt: skip
 """Dense bfloat16 and float16 peaks from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
 SHOWN = {"loss": "loss {:.3f}", "tokens_per_second": "{:,.0f} tokens/s", "mfu": "{:.1%} MFU", "memory_gb": "{:.1f} GB"}
 """What the bar says of a log line."""

@@ -24,7 +24,6 @@ from ladle.training.arguments import make_arguments
 from ladle.training.config import TrainerArguments
 from ladle.training.loop import Training
 from ladle.training.parallel import World
-from ladle.training.run import make_training
 from tests.tiny_models import make_tokenizer
 
 WEIGHTS = KtoWeights(beta=0.1, desirable=1.3, undesirable=0.7)
@@ -118,7 +117,7 @@ def make_ladle(
     task = KtoTask(KtoData(examples, plan, reference), None, options, PAD_ID)
     task.rows_are_shuffled = True
     made = make_arguments(config, out)
-    return make_training(config, task, policy, tokenizer, world, made)
+    return Training(config, task, policy, tokenizer, world, made)
 
 
 def gradient_of(model: torch.nn.Module) -> torch.Tensor:

@@ -10,7 +10,6 @@ from ladle.training.checkpoint import (
     MANIFEST,
     PREEMPTED,
     STAGING,
-    Rotation,
     find_fault,
     is_resumable,
     leave_models_only,
@@ -23,15 +22,20 @@ from ladle.training.checkpoint import (
     step_of,
     strip_training_state,
 )
+from ladle.training.config import TrainingConfig
 
 MODEL = {"model.safetensors": "weights", "config.json": "{}"}
 STATE = {
     "optimizer.pt": "moments",
-    "scheduler.pt": "lr",
     "rng_state.pth": "rng",
     "trainer_state.json": "{}",
     "progress_0.json": "{}",
 }
+
+
+def keeping(whole: int | None = None, models: int | None = None) -> TrainingConfig:
+    """A section that keeps so many checkpoints."""
+    return TrainingConfig.model_validate({"keep_models": models, "trainer": {"save_total_limit": whole}})
 
 
 def save(folder: Path, step: int, **extra: str) -> Path:
@@ -81,7 +85,7 @@ def test_a_faulty_newest_checkpoint_is_passed_over_and_the_good_one_kept(fault, 
 def test_rotation_keeps_the_newest_whole_and_older_ones_as_models(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-        rotate(tmp_path, Rotation(resumable=2, models=None))
+        rotate(tmp_path, keeping(2))
     assert steps(tmp_path) == {1: False, 2: False, 3: True, 4: True}
     assert all(find_fault(path) is None for path in list_checkpoints(tmp_path))
     assert {path.name for path in list_files(tmp_path / "checkpoint-1")} == {*MODEL, MANIFEST}
@@ -90,7 +94,7 @@ def test_rotation_keeps_the_newest_whole_and_older_ones_as_models(tmp_path):
 def test_rotation_removes_model_copies_past_their_limit(tmp_path):
     for step in range(1, 6):
         save(tmp_path, step)
-        rotate(tmp_path, Rotation(resumable=1, models=1))
+        rotate(tmp_path, keeping(1, models=1))
     assert steps(tmp_path) == {4: False, 5: True}
 
 
@@ -101,17 +105,17 @@ def test_rotation_ends_the_same_whatever_a_crash_left_of_it(stripped, tmp_path):
         save(tmp_path, step)
     for step in stripped:
         strip_training_state(tmp_path / f"checkpoint-{step}")
-    rotate(tmp_path, Rotation(resumable=2, models=0))
+    rotate(tmp_path, keeping(2, models=0))
     assert list(steps(tmp_path)) == [4, 5]
 
 
 def test_a_preempted_checkpoint_goes_once_a_newer_one_exists(tmp_path):
     save(tmp_path, 10)
     preempted = save(tmp_path, 13, **{PREEMPTED: "{}"})
-    rotate(tmp_path, Rotation())
+    rotate(tmp_path, keeping())
     assert newest_resumable(tmp_path) == preempted
     save(tmp_path, 20)
-    rotate(tmp_path, Rotation())
+    rotate(tmp_path, keeping())
     assert list(steps(tmp_path)) == [10, 20]
 
 
@@ -141,9 +145,9 @@ def test_a_folder_of_somebody_elses_is_refused_and_left(tmp_path):
     save(tmp_path, 8)
     for name in ("runs", "notes"):
         (tmp_path / name).mkdir()
-    for tidy in (lambda: remove_unfinished(tmp_path, 8), lambda: leave_models_only(tmp_path, Rotation())):
+    for tidy in (lambda: remove_unfinished(tmp_path, 8), lambda: leave_models_only(tmp_path, keeping())):
         with pytest.raises(UserError, match="holds notes, which no training put there"):
             tidy()
     (tmp_path / "notes").rmdir()
-    leave_models_only(tmp_path, Rotation())
+    leave_models_only(tmp_path, keeping())
     assert steps(tmp_path) == {8: False}
