@@ -45,8 +45,8 @@ def test_wandb_offline(tmp_path, monkeypatch):
 
 
 def test_trackio(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
     pytest.importorskip("trackio", reason="trackio is not installed")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     track("trackio", tmp_path, project="tiny")
     (file,) = tmp_path.glob("*.db")
     with sqlite3.connect(file) as database:
