@@ -13,8 +13,7 @@ A tensor is on the GPU if its storage is tagged. Two of torch's modes keep the t
   of both devices, tags what is computed from tagged ones, and counts what makes the host wait for the device.
 
 Meanwhile `.device` of a tagged tensor is `cuda:0`, and `torch.cuda` has one GPU. What this cannot show: numbers, memory
-and speed of CUDA's kernels, autocast (CUDA's does not apply to CPU tensors), streams, nccl and so FSDP2, reading a
-checkpoint onto the device.
+and speed of CUDA's kernels, autocast (CUDA's does not apply to CPU tensors), streams, nccl and so FSDP2.
 
 The rules are those of torch 2.13: c10/core and ATen/native of TensorIterator and of indexing.
 """
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -88,6 +87,14 @@ class PretendedGpu:
         def group_by_device(*args: Any) -> Any:  # for clipping and optimizers; it reads the true device
             return {(lists[0][0].device, dtype): (lists, at) for (_, dtype), (lists, at) in group(*args).items()}
 
+        load = torch.load
+
+        def load_onto(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
+            loaded = load(*args, map_location="cpu", **kwargs)
+            on_gpu = map_location is not None and torch.device(map_location).type == "cuda"
+            return tree_map_only(Tensor, self.place, loaded) if on_gpu else loaded
+
+        self._exit.enter_context(mock.patch.object(torch, "load", load_onto))
         self._exit.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", backward))
         self._exit.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", group_by_device))
         for name, value in ANSWERS.items():  # not by the mode, which is off in hooks of autograd (checkpointing's)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ladle.errors import Preempted
 from ladle.kto.data import Bin
 from ladle.stage import Inputs
 from ladle.stages import kto, pretrain
@@ -110,6 +111,23 @@ def test_kto(shape, adapter, tmp_path, monkeypatch):
     require_few_waits(steps, forward_passes=16)  # bins of the step's 8 rows, and of their mismatched pairs
     for name, values in on_cpu.items():
         assert on_gpu[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
+
+
+def test_a_resumed_training_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    """The optimizer's state is read onto the device."""
+    job, take_step = make_job(tmp_path, "qwen3"), Training._take_step
+    config = PretrainConfig.model_validate({"trainer": job.config.trainer.values() | TRAINER})
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "stopped").mkdir()
+    with PretendedGpu():
+        whole = pretrain.run(config, job.inputs, tmp_path / "whole")
+        monkeypatch.setattr(Training, "_take_step", lambda *step: take_step(*step) or step[1] == STEPS - 1)
+        with pytest.raises(Preempted):
+            pretrain.run(config, job.inputs, tmp_path / "stopped")
+        monkeypatch.undo()
+        resumed = pretrain.run(config, job.inputs, tmp_path / "stopped")
+    assert resumed.counters["resumed_from_step"] == STEPS - 1
+    assert resumed.metrics == whole.metrics
 
 
 def leave_targets_behind(one_bin: Bin, device: torch.device) -> Bin:
