@@ -69,10 +69,12 @@ class PretendedGpu:
 
     Attributes:
         syncs: when the host waited for the device, in order.
+        makes_tensors: a function on tensors of the GPU runs; what C++ makes for it (a mask, padding) is there too.
     """
 
     def __init__(self) -> None:
         self.syncs: list[Sync] = []
+        self.makes_tensors = False
         self._tags: set[int] = set()
         self._exit = ExitStack()
 
@@ -81,7 +83,7 @@ class PretendedGpu:
         group = torch._C._group_tensors_by_device_and_dtype
 
         def backward(*args: Any, **kwargs: Any) -> Any:
-            with moves:  # torch calls this from `Tensor.backward`, which the mode is off in
+            with moves, mock.patch.object(self, "makes_tensors", False):  # of `Tensor.backward`, without the mode
                 return run_backward(*args, **kwargs)
 
         def group_by_device(*args: Any) -> Any:  # for clipping and optimizers; it reads the true device
@@ -94,13 +96,15 @@ class PretendedGpu:
             on_gpu = map_location is not None and torch.device(map_location).type == "cuda"
             return tree_map_only(Tensor, self.place, loaded) if on_gpu else loaded
 
-        self._exit.enter_context(mock.patch.object(torch, "load", load_onto))
-        self._exit.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", backward))
-        self._exit.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", group_by_device))
+        def patch(owner: Any, name: str, value: Any) -> None:
+            self._exit.enter_context(mock.patch.object(owner, name, value))
+
+        patch(torch, "load", load_onto)
+        patch(torch.autograd, "_engine_run_backward", backward)
+        patch(torch._C, "_group_tensors_by_device_and_dtype", group_by_device)
         for name, value in ANSWERS.items():  # not by the mode, which is off in hooks of autograd (checkpointing's)
             real = getattr(torch._C.TensorBase, name).__get__
-            answer = property(lambda tensor, value=value, real=real: value if self.holds(tensor) else real(tensor))
-            self._exit.enter_context(mock.patch.object(Tensor, name, answer))
+            patch(Tensor, name, property(lambda x, value=value, real=real: value if self.holds(x) else real(x)))
         for name, value in {
             "is_available": True,
             "device_count": 1,
@@ -113,7 +117,7 @@ class PretendedGpu:
             "set_rng_state": None,
             "set_device": None,
         }.items():
-            self._exit.enter_context(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value))
+            patch(torch.cuda, name, lambda *_, value=value, **__: value)
         self._exit.enter_context(_Rules(self))
         self._exit.enter_context(moves)
         return self
@@ -179,7 +183,10 @@ class _Moves(TorchFunctionMode):
             elif func in (Tensor.new_tensor, Tensor.__deepcopy__):
                 return self.gpu.place(func(*args, **kwargs))
         if kwargs.get("device") is None or func is torch._C._nn._parse_to:  # the latter only reads arguments
-            return func(*args, **kwargs)
+            operands = args if args and isinstance(args[0], Tensor) else tree_leaves(args[:1])
+            on_gpu = any(isinstance(value, Tensor) and self.gpu.holds(value) for value in operands)
+            with mock.patch.object(self.gpu, "makes_tensors", on_gpu):
+                return func(*args, **kwargs)
         on_gpu = torch.device(kwargs["device"]).type == "cuda"
         result = func(*args, **kwargs | {"device": CPU if on_gpu else kwargs["device"]})
         if on_gpu and func in UPLOADS:
@@ -226,7 +233,7 @@ class _Rules(TorchDispatchMode):
                 return result
         with torch._C.DisableTorchFunction():
             tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-            on_gpu = any(self.gpu.holds(tensor) for tensor in tensors)
+            on_gpu = any(self.gpu.holds(tensor) for tensor in tensors) if tensors else self.gpu.makes_tensors
             if on_gpu:
                 self._check(func, args, kwargs, tensors)
             result = (STAND_INS.get(func.overloadpacket, func) if on_gpu else func)(*args, **kwargs)

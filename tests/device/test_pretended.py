@@ -63,6 +63,17 @@ def test_results_are_where_their_operands_are(gpu):
     assert torch.zeros_like(weight, device="cpu").device.type == "cpu"
 
 
+def test_what_torch_makes_on_the_way_is_there_too(gpu):
+    """Padding, and the mask of a causal attention that is computed step by step."""
+    padded = torch.nn.utils.rnn.pad_sequence([on_gpu(2), on_gpu(3)])
+    query = on_gpu(1, 1, 4, 8).requires_grad_()
+    attention = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True, dropout_p=0.5)
+    attention.sum().backward()
+    assert padded.device == attention.device == query.grad.device == GPU
+    assert torch.zeros(3).device.type == "cpu"
+    assert not gpu.syncs, gpu.report()
+
+
 def test_modules_move_and_train(gpu):
     """AdamW over its groups of tensors, clipping, and activations that are computed again in the backward pass."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)).to(device=GPU)
