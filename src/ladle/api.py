@@ -163,7 +163,7 @@ class Run:
     def __init__(
         self,
         recipe: Recipe,
-        root: Reference = DEFAULT_ROOT,
+        root: Reference,
         only: str | None = None,
         out: Out = None,
         resolve: Resolve = resolve_commit,
@@ -287,7 +287,6 @@ def open(
     out: Out = None,
     section: str = "",
     processes: int | None = None,
-    resolve: Resolve = resolve_commit,
 ) -> Run:
     """Read a recipe and return its run; nothing is built yet.
 
@@ -299,13 +298,12 @@ def open(
         out: the folder that `only` is built in.
         section: the section that the overrides are relative to.
         processes: those of each training on this machine; None leaves them as the recipe says.
-        resolve: returns the commit of a name of the Hub.
 
     Raises:
         UserError: a fault of the recipe or of an override, with its key, file and line.
     """
     loaded = load_recipe(Path(recipe), _assignments(overrides), section)
-    return Run(loaded if processes is None else with_processes(loaded, processes), root, only, out, resolve)
+    return Run(loaded if processes is None else with_processes(loaded, processes), root, only, out)
 
 
 def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
@@ -561,10 +559,11 @@ def launch_on_slurm(
     from ladle.launch.jobs import Call, load_profile
     from ladle.launch.queue import commit_if_known, launch
 
-    loaded = load_profile(Path(profile) if profile else None)
-    run = open(recipe, overrides, root, resolve=commit_if_known if dry_run else resolve_commit)
-    call = Call(str(recipe), tuple(_assignments(overrides)), str(root), str(Path.cwd()), sys.executable)
-    return launch(run.plan(), run.workspace, call, loaded, dry_run)
+    settings, given = load_profile(Path(profile) if profile else None), _assignments(overrides)
+    resolve = commit_if_known if dry_run else resolve_commit
+    run = Run(load_recipe(Path(recipe), given), root, resolve=resolve)
+    call = Call(str(recipe), tuple(given), str(root), str(Path.cwd()), sys.executable)
+    return launch(run.plan(), run.workspace, call, settings, dry_run)
 
 
 def num_gpus() -> int:

@@ -67,11 +67,12 @@ def jobs_in_queue(folder: Path) -> dict[str, SubmittedJob]:
     """Return the jobs that build a step and have not ended, by the step's fingerprint."""
     jobs = [job for job in submitted_jobs(folder) if not job.is_array]
     queue = (ask_queue() or {}) if jobs else {}
-    return {
-        job.fingerprint: job
-        for job in jobs
-        if any(state in IN_QUEUE for state, _ in queue.get((job.id, slurm_name(job.name)), ()))
-    }
+    return {job.fingerprint: job for job in jobs if any(state in IN_QUEUE for state, _ in _tasks(job, queue))}
+
+
+def _tasks(job: SubmittedJob, queue: Queue) -> list[tuple[str, str]]:
+    """Return what Slurm says of a job; another Slurm may have one of its number, under another name."""
+    return queue.get((job.id, slurm_name(job.name)), [])
 
 
 def ask_queue() -> Queue | None:
@@ -109,7 +110,7 @@ def _describe(job: SubmittedJob, queue: Queue | None) -> str:
     """Return a word on a job; none for shares that are all done."""
     if queue is None:
         return f"job {job.id} was submitted, and there is no squeue here to ask: see {job.log}"
-    tasks = queue.get((job.id, slurm_name(job.name)), [])
+    tasks = _tasks(job, queue)
     for state, reason in tasks:
         if state not in (*IN_QUEUE, WELL_ENDED):
             if reason == "DependencyNeverSatisfied" or state == "CANCELLED" and not Path(job.log).is_file():
