@@ -48,8 +48,13 @@ def read_expression(tokens: Sequence[nodes.Token]) -> nodes.Expression:
     for token in tokens:
         if token.kind == "run" and len(token.text) > _LONGEST_PRODUCT and not token.text.isupper():
             raise nodes.Unreadable(f"the word {token.text!r} in a formula")
-    letters = [[token] if token.kind != "run" else [nodes.Token("run", one) for one in token.text] for token in tokens]
-    reader = _Reader(sum(letters, []))
+    reader = _Reader(
+        [
+            nodes.Token("run", letter) if token.kind == "run" else token
+            for token in tokens
+            for letter in (token.text if token.kind == "run" else " ")
+        ]
+    )
     value = reader.read_sum()
     if not reader.is_at_end:
         raise nodes.Unreadable(f"{reader.tokens[reader.position].text!r} has no meaning there")

@@ -199,7 +199,22 @@ _SPELLINGS = {
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|[!,;: >%$#\\])|~")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z{}])")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|equation|gathered|gather|split)\*?\}")
-_TEXT_OR_COMMAND = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+)")
+_OUTSIDE_TEXT = re.compile(
+    rf"(?P<text>\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+)"
+    r"|(?<![a-zA-Z])(?:(?P<module>(?:np|numpy|[Mm]ath|sympy)\.(?=[a-z]))"
+    r"|(?P<conjunction>and|or)(?![a-zA-Z])"
+    r"|(?P<infinity>infinity|inf|oo)(?![a-zA-Z])|(?P<pi>pi)(?![a-zA-Z])"
+    r"|(?P<percent>per ?cent|pct)(?![a-zA-Z])"
+    r"|(?P<money>USD|EUR|GBP|CNY|RMB|INR|JPY|[Rr]s\.?)\s*(?=\.?\d)"
+    r"|(?P<lg>lg)(?![a-zA-Z])|(?P<frac>d?frac)(?=\{)|(?P<modulo>mod(?:ulo)?)(?![a-zA-Z])|(?P<figure>angle|triangle)(?=\s+[A-Z]{1,3}(?![A-Za-z]))"
+    r"|sqrt\s*(?:(?P<radicand>\d+(?:\.\d+)?)|(?P<root>(?=[(\[{])))"
+    rf"|(?P<function>{'|'.join(sorted(FUNCTION_NAMES, key=len, reverse=True))})(?=\s*[\\(\[{{^_|\d]|\s+[a-z](?![a-z])))"
+)
+_WORD_SPELLINGS = {
+    "module": "", "conjunction": r"\\text{\g<conjunction>}", "infinity": r"\\infty ", "pi": r"\\pi ", "percent": "%",
+    "lg": r"\\log_{10} ", "frac": r"\\frac ", "modulo": r"\\bmod ", "figure": r"\\\g<figure> ",
+    "radicand": r"\\sqrt{\g<radicand>}", "root": r"\\sqrt", "function": r"\\\g<function> ",
+}  # fmt: skip
 _NEGATIVE = re.compile(r"^(?:negative|minus)\s+(?=[\d\\.]|[a-z]+$)", re.I)
 _TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
@@ -234,25 +249,6 @@ real → (?i)^(?:the set of )?all (?:the )?real(?:s| numbers?| values(?: of [a-z
 ␣ → (?i)^(?:the|an?)\s+(?=\d) → ␀
 equal → (?i)(?<=\b[a-z])\s+(?:equals|is equal to)\s+ → ␣=␣
 """, APPROXIMATELY=r"approximately|approx\.?|about|around|roughly|nearly|almost|circa|exactly")  # fmt: skip
-_FUNCTION = "|".join(sorted(FUNCTION_NAMES, key=len, reverse=True))
-_OUTSIDE_TEXT = rules(r"""
-. → START(?:np|numpy|[Mm]ath|sympy)\.(?=[a-z]) → ␀
-and → START(and)END → \\text{\1}
-or → START(or)END → \\text{\1}
-inf → START(?:infinity|inf)END → \\infty␣
-oo → STARTooEND → \\infty␣
-pi → STARTpiEND → \\pi␣
-p → START(?:per ?cent|pct)END → %
-␀ → START(USD|EUR|GBP|CNY|RMB|INR|JPY)\s*(?=\.?\d) → \\\1␣
-s → START[Rr]s\.?\s*(?=\.?\d) → \\RS␣
-lg → STARTlgEND → \\log_{10}␣
-frac → STARTd?frac(?=\{) → \\frac␣
-mod → STARTmod(?:ulo)?END → \\bmod␣
-angle → START(angle|triangle)(?=\s+[A-Z]{1,3}END) → \\\1␣
-sqrt → STARTsqrt\s*(\d+(?:\.\d+)?) → \\sqrt{\1}
-sqrt → STARTsqrt\s*(?=[(\[{]) → \\sqrt
-␀ → START(FUNCTION)(?=\s*[\\(\[{^_|\d]|\s+[a-z](?![a-z])) → \\\1␣
-""", START=r"(?<![a-zA-Z\\])", END=r"(?![a-zA-Z])", FUNCTION=_FUNCTION)  # fmt: skip
 _MARKUP = rules(r"""
 <sup> → <sup>(.*?)</sup> → ^{\1}
 <sub> → <sub>(.*?)</sub> → _{\1}
@@ -283,19 +279,22 @@ _PRIMES_AND_LETTERS = rules(r"""
 ' → \^\s*(?:\{\s*(')\s*('?)\s*('?)\s*\}|(')) → \1\2\3\4
 { → \\(?:mathrm|operatorname)\s*\{\s*([ei])\s*\} → ␣\1␣
 """)
-# Ordinals, and numbers of choices, which TeX has no command for. `C_1^2` stays the square of a constant: a choice is
-# from `n`, `m`, `N`, or from three or more.
+_TEXT = rf"\\(?:{TEXT_COMMANDS})\s*"
+_ORDINAL = re.compile(
+    rf"(?:(?<=1)st|(?<=2)nd|(?<=3)rd|(?<=\d)th)\b|(?<=\d)\s*(?:\^\s*\{{?\s*)?{_TEXT}\{{\s*(?:st|nd|rd|th)\s*\}}(?:\s*\}})?"
+    r"|(?<=\d)\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\}"
+)
+# Numbers of choices, which TeX has no command for. `C_1^2` stays the square of a constant: a choice is from `n`, `m`,
+# `N`, or from three or more.
 _INDEX = r"(?:\{\s*([\w+\-]+)\s*\}|(\w))"
 _CHOICE = r"(?:\\(?:mathrm|text|rm)\s*\{\s*)?([CP])(?:\s*\})?\s*"
 _TOTAL = r"(?:\{\s*([3-9]|[1-9]\d+|\d*[nmN](?:[+-]\d+)?)\s*\}|([3-9nmN]))"
-_ORDINALS_AND_CHOICES = rules(r"""
-␀ → (?:(?<=1)st|(?<=2)nd|(?<=3)rd|(?<=\d)th)\b → ␀
-␀ → (?<=\d)\s*(?:\^\s*\{?\s*)?TEXT\{\s*(?:st|nd|rd|th)\s*\}(?:\s*\})?|(?<=\d)\s*\^\s*\{\s*(?:st|nd|rd|th)\s*\} → ␀
+_CHOICES = rules(r"""
 ␀ → (?<![\w.}])(\d+) ?([CP]) ?(\d+)(?!\w) → \2(\1,\3)
 _ → (?<![A-Za-z\d}])(?:\{\s*\})?\s*[_^]\s*INDEX\s*CHOICE_\s*INDEX → \3(\1\2,\4\5)
 _ → (?<![A-Za-z\\])CHOICE_\s*TOTAL\s*\^\s*INDEX → \1(\2\3,\4\5)
 ^ → (?<![A-Za-z\\])CHOICE\^\s*INDEX\s*_\s*TOTAL → \1(\4\5,\2\3)
-""", CHOICE=_CHOICE, TOTAL=_TOTAL, INDEX=_INDEX, TEXT=rf"\\(?:{TEXT_COMMANDS})\s*")  # fmt: skip
+""", CHOICE=_CHOICE, TOTAL=_TOTAL, INDEX=_INDEX)  # fmt: skip
 _MULTIPLES = [
     (name, re.compile(rf"(?<=[\d}}])\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?{name}s?\b"), rf" \\cdot {value} \1")
     for name, value in [*((name, f"10^{{{power}}}") for name, power in _POWERS.items()), ("dozen", "12")]
@@ -331,11 +330,10 @@ def normalise(text: str) -> str:
     text = rewrite(text, _SIGNS_BETWEEN)
     if "\\" in text or "~" in text:
         text = _spell_commands(text)
-    *pieces, end = _TEXT_OR_COMMAND.split(rewrite(text, _ORDINALS_AND_CHOICES))
-    # A command follows each.
-    pieces[::2] = [rewrite(piece + "\\", _OUTSIDE_TEXT)[:-1] if piece.strip() else piece for piece in pieces[::2]]
-    pieces[1::2] = map(_spell_group, pieces[1::2])
-    text = rewrite("".join(pieces) + rewrite(end, _OUTSIDE_TEXT), _LAST)
+    text = _ORDINAL.sub("", text)
+    if "C" in text or "P" in text:
+        text = rewrite(text, _CHOICES)
+    text = rewrite(_OUTSIDE_TEXT.sub(_spell_word, text), _LAST)
     text = _GROUPED.sub(lambda found: found[0].replace(" ", "").replace(".", ""), text)
     return " ".join(text.split()).replace(" ,", ",").lstrip("=: ").rstrip(".,;: ")
 
@@ -423,11 +421,16 @@ def _spell_commands(text: str) -> str:
     return text
 
 
-def _spell_group(text: str) -> str:
-    """Take numbers and signs out of a text group, `\\text{12 cm}` is 12 and a unit; leave a command as it is."""
-    if not text.endswith("}"):
-        return text
-    command, _, inside = text.partition("{")
+def _spell_word(found: re.Match[str]) -> str:
+    """Spell a word as its command, and take numbers out of a text group: `\\text{12 cm}` is 12 and a unit."""
+    kind = found.lastgroup or ""
+    if kind == "money":
+        return f"\\{found[kind].rstrip('.').upper()} "
+    if kind != "text":
+        return found.expand(_WORD_SPELLINGS[kind])
+    if not found[0].endswith("}"):
+        return found[0]
+    command, _, inside = found[0].partition("{")
     inside = inside[:-1].strip()
     if inside.lower() in ("percent", "%", "percentage", "pct"):
         return "%"
@@ -437,6 +440,6 @@ def _spell_group(text: str) -> str:
         return inside + " "
     number = _LEADING_NUMBER.match(inside)
     if number is None:
-        return text
+        return found[0]
     rest = inside[number.end() :].strip()
     return f"{number[0]} {command}{{{rest}}}" if rest else number[0]
