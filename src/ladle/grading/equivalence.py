@@ -169,12 +169,12 @@ def _compare_structures(gold: nodes.Tree, answer: nodes.Tree, rules: values.Rule
         case nodes.Ordered(golds), nodes.Listing(answers) | nodes.Call(_, [_, _, *_] as answers):
             return _compare_all(golds, answers, rules)  # a point may have a name: A(1, 2)
         case nodes.Ordered(golds), nodes.Matrix(rows) if 1 in (len(rows), len(rows[0])):
-            return _compare_all(golds, _cells(rows), rules)
+            return _compare_all(golds, sum(rows, []), rules)
         case nodes.Matrix(rows), nodes.Ordered(answers) if 1 in (len(rows), len(rows[0])):
-            return _compare_all(_cells(rows), answers, rules)
+            return _compare_all(sum(rows, []), answers, rules)
         case nodes.Matrix(rows), nodes.Matrix(others):
             same_shape = len(rows) == len(others) and len(rows[0]) == len(others[0])
-            return same_shape and _compare_all(_cells(rows), _cells(others), rules)
+            return same_shape and _compare_all(sum(rows, []), sum(others, []), rules)
         case nodes.Interval(), nodes.Interval(low, high, low_closed, high_closed):  # the ends may hold symbols
             same_kind = (gold.low_closed, gold.high_closed) == (low_closed, high_closed)
             return same_kind and _compare_all([gold.low, gold.high], [low, high], rules)
@@ -198,7 +198,7 @@ def _as_vector(tree: nodes.Tree, like: nodes.Ordered | nodes.Matrix) -> nodes.Or
             if isinstance(name, nodes.Symbol)
         }
         return nodes.Ordered([sides[name] for name in sorted(sides)]) if len(sides) == len(tree.items) else None
-    size = len(like.items) if isinstance(like, nodes.Ordered) else len(_cells(like.rows))
+    size = len(like.items) if isinstance(like, nodes.Ordered) else len(sum(like.rows, []))
     names = nodes.symbols_of(tree)
     if not isinstance(tree, nodes.Expression) or not names or not names <= {*sum(_UNIT_VECTORS[:size], [])}:
         return None
@@ -213,10 +213,6 @@ def _as_vector(tree: nodes.Tree, like: nodes.Ordered | nodes.Matrix) -> nodes.Or
 
 def _has_residue(*trees: nodes.Tree) -> bool:
     return any(isinstance(node, nodes.Call) and node.function == "mod" for tree in trees for node in nodes.walk(tree))
-
-
-def _cells(rows: Sequence[Sequence[nodes.Expression]]) -> list[nodes.Expression]:
-    return [cell for row in rows for cell in row]
 
 
 def _compare_single(gold: nodes.Quantity | nodes.Expression, answer: nodes.Tree, rules: values.Rules) -> bool | None:

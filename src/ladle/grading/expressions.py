@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import chain
 
 from ladle.grading import nodes
 from ladle.grading.normalise import FUNCTION_NAMES
@@ -48,13 +49,8 @@ def read_expression(tokens: Sequence[nodes.Token]) -> nodes.Expression:
     for token in tokens:
         if token.kind == "run" and len(token.text) > _LONGEST_PRODUCT and not token.text.isupper():
             raise nodes.Unreadable(f"the word {token.text!r} in a formula")
-    reader = _Reader(
-        [
-            nodes.Token("run", letter) if token.kind == "run" else token
-            for token in tokens
-            for letter in (token.text if token.kind == "run" else " ")
-        ]
-    )
+    letters = ([token] if token.kind != "run" else [nodes.Token("run", one) for one in token.text] for token in tokens)
+    reader = _Reader([*chain.from_iterable(letters)])
     value = reader.read_sum()
     if not reader.is_at_end:
         raise nodes.Unreadable(f"{reader.tokens[reader.position].text!r} has no meaning there")

@@ -15,7 +15,7 @@ FUNCTION_NAMES = frozenset(
     prefix + name
     for prefix, names in {
         "": "sin cos tan cot sec csc sinh cosh tanh ln log exp gcd lcm max min abs floor ceil",
-        "arc": "sin cos tan cot sinh cosh tanh",
+        "arc": "sin cos tan cot sec csc sinh cosh tanh",
         "ar": "sinh cosh tanh",
         "a": "sin cos tan sinh cosh tanh",
     }.items()

@@ -12,6 +12,7 @@ answer is too hard to compare.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache, reduce
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import mpmath
 
 from ladle.grading import nodes
+from ladle.grading.normalise import FUNCTION_NAMES
 from ladle.grading.units import Unit, conversion, is_same_unit
 
 DIGITS = 40
@@ -297,15 +299,10 @@ def _of_float(function: Callable[[Value], Value]) -> Callable[[Value], Value]:
     return apply
 
 
+# Trigonometric functions and the exponential are mpmath's, where `arcsin`, `arsinh` and `asinh` begin with `a` alone.
+_IN_MPMATH = {name: re.sub("^ar?c?(?=sin|cos|tan|cot|sec|csc)", "a", name) for name in FUNCTION_NAMES}
 _FUNCTIONS: dict[str, Callable[..., Value]] = {
-    prefix + name: _of_float(getattr(CONTEXT, "a" * bool(prefix) + name))
-    for prefix, names in {
-        "": "sin cos tan cot sec csc sinh cosh tanh exp",
-        "arc": "sin cos tan cot sec csc sinh cosh tanh",
-        "ar": "sinh cosh tanh",
-        "a": "sin cos tan sinh cosh tanh",
-    }.items()
-    for name in names.split()
+    name: _of_float(getattr(CONTEXT, other)) for name, other in _IN_MPMATH.items() if hasattr(CONTEXT, other)
 } | {
     "root": _root,
     "abs": abs,
