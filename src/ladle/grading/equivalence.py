@@ -202,13 +202,12 @@ def _as_vector(tree: nodes.Tree, like: nodes.Ordered | nodes.Matrix) -> nodes.Or
     names = nodes.symbols_of(tree)
     if not isinstance(tree, nodes.Expression) or not names or not names <= {*sum(_UNIT_VECTORS[:size], [])}:
         return None
-    rest, *parts = (
-        nodes.substitute(
-            tree, {name: nodes.Number(Fraction(along == at)) for at, own in enumerate(_UNIT_VECTORS) for name in own}
-        )
-        for along in range(-1, size)
-    )
+    rest, *parts = (nodes.substitute(tree, _unit_vector(along)) for along in range(-1, size))
     return nodes.Ordered(parts) if values.evaluate_constant(rest) == 0 else None
+
+
+def _unit_vector(along: int) -> dict[str, nodes.Expression]:
+    return {name: nodes.Number(Fraction(along == at)) for at, names in enumerate(_UNIT_VECTORS) for name in names}
 
 
 def _has_residue(*trees: nodes.Tree) -> bool:
@@ -403,14 +402,11 @@ def are_same_families(gold: nodes.Tree, answer: nodes.Tree, letter: str) -> bool
 def _hold(families: _Families, others: _Families) -> bool:
     """Whether the families hold the members of the others."""
     members = (start + n * step for start, step in others for n in _MEMBERS_COMPARED)
-    return all(
-        any(
-            abs(count - values.CONTEXT.nint(count)) < 1e-25
-            for start, step in families
-            for count in [(member - start) / step]
-        )
-        for member in members
-    )
+    return all(any(_is_whole((member - start) / step) for start, step in families) for member in members)
+
+
+def _is_whole(count: values.Value) -> bool:
+    return bool(abs(count - values.CONTEXT.nint(count)) < values.CONTEXT.mpf("1e-25"))
 
 
 def _families_of(tree: nodes.Tree, letter: str) -> _Families:

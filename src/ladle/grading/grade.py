@@ -200,11 +200,8 @@ class VerdictCache:
 
     def put_many(self, judgements: Mapping[bytes, Judgement]) -> None:
         """Keep these verdicts, in one transaction; not timeouts, which say as much of the machine as of the answer."""
-        rows = [
-            (key, judgement.verdict.value, judgement.reason)
-            for key, judgement in judgements.items()
-            if judgement.verdict is not Verdict.TIMEOUT
-        ]
+        kept = {key: one for key, one in judgements.items() if one.verdict is not Verdict.TIMEOUT}
+        rows = [(key, one.verdict.value, one.reason) for key, one in kept.items()]
         with self._connection:
             self._connection.executemany("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?)", rows)
 

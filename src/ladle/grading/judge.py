@@ -10,19 +10,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from ladle.grading import nodes
+from ladle.grading import extract, nodes
 from ladle.grading.equivalence import align_bound_letter, are_equivalent, are_same_families
-from ladle.grading.extract import (
-    NO_SOLUTION,
-    Declared,
-    bare_answers,
-    drop_aside,
-    drop_option_label,
-    drop_statement,
-    option_letter,
-    plain_words,
-    split_declarations,
-)
 from ladle.grading.normalise import normalise, unwrap
 from ladle.grading.structure import Reading, read, ungroup
 from ladle.grading.units import Unit, read_unit
@@ -40,7 +29,7 @@ class _Gold(NamedTuple):
     tree: nodes.Tree | None
     reading: Reading
     refusal: nodes.Unreadable | nodes.TooLarge | None
-    declared: Declared
+    declared: extract.Declared
 
 
 class Algebra(NamedTuple):
@@ -68,18 +57,18 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
         return decided
     gold = _read_gold(pair.gold, kind, pair.multiple, bool(pair.unit))
     answer = unwrap(pair.answer)
-    answer = normalise(answer if is_text else drop_statement(drop_option_label(answer)))
+    answer = normalise(answer if is_text else extract.drop_statement(extract.drop_option_label(answer)))
     if not answer:
         return Judgement(Verdict.UNPARSED, "the answer is empty")
-    declared = split_declarations(answer)
+    declared = extract.split_declarations(answer)
     has_spaces = " " in gold.text + answer
     is_same = declared.text == gold.text or has_spaces and _squeeze(declared.text) == _squeeze(gold.text)
     if is_same and pair.answer != pair.gold:  # of one text, the question is whether it can be read
         return _judge_declarations(gold.declared, declared, "the same text but for spacing and markup")
-    if gold.tree == nodes.Unordered([]) and plain_words(declared.text) == NO_SOLUTION:
+    if gold.tree == nodes.Unordered([]) and extract.plain_words(declared.text) == extract.NO_SOLUTION:
         return Judgement(Verdict.CORRECT, "no solution, in words")
     if isinstance(gold.tree, nodes.Text):
-        if gold.tree.words in map(plain_words, bare_answers(declared.text)):
+        if gold.tree.words in map(extract.plain_words, extract.bare_answers(declared.text)):
             return _judge_declarations(gold.declared, declared, "equal words")
         return Judgement(Verdict.WRONG, "different words")
     tolerance = None if pair.tolerance is None else Fraction(repr(pair.tolerance))
@@ -103,15 +92,15 @@ def _squeeze(text: str) -> str:
 
 def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:
     """Decide what words decide: options of a multiple choice, and answers that are names."""
-    option = option_letter(pair.gold, is_answer=False)
-    chosen = option_letter(pair.answer, is_answer=True) if option is not None else None
+    option = extract.option_letter(pair.gold, is_answer=False)
+    chosen = extract.option_letter(pair.answer, is_answer=True) if option is not None else None
     if chosen is not None:
         if chosen == option:
             return Judgement(Verdict.CORRECT, f"equal option {chosen}")
         return Judgement(Verdict.WRONG, f"different option {chosen}")
     if is_text or _WORDS.fullmatch(pair.gold):
-        words = plain_words(pair.answer)
-        if words and plain_words(pair.gold) in map(plain_words, bare_answers(pair.answer)):
+        words = extract.plain_words(pair.answer)
+        if words and extract.plain_words(pair.gold) in map(extract.plain_words, extract.bare_answers(pair.answer)):
             return Judgement(Verdict.CORRECT, "the same words")
         if is_text and not any(letter.isdigit() for letter in pair.gold):
             if words:
@@ -123,7 +112,7 @@ def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:
 @lru_cache(maxsize=512)
 def _read_gold(text: str, kind: AnswerType | None, multiple: bool, has_unit: bool) -> _Gold:
     """Read the gold, and say how to take an answer to it."""
-    declared = split_declarations(normalise(drop_aside(text) if kind is not AnswerType.TEXT else text))
+    declared = extract.split_declarations(normalise(extract.drop_aside(text) if kind is not AnswerType.TEXT else text))
     text = declared.text
     may_group = not multiple and kind not in _ORDERED_TYPES and not re.search(r"[(\[]|\\\{", text)
     is_grouped = may_group and "," not in ungroup(text)
@@ -165,7 +154,7 @@ def _wanted_unit(unit: str | None) -> Unit:
         return {}
 
 
-def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: Declared, rules: Rules) -> Judgement:
+def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: extract.Declared, rules: Rules) -> Judgement:
     if gold.tree is None:
         raise gold.refusal if isinstance(gold.refusal, nodes.Foreign) else nodes.Unreadable(f"the gold: {gold.refusal}")
     if isinstance(answer, nodes.Text):
@@ -186,7 +175,7 @@ def _judge_trees(gold: _Gold, answer: nodes.Tree, declared: Declared, rules: Rul
     return _judge_declarations(gold.declared, declared, "equal values")
 
 
-def _judge_declarations(gold: Declared, answer: Declared, reason: str) -> Judgement:
+def _judge_declarations(gold: extract.Declared, answer: extract.Declared, reason: str) -> Judgement:
     """Decide on equal answers by what is said of their letters; the kind of a letter may be left unsaid."""
     if gold.kinds and answer.kinds and gold.kinds != answer.kinds:
         return Judgement(Verdict.WRONG, f"{' '.join(sorted(answer.kinds))} is not {' '.join(sorted(gold.kinds))}")

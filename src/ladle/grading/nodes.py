@@ -36,9 +36,8 @@ class Tree:
     """The fields that hold nodes."""
 
     def __init_subclass__(cls) -> None:
-        cls.child_fields = [
-            name for name, kind in cls.__annotations__.items() if re.search("Tree|Expression", str(kind))
-        ]
+        kinds = cls.__annotations__.items()
+        cls.child_fields = [name for name, kind in kinds if re.search("Tree|Expression", str(kind))]
         dataclass(cls)
 
 

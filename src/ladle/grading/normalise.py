@@ -33,10 +33,9 @@ def _pairs(table: str) -> dict[str, str]:
 
 # Unicode. NFKC is not used: it turns a superscript two into a plain `2`, and 5 squared into 52.
 
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon"
-)
-_GREEK_LETTERS = {chr(code): name for code, name in enumerate([*_GREEK.split(), "phi", "chi", "psi", "omega"], 0x3B1)}
+_GREEK = """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau
+upsilon phi chi psi omega"""
+_GREEK_LETTERS = {chr(code): name for code, name in enumerate(_GREEK.split(), 0x3B1)}
 _CAPITALS = {letter.upper(): name.title() for letter, name in _GREEK_LETTERS.items() if letter in "γδθλξπσφψω"}
 _GREEK_LETTERS |= _CAPITALS | {"ϵ": "epsilon", "ϑ": "theta", "µ": "mu", "ϕ": "phi", "∆": "Delta"}
 _SIGNS = _pairs(r"""
@@ -82,26 +81,24 @@ _VALUES = {word: number for number, word in enumerate(_SMALL.split())}
 _VALUES |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
 _UNITS = {word: value for word, value in _VALUES.items() if 0 < value < 10}
 _BELOW_HUNDRED = {f"{ten} {unit}": _VALUES[ten] + _UNITS[unit] for ten in _TENS.split() for unit in _UNITS} | _VALUES
-_BELOW_THOUSAND = {f"{unit} hundred": 100 * value for unit, value in _UNITS.items()} | _BELOW_HUNDRED
-_BELOW_THOUSAND |= {
-    f"{unit} hundred {rest}": 100 * value + more
+_BELOW_THOUSAND = _BELOW_HUNDRED | {
+    f"{unit} hundred {rest}".strip(): 100 * value + more
     for unit, value in _UNITS.items()
-    for rest, more in _BELOW_HUNDRED.items()
-    if more
+    for rest, more in {"": 0, **_BELOW_HUNDRED}.items()
+    if rest != "zero"
 }
 _POWERS = {"trillion": 12, "billion": 9, "million": 6, "thousand": 3, "hundred": 2}
 _GROUPS = [name for name, power in _POWERS.items() if power > 2]
 _NUMBER_WORDS = re.compile("".join(rf"(?:([a-z ]+?) {name}(?: |$))?" for name in _GROUPS) + "([a-z ]+)?")
-_PARTS = {
-    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
-    "ninth": 9, "tenth": 10, "hundredth": 100,
-}  # fmt: skip
 _ORDINALS = {word.removesuffix("y") + ("ieth" if word[-1] == "y" else "th"): value for word, value in _VALUES.items()}
 _ORDINALS |= {"first": 1, "second": 2, "third": 3, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12}
+_PARTS = {"half": 2, "halve": 2, "quarter": 4, "hundredth": 100}
+_PARTS |= {word: value for word, value in _ORDINALS.items() if 3 <= value <= 10}
 _ORDINALS |= {f"{ten} {word}": _VALUES[ten] + n for ten in _TENS.split() for word, n in _ORDINALS.items() if 0 < n < 10}
 _FIXED = {"half": "1/2", "quarter": "1/4", "half a dozen": "6"}
 _WORDS = re.compile(r"(?:\d+ and )?[A-Za-z]+(?:(?:-|\s+)[A-Za-z]+)*")
 _A_FOR_ONE = re.compile(rf"^(?:the )?an? (?={'|'.join([*_POWERS, *_PARTS, 'dozen'])})|(?<= and )an? (?=\w+$)")
+_NUMERALS = {*_VALUES, *_POWERS, "dozen"}
 _MAX_NOUNS = 3
 _JOINTS = frozenset({"to", "of", "or", "and", "in", "per", "over", "out"})  # more than a number and a noun
 
@@ -119,19 +116,15 @@ def spell_number_words(text: str) -> str:
     *words, last = plain.split()
     if (denominator := _PARTS.get(last.removesuffix("s"))) is not None:
         at = words.index("and") if "and" in words[1:] else 0
-        whole, numerator = (
-            read_number_words(words[:at]),
-            read_number_words(words[at:] if words[at:] != ["and"] else ["one"]),
-        )
+        counted = ["one"] if words[at:] == ["and"] else words[at:]
+        whole, numerator = read_number_words(words[:at]), read_number_words(counted)
         if at and whole is not None and numerator is not None and 0 < numerator < denominator:
             return f"{whole} {numerator}/{denominator}"
         if (numerator := read_number_words(words)) is not None:
             return f"{numerator}/{denominator}"
     words.append(last)
-    are_numerals = [
-        word in _VALUES or word in _POWERS or word == "dozen" or (word == "and" and following in _VALUES)
-        for word, following in zip(words, [*words[1:], ""], strict=True)
-    ]
+    followed = zip(words, [*words[1:], ""], strict=True)
+    are_numerals = [word in _NUMERALS or word == "and" and following in _VALUES for word, following in followed]
     count = [*are_numerals, False].index(False)
     nouns = words[count:]
     if len(nouns) > _MAX_NOUNS or _JOINTS & set(nouns) or nouns and "-" in text.split()[-1]:
@@ -191,11 +184,8 @@ _BLANKS = "quad qquad enspace thinspace , ; : >"
 _DROPPED = """left right displaystyle textstyle scriptstyle limits nolimits big Big bigg Bigg bigl bigr Bigl Bigr
 underline uline boxed fbox framebox rm bf it tiny small normalsize large Large LARGE huge Huge mathord mathop mathstrut
 ensuremath"""
-_SPELLINGS = {
-    "\\" + name: spelling
-    for spellings in (_COMMAND_SPELLINGS, dict.fromkeys(_BLANKS.split(), " "), dict.fromkeys(_DROPPED.split(), ""))
-    for name, spelling in spellings.items()
-} | {"\\ ": " ", "~": " "}
+_COMMAND_SPELLINGS |= dict.fromkeys(_BLANKS.split(), " ") | dict.fromkeys(_DROPPED.split(), "")
+_SPELLINGS = {"\\" + name: spelling for name, spelling in _COMMAND_SPELLINGS.items()} | {"\\ ": " ", "~": " "}
 _COMMAND = re.compile(r"\\(?:[a-zA-Z]+|[!,;: >%$#\\])|~")
 _DOUBLED_BACKSLASH = re.compile(r"\\\\(?=[a-zA-Z{}])")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|equation|gathered|gather|split)\*?\}")

@@ -309,10 +309,8 @@ def _read_compound(tokens: Sequence[nodes.Token]) -> nodes.Quantity | None:
     sizes = [conversion(units[0], unit) if unit else None for unit in units]
     if None in sizes or any(big <= small for big, small in pairwise(filter(None, sizes))):
         return None
-    terms = [
-        nodes.Product([nodes.read_literal(tokens[start].text), nodes.Number(size)])
-        for start, size in zip(starts, filter(None, sizes), strict=True)
-    ]
+    sized = zip(starts, filter(None, sizes), strict=True)
+    terms = [nodes.Product([nodes.read_literal(tokens[start].text), nodes.Number(size)]) for start, size in sized]
     return nodes.Quantity(nodes.Sum([*terms]), units[0])
 
 
