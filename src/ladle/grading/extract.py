@@ -212,15 +212,10 @@ _PLAIN = rules(r"""
 ␀ → ^\s*(?:an?|the)\s+(?=\S) → ␀
 s → (?<!\S)(\S{3,}[^\ssui])s(?!\S) → \1
 """, MARKUP=_MARKUP.pattern)  # fmt: skip
-_SYNONYMS = {
-    same: words
-    for words, others in {
-        NO_SOLUTION: "none|empty set|does not exist|dne|no real solution|no solution exist|there is no solution|"
-        "there are no solution|there is no real solution|there are no real solution",
-        "infinity": "infinite|infinitely many|infinitely many solution|infinite solution|infinite number of solution",
-    }.items()
-    for same in others.split("|")
-}
+_SYNONYMS = rules(r"""
+␀ → ^(?:none|empty set|does not exist|dne|(?:there (?:is|are) )?no (?:real )?solution(?: exist)?)$ → no solution
+inf → ^infinite(?:ly many)?(?: number of)?(?: solution)?$ → infinity
+""")
 _OPTION = re.compile(r"\(?\s*([A-J])\s*\)?")
 _INTRODUCED = re.compile(r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+(?:choice|is))?\s*:?\s*(?=\S)", re.I)
 _LABELLED = re.compile(r"(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*[).:])(?:\s.*)?", re.DOTALL)
@@ -229,8 +224,7 @@ _MARKED_LABEL = re.compile(rf"^\s*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?:\(\s*)?[
 
 def plain_words(text: str) -> str:
     """Return the words of a text: lower case, in the singular, without markup, punctuation and a first article."""
-    plain = " ".join(rewrite(text.lower(), _PLAIN).split())
-    return _SYNONYMS.get(plain, plain)
+    return rewrite(" ".join(rewrite(text.lower(), _PLAIN).split()), _SYNONYMS)
 
 
 def option_letter(text: str, is_answer: bool) -> str | None:
@@ -253,15 +247,13 @@ def drop_option_label(text: str) -> str:
 # Sentences.
 
 _STATEMENT = re.compile(
-    r"^\s*(?:so|thus|hence|therefore|then)?,?\s*(?:[A-Za-z]{2,}\s+){0,6}"
-    r"(?:is|are|was|equals|is equal to)\s*:?\s+(?!not\b|no\b)(?=\S)",
-    re.IGNORECASE,
+    r"(?i)^\s*(?:so|thus|hence|therefore|then)?,?\s*(?:[A-Za-z]{2,}\s+){0,6}"
+    r"(?:is|are|was|equals|is equal to)\s*:?\s+(?!not\b|no\b)(?=\S)"
 )
 _LABEL = re.compile(r"^\s*(?:the\s+)?(?:final\s+)?(?:answer|total|result)\s*:\s*(?=\S)", re.IGNORECASE)
 _IN_BRACKETS = re.compile(
-    rf"(?P<said>.*?[^\s(,;=+*/^-])(?:\s|\\q?quad|\\[,;: ]|\\(?:{TEXT_COMMANDS})\s*\{{\s*)+"
-    rf"\((?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?P<aside>[^()]*(?:\([^()]*\)[^()]*)*)\)?[\s}}.$]*",
-    re.DOTALL,
+    rf"(?s)(?P<said>.*?[^\s(,;=+*/^-])(?:\s|\\q?quad|\\[,;: ]|\\(?:{TEXT_COMMANDS})\s*\{{\s*)+"
+    rf"\((?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?P<aside>[^()]*(?:\([^()]*\)[^()]*)*)\)?[\s}}.$]*"
 )
 _NOUN = re.compile(r"\s*[A-Za-z][A-Za-z'-]*(?:[\s.]+[A-Za-z][A-Za-z'-]*)*\s*")
 _QUANTITY = re.compile(
@@ -281,9 +273,7 @@ _COMBINE = "never or and double twice triple by power choose log sin cos tan"
 _NOT_ALONE = CHANGE_THE_NUMBER.difference({"to"}).union(_COMPARE.split(), _COMBINE.split())
 _PLACED = re.compile(r"^\s*(?:on|in|at)\s+(?:(?:a|an|the)\s+)?(?=[A-Za-z])", re.IGNORECASE)
 _SUBJECT_AND_VERB = r",?\s+(?:it|he|she|they|there|this|that)\s+(?:is|are|does|do|can|will|has|have|was|were)"
-_AFFIRMED = re.compile(
-    rf"^\s*(?:(yes){_SUBJECT_AND_VERB}|(no){_SUBJECT_AND_VERB}(?:\s+not|n't))\s*[.!]?\s*$", re.IGNORECASE
-)
+_AFFIRMED = re.compile(rf"(?i)^\s*(?:(yes){_SUBJECT_AND_VERB}|(no){_SUBJECT_AND_VERB}(?:\s+not|n't))\s*[.!]?\s*$")
 
 
 def drop_aside(text: str) -> str:
@@ -331,9 +321,8 @@ _FACES = {"Z": "integer", "N": "positive integer", "R": "real", "Q": "rational",
 _SET = r"\\math(?:bb|bf|rm)\s*\{\s*([ZNRQC])\s*\}\s*(?:[\^_]\s*\{?\s*([+*])\s*\}?)?"
 _LETTERS = r"\(?[A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)*"
 _CLAUSE = re.compile(
-    rf"[\s,;:(]*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?<![A-Za-z\\])"
-    rf"(?P<rest>(?:where|for|with|such that|when|if)\b.*|{_LETTERS}\s*\\in\s*{_SET}[\s).]*)$",
-    re.DOTALL,
+    rf"(?s)[\s,;:(]*(?:\\(?:{TEXT_COMMANDS})\s*\{{\s*)?(?<![A-Za-z\\])"
+    rf"(?P<rest>(?:where|for|with|such that|when|if)\b.*|{_LETTERS}\s*\\in\s*{_SET}[\s).]*)$"
 )
 _KINDS_TEXT = "integer real rational complex natural positive negative nonnegative nonzero even odd prime"
 _NO_WORDS_TEXT = """where for with such that when if is are be an any all every each some arbitrary fixed constant

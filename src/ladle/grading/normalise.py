@@ -206,9 +206,12 @@ _WORD_SPELLINGS = {
     "radicand": r"\\sqrt{\g<radicand>}", "root": r"\\sqrt", "function": r"\\\g<function> ",
 }  # fmt: skip
 _NEGATIVE = re.compile(r"^(?:negative|minus)\s+(?=[\d\\.]|[a-z]+$)", re.I)
+_SIGN_GROUPS = dict.fromkeys(("percent", "%", "percentage", "pct"), "%")
+_SIGN_GROUPS |= {"infinity": r"\infty ", r"\dollar": r"\dollar "}
 _TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
 _CONTINUED = re.compile(r"(\d*\.)(\d+)\s*(?:\.{3,}|…|\\(?:l|c)?dots(?![a-z]))")
+_REPEATED = re.compile(r"(?P<before>\d*?)(?:(?P<one>\d)(?P=one){2,}|(?P<some>\d{2,}?)(?P=some)+)|(?P<all>\d)(?P=all)")
 _LEADING_NUMBER = re.compile(r"[-+]?\d[\d.,/]*(?![\w:])")
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _WRAPPERS = (
@@ -375,15 +378,10 @@ def closing_braces(text: str) -> dict[int, int]:
 
 def _spell_continued(found: re.Match[str]) -> str:
     """Write a decimal that continues as one that repeats, if its digits do: `0.1666...`; else leave out the dots."""
-    whole, decimals = found[1], found[2]
-    for period in range(1, len(decimals) // 2 + 1):
-        repeating = decimals[-period:]
-        start = len(decimals)
-        while start >= period and decimals[start - period : start] == repeating:
-            start -= period
-        if len(decimals) - start >= max(2 * period, 3) or (start == 0 and len(decimals) >= 2 * period):
-            return rf"{whole}{decimals[:start]}\overline{{{repeating}}}"
-    return whole + decimals
+    repeats = _REPEATED.fullmatch(found[2]) if len(found[2]) < 50 else None  # which bounds its time
+    if repeats is None:
+        return found[1] + found[2]
+    return rf"{found[1]}{repeats['before'] or ''}\overline{{{repeats['one'] or repeats['some'] or repeats['all']}}}"
 
 
 def _spell_words(text: str) -> str:
@@ -422,12 +420,8 @@ def _spell_word(found: re.Match[str]) -> str:
         return found[0]
     command, _, inside = found[0].partition("{")
     inside = inside[:-1].strip()
-    if inside.lower() in ("percent", "%", "percentage", "pct"):
-        return "%"
-    if inside == "infinity":
-        return r"\infty "
-    if inside == r"\dollar":
-        return inside + " "
+    if (sign := _SIGN_GROUPS.get(inside.lower())) is not None:
+        return sign
     number = _LEADING_NUMBER.match(inside)
     if number is None:
         return found[0]
