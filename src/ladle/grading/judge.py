@@ -61,9 +61,8 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if not answer:
         return Judgement(Verdict.UNPARSED, "the answer is empty")
     declared = extract.split_declarations(answer)
-    has_spaces = " " in gold.text + answer
-    is_same = declared.text == gold.text or has_spaces and _squeeze(declared.text) == _squeeze(gold.text)
-    if is_same and pair.answer != pair.gold:  # of one text, the question is whether it can be read
+    one, other = (_LOOSE.sub("", text) if " " in text else text for text in (declared.text, gold.text))
+    if one == other and pair.answer != pair.gold:  # of one text, the question is whether it can be read
         return _judge_declarations(gold.declared, declared, "the same text but for spacing and markup")
     if gold.tree == nodes.Unordered([]) and extract.plain_words(declared.text) == extract.NO_SOLUTION:
         return Judgement(Verdict.CORRECT, "no solution, in words")
@@ -84,10 +83,6 @@ def judge(pair: Pair, rounding_digits: int) -> Judgement | Algebra:
     if pair.answer == pair.gold and judged.verdict is Verdict.WRONG:
         return Judgement(Verdict.UNPARSED, "it says nothing that equals itself")
     return judged
-
-
-def _squeeze(text: str) -> str:
-    return _LOOSE.sub("", text)
 
 
 def _judge_words(pair: Pair, is_text: bool) -> Judgement | None:

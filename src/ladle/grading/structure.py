@@ -12,14 +12,13 @@ from typing import NamedTuple
 from ladle.grading import nodes
 from ladle.grading.expressions import is_foreign_command, read_expression
 from ladle.grading.extract import plain_words
-from ladle.grading.normalise import plain_text, rewrite, rules
+from ladle.grading.normalise import plain_text, read_number_words, rewrite, rules
 from ladle.grading.units import CURRENCIES, Unit, conversion, is_unit_run, read_unit
 
 _GROUPED = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3})(?![\d,])")
 _CLOCK = re.compile(
-    r"(?P<hour>\d{1,2})(?: ?: ?(?P<minute>[0-5]\d)(?: ?: ?00)?| ?o'clock)?(?: in the| at)?"
-    r"(?: ?(?P<half>[ap])\.? ?m\b\.?| (?P<part>morning|afternoon|evening|night|noon|midnight))?",
-    re.IGNORECASE,
+    r"(?i)(?P<hour>\d{1,2})(?: ?: ?(?P<minute>[0-5]\d)(?: ?: ?00)?| ?o'clock)?(?: in the| at)?"
+    r"(?: ?(?P<half>[ap])\.? ?m\b\.?| (?P<part>morning|afternoon|evening|night|noon|midnight))?"
 )
 _HALVES = {"noon": "pm", "midnight": "am", "morning": "am", "afternoon": "pm", "evening": "pm", "night": "pm"}
 _MONTHS = "january february march april may june july august september october november december"
@@ -45,7 +44,6 @@ _STRUCTURES = r"\cup \pm \mp \emptyset \langle \rangle \{ \begin \end"
 _COMMANDS = {*_RELATIONS, *_STRUCTURES.split()}
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "smallmatrix", "array"})
 _BOTH_SIGNS = ({"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"})
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _TRIGONOMETRIC = frozenset({"\\sin", "\\cos", "\\tan", "\\cot", "\\sec", "\\csc"})
 _COMMAS = (",", ";")
 MAX_ITEMS = 100  # a longer list is not an answer; it bounds the matching of lists without order
@@ -332,7 +330,7 @@ def _read_numeral(tokens: Sequence[nodes.Token]) -> nodes.BaseNumeral | None:
     if len(tokens) < 3 or tokens[0].kind != "number" or tokens[1].text != "_" or not tokens[0].text.isdigit():
         return None
     name = "".join(token.text for token in tokens[2:]).strip("{}()").lower()
-    base = int(name) if name.isdigit() and len(name) < 3 else _BASES.get(name)
+    base = read_number_words([name])
     if base is None:
         raise nodes.Unreadable(f"{name!r} is not a base")
     return nodes.BaseNumeral(tokens[0].text, base)
