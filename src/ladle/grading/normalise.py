@@ -206,8 +206,14 @@ _WORD_SPELLINGS = {
     "radicand": r"\\sqrt{\g<radicand>}", "root": r"\\sqrt", "function": r"\\\g<function> ",
 }  # fmt: skip
 _NEGATIVE = re.compile(r"^(?:negative|minus)\s+(?=[\d\\.]|[a-z]+$)", re.I)
-_SIGN_GROUPS = dict.fromkeys(("percent", "%", "percentage", "pct"), "%")
-_SIGN_GROUPS |= {"infinity": r"\infty ", r"\dollar": r"\dollar "}
+_SIGN_GROUPS = {
+    "percent": "%",
+    "%": "%",
+    "percentage": "%",
+    "pct": "%",
+    "infinity": r"\infty ",
+    r"\dollar": r"\dollar ",
+}
 _TEXT_GROUP = re.compile(rf"\\(?:{TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _POWER_IN_TEXT = re.compile(rf"(\\(?:{TEXT_COMMANDS})\s*\{{[^{{}}]*\^)\s*\{{\s*(-?)\s*(\d+)\s*\}}")
 _CONTINUED = re.compile(r"(\d*\.)(\d+)\s*(?:\.{3,}|…|\\(?:l|c)?dots(?![a-z]))")

@@ -97,6 +97,11 @@ def test_a_noun_follows() -> None:
     assert spell_number_words("Two real solutions") == "2 real solutions"
 
 
+def test_ordinals_are_parts_after_a_number_below_twenty() -> None:
+    words = ("twenty-first", "two thirds", "nine seventh", "four and a half", "the sixth")
+    assert [spell_number_words(text) for text in words] == ["21", "2/3", "9/7", "4 1/2", "6"]
+
+
 def test_multiples() -> None:
     assert normalise(r"2.5 \text{ million dollars}") == r"2.5 \cdot 10^{6} \text{ dollars}"
     assert normalise("3 millionaires") == "3 millionaires"
