@@ -270,8 +270,10 @@ def _parse(line: bytes, columns: Columns = None) -> Row:
 
 
 def _suspicions(text: bytes) -> tuple[bool, bool]:
-    """Tell whether JSON may be nested too deeply, and whether one of its escapes may be half of a surrogate pair."""
-    return text.count(b"[") + text.count(b"{") > MOST_LEVELS, b"\\ud" in text or b"\\uD" in text
+    """Tell whether JSON may be nested too deeply, and whether one of its escapes may be half of a surrogate pair, which
+    is found in long lines when their strings are decoded."""
+    may_hold_surrogates = len(text) <= LONG_LINE_BYTES and (b"\\ud" in text or b"\\uD" in text)
+    return text.count(b"[") + text.count(b"{") > MOST_LEVELS, may_hold_surrogates
 
 
 def _as_row(value: Any, columns: Columns, may_be_deep: bool, may_hold_surrogates: bool) -> Row:
