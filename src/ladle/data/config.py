@@ -31,8 +31,7 @@ class _Dataset(Config):
     """A dataset of the Hub, or of this machine."""
 
     dataset: str = location()
-    """Hub id `org/name[:subset]`, a `save_to_disk` folder, or a path or glob of files: jsonl, json, csv, tsv, parquet,
-    compressed ones too."""
+    """Hub id `org/name[:subset]`, a `save_to_disk` folder, a path or glob of jsonl, json, csv, tsv, parquet files."""
     subset: str | None = None
     """Configuration of a Hub dataset, where the id does not name it."""
     revision: str | None = location(None)
@@ -54,8 +53,7 @@ class SourceConfig(_Dataset):
     text: str | None = None
     """Column of `format: text` (unset: `text`)."""
     messages: str | None = None
-    """Column of `format: messages` (unset: `messages`): role/content pairs, written out by the tokenizer's chat
-    template."""
+    """Column of `format: messages` (unset: `messages`): turns, written out by the tokenizer's chat template."""
     input_ids: str | None = None
     """Column of `format: input_ids` (unset: `input_ids`): token ids of the same tokenizer, without padding."""
     template_date: IsoDate | None = None
@@ -63,8 +61,7 @@ class SourceConfig(_Dataset):
     template: str | None = None
     """Format string of `format: template` (unset: question and answer, a line each), over the row's columns."""
     function: str | None = None
-    """`module:function` of `format: function`: takes a row as a dict, returns text, a list of messages, or None to
-    leave it out."""
+    """`module:function` of `format: function`: takes a row, returns text, messages, or None to leave it out."""
     ratio: float = Field(gt=0)
     """Share of the mixture's tokens."""
     max_epochs: float = Field(4.0, gt=0)
@@ -141,12 +138,10 @@ class MixConfig(Config):
     sequence_length: int = Field(4096, ge=2)
     """Tokens of a row."""
     tokenizer: str | None = location(None)
-    """A folder or Hub id with a tokenizer (tokenizer.json, `*.tiktoken`, sentencepiece); left out where
-    the recipe has a base model, whose tokenizer it is then."""
+    """A folder or Hub id with a tokenizer; left out where the recipe has a base model, whose tokenizer it is then."""
     tokenizer_revision: str | None = location(None)
     packing: Literal["best_fit", "wrapped", "none"] = "best_fit"
-    """best_fit cuts only documents longer than a row; wrapped cuts one stream every row; none gives each document a
-    row."""
+    """best_fit cuts only what is longer than a row; wrapped cuts one stream every row; none: a document, a row."""
     seed: int = 233
     """Decides which documents are drawn, held out, and in which order the rows stand."""
     normalize: bool = False
@@ -162,8 +157,7 @@ class MixConfig(Config):
     packing_window: int = Field(65_536, ge=1)
     """Documents that are packed together."""
     engine: Literal["hf", "fastokens"] = execution("fastokens")
-    """fastokens is used only where it gives the ids of hf (`tokenizers`) on a sample of the very data; hf is several
-    times slower."""
+    """fastokens is used only where a sample of the data has the ids of hf (`tokenizers`), which is much slower."""
     workers: int = execution(0, ge=0)
     """Processes; 0 is one for each core."""
     executor: ExecutorKind = execution("processes")
@@ -214,8 +208,7 @@ class PreferenceSource(Config):
     """One source of preference data."""
 
     dataset: str = location()
-    """`rollouts`, a name of the recipe's `datasets:`, a Hub id, a `load_from_disk` folder, or a path or glob of
-    files."""
+    """`rollouts`, a name of the recipe's `datasets:`, a Hub id, a `load_from_disk` folder, a path or glob of files."""
     split: str = "train"
     """Split to read; `*` reads every one, each into the split of its own name."""
     into: str = TRAIN
@@ -291,16 +284,13 @@ class PreferConfig(Config):
     """Where labelled completions come from; `rollouts` stands for the recipe's own."""
     balance: bool | Literal["per_prompt"] = False
     """Keep as many desirable as undesirable examples, by dropping some of the larger side. `per_prompt` does so within
-    each prompt, and so drops prompts whose completions all have one label: what right and wrong answers to one prompt
-    have in common then cancels out of the gradient, and what is left is the difference."""
+    each prompt: what its right and wrong answers have in common then cancels out of the gradient."""
     deduplicate: bool = True
     """Keep one of the rows whose prompt, completion and label are all equal."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Share of a source's unusable rows (label not a boolean, empty completion, missing role) past which it is
-    refused."""
+    """Share of a source's unusable rows (no label, empty completion, missing role) past which it is refused."""
     cut_completions: Literal["drop", "keep"] = "drop"
-    """Completions that were cut before their end (`finish_reason: length`): leave them out, counted, or train on them
-    as they are, without an end token."""
+    """Completions cut before their end (`finish_reason: length`): left out, or trained on without an end token."""
     seed: int = 233
 
     @model_validator(mode="after")

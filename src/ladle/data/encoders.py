@@ -128,16 +128,10 @@ def read_vocabulary(folder: Path, scratch: Path) -> Vocabulary:
     chat = {key: value for key, value in named.items() if key == "chat_template" or key.endswith("_token")}
     own_file = folder / "chat_template.jinja"
     template = own_file.read_text(encoding="utf-8") if own_file.is_file() else None
-    return Vocabulary(
-        folder=folder,
-        digest=hash_file(folder / TOKENIZER_FILE),
-        chat_digest=hash_bytes(canonical_json([chat, template]).encode()),
-        eos_id=eos_id,
-        eos_text=special[0] if special[0] in added else "",
-        pad_id=eos_id if pad_id is None else pad_id,
-        bos_id=bos_id,
-        vocab_size=model.get("vocab_size") or model.get("text_config", {}).get("vocab_size") or max(ids.values()) + 1,
-    )
+    digests = hash_file(folder / TOKENIZER_FILE), hash_bytes(canonical_json([chat, template]).encode())
+    eos_text = special[0] if special[0] in added else ""
+    vocab_size = model.get("vocab_size") or model.get("text_config", {}).get("vocab_size") or max(ids.values()) + 1
+    return Vocabulary(folder, *digests, eos_id, eos_text, eos_id if pad_id is None else pad_id, bos_id, vocab_size)
 
 
 def _token_ids(tokenizer_file: Path) -> tuple[dict[str, int], dict[str, int]]:

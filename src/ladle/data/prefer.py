@@ -229,7 +229,11 @@ def unpaired_rows(
             if missing := sorted(needed - row.keys()):
                 lacking[missing[0]] += 1
                 raise BadRow(f"no column {missing[0]!r}")
-            examples, notes = examples_of(row, source)
+            notes = Counter[str]()
+            found = list(_parts(row, source, notes))
+            extras = _extras(row, source, isinstance(found[0][0], list))
+            examples = [_example(*one, notes) | extras for one in found]
+            _require_json(examples)
             forms = {form or type(examples[0]["prompt"]), *(type(example["prompt"]) for example in examples)}
             if len(forms) > 1:
                 raise BadRow("text among messages, or messages among text")
@@ -247,22 +251,9 @@ def unpaired_rows(
         )
 
 
-def examples_of(row: Row, source: PreferenceSource) -> tuple[list[Row], Counter[str]]:
-    """Return the examples of a row, at least one, and what was done to some of them.
-
-    Raises:
-        BadRow: it cannot become one.
-    """
-    notes = Counter[str]()
-    found = list(_parts(row, source, notes))
-    extras = _extras(row, source, isinstance(found[0][0], list))
-    examples = [_example(prompt, completion, label, notes) | extras for prompt, completion, label in found]
-    _require_json(examples)
-    return examples, notes
-
-
 def _parts(row: Row, source: PreferenceSource, notes: Counter[str]) -> Iterator[tuple[Any, Any, Any]]:
     """Yield prompt, completion and label of each example, with turns as `_turns` leaves them."""
+    label = source.label if row.get("label") is None else row["label"]
     match source.format:
         case "paired":
             prompt, chosen, rejected = _split_pair(
@@ -270,7 +261,7 @@ def _parts(row: Row, source: PreferenceSource, notes: Counter[str]) -> Iterator[
             )
             yield from ((prompt, chosen, True), (prompt, rejected, False))
         case "messages":
-            yield *_last_answer(_turns(row["messages"]), notes), _own_label(row, source)
+            yield *_last_answer(_turns(row["messages"]), notes), label
         case "template" | "thumbs":
             keys = ("kto.data.prompt", "kto.data.completion")
             prompt, completion = (fill(text, row, key) for text, key in zip(source.templates, keys, strict=True))
@@ -280,9 +271,9 @@ def _parts(row: Row, source: PreferenceSource, notes: Counter[str]) -> Iterator[
             if source.format == "thumbs":
                 yield prompt, completion, _label_of_rating(row[source.rating], source)
             else:  # a column that the text is made of is not its label
-                yield prompt, completion, source.label if "label" in source.columns else _own_label(row, source)
+                yield prompt, completion, source.label if "label" in source.columns else label
         case _:  # one label is all alternatives', a list holds one for each
-            completion, label = row["completion"], _own_label(row, source)
+            completion = row["completion"]
             holds_several = isinstance(completion, list) and completion and not isinstance(completion[0], dict)
             alternatives = completion if holds_several or isinstance(label, list) else [completion]
             labels = label if isinstance(label, list) else [label] * len(alternatives)
@@ -291,11 +282,6 @@ def _parts(row: Row, source: PreferenceSource, notes: Counter[str]) -> Iterator[
             prompt = _turns(row["prompt"])
             for one, its_label in zip(alternatives, labels, strict=True):
                 yield prompt, _turns([one] if isinstance(one, dict) else one), its_label
-
-
-def _own_label(row: Row, source: PreferenceSource) -> Any:
-    own = row.get("label")
-    return source.label if own is None else own
 
 
 def _label_of_rating(rating: Any, source: PreferenceSource) -> bool:
@@ -328,10 +314,9 @@ def _last_answer(turns: Any, notes: Counter[str]) -> tuple[Any, Any]:
     """Return the turns before the last answer, and the answer: the last assistant turns on end."""
     if not isinstance(turns, list):
         raise BadRow(f"messages that are {kind_of(turns)}")
-    answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if not answers:
+    first = stop = max((n for n, turn in enumerate(turns, start=1) if turn["role"] == "assistant"), default=0)
+    if not stop:
         raise BadRow("messages without an assistant turn")
-    first = stop = answers[-1] + 1
     while first and turns[first - 1]["role"] == "assistant":
         first -= 1
     if stop < len(turns):
