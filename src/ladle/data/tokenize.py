@@ -267,10 +267,11 @@ def add_boundaries(
     """
     stops = np.cumsum(lengths)
     starts = stops - lengths
-    guarded = np.append(ids, ids.dtype.type(eos_id))  # so that an empty last document has a place to be looked up at
-    lacks_eos = (lengths > 0) & (guarded[stops - 1] != eos_id)
+    holds_some = lengths > 0
+    lacks_eos, lacks_bos = holds_some.copy(), holds_some & (bos_id is not None)
+    lacks_eos[holds_some] = ids[stops[holds_some] - 1] != eos_id
     lacks_eos[[*ended]] = False
-    lacks_bos = (lengths > 0) & (guarded[starts] != bos_id) & (bos_id is not None)
+    lacks_bos[lacks_bos] = ids[starts[lacks_bos]] != bos_id
     # at equal places what comes first is put first: the end of one document, then the beginning of the next
     places = np.concatenate([stops[lacks_eos], starts[lacks_bos]])
     tokens = np.repeat([eos_id, bos_id or 0], [lacks_eos.sum(), lacks_bos.sum()])
