@@ -153,5 +153,5 @@ def save_policy(training: Training, start: Path, config: KtoConfig, out: Path) -
     fields["base_model_name_or_path"] = Path(fields["base_model_name_or_path"]).parent.name
     config_file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     base = load_model(start, config.dtype, config.attn_implementation)
-    merged = PeftModel.from_pretrained(base, str(out / "adapter")).merge_and_unload()  # type: ignore[operator]
-    save_model(merged, training.tokenizer, out / "model")
+    adapted: Any = PeftModel.from_pretrained(base, str(out / "adapter"), torch_device="cpu")  # where the base is
+    save_model(adapted.merge_and_unload(), training.tokenizer, out / "model")
