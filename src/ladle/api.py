@@ -497,9 +497,8 @@ def grade_file(pairs: Reference, out: Reference) -> dict[str, int]:
 def rescore(results: Reference, data: Reference | None = None, root: Reference = DEFAULT_ROOT) -> list[Rescored]:
     """Grade stored completions again, ours or upstream's, and return each file with every verdict that changed."""
     from ladle.evaluation.rescore import rescore as grade_again
-    from ladle.grading.grade import GraderConfig
 
-    return grade_again(find_artifact(results, root), GraderConfig(), Path(data) if data else None)
+    return grade_again(find_artifact(results, root), Path(data) if data else None)
 
 
 def compare(first: Reference, second: Reference, root: Reference = DEFAULT_ROOT) -> Comparison:

@@ -13,8 +13,7 @@ from ladle.data.rows import read_placed_rows
 from ladle.data.word_problems import write_word_problems
 from ladle.errors import UserError
 from ladle.models.config import FetchModelConfig, InitModelConfig
-from ladle.models.importing import import_model
-from ladle.models.load import init_model, save_model
+from ladle.models.load import import_model, init_model, save_model
 from ladle.models.tokenizer import load_fast_tokenizer, train_tokenizer
 from ladle.stage import Inputs, StageResult
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +18,7 @@ import yaml
 
 from ladle.config import Config
 from ladle.errors import UserError
+from ladle.grading.extract import last_boxes
 from ladle.grading.verdict import Pair
 from ladle.log import get_logger
 
@@ -54,9 +54,9 @@ class FieldRule(Config):
         value = row.get(self.field)
         if isinstance(value, list) and (self.rule == "first" or len(value) == 1):
             value = value[0] if value else None
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if value is None or value != value:  # not a number
             return ""
-        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        if type(value) not in (str, int, float):
             shown = json.dumps(value, ensure_ascii=False, default=str)[:60]
             problem = f"has {shown} in {self.field}, which is neither text nor a number"
             raise UserError(problem, "write it as text (several answers as `1, 2`), or name another field")
@@ -64,8 +64,8 @@ class FieldRule(Config):
             value = int(value)  # amc23 writes 27.0 for the integer 27
         text = str(value)
         if self.rule == "boxed":
-            text = last_boxed(text)
-        elif self.rule in ("before", "after"):
+            return last_boxes(text)
+        if self.rule in ("before", "after"):
             before, marker, after = text.rpartition(self.marker)
             text = (before if self.rule == "before" else after) if marker else ""
         return text.strip()
@@ -166,10 +166,9 @@ def load_items(benchmark: Benchmark, paths: Sequence[Path], split: str = "test")
         raise UserError(f"{benchmark.name} has no items in {places[0]}", "name a file with a problem in each row")
     if len({item.idx for item in items}) != len(items):
         raise UserError(f"{benchmark.name} has two items of the same idx", "remove the idx field, or make it unique")
-    if benchmark.items is not None and len(items) != benchmark.items:
-        logger.warning(
-            "%s has %d items here, and %d in the published form", benchmark.name, len(items), benchmark.items
-        )
+    if benchmark.items not in (None, len(items)):
+        text = "%s has %d items here, and %d in the published form"
+        logger.warning(text, benchmark.name, len(items), benchmark.items)
     return items
 
 
@@ -181,29 +180,14 @@ def take(items: list[Item], limit: int | None, start: int, end: int, name: str) 
     """
     taken = items[:limit][start : None if end == -1 else end]
     if not taken:
-        raise UserError(
-            f"limit={limit}, start={start}, end={end} leave no item of the {len(items)} of {name}",
-            "lower start, or raise limit and end",
-        )
+        problem = f"limit={limit}, start={start}, end={end} leave no item of the {len(items)} of {name}"
+        raise UserError(problem, "lower start, or raise limit and end")
     return taken
 
 
 def read_first(row: dict[str, Any], rules: Sequence[FieldRule]) -> str:
     """Return what the first rule that finds anything finds; nothing where none does."""
     return next((text for rule in rules if (text := rule.read(row))), "")
-
-
-def last_boxed(text: str) -> str:
-    r"""Return the content of the last `\boxed{…}` whose braces balance; nothing where there is none."""
-    start = len(text)
-    while (start := text.rfind("\\boxed{", 0, start)) >= 0:
-        opening, depth = start + len("\\boxed"), 0
-        # An escaped brace is a character of the answer, as in a set's \{1, 2\}; a doubled backslash escapes nothing.
-        for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, opening):
-            depth += {"{": 1, "}": -1}.get(token[0], 0)
-            if depth == 0:
-                return text[opening + 1 : token.start()].strip()
-    return ""
 
 
 def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any]) -> Item:

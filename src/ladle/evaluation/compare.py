@@ -10,22 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from ladle.errors import UserError
+from ladle.evaluation import statistics
 from ladle.evaluation.results import ResultFile, find_results, read_result
-from ladle.evaluation.statistics import (
-    bootstrap_interval,
-    item_score,
-    items_to_detect,
-    mcnemar_p_value,
-    minimum_detectable_effect,
-    sign_flip_p_value,
-)
+from ladle.evaluation.statistics import Row, item_score
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
-Row = dict[str, Any]
 ALL = "all items"
 
 
@@ -116,25 +108,21 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
     Raises:
         UserError: no benchmark in common, several runs of one, or different items under one idx.
     """
-    left_out: list[str] = []
-    if first.is_file() and second.is_file():
-        ours, theirs = find_results(first)[0], find_results(second)[0]
-        pairs = [(ours.benchmark, *_pair_rows(ours, theirs))]
-    else:
-        ours, theirs = _by_benchmark(first), _by_benchmark(second)
-        pairs = [(name, *_pair_rows(ours[name], theirs[name])) for name in ours if name in theirs]
-        left_out = sorted(ours.keys() ^ theirs.keys())
-        if not pairs:
-            raise UserError(
-                f"{first} ({', '.join(ours)}) and {second} ({', '.join(theirs)}) have no benchmark in common",
-                "evaluate both on the same benchmarks",
-            )
-    if left_out:
+    ours, theirs = _by_benchmark(first), _by_benchmark(second)
+    if first.is_file() and second.is_file():  # whatever the folders are called that they are in
+        theirs = dict(zip(ours, theirs.values(), strict=True))
+    pairs = [(name, *_pair_rows(ours[name], theirs[name])) for name in ours if name in theirs]
+    if not pairs:
+        problem = f"{first} ({', '.join(ours)}) and {second} ({', '.join(theirs)}) have no benchmark in common"
+        raise UserError(problem, "evaluate both on the same benchmarks")
+    if left_out := sorted(ours.keys() ^ theirs.keys()):
         logger.warning("left out, evaluated of one of the two alone: %s", ", ".join(left_out))
-    for name, _, unpaired in pairs:
-        if unpaired:
-            logger.warning("%s: %d items that only one of the two answered are left out", name, unpaired)
     results = [_compare(name, rows, unpaired, seed) for name, rows, unpaired in pairs]
+    for result in results:
+        if result.unpaired:
+            logger.warning(
+                "%s: %d items that only one of the two answered are left out", result.benchmark, result.unpaired
+            )
     every_row = [row for _, rows, _ in pairs for row in rows]
     flipped = [
         Flip(name, one["idx"], item_score(one), item_score(other), str(one["gt"]), one["pred"], other["pred"])
@@ -142,19 +130,16 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
         for one, other in rows
         if item_score(one) != item_score(other)
     ]
-    overall = _compare(ALL, every_row, sum(unpaired for *_, unpaired in pairs), seed)
+    overall = _compare(ALL, every_row, sum(result.unpaired for result in results), seed)
     return Comparison(results, overall, flipped, left_out)
 
 
 def _by_benchmark(path: Path) -> dict[str, ResultFile]:
     found: dict[str, ResultFile] = {}
     for result in find_results(path):
-        other = found.setdefault(result.benchmark, result)
-        if other is not result:
-            raise UserError(
-                f"{path} has several runs of {result.benchmark}: {other.run_id}, {result.run_id}",
-                "name one result file of each model",
-            )
+        if (other := found.setdefault(result.benchmark, result)) is not result:
+            problem = f"{path} has several runs of {result.benchmark}: {other.run_id}, {result.run_id}"
+            raise UserError(problem, "name one result file of each model")
     return found
 
 
@@ -167,20 +152,18 @@ def _pair_rows(first: ResultFile, second: ResultFile) -> tuple[list[tuple[Row, R
         raise UserError(f"{first.path} and {second.path} have no item in common", "evaluate both on the same items")
     for one, other in pairs:
         if one.get("question") != other.get("question"):
-            raise UserError(
-                f"item {one['idx']} is another question in {first.path} than in {second.path}",
-                "evaluate both on the same edition of the benchmark",
-            )
+            problem = f"item {one['idx']} is another question in {first.path} than in {second.path}"
+            raise UserError(problem, "evaluate both on the same edition of the benchmark")
     return pairs, len(ours) + len(theirs) - 2 * len(pairs)
 
 
 def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: int) -> PairedResult:
     scores = [(item_score(one), item_score(other)) for one, other in rows]
     differences = [other - one for one, other in scores]
-    only_first = sum(difference < 0 for difference in differences)
-    only_second = sum(difference > 0 for difference in differences)
+    only_first, only_second = (sum(sign * difference > 0 for difference in differences) for sign in (-1, 1))
     is_single = all(len(row["score"]) == 1 for pair in rows for row in pair)
-    low, high = bootstrap_interval([differences], seed)
+    exact = statistics.mcnemar_p_value(only_first, only_second) if is_single else None
+    low, high = statistics.bootstrap_interval([differences], seed)
     return PairedResult(
         benchmark=name,
         n=len(rows),
@@ -189,11 +172,11 @@ def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: in
         difference=fmean(differences),
         low=low,
         high=high,
-        p_value=mcnemar_p_value(only_first, only_second) if is_single else sign_flip_p_value(differences, seed),
-        test="McNemar, exact" if is_single else "random signs",
+        p_value=statistics.sign_flip_p_value(differences, seed) if exact is None else exact,
+        test="random signs" if exact is None else "McNemar, exact",
         only_first=only_first,
         only_second=only_second,
-        minimum_detectable_effect=minimum_detectable_effect(differences),
-        items_to_detect=items_to_detect(differences, fmean(differences)),
+        minimum_detectable_effect=statistics.minimum_detectable_effect(differences),
+        items_to_detect=statistics.items_to_detect(differences, fmean(differences)),
         unpaired=unpaired,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,7 +54,7 @@ class ModelChoice(Config):
     @property
     def label(self) -> str:
         """The name that results and folders carry."""
-        return self.name or re.sub(r"[^\w.-]+", "-", PurePath(self.model).name)
+        return self.name or _plain(PurePath(self.model).name)
 
 
 class BenchmarkChoice(Config):
@@ -84,13 +83,9 @@ class BenchmarkChoice(Config):
     def definition(self) -> Benchmark:
         """Return the built-in declaration with this choice's own fields over it, or a custom one."""
         known = builtin_benchmarks().get(self.name, Benchmark(name=self.name, licence="custom"))
-        over: dict[str, Any] = {}
-        if self.question is not None:
-            over["question"] = [self.question]
-        if self.answer is not None:
-            over["gold"] = [FieldRule(field=self.answer)]
-        if self.type is not None:
-            over |= {"type": self.type, "type_field": None}
+        over: dict[str, Any] = {} if self.question is None else {"question": [self.question]}
+        over |= {} if self.answer is None else {"gold": [FieldRule(field=self.answer)]}
+        over |= {} if self.type is None else {"type": self.type, "type_field": None}
         return known.model_copy(update=over)
 
     def hub_source(self) -> HubSource:
@@ -99,14 +94,10 @@ class BenchmarkChoice(Config):
         Raises:
             UserError: the benchmark is not a built-in one.
         """
-        source = self.definition().hub
-        if source is None:
-            raise UserError(
-                f"unknown benchmark {self.name!r}",
-                f"use one of {', '.join(builtin_benchmarks())}; or give it a `dataset:` "
-                f"(or `evaluate.data` with {self.name}/test.jsonl)",
-            )
-        return source
+        if (source := self.definition().hub) is not None:
+            return source
+        fix = f"use one of {', '.join(builtin_benchmarks())}; or give it a `dataset:` (or `evaluate.data` with"
+        raise UserError(f"unknown benchmark {self.name!r}", f"{fix} {self.name}/test.jsonl)")
 
 
 class ExamplesConfig(Config):
@@ -129,23 +120,26 @@ def _benchmark_of(value: object) -> object:
     if re.fullmatch(r"[\w.-]+", value) and not suffix:
         return {"name": value}
     path = PurePath(value.removesuffix(suffix))
-    name = path.parent.name if path.name == "test" and path.parent.name else path.name
-    return {"name": re.sub(r"[^\w.-]+", "-", name), "dataset": value}
+    return {
+        "name": _plain(path.parent.name if path.name == "test" and path.parent.name else path.name),
+        "dataset": value,
+    }
 
 
-def _model_of(value: object) -> object:
-    return {"model": value} if isinstance(value, str) else value
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _refuse_repeated(choices: list[Any], info: ValidationInfo) -> list[Any]:
-    for name, count in Counter(choice.label for choice in choices).items():
-        if count > 1:
-            problem = f"evaluate.{info.field_name} names {name!r} twice"
-            raise UserError(problem, "remove one, or give it another `name:`")
+    labels = [choice.label for choice in choices]
+    if repeated := [label for label in labels if labels.count(label) > 1]:
+        problem = f"evaluate.{info.field_name} names {repeated[0]!r} twice"
+        raise UserError(problem, "remove one, or give it another `name:`")
     return choices
 
 
 _Unique = AfterValidator(_refuse_repeated)
+_ModelName = BeforeValidator(lambda value: {"model": value} if isinstance(value, str) else value)
 
 
 class EvaluateModelConfig(Workers):
@@ -178,6 +172,11 @@ class EvaluateModelConfig(Workers):
         """Return the prompt format for one of the benchmarks."""
         return self.prompt or choice.definition().prompt
 
+    def run_id(self, choice: BenchmarkChoice) -> str:
+        """Return the name that upstream gives a run: `test_cot_-1_seed1_t0.6_s0_e-1`."""
+        name = f"{choice.split}_{self.style(choice)}_{-1 if self.limit is None else self.limit}"
+        return f"{name}_seed{self.sampling.seed}_t{self.sampling.temperature}_s{self.start}_e{self.end}"
+
     @classmethod
     def of(cls, config: EvaluateConfig, choice: ModelChoice) -> EvaluateModelConfig:
         """Return the settings under which `config` evaluates one of its models.
@@ -187,9 +186,8 @@ class EvaluateModelConfig(Workers):
         """
         few_shot = config.few_shot if choice.few_shot is None else choice.few_shot
         if few_shot and config.examples is None:
-            raise UserError(
-                f"evaluate.few_shot is {few_shot}, and there are no examples to show", "set evaluate.examples.dataset"
-            )
+            problem = f"evaluate.few_shot is {few_shot}, and there are no examples to show"
+            raise UserError(problem, "set evaluate.examples.dataset")
         examples = config.examples if few_shot else None
         return cls.part_of(config, few_shot=few_shot, examples=examples, prompt=choice.prompt or config.prompt)
 
@@ -197,6 +195,6 @@ class EvaluateModelConfig(Workers):
 class EvaluateConfig(EvaluateModelConfig):
     """The `evaluate:` section: every model on every benchmark."""
 
-    models: Annotated[list[Annotated[ModelChoice, BeforeValidator(_model_of)]], _Unique] = Field(min_length=1)
+    models: Annotated[list[Annotated[ModelChoice, _ModelName]], _Unique] = Field(min_length=1)
     data: str | None = location(None)
     """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""

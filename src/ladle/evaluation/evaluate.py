@@ -1,49 +1,240 @@
-"""Score one model on benchmarks: prompts, completions, verdicts, and the result files of `ladle.evaluation.results`.
+r"""Attempts of a model at items: the prompts, the samples that complete them, and their grades.
 
-A killed run resumes from the samples it had finished. `_result.jsonl` holds nothing of when or how it ran, so it ends
-with the bytes of an uninterrupted run; times are in the metrics.
+Evaluation (`run`) reports them, rollouts make preference data of them, a gate counts them.
+
+`cot`, `openseek_sft` and `qwen25-math-cot` are upstream's prompt types of those names (OpenSeek's and Qwen2.5-Math's
+`evaluation/utils.py`); `chat` is the model's own chat template. Few-shot examples are whole worked answers of the
+same form: blocks of text before the question for `cot`, earlier turns for the others. `cot`'s `Answer: ` ends in a
+space that is not sent, as upstream's is not: tokenizers put the space with the word after it.
+
+A killed evaluation resumes from the samples it had finished. `_result.jsonl` holds nothing of when or how it ran, so it
+ends with the bytes of an uninterrupted run; times are in the metrics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from ladle.evaluation.attempts import (
-    Task,
-    complete_tasks,
-    find_unreadable,
-    grade_samples,
-    load_examples,
-    make_prompt,
-)
-from ladle.evaluation.benchmark import load_items, take
-from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig
-from ladle.evaluation.results import FINAL_NAME, make_row, run_id, write_metrics, write_result
+from ladle.errors import UserError
+from ladle.evaluation.benchmark import Benchmark, FieldRule, Item, PromptStyle, load_items, take
+from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ExamplesConfig
+from ladle.evaluation.results import FINAL_NAME, make_row, write_metrics, write_result
 from ladle.evaluation.statistics import summarise, summarise_all
-from ladle.executors import WHOLE, Shard
-from ladle.generation.complete import Completed, discard_samples
-from ladle.models.chat import set_template_date
+from ladle.executors import WHOLE, Shard, make_executor
+from ladle.generation.complete import Completed, complete, discard_samples, make_generator, positions_of
+from ladle.generation.request import Request, Sample, SamplingConfig, Workers, make_requests
+from ladle.grading.extract import Extraction
+from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
+from ladle.log import get_logger, progress
+from ladle.models.chat import render, set_template_date
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
+
+logger = get_logger(__name__)
+Message = dict[str, str]
+
+COT_SEPARATOR = "\n\n\n"
+COT_STOP = ("\nQuestion:",)
+_BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model is given for one question.
+
+    Attributes:
+        ids: token ids: of plain text with the tokenizer's own start token, of turns just as they are written.
+        text: the prompt.
+        stop: texts that end its completion.
+        messages: the turns behind the text; None where the prompt is plain text.
+    """
+
+    ids: list[int]
+    text: str
+    stop: tuple[str, ...] = ()
+    messages: tuple[Message, ...] | None = None
+
+
+def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Sequence[Item] = ()) -> Prompt:
+    """Return the prompt of a question.
+
+    Args:
+        style: the prompt's form.
+        question: the problem.
+        tokenizer: the model's; only `chat` reads its template.
+        examples: worked examples, whole answers as `gold`, shown in order before the question.
+
+    Raises:
+        UserError: `chat` for a tokenizer without a chat template, or with one that refuses these turns.
+    """
+    if style == "cot":
+        shown = [f"Question: {example.question}\nAnswer: {example.gold}" for example in examples]
+        text = COT_SEPARATOR.join([*shown, f"Question: {question}\nAnswer:"])
+        ids, bare = (tokenizer.encode(text, add_special_tokens=special) for special in (True, False))
+        # A tokenizer that closes every text with eos would have the model answer after the end.
+        return Prompt(ids if ids[len(ids) - len(bare) :] == bare else ids[:-1], text, COT_STOP)
+    before = f"{_BOXED}\nQuestion:\n" if style == "openseek_sft" else ""
+    system = {"openseek_sft": "", "qwen25-math-cot": _BOXED}.get(style)
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    for example in examples:
+        turns.append({"role": "user", "content": before + example.question})
+        turns.append({"role": "assistant", "content": example.gold})
+    turns.append({"role": "user", "content": before + question})
+    if style != "chat":
+        written = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns]
+        text = "".join([*written, "<|im_start|>assistant\n"])
+    elif not tokenizer.chat_template:
+        raise UserError("prompt=chat, and the model's tokenizer has no chat template", "use prompt=cot")
+    else:
+        try:
+            text = render(tokenizer, turns, add_generation_prompt=True)
+        except UserError as error:
+            raise UserError(f"prompt=chat: {error.problem}", "use prompt=cot") from error
+    return Prompt(tokenizer.encode(text, add_special_tokens=False), text, messages=tuple(turns))
+
+
+def load_examples(config: ExamplesConfig | None, paths: list[Path], count: int) -> list[Item]:
+    """Return the first `count` worked examples of a dataset, whole answers as `gold`.
+
+    Args:
+        config: names the fields.
+        paths: jsonl or parquet files, or folders with `<split>` files.
+        count: examples to take.
+
+    Raises:
+        UserError: the dataset has fewer, or lacks a field.
+    """
+    if config is None or count == 0:
+        return []
+    shape = Benchmark(name="examples", question=[config.question], gold=[FieldRule(field=config.answer)])
+    items = load_items(shape, paths, config.split)
+    if len(items) < count:
+        raise UserError(f"few_shot is {count}, and there are {len(items)} examples", "lower few_shot, or add examples")
+    return items[:count]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Items to attempt, each with its prompt. The name enters the samples' seeds and the progress line."""
+
+    name: str
+    items: Sequence[Item]
+    prompts: Sequence[Prompt]
+
+    def samples(self, done: Completed, num_samples: int) -> list[list[Sample]]:
+        """Return the samples of each item, in order."""
+        return [[done.samples[f"{self.name}/{item.idx}/{n}"] for n in range(num_samples)] for item in self.items]
+
+
+def complete_tasks(
+    tasks: Sequence[Task],
+    sampling: SamplingConfig,
+    workers: Workers,
+    model: Path,
+    tokenizer: Any,
+    folder: Path,
+    shard: Shard = WHOLE,
+    dtype: str = "float32",
+) -> Completed:
+    """Complete all tasks' prompts, or a share of them, into a folder that keeps finished samples across crashes.
+
+    Raises:
+        UserError: a prompt leaves no room for an answer.
+    """
+    positions = positions_of(model)
+    if sampling.temperature == 0 and sampling.samples > 1:
+        logger.warning("all %d samples of a prompt are the same at temperature 0", sampling.samples)
+    requests: list[Request] = []
+    for task in tasks:
+        pairs = zip(task.items, task.prompts, strict=True)
+        made = [make_requests(sampling, task.name, item.idx, one.ids, one.stop, positions) for item, one in pairs]
+        if short := sum(own[0].max_new_tokens < sampling.max_new_tokens for own in made):
+            text = "%s: %d of %d prompts' completions end at position %d of the model, before max_new_tokens=%d"
+            logger.warning(text, task.name, short, len(made), positions, sampling.max_new_tokens)
+        requests += chain.from_iterable(made)
+    make = partial(make_generator, sampling, model, tokenizer, dtype)
+    executor = make_executor(workers.executor, workers.workers, on_gpus=True)
+    return complete(requests, make, folder, executor, workers.workers, shard)
+
+
+def find_unreadable(items: Sequence[Item], config: GraderConfig, name: str, consequence: str) -> set[int]:
+    """Return the numbers of the items whose known answer cannot be read, so that only its very text would be right.
+
+    Args:
+        items: the problems.
+        config: the grader's limits.
+        name: what they are, for messages.
+        consequence: what becomes of them, for the warning.
+
+    Raises:
+        UserError: there is no other, or an answer's type is not known.
+    """
+    with Grader(config) as grader:
+        problems = grader.gold_problems(item.pair("") for item in items)
+        found = [(item, problem) for item, problem in zip(items, problems, strict=True) if problem]
+    if found:
+        shown = "; ".join(f"{item.gold[:60]!r} ({problem})" for item, problem in found[:3])
+        text = f"{len(found)} of {len(items)} known answers of {name} cannot be read, such as {shown}"
+        if len(found) == len(items):
+            raise UserError(text, "name the field that holds the answer alone, or set `type: text`")
+        logger.warning("%s: %s", text, consequence)
+    return {item.idx for item, _ in found}
+
+
+def grade_samples(
+    items: Sequence[Item],
+    samples: Sequence[Sequence[Sample]],
+    config: GraderConfig,
+    name: str,
+    extraction: Extraction = "ladle",
+) -> list[list[Grade]]:
+    """Return the grade of each completion of each item; of one that was cut, only a whole box or statement counts.
+
+    Args:
+        items: the problems.
+        samples: for each of them, the model's completions.
+        config: the grader's limits.
+        name: what is graded, for the progress line.
+        extraction: the rule that finds the answer.
+    """
+    pairs = [item.pair(sample.text) for item, several in zip(items, samples, strict=True) for sample in several]
+    cut = [sample.finish_reason == "length" for several in samples for sample in several]
+    grades: list[Grade] = []
+    with Grader(config) as grader, progress(len(pairs), f"{name}: grading", "answers") as bar:
+        for grade in grader.grade_completions(pairs, cut, extraction):
+            grades.append(grade)
+            bar.advance(1)
+    unparsed = sum(grade.verdict == Verdict.UNPARSED for grade in grades)
+    if 2 * unparsed > len(grades):
+        text = (
+            "%s: %d of %d completions give no answer that can be read, %d were cut at their last token: look at some; "
+        )
+        text += "raise max_new_tokens or change `prompt`"
+        logger.warning(text, name, unparsed, len(grades), sum(cut))
+    in_order = iter(grades)
+    return [[next(in_order) for _ in several] for several in samples]
 
 
 def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     """Evaluate the model in `model` on the items in each `benchmark:<name>`, with few-shot prompts from `examples`."""
     tasks, unreadable, done = _complete(config, inputs, out)
     sampling, identity = config.sampling, config.identity()
+    # Everything that decided the completions and their verdicts, but the prompt's style.
+    decided = {key: identity[key] for key in ("few_shot", "dtype", "sampling", "extraction", "grader")}
     rows_of, metrics_of = {}, {}
     for choice, task in zip(config.benchmarks, tasks, strict=True):
         samples = task.samples(done, sampling.samples)
         grades = grade_samples(task.items, samples, config.grader, task.name, config.extraction)
         rows = [make_row(*one) for one in zip(task.items, samples, grades, strict=True)]
-        style = config.style(choice)
-        # Everything that decided the completions and their verdicts.
-        decided = ("few_shot", "dtype", "sampling", "extraction", "grader")
-        settings = {"prompt": style, **{key: identity[key] for key in decided}}
+        settings = {"prompt": config.style(choice), **decided}
         metrics = summarise(rows, unreadable[task.name], sampling.seed, done.seconds[task.name], settings)
-        name = run_id(choice.split, style, config.limit, sampling.seed, sampling.temperature, config.start, config.end)
-        write_result(out / task.name, name, rows, metrics)
+        write_result(out / task.name, config.run_id(choice), rows, metrics)
         rows_of[task.name], metrics_of[task.name] = rows, metrics
     final = summarise_all(rows_of, metrics_of, sampling.seed)
     write_metrics(out / FINAL_NAME, final)

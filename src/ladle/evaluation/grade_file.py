@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +52,7 @@ def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
         raise UserError(f"there is no file {pairs}", "name a file of rows with gold and answer")
     rows = [(row, _pair(row, place)) for place, row in read_placed_rows([pairs], any_text=True)]
     verdicts.parent.mkdir(parents=True, exist_ok=True)
-    counts = Counter({verdict.value: 0 for verdict in Verdict})
+    counts = dict.fromkeys(map(str, Verdict), 0)
     partial = verdicts.with_name(verdicts.name + ".partial")
     with (
         Grader() as grader,
@@ -61,12 +60,12 @@ def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
         progress(len(rows), "grading", "answers") as bar,
     ):
         for (row, _), grade in zip(rows, grader.grade_many(pair for _, pair in rows), strict=True):
-            counts[grade.verdict.value] += 1
-            verdict = {"verdict": grade.verdict.value, "reason": grade.reason, "seconds": grade.seconds}
+            counts[grade.verdict] += 1
+            verdict = {"verdict": grade.verdict, "reason": grade.reason, "seconds": grade.seconds}
             out.write(json.dumps(row | verdict, ensure_ascii=False) + "\n")
             bar.advance(1)
     partial.replace(verdicts)
-    return dict(counts)
+    return counts
 
 
 def _pair(row: dict[str, Any], place: str) -> Pair:
@@ -79,4 +78,4 @@ def _pair(row: dict[str, Any], place: str) -> Pair:
         fix = 'write a row as {"gold": "1/2", "answer": "0.5"}, with type, tolerance, unit and multiple only if needed'
         raise UserError(f"{place} has {problem}", fix) from error
     multiple = bool(fields.multiple)
-    return Pair(fields.gold, bare_answer(fields.answer, multiple), fields.type, fields.tolerance, fields.unit, multiple)
+    return Pair(**dict(fields) | {"answer": bare_answer(fields.answer, multiple), "multiple": multiple})

@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from ladle.errors import UserError
-from ladle.evaluation.attempts import grade_samples
 from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, compared_by, load_items, read_first
+from ladle.evaluation.evaluate import grade_samples
 from ladle.evaluation.results import ResultFile, find_results, read_result
 from ladle.evaluation.statistics import item_score
 from ladle.generation.request import Sample
@@ -62,22 +62,21 @@ class Rescored:
     changes: list[Change]
 
 
-def rescore(path: Path, config: GraderConfig, data: Path | None = None) -> list[Rescored]:
+def rescore(path: Path, data: Path | None = None) -> list[Rescored]:
     """Grade a result file, or every one below a folder, again.
 
     Args:
         path: the file or folder.
-        config: the grader's limits, where a file's metrics do not say those that it was graded by.
         data: folder with `<benchmark>/test.jsonl`: known answers, units and tolerances as the benchmark itself has
             them.
 
     Raises:
         UserError: no result file, or rows that are not what `data` has under their idx.
     """
-    return [_rescore_file(result, config, data) for result in find_results(path)]
+    return [_rescore_file(result, data) for result in find_results(path)]
 
 
-def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -> Rescored:
+def _rescore_file(result: ResultFile, data: Path | None) -> Rescored:
     stored = read_result(result)
     benchmark = builtin_benchmarks().get(result.benchmark)
     items = [_item_of(row, benchmark) for row in stored]
@@ -85,21 +84,17 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
         known = {item.idx: item for item in load_items(benchmark, [data])}
         for item in items:
             if item.idx not in known or known[item.idx].question.split() != item.question.split():
-                raise UserError(
-                    f"item {item.idx} of {result.path} is not item {item.idx} of {benchmark.name} in {data}",
-                    "give the data that the file was made from, or none",
-                )
+                problem = f"item {item.idx} of {result.path} is not item {item.idx} of {benchmark.name} in {data}"
+                raise UserError(problem, "give the data that the file was made from, or none")
         items = [known[item.idx] for item in items]
-    # A row without completions is graded by its answers, in boxes.
-    texts = [row.get("code") or [f"\\boxed{{{answer}}}" for answer in row.get("pred") or []] for row in stored]
-    reasons: list[Any]
-    samples = [
-        [Sample("", None, text, reason) for text, reason in zip(several, reasons, strict=True)]
-        for row, several in zip(stored, texts, strict=True)
-        if (reasons := row.get("finish_reason") or ["stop"] * len(several))
-    ]
+    samples = []
+    for row in stored:
+        # A row without completions is graded by its answers, in boxes.
+        texts = row.get("code") or [f"\\boxed{{{answer}}}" for answer in row.get("pred") or []]
+        reasons: list[Any] = row.get("finish_reason") or ["stop"] * len(texts)
+        samples.append([Sample("", None, text, reason) for text, reason in zip(texts, reasons, strict=True)])
     settings = _settings_of(result)
-    config = GraderConfig(**config.model_dump() | settings.get("grader", {}))
+    config = GraderConfig(**settings.get("grader", {}))
     grades = grade_samples(items, samples, config, result.benchmark, settings.get("extraction", "ladle"))
     changes = [
         Change(row["idx"], sample, bool(was), str(grade.verdict), grade.reason, item.gold, grade.extracted)
@@ -112,7 +107,7 @@ def _rescore_file(result: ResultFile, config: GraderConfig, data: Path | None) -
         path=result.path,
         run_id=result.run_id,
         rows=len(stored),
-        num_answers=sum(map(len, texts)),
+        num_answers=sum(map(len, samples)),
         accuracy_before=fmean(map(item_score, stored)),
         accuracy_after=fmean(fmean(grade.verdict == "correct" for grade in several) for several in grades),
         changes=changes,

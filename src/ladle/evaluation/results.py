@@ -53,11 +53,6 @@ class ResultFile:
     run_id: str
 
 
-def run_id(split: str, prompt: str, limit: int | None, seed: int, temperature: float, start: int, end: int) -> str:
-    """Return the name that upstream gives a run: `test_cot_-1_seed1_t0.6_s0_e-1`."""
-    return f"{split}_{prompt}_{-1 if limit is None else limit}_seed{seed}_t{float(temperature)}_s{start}_e{end}"
-
-
 def make_row(item: Item, samples: Sequence[Sample], grades: Sequence[Grade]) -> dict[str, Any]:
     """Return the row of an item and its graded completions."""
     copied = {name: item.row.get(name) for name in COPIED_FIELDS}
@@ -104,10 +99,8 @@ def find_results(path: Path) -> list[ResultFile]:
     named = [(file, _RESULT_NAME.fullmatch(file.name)) for file in files]
     found = [ResultFile(file, file.parent.name, match["run_id"]) for file, match in named if match]
     if not found:
-        raise UserError(
-            f"there are no result files at {path}",
-            "name BENCHMARK/RUN_ID_result.jsonl, or as upstream RUN_IDqwen_result.jsonl or RUN_ID.jsonl",
-        )
+        fix = "name BENCHMARK/RUN_ID_result.jsonl, or as upstream RUN_IDqwen_result.jsonl or RUN_ID.jsonl"
+        raise UserError(f"there are no result files at {path}", fix)
     return found
 
 

@@ -71,10 +71,8 @@ def majority_answer(answers: Sequence[str]) -> int | None:
     first wins.
     """
     kinds = ["".join(answer.split()) for answer in answers]
-    counts = Counter(kind for kind in kinds if kind)
-    if not counts:
-        return None
-    return kinds.index(max(counts, key=lambda kind: counts[kind]))
+    most = Counter(kind for kind in kinds if kind).most_common(1)
+    return kinds.index(most[0][0]) if most else None
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
@@ -201,8 +199,9 @@ def summarise_all(
     every_score = [score for scores in scores_of for score in scores]
     weighted = fmean(every_score)
     accuracies = {name: one["acc"] for name, one in metrics.items()}
-    intervals = ("accuracy", "interval_wilson", "interval_bootstrap")
-    shared = (*intervals, "pass@k", "maj@k", "verdicts", "gold_unreadable", "truncated_samples", "tokens")
+    shared = (
+        "accuracy interval_wilson interval_bootstrap pass@k maj@k verdicts gold_unreadable truncated_samples tokens"
+    )
     return {
         "dataset_acc": accuracies,
         "final_acc": fmean(accuracies.values()),
@@ -211,7 +210,8 @@ def summarise_all(
         "item_weighted_acc_interval_wilson": [100 * bound for bound in wilson_interval(weighted, len(every_score))],
         "num_samples": len(every_score),
         "benchmarks": {
-            name: {"n": one["num_samples"], **{key: one[key] for key in shared}} for name, one in metrics.items()
+            name: {"n": one["num_samples"], **{key: one[key] for key in shared.split()}}
+            for name, one in metrics.items()
         },
         "settings": next(iter(metrics.values()))["settings"],
     }

@@ -114,7 +114,7 @@ def make_generator(
         from ladle.generation.vllm_backend import VllmGenerator as LocalGenerator
     else:
         from ladle.generation.transformers_backend import TransformersGenerator as LocalGenerator
-    return LocalGenerator(model, tokenizer, dtype=dtype, batch_size=sampling.batch_size, worker=worker)
+    return LocalGenerator(model, tokenizer, dtype, batch_size=sampling.batch_size, worker=worker)
 
 
 def _complete_pile(make: Callable[[int], Generator], folder: Path, numbered: tuple[int, list[Request]]) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Empty, SimpleQueue
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import httpx2
@@ -25,7 +24,6 @@ logger = get_logger(__name__)
 
 ATTEMPTS = 6
 _TIMEOUT_SECONDS = 3600.0
-_WORKING_EVERY_SECONDS = 10.0
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -46,9 +44,7 @@ class HttpGenerator:
     """
 
     def __init__(self, endpoint: str, tokenizer: Any, concurrency: int = 64) -> None:
-        self.endpoint = endpoint
-        self.tokenizer = tokenizer
-        self.concurrency = concurrency
+        self.endpoint, self.tokenizer, self.concurrency = endpoint, tokenizer, concurrency
         self.report = lambda count: None
         self._returns_ids = True
         self.stop_ids = stop_token_ids(None, tokenizer)
@@ -62,9 +58,8 @@ class HttpGenerator:
         try:
             served = self.client.get("/models").raise_for_status().json()["data"]
         except httpx2.HTTPError as error:
-            raise UserError(
-                f"no server answers at {endpoint} ({error})", "start it, or set sampling.endpoint"
-            ) from error
+            problem = f"no server answers at {endpoint} ({error})"
+            raise UserError(problem, "start it, or set sampling.endpoint") from error
         if not served:
             raise UserError(f"the server at {endpoint} serves no model", "start it with one")
         self.model = served[0]["id"]
@@ -77,18 +72,10 @@ class HttpGenerator:
             UserError: it refuses a request.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
-            done: SimpleQueue[Future[Sample]] = SimpleQueue()
             limits = {pool.submit(self._complete, request): request.max_new_tokens for request in requests}
-            for future in limits:
-                future.add_done_callback(done.put)
             try:
-                while limits:
-                    try:
-                        future = done.get(timeout=_WORKING_EVERY_SECONDS)
-                    except Empty:
-                        self.report(0)
-                        continue
-                    self.report(limits.pop(future))
+                for future in as_completed(limits):
+                    self.report(limits[future])
                     yield future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -123,8 +110,6 @@ class HttpGenerator:
             said = f"HTTP {response.status_code}: {response.text[:300]}"
             if response.status_code in _BUSY:
                 raise ServerBusy(said)
-            raise UserError(
-                f"the server at {self.endpoint} refuses a request ({said})",
-                "check that it serves this model with room for the prompt and sampling.max_new_tokens",
-            )
+            fix = "check that it serves this model with room for the prompt and sampling.max_new_tokens"
+            raise UserError(f"the server at {self.endpoint} refuses a request ({said})", fix)
         return response.json()

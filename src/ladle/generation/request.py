@@ -150,25 +150,17 @@ def make_requests(
     Raises:
         UserError: the prompt has no tokens, or leaves no room for any.
     """
+    name, room = f"{task}/{item}", sampling.max_new_tokens
     if not prompt_ids:
-        raise UserError(f"the prompt of {task}/{item} has no tokens", "give every item a non-empty question")
-    if positions is not None and len(prompt_ids) >= positions:
-        raise UserError(
-            f"the prompt of {task}/{item} has {len(prompt_ids):,} tokens, and the model takes {positions:,} in all",
-            "leave the item out (limit, start, end), show fewer examples, or use a model with a longer context",
-        )
+        raise UserError(f"the prompt of {name} has no tokens", "give every item a non-empty question")
+    if positions is not None and (room := min(room, positions - len(prompt_ids))) < 1:
+        problem = f"the prompt of {name} has {len(prompt_ids):,} tokens, and the model takes {positions:,} in all"
+        fix = "leave the item out (limit, start, end), show fewer examples, or use a model with a longer context"
+        raise UserError(problem, fix)
+    settings = sampling.temperature, sampling.top_p, sampling.top_k, (*stop, *sampling.stop)
     return [
-        Request(
-            f"{task}/{item}/{sample}",
-            list(prompt_ids),
-            sample_seed(sampling.seed, task, item, sample),
-            min(sampling.max_new_tokens, (positions or 2**62) - len(prompt_ids)),
-            sampling.temperature,
-            sampling.top_p,
-            sampling.top_k,
-            (*stop, *sampling.stop),
-        )
-        for sample in range(sampling.samples)
+        Request(f"{name}/{n}", list(prompt_ids), sample_seed(sampling.seed, task, item, n), room, *settings)
+        for n in range(sampling.samples)
     ]
 
 

@@ -49,16 +49,18 @@ def draw(
         logits_NV: float32 scores; overwritten.
         word_N: int64 random words, one a row.
         temperature_N: float32 divisors; a row with 0 takes its most likely token.
-        top_p_N: float32 probability mass to keep a row, or None where no row drops any.
-        top_k_N: most likely tokens to keep a row (0 keeps all), or None where no row drops any.
+        top_p_N: float32 probability mass to keep a row; 1 and None keep all.
+        top_k_N: most likely tokens to keep a row; 0 and None keep all.
     """
     greedy_N = logits_NV.argmax(dim=-1)
     is_greedy_N = temperature_N == 0
+    if is_greedy_N.all():
+        return greedy_N
     logits_NV.sub_(logits_NV.gather(1, greedy_N[:, None]))  # the largest becomes 0, so that exp cannot overflow
     weights_NV = logits_NV.div_(torch.where(is_greedy_N, 1.0, temperature_N)[:, None]).exp_()
-    if top_k_N is not None:
-        _keep_top_k(weights_NV, top_k_N)
-    if top_p_N is not None:
+    if top_k_N is not None and top_k_N.any():
+        _keep_top_k(weights_NV, top_k_N.long())
+    if top_p_N is not None and (top_p_N < 1).any():
         _keep_nucleus(weights_NV, top_p_N)
     return torch.where(is_greedy_N, greedy_N, _race_in_two_rounds(weights_NV, word_N))
 
@@ -70,13 +72,9 @@ def _race_in_two_rounds(weights_NV: torch.Tensor, word_N: torch.Tensor) -> torch
     padded = torch.nn.functional.pad(weights_NV, (0, num_chunks * width - num_tokens))
     weights_NCW = padded.unflatten(1, (num_chunks, width))
     exponential = _exponentials(word_N, num_chunks + width)
-    chunk_N = _race(weights_NCW.sum(dim=2), exponential[:, :num_chunks])
+    chunk_N = (weights_NCW.sum(dim=2) / exponential[:, :num_chunks]).argmax(dim=1)
     inside_NW = weights_NCW[torch.arange(len(chunk_N), device=chunk_N.device), chunk_N]
-    return chunk_N * width + _race(inside_NW, exponential[:, num_chunks:])
-
-
-def _race(weights: torch.Tensor, exponential: torch.Tensor) -> torch.Tensor:
-    return (weights / exponential).argmax(dim=1)
+    return chunk_N * width + (inside_NW / exponential[:, num_chunks:]).argmax(dim=1)
 
 
 def _exponentials(word_N: torch.Tensor, count: int) -> torch.Tensor:

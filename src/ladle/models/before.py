@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,47 +55,42 @@ def small_copy(config_json: str) -> Any:
         try:
             config = AutoConfig.for_model(**json.loads(config_json))
             refuse_multimodal(config)
-            config = _with_few_layers(config)
-            heads, groups = (getattr(config, f"num_{name}_heads", None) for name in ("attention", "key_value"))
-            for name, value in config.to_dict().items():
-                if name.endswith("_token_id") and value is not None:
-                    setattr(config, name, 0)  # it may lie beyond the small vocabulary
-            for name, size in sizes.items():
-                if isinstance(value := getattr(config, name, None), int) and value > size:
-                    setattr(config, name, size)
-            if groups is not None and sizes is SMALL:
-                config.num_key_value_heads = config.num_attention_heads if groups == heads else min(groups, 2)
+            _shrink(config, sizes)
             with torch.device("meta"):
                 outline = AutoModelForCausalLM.from_config(config)
             require_text_decoder(outline)
             if outline.num_parameters() > MOST_PARAMETERS:
                 continue
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-            with torch.no_grad():
                 hidden_states(model, input_ids=torch.arange(8)[None])
+            return model
         except UserError:
             raise
         except CANNOT_RUN:
             continue
-        return model
     return None
 
 
-def _with_few_layers(config: Any) -> Any:
-    """Return the config with a layer of each kind that its lists name, at least two."""
-    num_layers = config.num_hidden_layers
-    lists = {name: value for name, value in config.to_dict().items() if isinstance(value, list)}
-    lists = {name: value for name, value in lists.items() if len(value) == num_layers}
+def _shrink(config: Any, sizes: dict[str, int]) -> None:
+    """Leave a config a layer of each kind that its lists name, at least two, and sizes of at most these."""
+    fields, num_layers = config.to_dict(), config.num_hidden_layers
+    lists = {name: value for name, value in fields.items() if isinstance(value, list) and len(value) == num_layers}
     kinds: dict[str, int] = {}
     for layer, kind in enumerate(zip(*lists.values(), strict=True)):
         kinds.setdefault(str(kind), layer)
     layers = list(kinds.values())
     layers += [layer for layer in range(num_layers) if layer not in layers][: max(0, 2 - len(layers))]
-    for name, value in lists.items():
-        setattr(config, name, [value[layer] for layer in sorted(layers)])
+    config.update({name: [value[layer] for layer in sorted(layers)] for name, value in lists.items()})
     config.num_hidden_layers = len(layers)
-    return config
+    # a special token may lie beyond the small vocabulary
+    config.update({name: 0 for name, value in fields.items() if name.endswith("_token_id") and value is not None})
+    heads, groups = (getattr(config, f"num_{name}_heads", None) for name in ("attention", "key_value"))
+    for name, size in sizes.items():
+        if isinstance(value := getattr(config, name, None), int) and value > size:
+            setattr(config, name, size)
+    if groups is not None and sizes is SMALL:
+        config.num_key_value_heads = config.num_attention_heads if groups == heads else min(groups, 2)
 
 
 @functools.cache
@@ -109,6 +105,7 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
     from transformers import GenerationConfig
 
     from ladle.models.load import model_dir
+    from ladle.models.probe import first_line
     from ladle.models.tokenizer import load_fast_tokenizer
     from ladle.soups.members import read_header
 
@@ -138,7 +135,7 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
         try:
             GenerationConfig.from_pretrained(place).validate(strict=True)
         except (ValueError, OSError) as fault:
-            message = f"generation_config.json in {place} is not valid: {str(fault).splitlines()[0]}"
+            message = f"generation_config.json in {place} is not valid: {first_line(fault)}"
             yield warning("model", key, message, "correct it: Ladle leaves those settings out of the models it saves")
     tokenizer = load_fast_tokenizer(place)
     size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size", 0)
@@ -162,47 +159,42 @@ def _check_type(key: str, config: dict[str, Any]) -> Iterator[Finding]:
 
 def check_start(check: Checkup) -> Iterator[Finding]:
     """Yield whether the model that a fetch step brings or makes can be built."""
-    architecture = getattr(check.config, "architecture", None)
-    key = check.key if architecture is None else f"{check.key}.architecture"
+    from ladle.models.probe import CANNOT_RUN, first_line
+
+    architecture, config, key = getattr(check.config, "architecture", None), check.model_config, check.key
     if architecture is not None:
+        key += ".architecture"
         yield from _check_type(key, architecture)
-    config = check.model_config
+        size = tokenizer_size(check.step)
+        if config is not None and size is not None and config["vocab_size"] < size:
+            message = f"vocab_size is {config['vocab_size']:,} and the tokenizer has {size:,} tokens"
+            yield error("model", key, message, "leave vocab_size out, or raise it")
+            return
     if config is None:
         return
-    size = None if architecture is None else tokenizer_size(check.step)
-    if architecture is not None and size is not None and config["vocab_size"] < size:
-        message = f"vocab_size is {config['vocab_size']:,} and the tokenizer has {size:,} tokens"
-        yield error("model", key, message, "leave vocab_size out, or raise it")
-        return
-    from ladle.models.probe import CANNOT_RUN
-
     try:
         yield ok("model", key, f"{_count_parameters(json.dumps(config)):,} parameters")
+        small_copy(json.dumps(config))
+    except UserError:
+        raise
     except CANNOT_RUN as fault:
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        message = f"transformers cannot build this architecture: {reason}"
+        message = f"transformers cannot build this architecture: {first_line(fault)}"
         yield error("model", key, message, "check the sizes against a config.json of the same model_type")
-        return
-    small_copy(json.dumps(config))
 
 
 def tokenizer_size(step: Any) -> int | None:
     """Return the number of tokens of a fresh model's tokenizer; None if it is not on this machine."""
+    from ladle.models.tokenizer import load_fast_tokenizer
+
     if step.config.train_tokenizer is not None:
         return step.config.train_tokenizer.vocab_size
     paths = getattr(step.inputs["tokenizer"][0], "paths", ())
-    if not paths:
-        return None
-    from ladle.models.tokenizer import load_fast_tokenizer
-
-    return len(load_fast_tokenizer(paths[0]))
+    return len(load_fast_tokenizer(paths[0])) if paths else None
 
 
 def check_positions(check: Checkup, key: str, length: int, is_new_tokens: bool = False) -> Iterator[Finding]:
     """Yield whether the model has positions for rows, or for a prompt and new tokens, of a length."""
-    most = (check.model_config or {}).get("max_position_embeddings")
-    if most is None:
-        return
+    most = (check.model_config or {}).get("max_position_embeddings") or math.inf
     if is_new_tokens and length >= most:
         message = f"{length:,} new tokens, and the model has positions for {most:,} with the prompt"
         yield warning("model", key, message, f"set {key} below {most:,}")
@@ -213,11 +205,9 @@ def check_positions(check: Checkup, key: str, length: int, is_new_tokens: bool =
 
 def check_template(check: Checkup, key: str) -> Iterator[Finding]:
     """Yield an error if the tokenizer, where it is on this machine, has no chat template."""
-    folder = check.tokenizer_folder
-    if folder is None or not find_local(str(folder)):
-        return
     from ladle.models.tokenizer import load_fast_tokenizer
 
-    if load_fast_tokenizer(folder).chat_template is None:
+    folder = check.tokenizer_folder
+    if folder is not None and find_local(str(folder)) and load_fast_tokenizer(folder).chat_template is None:
         message = f"messages need a chat template, and the tokenizer in {folder} has no chat template"
         yield error("model", key, message, "add one to its tokenizer_config.json, or use a format without messages")

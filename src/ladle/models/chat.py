@@ -97,7 +97,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], **argument
         raise BadRow(f"turns that the chat template refuses ({reason})") from error
 
 
-def write_conversation(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def write_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Return the texts of a row's prompt and completion, turns with their keys, `tools` and `chat_template_kwargs`.
 
     An assistant turn at the end of the prompt is continued by the completion's first one. A completion that did not end
@@ -108,17 +108,17 @@ def write_conversation(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
         UserError: it is not a template.
     """
     prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        return prompt, completion
+    ensure_chat_template(tokenizer)
     arguments = {"tools": row.get("tools"), **row.get("chat_template_kwargs", {})}
-    continues = prompt[-1]["role"] == "assistant"
     whole = prompt + completion
-    if continues:
+    if continues := prompt[-1]["role"] == "assistant":
         joined = prompt[-1] | completion[0] | {"content": prompt[-1]["content"] + completion[0]["content"]}
         whole = [*prompt[:-1], joined, *completion[1:]]
-    is_open = "finish_reason" in row
-    prompt_text = render(
-        tokenizer, prompt, add_generation_prompt=not continues, continue_final_message=continues, **arguments
-    )
-    whole_text = render(tokenizer, whole, continue_final_message=is_open, **arguments)
+    ends = {"add_generation_prompt": not continues, "continue_final_message": continues}
+    prompt_text = render(tokenizer, prompt, **ends, **arguments)
+    whole_text = render(tokenizer, whole, continue_final_message="finish_reason" in row, **arguments)
     if not whole_text.startswith(prompt_text):
         raise BadRow("a prompt that the chat template writes differently before an answer: the two cannot be separated")
     return prompt_text, whole_text[len(prompt_text) :]
@@ -126,13 +126,14 @@ def write_conversation(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) 
 
 def left_out(row: dict[str, Any], text: str) -> set[str]:
     """Return the keys of a row's turns, and `tools`, of whose text the chat template wrote nothing or a part."""
-    found = {
-        (f"{turn['role']}'s {key}" if key == "content" else key)
-        for turn in row["prompt"] + row["completion"]
-        for key, value in turn.items()
-        if key not in _UNWRITTEN and not all(_is_written(one, text) for one in _texts_in(value))
+    values = [("tools", row.get("tools"))]
+    for turn in row["prompt"] + row["completion"]:
+        values += [(f"{turn['role']}'s {key}" if key == "content" else key, value) for key, value in turn.items()]
+    return {
+        name
+        for name, value in values
+        if name not in _UNWRITTEN and not all(_is_written(one, text) for one in _texts_in(value))
     }
-    return found | (set() if all(_is_written(one, text) for one in _texts_in(row.get("tools"))) else {"tools"})
 
 
 def _is_written(value: str, text: str) -> bool:
@@ -187,30 +188,25 @@ def encode_rows(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
     result: dict[int, Encoded | BadRow] = {}
     texts: dict[int, tuple[str, str]] = {}
     for place, row in enumerate(rows):
-        if "completion_ids" in row:
-            result[place] = Encoded(row["prompt_ids"], row["completion_ids"], row["prompt_ids"])
-        elif isinstance(row["prompt"], str):
-            texts[place] = row["prompt"], row["completion"]
-        else:
-            ensure_chat_template(tokenizer)
-            try:
-                texts[place] = write_conversation(row, tokenizer)
-            except BadRow as reason:
-                result[place] = reason
+        try:
+            if "completion_ids" in row:
+                result[place] = Encoded(row["prompt_ids"], row["completion_ids"], row["prompt_ids"])
+            else:
+                texts[place] = write_row(row, tokenizer)
+        except BadRow as reason:
+            result[place] = reason
     for place, encoded in zip(texts, encode_pairs(texts.values(), tokenizer), strict=True):
-        row = rows[place]
+        row, (prompt, completion, alone, _) = rows[place], encoded
         if not isinstance(row["prompt"], str):
             result[place] = encoded._replace(left_out=left_out(row, "".join(texts[place])))
             continue
         if eos is None:
             problem = "the tokenizer has no eos_token, so that a completion of text would have no end"
             raise UserError(problem, "add `eos_token` to the model's tokenizer_config.json")
-        prompt, alone = (
-            ids if ids[: len(start)] == start else start + ids for ids in (encoded.prompt, encoded.prompt_alone)
-        )
-        if "finish_reason" not in row and encoded.completion[-1:] != [eos]:
-            encoded.completion.append(eos)
-        result[place] = Encoded(prompt, encoded.completion, alone)
+        prompt, alone = (ids if ids[: len(start)] == start else start + ids for ids in (prompt, alone))
+        if "finish_reason" not in row and completion[-1:] != [eos]:
+            completion = [*completion, eos]
+        result[place] = Encoded(prompt, completion, alone)
     return [result[place] for place in range(len(rows))]
 
 

@@ -10,8 +10,7 @@ Shape suffixes: B rows, T positions, D hidden size, V vocabulary, N tokens, E ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,9 +55,9 @@ class Traits:
 
     def choices(self) -> dict[str, Any]:
         """Return, for the record, what is done otherwise than for most models."""
-        choices: dict[str, Any] = {"documents": "one a row"} if self.why_apart else {}
-        choices |= {"logits": "all at once"} if self.why_own_logits else {}
-        return choices | ({"router_aux_loss_coef": self.router_weight} if self.router_weight else {})
+        documents, logits = self.why_apart and "one a row", self.why_own_logits and "all at once"
+        choices = {"documents": documents, "logits": logits, "router_aux_loss_coef": self.router_weight}
+        return {name: choice for name, choice in choices.items() if choice}
 
     def sentences(self) -> list[str]:
         """Return, for a warning each, what is done otherwise and why."""
@@ -132,7 +131,7 @@ def require_causal(model: PreTrainedModel) -> None:
     try:
         reached_T = _reach(model, slice(place, place + 1), input_ids=_token_ids(model)[:1, :FIRST])[0]
     except CANNOT_RUN as error:
-        raise UserError(f"{name} cannot run on plain text: {_first_line(error)}", fix) from error
+        raise UserError(f"{name} cannot run on plain text: {first_line(error)}", fix) from error
     if reached_T[place + 1 :].any():
         raise UserError(f"{name} is not causal: hidden states of a token depend on later ones", fix)
 
@@ -144,16 +143,13 @@ def why_documents_meet(model: PreTrainedModel, num_rows: int = 2) -> str | None:
     the first's tokens, nor on another row's, and must be those of the document alone: under the config's sliding
     windows, and under some that are shorter than the documents, for which masks are made in another way.
     """
-    config = model.config
-    ends = ("window", "window_size")
-    windows = {name: value for name, value in config.to_dict().items() if name.endswith(ends) and type(value) is int}
-    for values in [windows, dict.fromkeys(windows, FIRST - 2)] if windows else [{}]:
-        for name, value in values.items():
-            setattr(config, name, value)
+    fields = model.config.to_dict().items()
+    windows = {name: value for name, value in fields if name.endswith(("window", "window_size")) and type(value) is int}
+    for values in (windows, dict.fromkeys(windows, FIRST - 2)):
+        model.config.update(values)
         why = _why_documents_meet(model, num_rows)
-        for name, value in windows.items():
-            setattr(config, name, value)
-        if why is not None:
+        model.config.update(windows)
+        if why is not None or not windows:
             return why
     return None
 
@@ -168,7 +164,7 @@ def _why_documents_meet(model: PreTrainedModel, num_rows: int) -> str | None:
             packed_TD = hidden_states(model, input_ids=ids_BT, position_ids=positions_BT)[0, second]
             alone_TD = hidden_states(model, input_ids=ids_BT[:1, second])[0]
     except (*CANNOT_RUN, UserError) as error:
-        return f"it cannot run on packed rows ({_first_line(error)})"
+        return f"it cannot run on packed rows ({first_line(error)})"
     if reached_BT[0, :FIRST].any() or reached_BT[1:].any():
         return "documents packed into a row see each other"
     if not reached_BT[0, second].any():
@@ -199,7 +195,8 @@ def why_not_linear(model: PreTrainedModel) -> str | None:
     def note_hidden(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         seen["hidden"] = output.last_hidden_state
 
-    with _hook(head, exchange), _hook(model.get_decoder(), note_hidden), torch.no_grad():
+    hooks = head.register_forward_hook(exchange), model.get_decoder().register_forward_hook(note_hidden)
+    with hooks[0], hooks[1], torch.no_grad():
         logits_BTV = type(model).forward(model, input_ids=_token_ids(model)[:1], use_cache=False).logits
     if seen.keys() < {"input", "hidden"}:
         return "its head is not a module by itself"
@@ -276,20 +273,17 @@ def find_routers(model: PreTrainedModel) -> dict[str, Router]:
     modules = dict(model.named_modules())
     holders = {name: module for name, module in modules.items() if hasattr(module, BIAS)}
     found: dict[str, Router] = {}
-    handles = []
-    for name, holder in holders.items():
+    with ExitStack() as hooks, torch.no_grad():
+        for name, holder in holders.items():
 
-        def note(module: torch.nn.Module, _: Any, outputs: Any, name: str = name, holder: Any = holder) -> None:
-            if name not in found and decision(outputs, getattr(holder, BIAS).numel()) is not None:
-                found[name] = Router(module, holder)
+            def note(module: torch.nn.Module, _: Any, outputs: Any, name: str = name, holder: Any = holder) -> None:
+                if name not in found and decision(outputs, getattr(holder, BIAS).numel()) is not None:
+                    found[name] = Router(module, holder)
 
-        for module in (holder, *holder.children(), modules[name.rpartition(".")[0]]):
-            handles.append(module.register_forward_hook(note))
-    if handles:
-        with torch.no_grad():
+            for module in (holder, *holder.children(), modules[name.rpartition(".")[0]]):
+                hooks.enter_context(module.register_forward_hook(note))
+        if holders:
             hidden_states(model, input_ids=_token_ids(model))
-    for handle in handles:
-        handle.remove()
     return {name: found[name] for name in holders if name in found}
 
 
@@ -324,7 +318,7 @@ def _reach(model: PreTrainedModel, places: slice, **inputs: torch.Tensor) -> tor
         embedded.append(output.detach().requires_grad_())
         return embedded[-1].clone()  # some scale it in place
 
-    with _hook(model.get_input_embeddings(), catch), torch.enable_grad():
+    with model.get_input_embeddings().register_forward_hook(catch), torch.enable_grad():
         hidden_TD = hidden_states(model, **inputs)[0, places].float()
         # an uneven sum: that of the squares is the same for every normalised vector
         uneven_D = torch.arange(hidden_TD.shape[-1], device=hidden_TD.device).cos()
@@ -333,14 +327,6 @@ def _reach(model: PreTrainedModel, places: slice, **inputs: torch.Tensor) -> tor
     return sizes_BT > NOTHING * sizes_BT.max()
 
 
-@contextmanager
-def _hook(module: torch.nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -29,7 +29,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import import_protobuf
+from transformers.convert_slow_tokenizer import bytes_to_unicode, import_protobuf
 
 from ladle.artifacts.files import pretty_json
 from ladle.errors import UserError
@@ -78,11 +78,10 @@ def _convert(folder: Path, vocabulary: Path) -> PreTrainedTokenizerFast:
     known: dict[str, Any] = {}
     if vocabulary.suffix == ".tiktoken":
         name = config.get("tokenizer_class", "")
-        family = FAMILIES.get(name)
-        if family is None:
+        if name not in FAMILIES:
             fix = f"Ladle knows {', '.join(FAMILIES)}; convert it with transformers and save {TOKENIZER_FILE} beside it"
             raise UserError(f"{vocabulary} belongs to tokenizer class {name!r}, whose pattern is in code only", fix)
-        tokenizer = tokenizer_from_tiktoken(read_tiktoken(vocabulary), family)
+        tokenizer = tokenizer_from_tiktoken(read_tiktoken(vocabulary), FAMILIES[name])
     else:
         tokenizer = tokenizer_from_sentencepiece(vocabulary)
         defaults = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # sentencepiece's own names
@@ -209,10 +208,7 @@ def read_tiktoken(path: Path) -> dict[bytes, int]:
 def tokenizer_from_tiktoken(ranks: dict[bytes, int], family: Family) -> Tokenizer:
     """Return a tokenizer whose ids are tiktoken's for the same ranks, pattern and special tokens after
     Unicode's NFC."""
-    # the printable character that byte-level BPE writes for each byte (GPT-2's table)
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    characters = [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+    characters = bytes_to_unicode()  # what byte-level BPE writes for each byte (GPT-2's table)
 
     def name(token: bytes) -> str:
         return "".join(characters[byte] for byte in token)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from ladle.checkup import Checkup, Finding, Shrinking, guarded, warning
-from ladle.config import Config
+from ladle.generation.request import SamplingConfig
 from ladle.models.before import check_positions, check_template, small_copy
 from ladle.rollouts.config import AttemptConfig
 
 AttemptT = TypeVar("AttemptT", bound=AttemptConfig)
-ConfigT = TypeVar("ConfigT", bound=Config)
+SamplingT = TypeVar("SamplingT", bound=SamplingConfig)
 
 PROBLEMS = 2
 NEW_TOKENS = 16
@@ -27,7 +27,7 @@ def check_attempts(check: Checkup) -> Iterator[Finding]:
     yield from check_generation(check, config, check.key, config.prompt == "chat")
 
 
-def check_generation(check: Checkup, sampling: Any, key: str, is_chat: bool) -> Iterator[Finding]:
+def check_generation(check: Checkup, sampling: SamplingConfig, key: str, is_chat: bool) -> Iterator[Finding]:
     """Yield whether the model and the machine can generate as `sampling`, at `key` of the recipe, says."""
     if check.config.executor == "ray":
         yield from check.needs("ray", "pip install 'ladle[ray]'")
@@ -52,15 +52,14 @@ def _check_slots(check: Checkup, key: str) -> Iterator[Finding]:
 def shrink_attempts(config: AttemptT, shrinking: Shrinking) -> AttemptT:
     """Return short attempts at two problems, by one worker."""
     prompts = config.prompts.model_copy(update={"limit": PROBLEMS})
-    return shrink_sampling(config, shrinking).model_copy(
-        update={"prompts": prompts, "workers": 1, "executor": "processes"}
-    )
+    changes = {"prompts": prompts, "workers": 1, "executor": "processes"}
+    return shrink_sampling(config, shrinking).model_copy(update=changes)
 
 
-def shrink_sampling(config: ConfigT, shrinking: Shrinking) -> ConfigT:
+def shrink_sampling(config: SamplingT, shrinking: Shrinking) -> SamplingT:
     """Return sampling settings of few new tokens, by a backend that this machine has."""
     changes: dict[str, Any] = {"max_new_tokens": NEW_TOKENS}
-    if getattr(config, "backend", None) == "vllm" and not shrinking.gpus:
+    if config.backend == "vllm" and not shrinking.gpus:
         shrinking.say("transformers instead of vLLM, without a GPU")
         changes["backend"] = "transformers"
     return config.model_copy(update=changes)

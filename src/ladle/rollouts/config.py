@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from ladle.config import Config, IsoDate, location
@@ -35,8 +33,6 @@ class AttemptConfig(SamplingConfig, Workers):
     """Prompt format, by the names that evaluation uses."""
     template_date: IsoDate | None = None
     """For `chat`: the day (2026-01-31) that a chat template which writes today's date writes instead."""
-    verifier: Literal["math"] = "math"
-    """What judges a completion: `math` grades its answer; unparsed and timed-out ones are counted apart."""
 
 
 class RolloutConfig(AttemptConfig):

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from blake3 import blake3
@@ -16,8 +17,8 @@ from ladle.artifacts.files import link_or_copy, pretty_json
 from ladle.data.formats import fill
 from ladle.data.rows import take_rows
 from ladle.errors import UserError
-from ladle.evaluation.attempts import Prompt, Task, complete_tasks, find_unreadable, grade_samples, make_prompt
 from ladle.evaluation.benchmark import Item
+from ladle.evaluation.evaluate import Prompt, Task, complete_tasks, find_unreadable, grade_samples, make_prompt
 from ladle.evaluation.statistics import mcnemar_p_value
 from ladle.executors import WHOLE, Shard
 from ladle.generation.complete import Completed, discard_samples
@@ -58,17 +59,17 @@ def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     counters = {"samples": len(attempts), **{verdict: verdicts[verdict] for verdict in VERDICTS}}
     counters["cut"] = sum(attempt.sample.finish_reason == "length" for attempt in attempts)
     counters["gold_unreadable"] = len(problems) - len(attempts) // config.samples
-    labelled = [(attempt, attempt.verdict == "correct") for attempt in attempts if attempt.verdict in VERDICTS[:2]]
+    labelled = [attempt for attempt in attempts if attempt.verdict in ("correct", "wrong")]
     if config.corrupt_answers:
         corrupted = corrupt_answers(attempts, config.seed)
-        labelled += [(attempt, False) for attempt in corrupted]
+        labelled += corrupted
         counters["corrupted"] = len(corrupted)
         logger.warning(
             "%d undesirable completions are right ones with another answer put in (rollout.corrupt_answers): "
             "the policy may learn to spot the change instead of the error; prefer its own wrong attempts",
             len(corrupted),
         )
-    lines = [json.dumps(_row(attempt, label), ensure_ascii=False) + "\n" for attempt, label in labelled]
+    lines = [json.dumps(_row(attempt), ensure_ascii=False) + "\n" for attempt in labelled]
     (out / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     discard_samples(out)
     return StageResult(counters | {"rows": len(lines)}, {"accuracy": verdicts["correct"] / len(attempts)})
@@ -92,29 +93,21 @@ def run_gate(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
     for role, model in models.items():
         attempts = attempt_problems(config, problems, model, out / f".{role}", "gate")
         is_right[role] = [attempt.verdict == "correct" for attempt in attempts]
-    scores = {role: sum(right) / len(right) for role, right in is_right.items()}
-    pairs = list(zip(is_right["parent"], is_right["candidate"], strict=True))
-    only_parent, only_candidate = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    scores = {role: fmean(right) for role, right in is_right.items()}
+    pairs = Counter(zip(is_right["parent"], is_right["candidate"], strict=True))
+    only_parent, only_candidate = pairs[True, False], pairs[False, True]
     p_value = mcnemar_p_value(only_parent, only_candidate)
     kept = "candidate" if only_candidate >= only_parent and p_value <= config.significance else "parent"
-    verdict = {
-        "kept": kept,
-        "accuracy": scores,
-        "attempts": len(pairs),
-        "only_parent": only_parent,
-        "only_candidate": only_candidate,
-        "mcnemar_p": p_value,
-    }
-    logger.info(
-        "gate: parent %.1f %%, candidate %.1f %% of %d attempts (p = %.2g): keeping the %s",
-        100 * scores["parent"], 100 * scores["candidate"], len(pairs), p_value, kept,
-    )  # fmt: skip
+    verdict = {"kept": kept, "accuracy": scores, "attempts": pairs.total(), "mcnemar_p": p_value}
+    verdict |= {"only_parent": only_parent, "only_candidate": only_candidate}
+    text = "gate: parent %.1f %%, candidate %.1f %% of %d attempts (p = %.2g): keeping the %s"
+    logger.info(text, 100 * scores["parent"], 100 * scores["candidate"], pairs.total(), p_value, kept)
     shutil.rmtree(out / "model", ignore_errors=True)
     shutil.copytree(models[kept], out / "model", copy_function=lambda file, to: link_or_copy(Path(file), Path(to)))
     (out / "gate.json").write_text(pretty_json(verdict), encoding="utf-8")
     for role in models:
         shutil.rmtree(out / f".{role}")
-    return StageResult({"attempts": len(pairs), "kept_candidate": int(kept == "candidate")}, scores)
+    return StageResult({"attempts": pairs.total(), "kept_candidate": int(kept == "candidate")}, scores)
 
 
 def read_problems(source: PromptSource, paths: list[Path], section: str) -> list[Item]:
@@ -129,9 +122,8 @@ def read_problems(source: PromptSource, paths: list[Path], section: str) -> list
         UserError: a row without a question or an answer.
     """
     problems = []
-    for number, row in enumerate(
-        take_rows(source.dataset, paths, source.split, source.first, source.limit), start=source.first
-    ):
+    rows = take_rows(source.dataset, paths, source.split, source.first, source.limit)
+    for number, row in enumerate(rows, start=source.first):
         question = fill(source.question, row, f"{section}.prompts.question")
         answer = fill(source.answer, row, f"{section}.prompts.answer")
         if not question.strip() or not answer.strip():
@@ -201,11 +193,10 @@ def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
     return found
 
 
-def _row(attempt: Attempt, label: bool) -> dict[str, Any]:
+def _row(attempt: Attempt) -> dict[str, Any]:
     prompt, sample = attempt.prompt, attempt.sample
     texts: dict[str, Any] = {"prompt": prompt.text, "completion": sample.text}
     if prompt.messages is not None:
-        turn = {"role": "assistant", "content": sample.text}
-        texts = {"prompt": list(prompt.messages), "completion": [turn]}
+        texts = {"prompt": prompt.messages, "completion": [{"role": "assistant", "content": sample.text}]}
     ids = {} if sample.token_ids is None else {"prompt_ids": prompt.ids, "completion_ids": sample.token_ids}
-    return {**texts, "label": label, **ids, "finish_reason": sample.finish_reason}
+    return {**texts, "label": attempt.verdict == "correct", **ids, "finish_reason": sample.finish_reason}

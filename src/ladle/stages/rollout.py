@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking
+from ladle.checkup import Checkup, Estimate, Measured, Shrinking
 from ladle.rollouts.before import check_attempts, shrink_attempts
 from ladle.rollouts.config import RolloutConfig
 from ladle.stage import Stage, deferred
@@ -14,11 +12,6 @@ DEFAULT_PROBLEMS = 10_000
 
 run = deferred("ladle.rollouts.rollout:run")
 run_shard = deferred("ladle.rollouts.rollout:run_shard")
-
-
-def check(check: Checkup) -> Iterator[Finding]:
-    """Yield whether there are problems with answers, and what generating takes of the model and the machine."""
-    yield from check_attempts(check)
 
 
 def bytes_written(check: Checkup) -> int:
@@ -48,7 +41,7 @@ STAGE = Stage(
     version=2,
     wants_gpus=True,
     section=RolloutConfig,
-    check=check,
+    check=check_attempts,
     bytes_written=bytes_written,
     shrink=shrink,
     extrapolate=extrapolate,

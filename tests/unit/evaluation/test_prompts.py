@@ -7,12 +7,13 @@ import json
 import pytest
 
 from ladle.errors import UserError
-from ladle.evaluation.attempts import Example, load_examples, make_prompt
+from ladle.evaluation.benchmark import Item
 from ladle.evaluation.config import ExamplesConfig
+from ladle.evaluation.evaluate import load_examples, make_prompt
 from tests.tiny_models import make_tokenizer
 
 QUESTION = "What is $\\frac{1}{2}+{x}$?"
-EXAMPLES = [Example("1+1?", "1+1=2. So \\boxed{2}.")]
+EXAMPLES = [Item(0, "1+1?", "1+1=2. So \\boxed{2}.")]
 
 
 @pytest.fixture
@@ -105,7 +106,8 @@ def test_examples_are_the_first_rows(tmp_path):
     path = tmp_path / "examples.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = ExamplesConfig(dataset="x", answer="worked", split="examples")
-    assert load_examples(config, [tmp_path], 2) == [Example("0?", "= 0"), Example("1?", "= 1")]
+    examples = load_examples(config, [tmp_path], 2)
+    assert [(one.question, one.gold) for one in examples] == [("0?", "= 0"), ("1?", "= 1")]
     assert load_examples(config, [], 0) == []
     with pytest.raises(UserError, match="there are 3 examples"):
         load_examples(config, [path], 4)

@@ -9,7 +9,6 @@ import pytest
 from ladle.evaluation.benchmark import builtin_benchmarks
 from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 from ladle.evaluation.rescore import rescore
-from ladle.grading.grade import GraderConfig
 from ladle.stages import evaluate
 
 NAMES = list(builtin_benchmarks())
@@ -32,8 +31,8 @@ def test_every_item_of_the_six_benchmarks(model_folder, shared_data, tmp_path):
         assert len(rows) == builtin_benchmarks()[name].items
         assert (tmp_path / name / f"{RUN_ID}_metrics.json").is_file()
     # What was stored grades the same again, with and without the benchmark's own files.
-    again = rescore(tmp_path, GraderConfig())
+    again = rescore(tmp_path)
     assert sum(one.num_answers for one in again) == 2836
     assert [change for one in again for change in one.changes] == []
-    with_data = rescore(tmp_path, GraderConfig(), shared_data / "benchmarks")
+    with_data = rescore(tmp_path, shared_data / "benchmarks")
     assert [change for one in with_data for change in one.changes] == []

@@ -8,10 +8,11 @@ import pytest
 
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Item
+from ladle.evaluation.config import EvaluateModelConfig
 from ladle.evaluation.rescore import rescore
-from ladle.evaluation.results import find_results, make_row, run_id
+from ladle.evaluation.results import find_results, make_row
 from ladle.generation.request import Sample
-from ladle.grading.grade import Grade, GraderConfig, Verdict
+from ladle.grading.grade import Grade, Verdict
 
 RUN = "test_cot_-1_seed0_t0.6_s0_e16"
 SPELLINGS = {
@@ -55,7 +56,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_every_spelling_is_read_and_every_changed_verdict_listed(tmp_path, spelling):
     _write(tmp_path / "math500" / SPELLINGS[spelling], ROWS)
     (tmp_path / "math500" / (RUN + "_cot_metrics.json")).write_text("{}")
-    (one,) = rescore(tmp_path, GraderConfig())
+    (one,) = rescore(tmp_path)
     assert (one.benchmark, one.run_id, one.rows, one.num_answers) == ("math500", RUN, 5, 5)
     assert [(change.idx, change.stored, change.verdict) for change in one.changes] == [
         (0, False, "correct"),
@@ -69,13 +70,13 @@ def test_every_spelling_is_read_and_every_changed_verdict_listed(tmp_path, spell
 
 def test_one_file_and_several_samples(tmp_path):
     row = _upstream_row(0, "7", ["\\boxed{7}", "\\boxed{8}", "\\boxed{7.0}"], [True, True, False], answer="7")
-    (one,) = rescore(_write(tmp_path / "amc23" / SPELLINGS["seeds"], [row]), GraderConfig())
+    (one,) = rescore(_write(tmp_path / "amc23" / SPELLINGS["seeds"], [row]))
     assert [(change.sample, change.verdict) for change in one.changes] == [(1, "wrong"), (2, "correct")]
 
 
 def test_a_row_without_completions_is_graded_by_its_answer(tmp_path):
     row = _upstream_row(0, "7", [], [False], answer="7") | {"pred": ["7"]}
-    (one,) = rescore(_write(tmp_path / "amc23" / SPELLINGS["seeds"], [row]), GraderConfig())
+    (one,) = rescore(_write(tmp_path / "amc23" / SPELLINGS["seeds"], [row]))
     assert [change.verdict for change in one.changes] == ["correct"]
 
 
@@ -84,17 +85,17 @@ def test_data_gives_units_and_tolerances(tmp_path):
     stored = _write(tmp_path / "out" / "olympiadbench" / SPELLINGS["seeds"], [row])
     item = {"question": "question 0", "solution": ["s"], "final_answer": ["4.2"], "unit": "%", "error": "1e-1"}
     data = _write(tmp_path / "data" / "olympiadbench" / "test.jsonl", [item]).parent.parent
-    assert rescore(stored, GraderConfig())[0].changes == []
-    assert [change.verdict for change in rescore(stored, GraderConfig(), data)[0].changes] == ["correct"]
+    assert rescore(stored)[0].changes == []
+    assert [change.verdict for change in rescore(stored, data)[0].changes] == ["correct"]
     _write(data / "olympiadbench" / "test.jsonl", [item | {"question": "another"}])
     with pytest.raises(UserError, match="is not item 0 of olympiadbench"):
-        rescore(stored, GraderConfig(), data)
+        rescore(stored, data)
 
 
 def test_no_result_files(tmp_path):
     _write(tmp_path / "math500" / "notes.jsonl", [{"a": 1}])
     with pytest.raises(UserError, match="no result files"):
-        rescore(tmp_path, GraderConfig())
+        rescore(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +103,18 @@ def test_no_result_files(tmp_path):
 )
 def test_a_file_that_no_evaluation_wrote(tmp_path, row, message):
     with pytest.raises(UserError, match=message):
-        rescore(_write(tmp_path / "math500" / SPELLINGS["seeds"], [row]), GraderConfig())
+        rescore(_write(tmp_path / "math500" / SPELLINGS["seeds"], [row]))
 
 
 def test_run_ids_are_upstreams():
-    assert run_id("test", "qwen25-math-cot", None, 0, 0, 0, -1) == "test_qwen25-math-cot_-1_seed0_t0.0_s0_e-1"
-    assert run_id("test", "openseek_sft", 50, 1, 0.6, 2, 16) == "test_openseek_sft_50_seed1_t0.6_s2_e16"
+    greedy = {"prompt": "qwen25-math-cot", "sampling": {"seed": 0, "temperature": 0}}
+    part = {"prompt": "openseek_sft", "limit": 50, "start": 2, "end": 16}
+    for fields, name in (
+        (greedy, "test_qwen25-math-cot_-1_seed0_t0.0_s0_e-1"),
+        (part, "test_openseek_sft_50_seed1_t0.6_s2_e16"),
+    ):
+        config = EvaluateModelConfig.model_validate({"benchmarks": ["gsm8k"]} | fields)
+        assert config.run_id(config.benchmarks[0]) == name
 
 
 def test_a_name_with_underscores_is_recognised(tmp_path):
@@ -127,4 +134,4 @@ def test_the_reason_of_a_timeout_does_not_say_what_the_machines_load_decided():
 @pytest.mark.parametrize("fields", [{"score": True}, {"score": [True, False]}, {"code": "text"}])
 def test_a_row_of_another_shape_is_refused(tmp_path, fields):
     with pytest.raises(UserError, match="row 1 of .* another number of answers than of scores"):
-        rescore(_write(tmp_path / "amc23" / SPELLINGS["seeds"], [ROWS[2] | fields]), GraderConfig())
+        rescore(_write(tmp_path / "amc23" / SPELLINGS["seeds"], [ROWS[2] | fields]))

@@ -15,7 +15,6 @@ from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 from ladle.evaluation.rescore import rescore
 from ladle.generation import transformers_backend
 from ladle.generation.request import Sample
-from ladle.grading.grade import GraderConfig
 from ladle.stage import StageResult
 from ladle.stages import evaluate
 from tests.tiny_models import make_tokenizer
@@ -197,7 +196,7 @@ def test_the_rule_of_extraction_decides_and_stands_in_the_metrics(model_folder, 
         assert _rows(tmp_path / rule)[0]["verdict"] == [verdict] * 2
         (metrics,) = (tmp_path / rule / "sums").glob("*_metrics.json")
         assert json.loads(metrics.read_text())["settings"]["extraction"] == rule
-        assert rescore(tmp_path / rule, GraderConfig())[0].changes == []
+        assert rescore(tmp_path / rule)[0].changes == []
 
 
 def test_known_answers_that_cannot_be_read_are_named_before_the_first_sample(model_folder, tmp_path, caplog, answering):
@@ -225,7 +224,7 @@ def test_rescore_finds_no_change_in_files_of_our_own(model_folder, tmp_path, ans
     path = _write(tmp_path / "sums.jsonl", [7, "7", 8, 107], **fields)
     config = {"benchmarks": [{"name": "sums", "dataset": "x", "type": "number"}], "grader": {"rounding_digits": 2}}
     _run(_config(**config), model_folder, path, tmp_path / "out")
-    (again,) = rescore(tmp_path / "out", GraderConfig())
+    (again,) = rescore(tmp_path / "out")
     assert again.num_answers == 8
     assert again.changes == []
 

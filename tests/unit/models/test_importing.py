@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ladle.errors import CheckFailed, UserError
-from ladle.models.importing import REPORT, import_model
-from ladle.models.load import save_model
+from ladle.models.load import REPORT, import_model, save_model
 from tests.tiny_models import make_model, make_tokenizer
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

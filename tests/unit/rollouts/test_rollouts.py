@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ladle.errors import UserError
-from ladle.evaluation.attempts import Prompt
 from ladle.evaluation.benchmark import Item
+from ladle.evaluation.evaluate import Prompt
 from ladle.generation.request import Request, Sample
 from ladle.generation.transformers_backend import TransformersGenerator
 from ladle.models.load import save_model
