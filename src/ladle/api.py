@@ -459,14 +459,14 @@ def generate(
     """
     from ladle.generation.complete import make_generator, positions_of
     from ladle.generation.request import SamplingConfig, make_requests
+    from ladle.models.chat import prompt_ids
     from ladle.models.tokenizer import load_fast_tokenizer
 
     config = SamplingConfig.model_validate(sampling)
     folder = model_dir(Path(find_model(model, root)))
     tokenizer = load_fast_tokenizer(folder)
-    prompt_ids = tokenizer(list(prompts))["input_ids"]
-    room = positions_of(folder)
-    requests = [make_requests(config, "prompts", at, ids, positions=room) for at, ids in enumerate(prompt_ids)]
+    starts, room = [prompt_ids(tokenizer, prompt) for prompt in prompts], positions_of(folder)
+    requests = [make_requests(config, "prompts", at, ids, (), room) for at, ids in enumerate(starts)]
     generator = make_generator(config, folder, tokenizer, dtype)
     done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
     return [[done[request.id] for request in own] for own in requests]
@@ -489,7 +489,7 @@ def grade(gold: str, answer: str, completion: bool = False) -> Grade:
 
 def grade_file(pairs: Reference, out: Reference) -> dict[str, int]:
     """Grade a file of rows with `gold` and `answer`; write them with verdicts, and return how many got each."""
-    from ladle.evaluation.grade_file import grade_file as grade_all
+    from ladle.evaluation.rescore import grade_file as grade_all
 
     return grade_all(Path(pairs), Path(out))
 

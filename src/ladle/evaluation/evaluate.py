@@ -31,7 +31,7 @@ from ladle.generation.request import Request, Sample, SamplingConfig, Workers, m
 from ladle.grading.extract import Extraction
 from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
 from ladle.log import get_logger, progress
-from ladle.models.chat import render, set_template_date
+from ladle.models.chat import prompt_ids, render, set_template_date
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
@@ -76,9 +76,7 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
     if style == "cot":
         shown = [f"Question: {example.question}\nAnswer: {example.gold}" for example in examples]
         text = COT_SEPARATOR.join([*shown, f"Question: {question}\nAnswer:"])
-        ids, bare = (tokenizer.encode(text, add_special_tokens=special) for special in (True, False))
-        # A tokenizer that closes every text with eos would have the model answer after the end.
-        return Prompt(ids if ids[len(ids) - len(bare) :] == bare else ids[:-1], text, COT_STOP)
+        return Prompt(prompt_ids(tokenizer, text), text, COT_STOP)
     before = f"{_BOXED}\nQuestion:\n" if style == "openseek_sft" else ""
     system = {"openseek_sft": "", "qwen25-math-cot": _BOXED}.get(style)
     turns = [] if system is None else [{"role": "system", "content": system}]

@@ -11,10 +11,10 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, cast
 
 import httpx2
-from tenacity import before_sleep_log, retry, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_attempt, wait_exponential
 
 from ladle.errors import CheckFailed, UserError
 from ladle.generation.request import Request, Sample, make_sample, openai_settings, stop_token_ids
@@ -27,8 +27,10 @@ _TIMEOUT_SECONDS = 3600.0
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
-class ServerBusy(Exception):
-    """The server cannot answer now, and may later."""
+def _may_pass(error: BaseException) -> bool:
+    """Whether the server cannot answer now, and may later."""
+    is_busy = isinstance(error, httpx2.HTTPStatusError) and error.response.status_code in _BUSY
+    return is_busy or isinstance(error, httpx2.TransportError)
 
 
 class HttpGenerator:
@@ -84,9 +86,14 @@ class HttpGenerator:
         body = {"model": self.model, "prompt": request.prompt_ids, "return_token_ids": True}
         try:
             choice = self._post(body | openai_settings(request, self.stop_ids))["choices"][0]
-        except (ServerBusy, httpx2.TransportError) as error:
-            problem = f"the server at {self.endpoint} failed {ATTEMPTS} times ({error})"
-            raise CheckFailed(f"{problem}; finished samples are kept: run this again") from error
+        except httpx2.HTTPError as error:
+            if _may_pass(error):
+                problem = f"the server at {self.endpoint} failed {ATTEMPTS} times ({error})"
+                raise CheckFailed(f"{problem}; finished samples are kept: run this again") from error
+            response = cast(httpx2.HTTPStatusError, error).response
+            problem = f"refuses a request (HTTP {response.status_code}: {response.text[:300]})"
+            fix = "check that it serves this model with room for the prompt and sampling.max_new_tokens"
+            raise UserError(f"the server at {self.endpoint} {problem}", fix) from error
         token_ids = choice.get("token_ids")
         if token_ids is not None:
             return make_sample(request, token_ids, self.stop_ids, self.tokenizer)
@@ -98,18 +105,11 @@ class HttpGenerator:
         return Sample(request.id, None, choice["text"], reason)
 
     @retry(
-        retry=retry_if_exception_type((ServerBusy, httpx2.TransportError)),
+        retry=retry_if_exception(_may_pass),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential(multiplier=0.5),  # 0.5 s, 1 s, 2 s …
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        response = self.client.post("/completions", json=body)
-        if response.is_error:
-            said = f"HTTP {response.status_code}: {response.text[:300]}"
-            if response.status_code in _BUSY:
-                raise ServerBusy(said)
-            fix = "check that it serves this model with room for the prompt and sampling.max_new_tokens"
-            raise UserError(f"the server at {self.endpoint} refuses a request ({said})", fix)
-        return response.json()
+        return self.client.post("/completions", json=body).raise_for_status().json()

@@ -106,19 +106,16 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
 
     from ladle.models.load import model_dir
     from ladle.models.probe import first_line
-    from ladle.models.tokenizer import load_fast_tokenizer
+    from ladle.models.tokenizer import load_fast_tokenizer, read_json
     from ladle.soups.members import read_header
 
     place = model_dir(folder)
     config = read_config(place)
     yield from _check_type(key, config)
-    index = place / "model.safetensors.index.json"
-    if index.is_file():
-        weights = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        found = sorted(place.glob("*.safetensors")) or sorted(place.glob("pytorch_model*.bin"))
-        weights = [path.name for path in found]
-    absent = [name for name in weights if not (place / name).is_file()]
+    indexed = read_json(place / "model.safetensors.index.json").get("weight_map", {}).values()
+    weights = [place / name for name in sorted(set(indexed))] or sorted(place.glob("*.safetensors"))
+    weights = weights or sorted(place.glob("pytorch_model*.bin"))
+    absent = [path.name for path in weights if not path.is_file()]
     if not weights:
         message = f"{place} has a config.json and no weights"
         yield error("model", key, message, "fetch the *.safetensors files as well")
@@ -126,9 +123,9 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
         message = f"{place} lacks {len(absent)} of {len(weights)} weight files, such as {absent[0]}"
         yield error("model", key, message, "fetch the missing files, or name a complete folder")
     else:
-        for name in weights:
-            if name.endswith(".safetensors"):
-                read_header(place / name)
+        for path in weights:
+            if path.suffix == ".safetensors":
+                read_header(path)
         yield ok("model", key, f"{config.get('model_type')}, {len(weights)} weight file(s)")
     small_copy(json.dumps(config))
     if (place / "generation_config.json").is_file():

@@ -163,6 +163,11 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token for token, is_special in takewhile(lambda pair: pair[1], pairs)]
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a text to go on from: with the start token, and without one that closes every text."""
+    return start_ids(tokenizer) + tokenizer.encode(text, add_special_tokens=False)
+
+
 class Encoded(NamedTuple):
     """A row's token ids."""
 

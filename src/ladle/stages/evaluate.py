@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, guarded, ok, warning
 from ladle.evaluation.config import BenchmarkChoice, EvaluateConfig, EvaluateModelConfig
-from ladle.rollouts.before import check_generation, shrink_sampling
+from ladle.rollouts.config import check_generation, shrink_sampling
 from ladle.stage import Stage, deferred
 
 ITEMS = 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ladle.rollouts.before import check_attempts
+from ladle.rollouts.config import check_attempts
 from ladle.stage import Stage, deferred
 
 run = deferred("ladle.rollouts.rollout:run_gate")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ladle.checkup import Checkup, Estimate, Measured, Shrinking
-from ladle.rollouts.before import check_attempts, shrink_attempts
-from ladle.rollouts.config import RolloutConfig
+from ladle.rollouts.config import RolloutConfig, check_attempts, shrink_attempts
 from ladle.stage import Stage, deferred
 
 DEFAULT_PROBLEMS = 10_000

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ladle.errors import UserError
-from ladle.evaluation.grade_file import grade_file
+from ladle.evaluation.rescore import grade_file
 
 
 def write(path: Path, *rows: Any) -> Path:

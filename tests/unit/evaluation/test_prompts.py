@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Item
@@ -90,15 +91,15 @@ def test_an_end_token_that_a_template_writes_stays(tokenizer):
     assert make_prompt("chat", "Why?", tokenizer).ids[-1] == tokenizer.eos_token_id
 
 
-def test_plain_text_gets_the_start_token_and_turns_do_not():
-    class Adding:
-        eos_token_id = 2
-
-        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-            return [1, 5, 2] if add_special_tokens else [5]
-
-    assert make_prompt("cot", "1?", Adding()).ids == [1, 5]  # and never an end token, which would end the prompt
-    assert make_prompt("openseek_sft", "1?", Adding()).ids == [5]
+def test_plain_text_gets_the_start_token_and_turns_do_not(tokenizer):
+    bare = {style: make_prompt(style, "1?", tokenizer).ids for style in ("cot", "openseek_sft")}
+    start, end = ("<|pad|>", tokenizer.pad_token_id), (tokenizer.eos_token, tokenizer.eos_token_id)
+    closing = TemplateProcessing(single=f"{start[0]} $A {end[0]}", special_tokens=[start, end])
+    tokenizer.backend_tokenizer.post_processor = closing
+    assert tokenizer.encode("1?")[-1] == end[1]
+    # and never an end token, which would end the prompt
+    assert make_prompt("cot", "1?", tokenizer).ids == [start[1], *bare["cot"]]
+    assert make_prompt("openseek_sft", "1?", tokenizer).ids == bare["openseek_sft"]
 
 
 def test_examples_are_the_first_rows(tmp_path):
