@@ -75,11 +75,6 @@ class BenchmarkChoice(Config):
     type: str | None = None
     """Answer type of every item; unset takes the benchmark's own, or infers it."""
 
-    @property
-    def label(self) -> str:
-        """The name that results and folders carry."""
-        return self.name
-
     def definition(self) -> Benchmark:
         """Return the built-in declaration with this choice's own fields over it, or a custom one."""
         known = builtin_benchmarks().get(self.name, Benchmark(name=self.name, licence="custom"))
@@ -131,7 +126,7 @@ def _plain(name: str) -> str:
 
 
 def _refuse_repeated(choices: list[Any], info: ValidationInfo) -> list[Any]:
-    labels = [choice.label for choice in choices]
+    labels = [getattr(choice, "label", choice.name) for choice in choices]
     if repeated := [label for label in labels if labels.count(label) > 1]:
         problem = f"evaluate.{info.field_name} names {repeated[0]!r} twice"
         raise UserError(problem, "remove one, or give it another `name:`")

@@ -123,7 +123,7 @@ class Task:
 
     name: str
     items: Sequence[Item]
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt] = ()
 
     def samples(self, done: Completed, num_samples: int) -> list[list[Sample]]:
         """Return the samples of each item, in order."""
@@ -186,35 +186,28 @@ def find_unreadable(items: Sequence[Item], config: GraderConfig, name: str, cons
 
 
 def grade_samples(
-    items: Sequence[Item],
-    samples: Sequence[Sequence[Sample]],
-    config: GraderConfig,
-    name: str,
-    extraction: Extraction = "ladle",
+    task: Task, samples: Sequence[Sequence[Sample]], config: GraderConfig, extraction: Extraction = "ladle"
 ) -> list[list[Grade]]:
     """Return the grade of each completion of each item; of one that was cut, only a whole box or statement counts.
 
     Args:
-        items: the problems.
+        task: the items.
         samples: for each of them, the model's completions.
         config: the grader's limits.
-        name: what is graded, for the progress line.
         extraction: the rule that finds the answer.
     """
-    pairs = [item.pair(sample.text) for item, several in zip(items, samples, strict=True) for sample in several]
+    pairs = [item.pair(sample.text) for item, several in zip(task.items, samples, strict=True) for sample in several]
     cut = [sample.finish_reason == "length" for several in samples for sample in several]
     grades: list[Grade] = []
-    with Grader(config) as grader, progress(len(pairs), f"{name}: grading", "answers") as bar:
+    with Grader(config) as grader, progress(len(pairs), f"{task.name}: grading", "answers") as bar:
         for grade in grader.grade_completions(pairs, cut, extraction):
             grades.append(grade)
             bar.advance(1)
     unparsed = sum(grade.verdict == Verdict.UNPARSED for grade in grades)
     if 2 * unparsed > len(grades):
-        text = (
-            "%s: %d of %d completions give no answer that can be read, %d were cut at their last token: look at some; "
-        )
-        text += "raise max_new_tokens or change `prompt`"
-        logger.warning(text, name, unparsed, len(grades), sum(cut))
+        text = "%s: %d of %d completions give no answer that can be read, %d were cut at their last token: %s"
+        fix = "look at some; raise max_new_tokens or change `prompt`"
+        logger.warning(text, task.name, unparsed, len(grades), sum(cut), fix)
     in_order = iter(grades)
     return [[next(in_order) for _ in several] for several in samples]
 
@@ -228,7 +221,7 @@ def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     rows_of, metrics_of = {}, {}
     for choice, task in zip(config.benchmarks, tasks, strict=True):
         samples = task.samples(done, sampling.samples)
-        grades = grade_samples(task.items, samples, config.grader, task.name, config.extraction)
+        grades = grade_samples(task, samples, config.grader, config.extraction)
         rows = [make_row(*one) for one in zip(task.items, samples, grades, strict=True)]
         settings = {"prompt": config.style(choice), **decided}
         metrics = summarise(rows, unreadable[task.name], sampling.seed, done.seconds[task.name], settings)

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ladle.data.rows import read_placed_rows
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, compared_by, load_items, read_first
-from ladle.evaluation.evaluate import grade_samples
+from ladle.evaluation.evaluate import Task, grade_samples
 from ladle.evaluation.results import ResultFile, find_results, read_result
 from ladle.evaluation.statistics import Row, item_score
 from ladle.generation.request import Sample
@@ -98,8 +98,8 @@ def _rescore_file(result: ResultFile, data: Path | None) -> Rescored:
         reasons: list[Any] = row.get("finish_reason") or ["stop"] * len(texts)
         samples.append([Sample("", None, text, reason) for text, reason in zip(texts, reasons, strict=True)])
     settings = _settings_of(result)
-    config = GraderConfig(**settings.get("grader", {}))
-    grades = grade_samples(items, samples, config, result.benchmark, settings.get("extraction", "ladle"))
+    task, config = Task(result.benchmark, items), GraderConfig(**settings.get("grader", {}))
+    grades = grade_samples(task, samples, config, settings.get("extraction", "ladle"))
     changes = [
         Change(row["idx"], sample, bool(was), str(grade.verdict), grade.reason, item.gold, grade.extracted)
         for row, item, several in zip(stored, items, grades, strict=True)

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 from tenacity import before_sleep_log, retry, retry_if_exception, stop_after_attempt, wait_exponential
@@ -87,13 +87,13 @@ class HttpGenerator:
         try:
             choice = self._post(body | openai_settings(request, self.stop_ids))["choices"][0]
         except httpx2.HTTPError as error:
+            response = getattr(error, "response", None)  # of an HTTPStatusError
+            said = f"HTTP {response.status_code}: {response.text[:300]}" if response is not None else error
             if _may_pass(error):
-                problem = f"the server at {self.endpoint} failed {ATTEMPTS} times ({error})"
+                problem = f"the server at {self.endpoint} failed {ATTEMPTS} times ({said})"
                 raise CheckFailed(f"{problem}; finished samples are kept: run this again") from error
-            response = cast(httpx2.HTTPStatusError, error).response
-            problem = f"refuses a request (HTTP {response.status_code}: {response.text[:300]})"
             fix = "check that it serves this model with room for the prompt and sampling.max_new_tokens"
-            raise UserError(f"the server at {self.endpoint} {problem}", fix) from error
+            raise UserError(f"the server at {self.endpoint} refuses a request ({said})", fix) from error
         token_ids = choice.get("token_ids")
         if token_ids is not None:
             return make_sample(request, token_ids, self.stop_ids, self.tokenizer)

@@ -111,9 +111,9 @@ class TransformersGenerator:
                 self._prefill(cache, len(live), new)
                 live += new
             spent, ended = len(live), self._step(cache, live)
-            self.report(spent + sum(row.request.max_new_tokens - len(row.token_ids) for row in ended))
+            self.report(spent + sum(row.request.max_length - len(row.ids) for row in ended))
             for row in ended:
-                yield make_sample(row.request, row.token_ids, self.stop_ids, self.tokenizer)
+                yield make_sample(row.request, row.new_ids, self.stop_ids, self.tokenizer)
 
     @torch.inference_mode()
     def _prefill(self, cache: SlotCache, first: int, rows: list[_Row]) -> None:
@@ -132,13 +132,13 @@ class TransformersGenerator:
     def _step(self, cache: SlotCache, live: list[_Row]) -> list[_Row]:
         """Add one token to each live row, and remove and return those that ended."""
         device = self.model.device
-        places = [(row.last_token, row.length - 1, next(row.words)) for row in live]
+        places = [(row.ids[-1], len(row.ids) - 1, next(row.words)) for row in live]
         token_N, position_N, word_N = torch.tensor(places, device=device).T
         logits_NV = next_logits(self.model, cache, token_N, position_N)
         settings = [(row.request.temperature, row.request.top_p, row.request.top_k) for row in live]
         tokens = draw(logits_NV, word_N, *torch.tensor(settings, device=device).T).tolist()
         for row, token in zip(live, tokens, strict=True):
-            row.token_ids.append(token)
+            row.ids.append(token)
         done = [place for place, row in enumerate(live) if self._is_ended(row)]
         ended, remaining = [live[place] for place in done], len(live) - len(done)
         # the last live rows move into the places of those that ended
@@ -150,15 +150,15 @@ class TransformersGenerator:
         return ended
 
     def _is_ended(self, row: _Row) -> bool:
-        ids, request = row.token_ids, row.request
-        if ids[-1] in self.stop_ids or len(ids) >= request.max_new_tokens:
+        ids, request = row.ids, row.request
+        if ids[-1] in self.stop_ids or len(ids) == request.max_length:
             return True
         if not request.stop or len(ids) % _STOP_TEXT_EVERY:
             return False
         # Every token but the special ones is a byte or more, so a stop text that ended since the last look lies in this
         # many last tokens.
         width = _STOP_TEXT_EVERY + max(len(end.encode()) for end in request.stop)
-        return shows_stop(self.tokenizer, ids[-width:], request.stop)
+        return shows_stop(self.tokenizer, row.new_ids[-width:], request.stop)
 
     @torch.inference_mode()
     def _complete_alone(self, request: Request) -> Sample:
@@ -190,20 +190,15 @@ class TransformersGenerator:
 
 
 class _Row:
-    """A request in a slot, and the tokens that it has got."""
+    """A request in a slot: the tokens of its prompt and those after it."""
 
     def __init__(self, request: Request) -> None:
-        self.request = request
-        self.token_ids: list[int] = []
+        self.request, self.ids = request, list(request.prompt_ids)
         self.words = iter(random_words(request.seed, request.max_new_tokens).tolist())
 
     @property
-    def last_token(self) -> int:
-        return self.token_ids[-1] if self.token_ids else self.request.prompt_ids[-1]
-
-    @property
-    def length(self) -> int:
-        return len(self.request.prompt_ids) + len(self.token_ids)
+    def new_ids(self) -> list[int]:
+        return self.ids[len(self.request.prompt_ids) :]
 
 
 def find_fault(model: Any) -> str | None:

@@ -147,7 +147,7 @@ def attempt_problems(
     """
     task, done = _complete(config, problems, model, folder, purpose)
     samples = task.samples(done, config.samples)
-    grades = grade_samples(task.items, samples, GraderConfig(), purpose)
+    grades = grade_samples(task, samples, GraderConfig())
     return [
         Attempt(problem, prompt, sample, str(grade.verdict))
         for problem, prompt, *several in zip(task.items, task.prompts, samples, grades, strict=True)
