@@ -3,8 +3,9 @@
     python benchmarks/memory_estimate.py [--default-settings] [NAME …]
 
 Measured is what a shape takes of memory: the peak resident size (VmHWM of /proc/self/status) of a process that runs the
-pretrain or KTO stage, weights loaded from disk, two steps and the final save, less that of a process which does the
-same with a model of a few thousand parameters (Python, torch, transformers, the data's libraries).
+pretrain or KTO stage, weights loaded from disk, two steps, an evaluation and a checkpoint after each, and the final
+save, less that of a process which does the same with a model of a few thousand parameters (Python, torch,
+transformers, the data's libraries).
 
 Two caches hold more than is needed and are kept small here, unless --default-settings: glibc keeps freed blocks of up
 to 32 MB in a heap that fragments, unless MALLOC_MMAP_THRESHOLD_ has them returned to the system; and oneDNN keeps up to
@@ -71,25 +72,28 @@ LLAMA = {
     "vocab_size": 32_000,
     "tie_word_embeddings": False,
 }
-QWEN3_152K = QWEN3 | {"vocab_size": 151_936}
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "vocab_size": 49_152,
+    "tie_word_embeddings": True,
+}
 DEEPSEEK_V3_152K = DEEPSEEK_V3 | {"vocab_size": 151_851, "hidden_size": 768}
 SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2 135M, 4 x 256": {"model": SMOLLM2, "batch": 4, "length": 256},
     "qwen3, 4 x 1024": {"model": QWEN3, "batch": 4, "length": 1024},
     "qwen3, 8 x 512, accumulation": {"model": QWEN3, "batch": 8, "length": 512, "accumulation": 2},
     "qwen3 bfloat16, 8 x 1024": {"model": QWEN3, "batch": 8, "length": 1024, "dtype": "bfloat16"},
-    "qwen3 152k bfloat16, adafactor, 8 x 1024": {
-        "model": QWEN3_152K,
-        "batch": 8,
-        "length": 1024,
-        "dtype": "bfloat16",
-        "optim": "adafactor",
-    },
     "llama, 2 x 512": {"model": LLAMA, "batch": 2, "length": 512},
     "llama, checkpointed, 2 x 512": {"model": LLAMA, "batch": 2, "length": 512, "gradient_checkpointing": True},
     "llama, adafactor, 2 x 1024": {"model": LLAMA, "batch": 2, "length": 1024, "optim": "adafactor"},
     "llama, KTO, 4 x 512": {"model": LLAMA, "batch": 4, "length": 512, "loss": "kto"},
     "deepseek_v3, 6 x 1024": {"model": DEEPSEEK_V3, "batch": 6, "length": 1024},
-    "deepseek_v3 152k, 2 x 512": {"model": DEEPSEEK_V3_152K, "batch": 2, "length": 512},
     "deepseek_v3 152k, checkpointed, 4 x 512": {
         "model": DEEPSEEK_V3_152K,
         "batch": 4,
@@ -112,25 +116,19 @@ BARE = {
 }
 
 
+EVALUATED = 8
+"""Held-out rows: one batch."""
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "1048576", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 """Settings under which what is freed is returned."""
 
 
 def estimate(shape: dict[str, Any]) -> int:
     """Return the estimated bytes of a shape."""
-    from ladle.training.memory import TrainingShape, estimate_training
+    from ladle.training.config import PretrainConfig
+    from ladle.training.memory import estimate_training
 
-    named = TrainingShape(
-        config=shape["model"],
-        dtype=shape.get("dtype", "float32"),
-        batch_size=shape["batch"],
-        sequence_length=shape["length"],
-        loss=shape.get("loss", "cross_entropy"),
-        optimizer=shape.get("optim", "adamw_torch_fused"),
-        accumulates=shape.get("accumulation", 1) > 1,
-        gradient_checkpointing=shape.get("gradient_checkpointing", False),
-    )
-    return estimate_training(named).total
+    config = _kto_config(shape) if shape.get("loss") == "kto" else PretrainConfig.model_validate(_section(shape))
+    return estimate_training(config, shape["model"], shape["length"], shape["batch"]).total
 
 
 def prepare(shape: dict[str, Any], folder: Path) -> None:
@@ -154,7 +152,13 @@ def _prepare_mixture(shape: dict[str, Any], texts: list[str], folder: Path) -> N
     source = {"name": "text", "dataset": "text.jsonl", "ratio": 1.0, "max_epochs": 1000}
     rows = 3 * shape["batch"] * shape.get("accumulation", 1)
     config = MixConfig.model_validate(
-        {"sources": [source], "budget": {"sequences": rows}, "sequence_length": shape["length"], "workers": 1}
+        {
+            "sources": [source],
+            "budget": {"sequences": rows},
+            "validation": {"sequences": EVALUATED},
+            "sequence_length": shape["length"],
+            "workers": 1,
+        }
     )
     mix.run(config, {"tokenizer": [folder / "model"], "source:text": [folder / "text.jsonl"]}, folder / "data")
 
@@ -171,7 +175,7 @@ def _prepare_completions(shape: dict[str, Any], texts: list[str], folder: Path) 
         {"prompt": f"{number}", "completion": f"{number} {completion}", "label": number % 2 == 0}
         for number in range(3 * shape["batch"])
     ]
-    DatasetDict({"train": Dataset.from_list(rows)}).save_to_disk(folder / "preference")
+    DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(rows)}).save_to_disk(folder / "preference")
     config = _kto_config(shape)
     inputs = {"model": [folder / "model"], "preference": [folder]}
     kto_reference.run(KtoReferenceConfig.of(config, config.seed), inputs, folder / "data")
@@ -210,7 +214,10 @@ def _section(shape: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": shape.get("accumulation", 1),
         "gradient_checkpointing": shape.get("gradient_checkpointing", False),
         "optim": shape.get("optim", "adamw_torch_fused"),
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
     }
     return {"dtype": shape.get("dtype", "float32"), "trainer": trainer}
 

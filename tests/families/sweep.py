@@ -7,8 +7,8 @@ Each runs in a process of its own, forked from this one, which has torch loaded 
 
 What must hold, whatever the architecture: the held-out loss of packed rows is that of the documents alone (at most
 3e-6 nats a token: float32 sums in another order), so is the first training loss; a killed and resumed training leaves
-the bytes of an uninterrupted one; a soup is the mean of its members; the rewards of KTO's first step are 0 up to
-rounding; greedy completions are those of transformers' `generate`.
+the bytes of an uninterrupted one; a soup is the mean of its members; the rewards of KTO's first step are
+exactly 0; greedy completions are those of transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -150,18 +150,14 @@ HEAD = """# Families of models
 a folder), mix, pretrain, kill -9, resume, soup, KTO and evaluation. A family *works* where all of this holds: the
 first training loss and the held-out loss of packed rows are those of the documents alone, to 3e-6 nats a token; the
 resumed training leaves the bytes of an uninterrupted one; the soup is the mean of its members, rounded once; the
-rewards of KTO's first step are 0 (to 5e-7, the last place of log π times β); greedy completions are those of
-`generate`, token for token. What is done otherwise than for most is found by probing the model before its first step
-(`models/probe.py`), said in a warning and kept in the record; families that are not listed are probed in the same
-way.
+rewards of KTO's first step are exactly 0; greedy completions are those of `generate`, token for token. What is done
+otherwise than for most is found by probing the model before its first step (`models/probe.py`), said in a warning and
+kept in the record; families that are not listed are probed in the same way.
 
 """
 """What docs/models.md says before its table."""
 LENGTH, STEPS, KILLED_AFTER, NEW_TOKENS = 64, 6, 3, 24
 NATS = 3e-6
-ROUNDING = 5e-7
-"""β, 0.1, times the last place of a log π of some tens of nats in float32, 4e-6: a sequence shares its pass with others
-in training than it does in the reference pass, and sums are rounded in another order."""
 
 
 @dataclass
@@ -358,7 +354,7 @@ def check_rewards(recipe: Path, folder: Path) -> Iterator[str]:
     aligned = ladle.open(recipe, root=folder / "killed").build("kto")
     first = json.loads((aligned.path / "training_log.jsonl").read_text().splitlines()[0])
     rewards = [first["rewards/chosen"], first["rewards/rejected"]]
-    if max(map(abs, rewards)) > ROUNDING:
+    if any(rewards):
         yield f"KTO's first rewards are {rewards}"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ladle.errors import BadRow, UserError
@@ -210,7 +211,6 @@ class Bin:
         predicts_N: positions, in the flattened (B · T), whose hidden state predicts a completion token.
         target_N: those tokens, one completion after another.
         sizes: completion tokens of each sequence.
-        sequences: which of the step's sequences they are, in order.
     """
 
     input_ids_BT: torch.Tensor
@@ -218,7 +218,6 @@ class Bin:
     predicts_N: torch.Tensor
     target_N: torch.Tensor
     sizes: list[int]
-    sequences: list[int]
 
     def to(self, device: torch.device) -> Bin:
         """Return the bin with its tensors on a device."""
@@ -256,36 +255,33 @@ def plan_bins(lengths: np.ndarray, budget: int, multiple_of: int = 1, packed: bo
     return bins
 
 
-def make_bin(
-    examples: KtoExamples, pairs: Sequence[tuple[int, int]], sequences: Sequence[int], pad_id: int, packed: bool
-) -> Bin:
+def make_bin(examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, pad_id: int, packed: bool) -> Bin:
     """Return the tensors of one bin.
 
     Args:
         examples: the data.
-        pairs: (example whose prompt, example whose completion) of each of the step's sequences.
-        sequences: indices into `pairs` of this bin's.
+        prompts: each sequence's example whose prompt it has.
+        completions: each sequence's example whose completion it has.
         pad_id: what padding is filled with.
         packed: one row without padding.
     """
-    prompts = [examples.prompt(pairs[index][0]) for index in sequences]
-    completions = [examples.completion(pairs[index][1], pairs[index][0]) for index in sequences]
-    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    width = sum(lengths) if packed else max(lengths)
-    input_ids = np.full((1 if packed else len(lengths), width), pad_id, dtype=np.int64)
-    flat = input_ids.reshape(-1)
-    predicts = []
-    start = 0
-    for prompt, completion, length in zip(prompts, completions, lengths, strict=True):
-        middle, end = start + len(prompt), start + length
-        flat[start:middle], flat[middle:end] = prompt, completion
-        predicts.append(np.arange(middle - 1, end - 1))
-        start += length if packed else width
+    starts = [examples.prompt(index) for index in prompts]
+    ends = [examples.completion(index, prompt) for index, prompt in zip(completions, prompts, strict=True)]
+    sequences = [torch.from_numpy(np.concatenate(both).astype(np.int64)) for both in zip(starts, ends, strict=True)]
+    lengths, sizes = [len(sequence) for sequence in sequences], [len(completion) for completion in ends]
+    if packed:
+        input_ids_BT, offsets = torch.cat(sequences)[None], np.cumsum([0, *lengths[:-1]])
+    else:
+        input_ids_BT = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
+        offsets = np.arange(len(sequences)) * input_ids_BT.shape[1]
+    predicts = [
+        torch.arange(offset + length - size - 1, offset + length - 1)
+        for offset, length, size in zip(offsets.tolist(), lengths, sizes, strict=True)
+    ]
     return Bin(
-        torch.from_numpy(input_ids),
+        input_ids_BT,
         torch.cat([torch.arange(length) for length in lengths])[None] if packed else None,
-        torch.from_numpy(np.concatenate(predicts)),
-        torch.from_numpy(np.concatenate(completions).astype(np.int64)),
-        [len(completion) for completion in completions],
-        list(sequences),
+        torch.cat(predicts),
+        torch.from_numpy(np.concatenate(ends).astype(np.int64)),
+        sizes,
     )

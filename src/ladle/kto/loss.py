@@ -32,11 +32,12 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ladle.errors import UserError
 from ladle.kto.data import Bin
-from ladle.models.probe import ORDINARY, Traits, is_deterministic, probe, why_documents_meet
+from ladle.models.probe import ORDINARY, Traits, hidden_states, is_deterministic, probe, why_documents_meet
 from ladle.training.attention import DOCUMENT_SDPA, use_document_attention, use_fused_attention
 
 BLOCK_ELEMENTS, BLOCK_TOKENS = 2**21, 256
@@ -100,7 +101,7 @@ def use_kto_forward(model: PreTrainedModel, traits: Traits = ORDINARY) -> bool:
         use_document_attention(model)
     implementation = str(model.config._attn_implementation)
     on_cpu = implementation == DOCUMENT_SDPA and model.device.type == "cpu"
-    plain_forward = type(model).forward
+    plain_forward, curve = type(model).forward, find_curve(model) if traits.why_own_logits else None
 
     def forward(
         self: PreTrainedModel, *args: Any, bin: Bin | None = None, objective: Objective | None = None, **kwargs: Any
@@ -110,13 +111,44 @@ def use_kto_forward(model: PreTrainedModel, traits: Traits = ORDINARY) -> bool:
         outputs = self.get_decoder()(input_ids=bin.input_ids_BT, position_ids=bin.position_ids_BT, use_cache=False)
         hidden_ND = outputs.last_hidden_state.flatten(0, 1)[bin.predicts_N]
         del outputs  # memory of all positions, beside the head's own
-        weight_VD = cast(nn.Linear, self.get_output_embeddings()).weight
+        head = cast(nn.Linear, self.get_output_embeddings())
+        if curve is not None:
+            found = loss_by_autograd(hidden_ND, head, curve, bin.target_N, bin.sizes, objective)
+            return found[1] if objective is None else found
         if objective is None:
-            return completion_logps(hidden_ND, weight_VD, bin.target_N, bin.sizes)
-        return loss_of_completions(hidden_ND, weight_VD, bin.target_N, bin.sizes, objective)
+            return completion_logps(hidden_ND, head.weight, bin.target_N, bin.sizes)
+        return loss_of_completions(hidden_ND, head.weight, bin.target_N, bin.sizes, objective)
 
     model.forward = types.MethodType(forward, model)
     return traits.why_apart is None and (on_cpu or implementation.startswith("flash_attention"))
+
+
+class Curve(NamedTuple):
+    """How a model's logits follow from its head's output x: cap · tanh(scale · x / cap), without a cap scale · x."""
+
+    scale: float
+    cap: float | None
+
+    def __call__(self, x_CV: torch.Tensor) -> torch.Tensor:
+        """Return the logits, float32."""
+        x_CV = x_CV.float() * self.scale
+        return x_CV if self.cap is None else self.cap * torch.tanh(x_CV / self.cap)
+
+
+@torch.no_grad()
+def find_curve(model: PreTrainedModel) -> Curve | None:
+    """Return the curve that a config names, if the model's own logits are on it, head outputs being made large."""
+    head, fields = model.get_output_embeddings(), model.config.to_dict()
+    scale = fields.get("logit_scale") or 1 / (fields.get("logits_scaling") or 1)
+    curve = Curve(scale, fields.get("final_logit_softcapping") or fields.get("logits_soft_cap"))
+    if not isinstance(head, nn.Linear):
+        return None
+    ids = torch.arange(8, device=model.device)[None]
+    with head.register_forward_hook(lambda module, inputs, output: 100 * output / output.abs().max()):
+        expected = curve(head(hidden_states(model, input_ids=ids)))
+        found = type(model).forward(model, input_ids=ids, use_cache=False).logits.float()
+    tolerance = 1e-4 if model.dtype == torch.float32 else 1e-2
+    return curve if torch.allclose(found, expected, rtol=tolerance, atol=tolerance) else None
 
 
 def prepare_policy(model: PreTrainedModel, checkpointing: bool = False) -> Traits:
@@ -127,14 +159,14 @@ def prepare_policy(model: PreTrainedModel, checkpointing: bool = False) -> Trait
         checkpointing: whether training computes activations again.
 
     Raises:
-        UserError: its logits are not hidden states times a matrix, it has a loss of its own, or equal passes differ.
+        UserError: its logits are not those of a head and a `Curve`, it has a loss of its own, or equal passes differ.
     """
     use_document_attention(model)
     if model.config._attn_implementation == DOCUMENT_SDPA and why_documents_meet(model, num_rows=1):
         use_fused_attention(model)
     traits = probe(model, num_rows=1)
     name = type(model).__name__
-    if traits.why_own_logits:
+    if traits.why_own_logits and find_curve(model) is None:
         fix = "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)"
         raise UserError(f"KTO's one-pass head does not fit {name}: {traits.why_own_logits}", fix)
     if traits.router_weight:
@@ -193,6 +225,31 @@ def loss_of_completions(
     """
     needs_gradient = torch.is_grad_enabled()
     return _LossOfCompletions.apply(hidden_ND, weight_VD, target_N, sizes, objective, needs_gradient)
+
+
+def loss_by_autograd(
+    hidden_ND: torch.Tensor,
+    head: nn.Module,
+    curve: Curve,
+    target_N: torch.Tensor,
+    sizes: Sequence[int],
+    objective: Objective | None,
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """Return what `loss_of_completions` does for a head with a bias and logits on a curve, a block of tokens at a time.
+
+    A block's logits are computed again for its gradient.
+    """
+
+    def terms(hidden_CD: torch.Tensor, target_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logp_CV = curve(head(hidden_CD)).log_softmax(dim=1)
+        return logp_CV.gather(1, target_C[:, None])[:, 0], -(logp_CV.exp() * logp_CV).sum(dim=1).detach()
+
+    block = tokens_of_block(cast(nn.Linear, head).weight)
+    blocks_of_both = zip(hidden_ND.split(block), target_N.split(block), strict=True)
+    found = [checkpoint(terms, *one, use_reentrant=False) for one in blocks_of_both]
+    logp_B, entropy_B = (_sum_each(torch.cat(term), sizes) for term in zip(*found, strict=True))
+    loss = None if objective is None else objective(logp_B, slice(None)).sum()
+    return loss, logp_B.detach(), entropy_B
 
 
 class _Softmax(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -210,15 +209,15 @@ class ReferencePass:
         order = np.argsort(-lengths, kind="stable")
         item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM
         parts = np.split(order, np.flatnonzero(np.diff(item_of)) + 1)
-        items = {f"{number:06d}.npy": part.tolist() for number, part in enumerate(parts)}
+        items = {f"{number:06d}.npy": part for number, part in enumerate(parts)}
 
-        def work(indices: Sequence[int], path: Path) -> None:
-            pairs = [(int(prompts[index]), int(completions[index])) for index in indices]
-            logps = np.empty(len(pairs), dtype=np.float32)
-            for sequences in plan_bins(lengths[indices], self.budget, packed=packed):
-                one_bin = make_bin(examples, pairs, sequences, self.pad_id, packed).to(device)
+        def work(indices: np.ndarray, path: Path) -> None:
+            logps = np.empty(len(indices), dtype=np.float32)
+            for places in plan_bins(lengths[indices], self.budget, packed=packed):
+                some = indices[places]
+                one_bin = make_bin(examples, prompts[some], completions[some], self.pad_id, packed).to(device)
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-                    logps[sequences] = self.model(bin=one_bin).cpu().numpy()
+                    logps[places] = self.model(bin=one_bin).cpu().numpy()
             with path.open("wb") as file:
                 np.save(file, logps)
 

@@ -26,10 +26,6 @@ from ladle.kto.reference import KtoReference
 from ladle.training.loop import Pass, Task, Training
 from ladle.training.parallel import World
 
-Pair = tuple[int, int]
-"""(example whose prompt, example whose completion)."""
-
-
 COUNTS = ("count/chosen", "count/rejected", "tokens/chosen", "tokens", "count/kl", "steps")
 DIVISORS = {
     "rewards/chosen": "count/chosen",
@@ -186,16 +182,12 @@ class KtoTask(Task):
     def passes(self, training: Training, step: _Step) -> list[Pass]:
         """Compute the step's z0, and return a pass for each of this process's bins; their losses add up to the mean."""
         switch_randomness_off(training.model)
-        z0_G = self._reference_points(training, self.data, step)
-        pairs = [(row, row) for row in step.rows.tolist()]
+        return self._passes(training, training.parallel.model, self.data, step)
 
-        def one_pass(sequences: list[int]) -> torch.Tensor:
-            # where there are fewer rows than processes, one without a row takes part with weight 0
-            one_bin = self._make_bin(training, self.data.examples, pairs, sequences or [0])
-            weight = float(bool(sequences))
-            return self._loss(training, training.parallel.model, self.data, step, one_bin, z0_G, weight)
-
-        return [partial(one_pass, sequences) for sequences in self._my_bins(training, self.data.examples, pairs)]
+    def _passes(self, training: Training, model: torch.nn.Module, data: KtoData, step: _Step) -> list[Pass]:
+        z0_G = self._reference_points(training, data, step)
+        bins = self._my_bins(training, data.examples, step.rows, step.rows)
+        return [partial(self._loss, training, model, data, step, z0_G, places) for places in bins]
 
     def _loss(
         self,
@@ -203,13 +195,14 @@ class KtoTask(Task):
         model: torch.nn.Module,
         data: KtoData,
         step: _Step,
-        one_bin: Bin,
         z0_G: torch.Tensor,
-        weight: float = 1.0,
+        places: list[int],
     ) -> torch.Tensor:
         """Return a bin's share of the step's mean loss, times the processes, over which gradients are averaged."""
-        places = np.array(one_bin.sequences)
+        # where there are fewer rows than processes, one without a row takes part with weight 0
+        weight, places = float(bool(places)), places or [0]
         rows = step.rows[places]
+        one_bin = self._make_bin(training, data.examples, rows, rows)
         of_bin = (data.reference.logp_N[rows], data.examples.is_desirable[rows], step.group_of[places])
         reference_B, is_desirable_B, group_B = (
             torch.from_numpy(values).to(z0_G.device, non_blocking=True) for values in of_bin
@@ -238,13 +231,13 @@ class KtoTask(Task):
         if self.options.kl_scope != "none":
             chosen = data.plan.estimates_kl(step.epoch)[step.rows]
             rows, group_of = step.rows[chosen], step.group_of[chosen]
-            pairs = list(zip(rows.tolist(), data.plan.partners(step.epoch)[rows].tolist(), strict=True))
+            partners = data.plan.partners(step.epoch)[rows]
             reference = data.reference.kl_logp_PN[data.plan.pairing_of(step.epoch)]
-            for sequences in self._my_bins(training, data.examples, pairs):
-                one_bin = self._make_bin(training, data.examples, pairs, sequences or [0])
+            for places in self._my_bins(training, data.examples, rows, partners):
+                some = places or [0]
                 with training.parallel.computing():
-                    logp_B = training.model(bin=one_bin)
-                for place, logp in zip(sequences, logp_B.unbind(), strict=False):  # none where it has no sequence
+                    logp_B = training.model(bin=self._make_bin(training, data.examples, rows[some], partners[some]))
+                for place, logp in zip(places, logp_B.unbind(), strict=False):  # none where it has no sequence
                     sums[0, group_of[place]] += logp - float(reference[rows[place]])
                     sums[1, group_of[place]] += 1
             sums = world.sum(sums)
@@ -253,18 +246,15 @@ class KtoTask(Task):
             self.metrics.add_step(sums[0], sums[1], z0_G)
         return z0_G
 
-    def _my_bins(self, training: Training, examples: KtoExamples, pairs: list[Pair]) -> list[list[int]]:
+    def _my_bins(
+        self, training: Training, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray
+    ) -> list[list[int]]:
         """Return this process's share of the bins; each process has the same number, so that they keep in step."""
-        if not pairs:
-            return []
-        prompts, completions = np.array(pairs).T
         rank, size, options = training.world.rank, training.world.size, self.options
-        lengths = examples.lengths(prompts, completions)
-        return plan_bins(lengths, options.budget, size, options.packed)[rank::size]
+        return plan_bins(examples.lengths(prompts, completions), options.budget, size, options.packed)[rank::size]
 
-    def _make_bin(self, training: Training, examples: KtoExamples, pairs: list[Pair], sequences: list[int]) -> Bin:
-        one_bin = make_bin(examples, pairs, sequences, self.pad_id, self.options.packed)
-        return one_bin.to(training.world.device)
+    def _make_bin(self, training: Training, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray) -> Bin:
+        return make_bin(examples, prompts, completions, self.pad_id, self.options.packed).to(training.world.device)
 
     # Evaluation and the log.
 
@@ -272,17 +262,13 @@ class KtoTask(Task):
     def evaluate(self, training: Training) -> dict[str, float]:
         """Return loss and metrics of the evaluation split, its pairs those of epoch 0, z0 over all of it."""
         assert self.eval_data is not None
-        data, training_metrics, self.metrics = self.eval_data, self.metrics, KtoMetrics()
+        training_metrics, self.metrics = self.metrics, KtoMetrics()
         training.model.eval()
-        count = len(data.examples)
-        step = _Step(np.arange(count), np.zeros(count, dtype=int), epoch=0)
-        z0_G = self._reference_points(training, data, step)
-        pairs = [(row, row) for row in range(count)]
+        rows = np.arange(len(self.eval_data.examples))
         loss = torch.zeros((), device=training.world.device)
-        for sequences in self._my_bins(training, data.examples, pairs):
-            one_bin = self._make_bin(training, data.examples, pairs, sequences or [0])
+        for one_pass in self._passes(training, training.model, self.eval_data, _Step(rows, np.zeros_like(rows), 0)):
             with training.parallel.computing():
-                loss += self._loss(training, training.model, data, step, one_bin, z0_G, float(bool(sequences)))
+                loss += one_pass()
         figures = {"loss": training.world.sum(loss).item() / training.world.size, **self.metrics.take(training.world)}
         self.metrics = training_metrics
         return figures

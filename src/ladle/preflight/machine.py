@@ -15,9 +15,9 @@ QUERY = "index,name,memory.total,compute_cap,driver_version"
 NVIDIA_SMI_TIMEOUT_SECONDS = 30
 
 KNOWN_PACKAGES = (
-    *("deepspeed", "flash_attn", "flash_attn_interface", "ray", "vllm", "fastokens", "liger_kernel", "peft"),
-    *("bitsandbytes", "galore_torch", "apollo_torch", "lomo_optim", "grokadamw", "torchao", "schedulefree", "optimi"),
-)
+    "bitsandbytes", "deepspeed", "fastokens", "flash_attn", "flash_attn_interface", "liger_kernel", "peft", "ray",
+    "vllm",
+)  # fmt: skip
 """Packages that some settings need, looked for by the names they are imported under."""
 BFLOAT16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])
 """Flags of /proc/cpuinfo: two of x86, one of Arm."""

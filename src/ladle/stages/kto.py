@@ -79,7 +79,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
 STAGE = Stage(
     "kto",
     run,
-    version=3,
+    version=4,
     volatile=("checkpoints/runs/*",),  # tracker logs, whose bytes hold times
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",

@@ -148,27 +148,31 @@ def document_sdpa(
     position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention of each document by itself; under a mask, or on a GPU, as `packed_sdpa`.
+    """Return the attention of each document by itself, so that no sum depends on what shares its row.
+
+    On a GPU, and under a mask of padding or of a cache, as `packed_sdpa`.
 
     Args:
         module: the attention layer.
         query: as in `packed_sdpa`, like key and value.
         key: (batch, heads, positions, size).
         value: (batch, heads, positions, size).
-        attention_mask: as in `packed_sdpa`; none where positions say where documents begin.
+        attention_mask: as in `packed_sdpa`, for sliding windows; else none where positions say where documents begin.
         position_ids: (batch or 1, positions), 0 where a document begins.
         **kwargs: as sdpa's.
 
     Raises:
         UserError: the model does not pass its positions on, so that documents cannot be kept apart.
     """
-    if attention_mask is not None or query.device.type != "cpu":
+    has_own_mask = attention_mask is not None and (position_ids is None or query.shape[2] != key.shape[2])
+    if has_own_mask or query.device.type != "cpu":
         return packed_sdpa(module, query, key, value, attention_mask, **kwargs)
     if position_ids is None:
         problem = f"{type(module).__name__} is not given position_ids, so documents packed into a row would be joined"
         raise UserError(problem, "set attn_implementation: eager for this model")
-    rows = zip(query.split(1), key.split(1), value.split(1), position_ids.expand(len(query), -1), strict=True)
-    outputs = [_attend(module, q, k, v, document_sizes(place), None, **kwargs) for q, k, v, place in rows]
+    masks = [None] * len(query) if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1).split(1)
+    rows = zip(query.split(1), key.split(1), value.split(1), masks, position_ids.expand(len(query), -1), strict=True)
+    outputs = [_attend(module, q, k, v, document_sizes(place), mask, **kwargs) for q, k, v, mask, place in rows]
     return torch.cat(outputs), None
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -29,23 +28,6 @@ ATTENTION_KERNELS = {
     "flash_attention_3": ("flash_attn_interface", (9, 0)),
 }
 """The package and the compute capability that each takes: Ampere, Hopper."""
-PACKAGE_OF_OPTIMIZER = {
-    "galore": "galore_torch",
-    "apollo": "apollo_torch",
-    "lomo": "lomo_optim",
-    "grokadamw": "grokadamw",
-    "schedule_free": "schedulefree",
-    "stable_adamw": "optimi",
-    "adamw_torch_4bit": "torchao",
-    "adamw_torch_8bit": "torchao",
-    "8bit": "bitsandbytes",
-    "paged": "bitsandbytes",
-    "bnb": "bitsandbytes",
-    "lion": "bitsandbytes",
-    "ademamix": "bitsandbytes",
-}
-"""By a part of TrainingArguments' `optim`, the first that fits; torch and transformers bring the others."""
-
 BARE_PROCESS_BYTES = 500_000_000
 """What Python, torch and transformers take before there is a model."""
 TIGHT, TIGHT_ON_CPU = 0.9, 0.75
@@ -97,10 +79,18 @@ def check_training(
 
 def _check_model(check: Checkup, prepare: Callable[[Any], Any]) -> Iterator[Finding]:
     from ladle.models.probe import find_routers
+    from ladle.training.memory import arguments_on_cpu
+    from ladle.training.parallel import make_optimizer
 
     config, key = check.config, check.key
-    model = None if check.model_config is None else small_copy(json.dumps(check.model_config))
+    if check.model_config is None:
+        return
+    model = small_copy(json.dumps(check.model_config))
     if model is None:
+        message = f"no small copy of a {check.model_config.get('model_type')} can be built to probe it before the run"
+        yield warning(
+            "model", key, message, "nothing to set: the training probes the model itself before its first step"
+        )
         return
     name = type(model).__name__
     if config.attn_implementation == "sdpa" and model.config._attn_implementation == "eager":
@@ -113,6 +103,7 @@ def _check_model(check: Checkup, prepare: Callable[[Any], Any]) -> Iterator[Find
         yield error("model", f"{key}.sequence_aux_loss", message, "leave it out")
     for sentence in prepare(model).sentences():
         yield warning("model", key, f"{name}: {sentence}", "nothing to set; it takes more time or memory")
+    make_optimizer(model, arguments_on_cpu(config))  # refuses one whose package is not installed
 
 
 def _check_devices(check: Checkup) -> Iterator[Finding]:
@@ -140,12 +131,6 @@ def _check_devices(check: Checkup) -> Iterator[Finding]:
         yield warning("devices", f"{key}.pure_bf16", message, "leave it out to train float32 weights beside them")
     if trainer.get("use_liger_kernel"):
         yield from check.needs("liger_kernel", "pip install liger-kernel, or leave use_liger_kernel out")
-    name = str(trainer.get("optim"))
-    package = next((package for part, package in PACKAGE_OF_OPTIMIZER.items() if part in name), None)
-    if package is not None and package not in machine.packages:
-        message = f"{name} needs the package {package}, which is not installed"
-        fix = f"pip install {package.replace('_', '-')}, or set {key}.trainer.optim=adamw_torch_fused"
-        yield error("devices", f"{key}.trainer.optim", message, fix)
     yield from _check_precision(check)
     yield from _check_attention(check)
 
@@ -193,15 +178,13 @@ def _check_attention(check: Checkup) -> Iterator[Finding]:
 
 def _check_arguments(key: str, config: TrainingConfig) -> Iterator[Finding]:
     """Have the stage itself look at the values, on a CPU: what depends on the device is looked at elsewhere."""
-    from ladle.training.arguments import check_arguments
+    from ladle.training.memory import arguments_on_cpu
 
     values = config.trainer.values()
     if values.get("bf16") and values.get("fp16"):
         yield error("arguments", key, "bf16 and fp16 are both set", "keep one: bf16 on Ampere and later")
         return
-    ours: dict[str, Any] = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None}
-    with tempfile.TemporaryDirectory() as folder:
-        check_arguments(config, values | ours | {"output_dir": folder})
+    arguments_on_cpu(config)
     yield ok("arguments", key, f"{len(values)} arguments that transformers takes")
 
 
@@ -248,7 +231,9 @@ def num_saved(config: TrainingConfig, steps: int) -> int:
 
 
 def _check_memory(check: Checkup, length: int, rows: int) -> Iterator[Finding]:
-    estimate = estimate_memory(check.config, check.model_config or {}, length, rows)
+    from ladle.training.memory import estimate_training
+
+    estimate = estimate_training(check.config, check.model_config or {}, length, rows)
     needed = estimate.total + BARE_PROCESS_BYTES
     gpus = check.machine.gpus
     free = min(gpu.memory_bytes for gpu in gpus) if gpus else check.machine.memory_bytes // check.config.processes
@@ -271,32 +256,6 @@ def _check_memory(check: Checkup, length: int, rows: int) -> Iterator[Finding]:
         yield warning("memory", check.key, f"tight: {message}", caches + fix)
     else:
         yield ok("memory", check.key, message)
-
-
-def estimate_memory(config: TrainingConfig, model: dict[str, Any], length: int, rows: int, traits: Any = None) -> Any:
-    """Return the estimate (`ladle.training.memory`) for one process whose forward passes take `rows` rows."""
-    from ladle.models.probe import why_not_linear
-    from ladle.training.memory import TrainingShape, estimate_training
-
-    trainer = config.trainer
-    adapter, small = getattr(config, "peft", None), small_copy(json.dumps(model))
-    shape = TrainingShape(
-        config=model,
-        dtype="bfloat16" if config.keeps_masters else config.weights_dtype,
-        batch_size=rows,
-        sequence_length=length,
-        loss=config.objective,
-        optimizer=str(trainer.get("optim")),
-        keeps_masters=config.keeps_masters,
-        accumulates=config.rows_per_step > rows * config.processes,
-        gradient_checkpointing=config.checkpoints_activations and not config.selective_checkpointing,
-        attention="sdpa" if config.attn_implementation.startswith("flash") else config.attn_implementation,
-        adapter=adapter.model_dump() if adapter is not None else None,
-        distributed=config.distributed,
-        processes=config.processes,
-        own_logits=small is not None and why_not_linear(small) is not None,
-    )
-    return estimate_training(shape)
 
 
 def _less_memory(check: Checkup, estimate: Any, length: int, rows: int, free: int) -> str:
@@ -362,7 +321,9 @@ def shrink_training(config: TrainingT, shrinking: Shrinking, length: int, rows_o
     small = config.model_copy(update=changes)
     model = shrinking.true.model_config if shrinking.true is not None and not shrinking.gpus else None
     if model is not None and length:
-        needed = estimate_memory(small, model, length, small.batch_size).total
+        from ladle.training.memory import estimate_training
+
+        needed = estimate_training(small, model, length, small.batch_size).total
         if needed > SHARE_OF_MEMORY * shrinking.free_bytes:
             free = readable_size(shrinking.free_bytes)
             shrinking.say(f"SGD instead of its optimizer: it takes {readable_size(needed)} of {free} free")

@@ -1,12 +1,13 @@
-"""How much memory a training will take, found without any of it: a true step on tensors that have no data.
+"""How much memory a training takes, found without any of it: its own step on tensors that have no data.
 
-The model is built, the optimizer steps, and beside the state that it leaves microbatches of the true shape go forward
-and backward, all under FakeTensorMode, while every storage that comes to life and dies is counted. So activations,
-logits, the optimizer's state and the temporaries of every operator are those of this very architecture, loss and
-optimizer, whatever they are.
+The model is built under FakeTensorMode and shared out as the stage does it: by FSDP2 among as many processes as the
+recipe sets, in a process group that only pretends to have them. The optimizer steps, and beside the state that it
+leaves, microbatches and held-out rows of the true shape go through, while every storage is counted from its first use
+to its last (`LiveBytes`). So activations, logits, gathered layers, the optimizer's state and the temporaries of every
+operator are those of this very architecture, loss and optimizer, whatever they are.
 
-Every storage that comes to life is counted until it dies (`LiveBytes`). Operators whose result's shape depends on data
-are given one: a mask chooses all, rows are shared out among experts evenly, a packed row is one document.
+Operators whose result's shape depends on data are given one: a mask chooses all, rows are shared out among experts
+evenly, a packed row is one document.
 
 Not counted: what the Python process itself takes, the allocator's fragmentation, and kernels' private workspaces.
 Where the trace follows CPU kernels and a GPU would run, attention may differ. An optimizer that cannot be traced
@@ -15,70 +16,36 @@ Where the trace follows CPU kernels and a GPU would run, attention may differ. A
 
 from __future__ import annotations
 
-import tempfile
+import json
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, masking_utils
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from ladle.kto.data import Bin
 from ladle.kto.loss import use_kto_forward
-from ladle.models.probe import Traits
+from ladle.models.before import small_copy
+from ladle.models.probe import Traits, why_not_linear
+from ladle.training.arguments import check_arguments
 from ladle.training.attention import use_fused_attention
-from ladle.training.config import Distributed
+from ladle.training.config import TrainingConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
+from ladle.training.parallel import Parallel, Sharded, World
 
-TRACED = frozenset(["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
+TRACED = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 """Optimizers of torch and transformers, which run on tensors without data."""
-STATE_COPIES = {"8bit": 0.53, "lion": 1.0}
+STATE_COPIES = {"8bit": 0.53, "lion": 1.0, "": 2.0}
 """What other optimizers keep, in copies of the trained weights, by a part of the name; 8-bit ones keep two bytes a
 weight and scales (2.1 of 4 bytes)."""
-ADAM_COPIES = 2.0
-
-
-@dataclass(frozen=True)
-class TrainingShape:
-    """What decides the memory of one process.
-
-    Attributes:
-        config: fields of the model's config.json, `model_type` and `vocab_size` too.
-        dtype: of the weights.
-        batch_size: rows of a microbatch.
-        sequence_length: tokens of a row.
-        loss: `cross_entropy` of every token, or `kto` of completions, which are taken to fill their rows.
-        optimizer: TrainingArguments' `optim`.
-        keeps_masters: passes run on a copy of the weights in `dtype`, and the optimizer has float32 ones.
-        accumulates: several microbatches make a step, so that gradients are there from the second one's start.
-        gradient_checkpointing: whether activations are computed again in the backward pass.
-        attention: attn_implementation.
-        adapter: peft's LoraConfig fields, where an adapter alone is trained.
-        distributed: how processes share the work.
-        processes: how many in all.
-        own_logits: the model computes all its logits at once.
-    """
-
-    config: dict[str, Any]
-    dtype: str
-    batch_size: int
-    sequence_length: int
-    loss: Literal["cross_entropy", "kto"] = "cross_entropy"
-    optimizer: str = "adamw_torch_fused"
-    keeps_masters: bool = False
-    accumulates: bool = False
-    gradient_checkpointing: bool = False
-    attention: str = "sdpa"
-    adapter: dict[str, Any] | None = None
-    distributed: Distributed = "ddp"
-    processes: int = 1
-    own_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,10 +53,12 @@ class MemoryEstimate:
     """Bytes of one process, at the moment of its peak."""
 
     parameters: int
+    """Weights of the model, in number."""
     weights: int
     gradients: int
     optimizer: int
     communication: int
+    """Layers gathered by FSDP2, or DDP's buckets."""
     activations: int
     """Everything else that is alive at the peak: saved activations, logits, temporaries of the passes or the step."""
 
@@ -99,156 +68,126 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.communication + self.activations
 
 
-def estimate_training(shape: TrainingShape) -> MemoryEstimate:
-    """Return what one process of a training takes, in bytes."""
-    model = _build(shape)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _place_on_cpu(model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        weights, gradients = bytes_of((*model.parameters(), *model.buffers())), bytes_of(trained)
-        peak, traced_state = _trace(model, trained, shape)
-    parameters = sum(p.numel() for p in model.parameters())
-    if shape.keeps_masters or shape.distributed == "fsdp":
-        return _of_shards(shape, model, sum(p.numel() for p in trained), peak - gradients - traced_state)
-    kept, state = gradients // (shape.processes if shape.distributed == "zero2" else 1), traced_state
-    if not _is_traced(shape):
-        state = int(_state_bytes(trained, shape)) // (shape.processes if shape.distributed == "zero2" else 1)
-        peak += state
-    return MemoryEstimate(
-        parameters=parameters,
-        weights=weights,
-        gradients=kept,
-        optimizer=state,
-        # DDP's buckets hold every gradient once more
-        communication=gradients if shape.distributed == "ddp" and shape.processes > 1 else 0,
-        activations=max(0, peak - kept - state),
-    )
+def estimate_training(config: TrainingConfig, model_config: dict[str, Any], length: int, rows: int) -> MemoryEstimate:
+    """Return what one process of a training takes.
 
-
-def _of_shards(shape: TrainingShape, model: Any, num_trained: int, activations: int) -> MemoryEstimate:
-    """Return what FSDP2 takes: a share of weights, gradients and optimizer state, and what is gathered to compute.
-
-    Replicas keep the copy that they compute with; shards gather a layer at a time, the next one meanwhile, and what is
-    outside of layers for the whole step. Gradients are exchanged as wide as they are kept, a layer at a time.
+    Args:
+        config: its section.
+        model_config: fields of the model's config.json, `model_type` and `vocab_size` too.
+        length: tokens of a row.
+        rows: of a forward pass; completions of KTO are taken to fill them.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    in_layers = [sum(p.numel() for p in layer.parameters()) for layer in layers] or [0]
-    parameters, narrow = sum(p.numel() for p in model.parameters()), getattr(torch, shape.dtype).itemsize
-    wide = 4 if shape.keeps_masters else narrow
-    shards = shape.processes if shape.distributed == "fsdp" else 1
-    gathered = parameters if shards == 1 else parameters - sum(in_layers) + 2 * max(in_layers)
-    outside = parameters - sum(in_layers)
-    return MemoryEstimate(
-        parameters=parameters,
-        weights=parameters * wide // shards,
-        gradients=num_trained * wide // shards,
-        optimizer=int(num_trained * _state_copies(shape) * wide) // shards,
-        communication=gathered * narrow + max(outside, *in_layers) * (narrow + wide),
-        activations=max(0, activations),
+    is_sharded = config.distributed == "fsdp" or config.keeps_masters
+    is_traced = config.trainer.get("optim") in TRACED and config.distributed != "zero2"
+    arguments = arguments_on_cpu(config, report_to="none", **({} if is_traced else {"optim": "sgd"}))
+    small = small_copy(json.dumps(model_config))
+    traits = Traits(why_own_logits=None if small is None else why_not_linear(small))
+    with _pretended_world(config.processes if is_sharded else 1) as world:
+        with torch.device("meta"):
+            model = _build(config, model_config, traits)
+        with (without_data := FakeTensorMode(allow_non_fake_inputs=True)):
+            model.to_empty(device="cpu")
+            model.tie_weights()
+        model.to = lambda _: model  # it is where it should be, and what has no data cannot be moved
+        num_parameters = sum(weight.numel() for weight in model.parameters())
+        num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        kind, on_device = Sharded if is_sharded else Parallel, config.model_copy(update={"offload_to_cpu": False})
+        parallel = kind(on_device, model, world, arguments)
+        all_weights = [*model.parameters(), *model.buffers()]
+        with without_data, LiveBytes(all_weights) as live:
+            state = _step_twice(parallel)
+            accumulates = config.rows_per_step > rows * config.processes
+            for is_last in (False, True) if accumulates else (True,):
+                with parallel.accumulating(is_last):
+                    parallel.backward(_loss(parallel.model, config, rows, length))
+            parallel.drop_gradients()
+            if config.trainer.get("eval_strategy") != "no" and config.objective == "cross_entropy":
+                with torch.no_grad():
+                    _loss(parallel.module, config, arguments.per_device_eval_batch_size, length)
+            weights, optimizer = bytes_of(all_weights), bytes_of(state)
+            gradients = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
+    communication = live.most_gathered
+    activations = max(0, live.peak - gradients - optimizer - communication)
+    if config.distributed == "ddp" and config.processes > 1 and not is_sharded:
+        communication = gradients  # its buckets hold each once more
+    if config.distributed == "zero2":
+        gradients //= config.processes
+    if not is_traced:
+        optimizer = int(num_trained * _state_bytes(config))
+    return MemoryEstimate(num_parameters, weights, gradients, optimizer, communication, activations)
+
+
+@contextmanager
+def _pretended_world(size: int) -> Iterator[World]:
+    """Let this process take itself for the first of several."""
+    dist.init_process_group("fake", rank=0, world_size=size)
+    try:
+        yield World(0, size, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+
+
+def arguments_on_cpu(config: TrainingConfig, **changes: Any) -> TrainingArguments:
+    """Return the arguments of a training, checked, for a CPU: what depends on the device is set aside."""
+    ours = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "output_dir": "."}
+    return check_arguments(config, config.trainer.values() | ours | changes)
+
+
+def _build(config: TrainingConfig, model_config: dict[str, Any], traits: Traits) -> Any:
+    """Return the model as the stage prepares it."""
+    attention = config.attn_implementation
+    model = AutoModelForCausalLM.from_config(
+        _config_of(model_config),
+        dtype=getattr(torch, config.weights_dtype),
+        attn_implementation=None if attention == "sdpa" or attention.startswith("flash") else attention,
     )
-
-
-def _build(shape: TrainingShape) -> Any:
-    """Return the model as the stage prepares it, on the meta device."""
-    dtype = getattr(torch, shape.dtype)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            _config_of(shape.config),
-            dtype=dtype,
-            attn_implementation=None if shape.attention == "sdpa" else shape.attention,
-        )
     model.config.use_cache = False
     model.train()
-    if shape.gradient_checkpointing:
+    if config.checkpoints_activations and not config.selective_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    if shape.loss == "kto":
+    if config.objective == "kto":
         use_kto_forward(model)
     else:
-        use_linear_cross_entropy(model, Traits(why_own_logits="as probed" if shape.own_logits else None))
+        use_linear_cross_entropy(model, traits)
         use_fused_attention(model)
-    if shape.adapter is None:
+    if (adapter := getattr(config, "peft", None)) is None:
         return model
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(**shape.adapter, task_type="CAUSAL_LM"))
+    return get_peft_model(model, LoraConfig(**adapter.model_dump(), task_type="CAUSAL_LM"))
 
 
-def _place_on_cpu(model: torch.nn.Module) -> None:
-    """Put a CPU tensor in the place of each meta tensor; shared ones stay shared."""
-    placed: dict[int, Any] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            empty = torch.empty_like(parameter, device="cpu")
-            fresh = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
-            module._parameters[name] = placed.setdefault(id(parameter), fresh)
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = placed.setdefault(id(buffer), torch.empty_like(buffer, device="cpu"))
-
-
-def _trace(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) -> tuple[int, int]:
-    """Return the most bytes alive at once, weights aside and gradients included, and the optimizer's state."""
-    with LiveBytes((*model.parameters(), *model.buffers())) as live:
-        state = _step_twice(model, trained, shape) if _is_traced(shape) else []
-        for _ in range(2 if shape.accumulates else 1):
-            loss = _loss(model, shape)
-            loss.backward()
-            del loss
-        return live.peak, bytes_of(state)
-
-
-def _step_twice(model: Any, trained: list[torch.nn.Parameter], shape: TrainingShape) -> list[torch.Tensor]:
+def _step_twice(parallel: Parallel) -> list[torch.Tensor]:
     """Clip and step, the second time with all of the optimizer's state in place; returns that state."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(output_dir=folder, optim=shape.optimizer, use_cpu=True, report_to="none")
-    make, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    optimizer = make(trained, **options)
-    for parameter in trained:
-        parameter.grad = torch.empty_like(parameter)
+    for weight in parallel.module.parameters():
+        weight.grad = torch.empty_like(weight) if weight.requires_grad else None
     for _ in range(2):
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
+        parallel.clip()
+        parallel.optimizer.step()
+    parallel.drop_gradients()
+    return [value for entry in parallel.optimizer.state.values() for value in entry.values() if torch.is_tensor(value)]
 
 
-def _loss(model: Any, shape: TrainingShape) -> torch.Tensor:
-    """Return the loss of one microbatch of the shape."""
-    rows, length = shape.batch_size, shape.sequence_length
+def _loss(model: Any, config: TrainingConfig, rows: int, length: int) -> torch.Tensor:
+    """Return the loss of one microbatch of a shape."""
     ids = torch.zeros((rows, length), dtype=torch.long)
-    if shape.loss == "cross_entropy":
+    if config.objective == "cross_entropy":
         positions = torch.arange(length).repeat(rows, 1)
         return model(input_ids=ids, position_ids=positions, labels=ids, num_items_in_batch=ids.numel()).loss
     predicts = torch.arange(rows * length).reshape(rows, length)[:, :-1].flatten()
     target = torch.zeros(len(predicts), dtype=torch.long)
-    one_bin = Bin(ids, None, predicts, target, [length - 1] * rows, list(range(rows)))
-    with _rows_of_one_document():
-        return model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))[0]
+    one_bin = Bin(ids, None, predicts, target, [length - 1] * rows)
+    return model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))[0]
 
 
-@contextmanager
-def _rows_of_one_document() -> Iterator[None]:
-    """Let attention go without a mask: of positions without data, transformers assumes that they pack documents."""
-    plain = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = plain
-
-
-def _is_traced(shape: TrainingShape) -> bool:
-    return shape.optimizer in TRACED and shape.distributed == "ddp" and not shape.keeps_masters
-
-
-def _state_copies(shape: TrainingShape) -> float:
-    return next((STATE_COPIES[key] for key in STATE_COPIES if key in shape.optimizer), ADAM_COPIES)
-
-
-def _state_bytes(trained: list[torch.nn.Parameter], shape: TrainingShape) -> float:
-    copies = _state_copies(shape)
-    if shape.distributed == "zero2" and shape.dtype != "float32":
-        return sum(p.numel() for p in trained) * 4 * (copies + 1)  # DeepSpeed keeps float32 weights beside them
-    return bytes_of(trained) * copies
+def _state_bytes(config: TrainingConfig) -> float:
+    """Return what an optimizer that is not traced keeps a weight."""
+    copies = next(copies for part, copies in STATE_COPIES.items() if part in config.trainer.get("optim"))
+    width = getattr(torch, config.weights_dtype).itemsize
+    if config.distributed != "zero2":
+        return copies * width
+    # DeepSpeed keeps float32 weights beside narrower ones
+    return 4 * (copies + (width < 4)) / config.processes
 
 
 def count_parameters(config: dict[str, Any]) -> int:
@@ -267,14 +206,32 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         known: the weights, whose storages are counted elsewhere.
+
+    Attributes:
+        most_gathered: the most bytes that storages held which are emptied and filled again: FSDP2's gathered weights.
     """
 
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         weights = list(known)
-        self.known = {storage_id(tensor) for tensor in weights}
         self.shapes = {tensor.shape for tensor in weights}
-        self.now = self.peak = 0
+        self.sizes = dict.fromkeys(map(storage_id, weights), 0)
+        self.gathered: dict[int, int] = {}
+        self.now = self.peak = self.most_gathered = 0
+
+    def __enter__(self) -> LiveBytes:
+        plain_resize = self.plain_resize = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> None:
+            plain_resize(storage, size)
+            self._resized(id(storage), size)
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self.plain_resize  # type: ignore[method-assign]
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = None
@@ -300,29 +257,39 @@ class LiveBytes(TorchDispatchMode):
         return args[0].add_(args[1]) if both and args[0].dtype == args[1].dtype else None
 
     def _note(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.known:
-            return
-        self.known.add(key)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
+        storage = _local(tensor).untyped_storage()
+        if id(storage) not in self.sizes:
+            self._change(id(storage), storage.nbytes())
+            weakref.finalize(storage, self._forget, id(storage))
 
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
+    def _change(self, key: int, size: int) -> None:
+        self.now += size - self.sizes.get(key, 0)
+        self.sizes[key] = size
+        self.peak = max(self.peak, self.now)
+
+    def _resized(self, key: int, size: int) -> None:
+        if key in self.sizes:
+            self._change(key, size)
+            self.gathered[key] = size
+            self.most_gathered = max(self.most_gathered, sum(self.gathered.values()))
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+        self.gathered.pop(key, None)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """Return the identity of a tensor's storage while it lives."""
-    return tensor.untyped_storage()._cdata
+    """Return the identity of a tensor's storage, of this process's share, while it lives."""
+    return id(_local(tensor).untyped_storage())
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of tensors, each storage once."""
-    return sum({storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    """Return the bytes of tensors on this process, each storage once."""
+    return sum({storage_id(one): _local(one).untyped_storage().nbytes() for one in tensors}.values())
 
 
 def _without_data(func: Any, args: Any) -> Any:

@@ -415,7 +415,7 @@ def make_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opti
     name = OptimizerNames(arguments.optim).value
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)  # type: ignore[arg-type]
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         problem = f"trainer.optim={name} cannot run here: {str(error).splitlines()[0]}"
         raise UserError(problem, "install its package, or set optim: adamw_torch_fused") from error
     is_plain = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ladle.kto.data import KtoExamples, tokenize_examples
-from ladle.kto.loss import use_kto_forward
 from ladle.kto.pairs import KtoPlan
-from ladle.kto.reference import KtoReference, ReferencePass
-from tests.tiny_models import make_model, make_tokenizer
+from tests.tiny_models import make_tokenizer
 
 PAD_ID = 1
 
@@ -32,9 +29,3 @@ def examples_of(count: int, max_length: int = 128) -> KtoExamples:
 def plan_of(examples: KtoExamples, epochs: int = 1, **settings: Any) -> KtoPlan:
     values = {"pairs_per_epoch": True, "kl_fraction": 1.0} | settings
     return KtoPlan(examples.prompt_of, epochs, 3, 5, **values)
-
-
-def reference_of(shape: str, examples: KtoExamples, plan: KtoPlan, folder: Path, budget: int = 256) -> KtoReference:
-    model = make_model(shape, len(make_tokenizer())).eval()
-    packed = use_kto_forward(model)
-    return ReferencePass(model, packed, PAD_ID, budget).run(examples, plan, folder)

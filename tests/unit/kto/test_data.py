@@ -188,7 +188,8 @@ def test_log_probabilities_are_those_of_each_completion_alone(shape, packed):
     model = make_model(shape, len(make_tokenizer())).eval()
     pairs = [(index, (index + 2) % 9) for index in range(9)]
     use_kto_forward(model)
-    together = model(bin=make_bin(examples, pairs, range(9), PAD_ID, packed))
+    prompts, completions = np.array(pairs).T
+    together = model(bin=make_bin(examples, prompts, completions, PAD_ID, packed))
     for number, (prompt, completion) in enumerate(pairs):
         prompt_ids, completion_ids = examples.prompt(prompt), examples.completion(completion, prompt)
         ids = torch.tensor([[*prompt_ids.tolist(), *completion_ids.tolist()]])

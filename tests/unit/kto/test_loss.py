@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ladle.kto import loss as kto_loss_module
-from ladle.kto.loss import KtoWeights, blocks, completion_logps, kto_loss, loss_of_completions, reference_points
+from ladle.kto.data import make_bin
+from ladle.kto.loss import (
+    KtoWeights,
+    blocks,
+    completion_logps,
+    kto_loss,
+    loss_of_completions,
+    prepare_policy,
+    reference_points,
+    use_kto_forward,
+)
+from tests.tiny_models import make_tokenizer
+from tests.unit.kto.samples import PAD_ID, examples_of
 
 ONE = KtoWeights(0.1, 1.0, 1.0)
 
@@ -117,3 +133,51 @@ def test_blocks_cover_everything_once_within_capacity(sizes, capacity):
     assert [index for which, _, _ in found for index in range(which.start, which.stop)] == list(range(len(sizes)))
     assert [token for _, tokens, _ in found for token in range(tokens.start, tokens.stop)] == list(range(sum(sizes)))
     assert all(sum(part) <= capacity or len(part) == 1 for _, _, part in found)
+
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+CURVED: dict[str, dict[str, Any]] = {
+    "a bias": {"model_type": "phi", "partial_rotary_factor": 0.5},
+    "a scale": {"model_type": "cohere", "logit_scale": 0.125},
+    "a divisor": {"model_type": "granite", "logits_scaling": 4.0},
+    "a soft cap": {"model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 5.0},
+}
+
+
+@pytest.mark.parametrize("fields", CURVED.values(), ids=CURVED)
+def test_a_head_that_is_more_than_a_matrix_gives_the_models_own_logits_and_gradients(fields):
+    """Loss, log-probabilities, entropies and gradients against autograd through the logits that the model returns."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**SMALL | fields, vocab_size=len(make_tokenizer()))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.get_output_embeddings().parameters():
+        torch.nn.init.normal_(parameter, std=1.0)  # logits of some units, where a curve is one
+    prompts, completions = np.arange(4), np.array([1, 2, 3, 0])
+    examples = examples_of(4)
+    traits = prepare_policy(model)
+    assert traits.why_own_logits
+    one_bin = make_bin(examples, prompts, completions, PAD_ID, use_kto_forward(model, traits))
+    reference = model(bin=one_bin) + torch.tensor([0.5, -0.5, 1.0, 0.0])
+
+    def objective(logp: torch.Tensor, which: slice) -> torch.Tensor:
+        return kto_loss(logp - reference[which], IS_DESIRABLE[which], torch.tensor(0.1), WEIGHTS)
+
+    loss, logp, entropy = model(bin=one_bin, objective=objective)
+    loss.backward()
+    ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    logps, entropies = [], []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        start, end = examples.prompt(prompt).tolist(), examples.completion(completion, prompt).tolist()
+        logits = model(input_ids=torch.tensor([start + end])).logits[0, len(start) - 1 : -1].float()
+        terms = logits.log_softmax(-1)
+        logps.append(terms.gather(1, torch.tensor(end)[:, None]).sum())
+        entropies.append(-(terms.exp() * terms).sum())
+    objective(torch.stack(logps), slice(None)).sum().backward()
+    torch.testing.assert_close(logp, torch.stack(logps).detach(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(entropy, torch.stack(entropies).detach(), rtol=1e-5, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        assert (ours[name] - parameter.grad).norm() <= 1e-4 * parameter.grad.norm() + 1e-6, name
