@@ -60,7 +60,7 @@ def test_a_training_killed_while_it_seals_checkpoints_in_the_background_ends_wit
 
 def test_a_checkpoint_that_cannot_be_sealed_in_the_background_stops_the_run(tmp_path, monkeypatch):
     job = with_policy(with_trainer(make_job(tmp_path, "qwen3"), max_steps=40), save_in_background=True)
-    seal, main, threads = loop.seal, threading.get_ident(), set()
+    seal, main, threads = loop.checkpoints.seal, threading.get_ident(), set()
 
     def seal_or_fail(staged, folder):
         threads.add(threading.get_ident())
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_sealed_in_the_background_stops_the_run(tmp_
             raise OSError(28, "No space left on device")
         return seal(staged, folder)
 
-    monkeypatch.setattr(loop, "seal", seal_or_fail)
+    monkeypatch.setattr(loop.checkpoints, "seal", seal_or_fail)
     with pytest.raises(OSError, match="No space left"):
         run_here(job, tmp_path / "out")
     assert main not in threads
@@ -303,7 +303,7 @@ def test_a_disk_that_fills_up_costs_no_good_checkpoint(is_noticed_before, small_
     """Refused before a save, or met in the middle of one; with room again, the run ends as if nothing had happened."""
     job = with_trainer(make_job(tmp_path, "deepseek_v3"), max_steps=12, save_steps=4, report_to="none")
     whole = run_here(job, tmp_path / "whole")
-    out, seal = small_disk / "out", loop.seal
+    out, seal = small_disk / "out", loop.checkpoints.seal
 
     def fill_up_after(staged, folder):
         sealed = seal(staged, folder)
@@ -312,9 +312,9 @@ def test_a_disk_that_fills_up_costs_no_good_checkpoint(is_noticed_before, small_
         return sealed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "seal", fill_up_after)
+        patch.setattr(loop.checkpoints, "seal", fill_up_after)
         if not is_noticed_before:
-            patch.setattr(loop, "require_free_space", lambda *arguments: None)
+            patch.setattr(loop.checkpoints, "require_free_space", lambda *arguments: None)
         with pytest.raises((UserError, OSError, RuntimeError, SafetensorError), match=r"free|No space|enforce|28"):
             run_here(job, out)
     assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["checkpoint-4"]

@@ -48,19 +48,8 @@ from ladle.errors import Preempted, UserError
 from ladle.log import ProgressBar, get_logger, progress
 from ladle.models.load import load_model, save_model
 from ladle.models.probe import find_routers
+from ladle.training import checkpoint as checkpoints
 from ladle.training.balance import BalanceExperts
-from ladle.training.checkpoint import (
-    PREEMPTED,
-    STAGING,
-    TRAINING_STATE_FOLDER,
-    list_checkpoints,
-    newest_resumable,
-    remove_unfinished,
-    require_free_space,
-    rotate,
-    seal,
-    step_of,
-)
 from ladle.training.config import TrainingConfig
 from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import StepOrder
@@ -200,7 +189,7 @@ class Training:
         if checkpoint is not None:
             self._load(checkpoint, saved)
         elif self.arguments.save_strategy != SaveStrategy.NO and self.world.is_main:
-            require_free_space(self.folder, self._checkpoint_bytes(), "a checkpoint")
+            checkpoints.require_free_space(self.folder, self._checkpoint_bytes(), "a checkpoint")
         with ExitStack() as stack:
             stack.enter_context(self.stop.listening())
             self.writer = stack.enter_context(ThreadPoolExecutor(1))
@@ -240,7 +229,7 @@ class Training:
         norm = parallel.clip()
         loss, grad_norm, num_bad, num_asked = self._read(total, norm)
         if num_bad:
-            good = list_checkpoints(self.folder)
+            good = checkpoints.list_checkpoints(self.folder)
             self.guard.refuse(number, loss, grad_norm, self.order.rows(number), good[-1] if good else None)
             self.task.restore(before)
             self.balance.counts.clear()
@@ -349,17 +338,17 @@ class Training:
         found: list[Any] = [None]
         if self.world.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            newest = newest_resumable(self.folder)
-            remove_unfinished(self.folder, step_of(newest) if newest else 0)
+            newest = checkpoints.newest_resumable(self.folder)
+            checkpoints.remove_unfinished(self.folder, checkpoints.step_of(newest) if newest else 0)
             if newest is None and self.extends is not None:
-                newest = newest_resumable(self.extends / TRAINING_STATE_FOLDER)
+                newest = checkpoints.newest_resumable(self.extends / checkpoints.TRAINING_STATE_FOLDER)
             found = [newest]
         if self.world.size > 1:
             torch.distributed.broadcast_object_list(found)
         checkpoint: Path | None = found[0]
         if checkpoint is None:
             return None, []
-        self.resumed_from_step = step_of(checkpoint)
+        self.resumed_from_step = checkpoints.step_of(checkpoint)
         logger.info("resuming from %s", checkpoint.name)
         files = [checkpoint / PROGRESS.format(rank) for rank in range(len(list(checkpoint.glob(PROGRESS.format("*")))))]
         saved = [json.loads(file.read_text(encoding="utf-8")) for file in files]
@@ -395,9 +384,11 @@ class Training:
         """Write weights first, then what resuming needs, into a staging folder; seal, and rotate the older ones."""
         self._finish_saving()
         state, rank = self.state, self.world.rank
-        staged = self.folder / STAGING / f"checkpoint-{state.global_step}"
+        staged = self.folder / checkpoints.STAGING / f"checkpoint-{state.global_step}"
         if self.world.is_main:
-            require_free_space(self.folder, self._checkpoint_bytes(), f"the checkpoint of step {state.global_step}")
+            checkpoints.require_free_space(
+                self.folder, self._checkpoint_bytes(), f"the checkpoint of step {state.global_step}"
+            )
             shutil.rmtree(staged.parent, ignore_errors=True)
             staged.mkdir(parents=True)
         self.world.wait()
@@ -411,14 +402,14 @@ class Training:
         self.world.wait()
         if self.world.is_main:
             if not is_scheduled:
-                (staged / PREEMPTED).write_text(pretty_json({"step": state.global_step}))
+                (staged / checkpoints.PREEMPTED).write_text(pretty_json({"step": state.global_step}))
             self.sealing = self.writer.submit(self._seal, staged)
         self._finish_saving(waits=not self.config.save_in_background)
         self._tell_trackers("on_save")
 
     def _seal(self, staged: Path) -> None:
-        seal(staged, self.folder)
-        rotate(self.folder, self.config)
+        checkpoints.seal(staged, self.folder)
+        checkpoints.rotate(self.folder, self.config)
 
     def _finish_saving(self, waits: bool = True) -> None:
         """Wait for the checkpoint that is being sealed, or only look; raises what went wrong with it."""

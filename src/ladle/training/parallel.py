@@ -22,13 +22,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint import state_dict as sharded
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -286,22 +281,22 @@ class Sharded(Parallel):
 
     def save(self, folder: Path) -> None:
         """Write a file of float32 weights and optimizer state for each process."""
-        weights, optimizer = get_state_dict(self.module, self.optimizer)
+        weights, optimizer = sharded.get_state_dict(self.module, self.optimizer)
         state_dict_saver.save({"weights": weights, "optimizer": optimizer}, checkpoint_id=folder / SHARDS)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on as many processes or another number."""
-        weights, optimizer = get_state_dict(self.module, self.optimizer)
+        weights, optimizer = sharded.get_state_dict(self.module, self.optimizer)
         state = {"weights": weights, "optimizer": optimizer}
         state_dict_loader.load(state, checkpoint_id=folder / SHARDS)
-        set_state_dict(
+        sharded.set_state_dict(
             self.module, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"]
         )
 
     def whole_weights(self) -> dict[str, torch.Tensor]:
         """Return all weights on the first process, in the CPU's memory; every process calls it."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return cast(dict[str, torch.Tensor], get_model_state_dict(self.module, options=options))
+        options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, torch.Tensor], sharded.get_model_state_dict(self.module, options=options))
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Return this process's shards of the optimizer's tensors, and of the weights it keeps."""
@@ -335,6 +330,7 @@ class Zero2(Parallel):
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**60,
         }
+        self.is_adapter = hasattr(self.module, "peft_config")
         self.model, *_ = deepspeed.initialize(model=self.module, optimizer=self.optimizer, config=config)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
@@ -356,13 +352,11 @@ class Zero2(Parallel):
 
     def save(self, folder: Path) -> None:
         """Write a file for each process, in DeepSpeed's form."""
-        is_adapter = hasattr(self.module, "peft_config")
-        cast(Any, self.model).save_checkpoint(str(folder), exclude_frozen_parameters=is_adapter)
+        cast(Any, self.model).save_checkpoint(str(folder), exclude_frozen_parameters=self.is_adapter)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
-        is_adapter = hasattr(self.module, "peft_config")
-        cast(Any, self.model).load_checkpoint(str(folder), load_module_strict=not is_adapter)
+        cast(Any, self.model).load_checkpoint(str(folder), load_module_strict=not self.is_adapter)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """Return this process's shares of the float32 weights and of the optimizer's tensors."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,11 +48,13 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
-def test_trackio(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
+def test_trackio(tmp_path):
+    """In a process of its own: trackio reads its folder when it is imported."""
     pytest.importorskip("trackio", reason="trackio is not installed")
-    track("trackio", tmp_path, project="tiny")
-    (file,) = tmp_path.glob("*.db")
-    with sqlite3.connect(file) as database:
+    code = "import sys, pathlib; from tests.unit.training.test_trackers import track; "
+    code += "track('trackio', pathlib.Path(sys.argv[1]), project='tiny')"
+    root, environment = Path(__file__).parents[3], os.environ | {"TRACKIO_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=root, env=environment)
+    with sqlite3.connect(tmp_path / "tiny.db") as database:
         (count,) = database.execute("SELECT count(*) FROM metrics").fetchone()
     assert count >= 2
