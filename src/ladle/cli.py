@@ -495,7 +495,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run_and_explain(arguments: list[str] | None) -> Any:
     try:
-        return app(args=arguments, standalone_mode=False)
+        return app(args=arguments, standalone_mode=False) or 0
     except typer.Exit as outcome:
         return outcome.exit_code
     except UsageError as error:
