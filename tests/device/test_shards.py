@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
+from ladle.training import parallel as parallel_module
+from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
-from ladle.training.parallel import Sharded, World
-from ladle.training.run import make_optimizer
+from ladle.training.parallel import Sharded, World, make_optimizer
 
 PROCESSES = 64
 
@@ -45,13 +47,15 @@ def share_out(
 ) -> Sharded:
     """Return the model among the processes, computing in bfloat16, `prepare`d before it has an optimizer."""
     arguments = TrainingArguments(str(folder), use_cpu=True, report_to="none")
+    config = PretrainConfig(dtype="bfloat16", distributed="fsdp" if shards else "ddp", processes=PROCESSES)
 
-    def make(module: nn.Module) -> torch.optim.Optimizer:
+    def make(module: nn.Module, arguments: TrainingArguments) -> torch.optim.Optimizer:
         prepare(module)
         return make_optimizer(module, arguments)
 
     model.to = lambda *_, **__: model  # it is on no device yet
-    return Sharded(model, world, arguments, make, shards, torch.bfloat16)
+    with mock.patch.object(parallel_module, "make_optimizer", make):
+        return Sharded(config, model, world, arguments)
 
 
 def weights_of(model: nn.Module) -> dict[str, DTensor]:
