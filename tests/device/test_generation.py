@@ -43,10 +43,7 @@ def test_slots(shape, tmp_path):
     with gpu:
         assert complete() == on_cpu
     rounds = 2  # of requests through the slots
-    a_token, a_round = (
-        10,
-        20,
-    )  # rows and settings up, columns, masks, looks at temperature, top k and p, tokens down; prompts
+    a_token, a_round = 10, 20  # settings, columns, masks, looks at temperature, top k and p, and tokens; prompts
     assert rounds * NEW_TOKENS <= len(gpu.syncs) <= rounds * (a_token * NEW_TOKENS + a_round), gpu.report()
 
 
