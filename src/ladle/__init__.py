@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from ladle.api import *
 
 __all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "doctor", "evaluate", "export_arrow"]
-__all__ += ["fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix", "open", "push", "rehearse"]
-__all__ += ["rescore", "soup", "verify"]
+__all__ += ["fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix", "open", "peek", "push"]
+__all__ += ["rehearse", "rescore", "soup", "verify"]
 
 
 def __getattr__(name: str) -> Any:

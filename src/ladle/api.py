@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ladle.generation.request import Sample
     from ladle.grading.verdict import Grade
     from ladle.launch.queue import Launched
+    from ladle.peek import PackedRow
     from ladle.preflight.rehearse import Rehearsal
 
 logger = get_logger(__name__)
@@ -313,6 +314,17 @@ def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
         UserError: there is none.
     """
     return _artifact(find_artifact(reference, root))
+
+
+def peek(reference: Reference, rows: int = 3, split: str = "train", root: Reference = DEFAULT_ROOT) -> list[PackedRow]:
+    """Return the first packed rows of a mixture, or of `sft/data`, as text with what is trained on.
+
+    Raises:
+        UserError: it has no packed rows, or no such split.
+    """
+    from ladle.peek import peek as read_rows
+
+    return read_rows(find_artifact(reference, root), rows, split)
 
 
 def find_artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Path:

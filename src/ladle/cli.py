@@ -250,11 +250,12 @@ def _stage_command(stage: str, what: str) -> None:
     ) -> None:
         _build_stage(stage, recipe, config, out, root)
 
-    command.__doc__ = f"{what}\n\nExample:\n\n  ladle {stage} recipes/quickstart.yaml --out {stage}-out"
+    command.__doc__ = f"{what}\n\nExample:\n\n  ladle {stage} recipes/tiny.yaml --out {stage}-out"
     app.command(stage)(command)
 
 
 _stage_command("pretrain", "Continue pretraining a model on a mixture.")
+_stage_command("sft", "Fine-tune a model on the answers of conversations.")
 _stage_command("rollout", "Sample completions and label them by their answers.")
 _stage_command("prefer", "Join preference data into prompt, completion, label.")
 _stage_command("kto", "Align a policy by KTO.")
@@ -377,6 +378,23 @@ def verify(artifact: Reference, recompute: Recompute = False, root: Root = ROOT,
     display.print_faults(artifact, faults, recompute, as_json)
     if faults:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@app.command()
+def peek(
+    artifact: Reference,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to print, in the order of training.")] = 3,
+    split: Annotated[str, typer.Option()] = "train",
+    root: Root = ROOT,
+    as_json: AsJson = False,
+) -> None:
+    """Print packed rows as text, with what is trained on.
+
+    Example:
+
+      ladle peek recipes/tiny.yaml:mix --rows 1
+    """
+    display.emit(api.peek(artifact, rows, split, root), as_json, display.show_packed)
 
 
 @app.command()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ladle.evaluation.rescore import Rescored
     from ladle.generation.request import Sample
     from ladle.launch.queue import Launched
+    from ladle.peek import PackedRow
     from ladle.preflight.rehearse import Rehearsal
 
 
@@ -74,6 +75,18 @@ def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
     if as_json:
         rows = [row | {"path": one.path} for row, one in zip(rows, plan, strict=True)]
     emit(rows, as_json, show_rows)
+
+
+def show_packed(rows: list[PackedRow]) -> None:
+    """Print packed rows as text, each document under a rule; what is not trained on is in grey, or between ‹ and ›."""
+    grey, plain = ("\x1b[90m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+    for number, row in enumerate(rows, start=1):
+        for place, document in enumerate(row.documents, start=1):
+            sys.stdout.write(f"--- row {number}, document {place}\n")
+            runs = [run.text if run.is_trained else f"{grey}‹{run.text}›{plain}" for run in document]
+            sys.stdout.write("".join(runs).rstrip("\n") + "\n")
+        if row.num_padding:
+            sys.stdout.write(f"--- row {number} ends in {row.num_padding} tokens of padding\n")
 
 
 def print_results(run: Run) -> None:

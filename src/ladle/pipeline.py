@@ -16,7 +16,7 @@ from pathlib import Path
 from ladle.artifacts.inputs import HubRepository, InputFinder, find_local, names_hub
 from ladle.artifacts.step import Step, StepInput, StepOutput, in_build_order
 from ladle.config import Config
-from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferConfig
+from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferConfig, SftDataConfig, SftPreferConfig
 from ladle.data.formats import find_code
 from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
@@ -25,16 +25,32 @@ from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig
 from ladle.recipe import KtoSection, Recipe, ReportConfig
 from ladle.soups.members import find_members
 from ladle.stage import Stage
-from ladle.stages import evaluate, fetch, gate, kto, kto_reference, mix, prefer, pretrain, report, rollout, soup
+from ladle.stages import (
+    evaluate,
+    fetch,
+    gate,
+    kto,
+    kto_reference,
+    mix,
+    prefer,
+    pretrain,
+    report,
+    rollout,
+    sft,
+    sft_data,
+    soup,
+)
 from ladle.training.checkpoint import TRAINING_STATE
-from ladle.training.config import PretrainConfig
+from ladle.training.config import NextTokenConfig, PretrainConfig, SftConfig
 
 Source = StepInput | Step | list[StepInput]
 """What a step reads in one role: an input, the output of a step, or several."""
 Inputs = dict[str, Source]
 
 CHECKPOINTS = "checkpoints/checkpoint-*"
-STEP_NAMES = ("datasets", "models", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto", "evaluate", "report")
+STEP_NAMES = (
+    *("datasets", "models", "base", "mix", "pretrain", "soup", "sft", "rollout", "prefer", "kto", "evaluate", "report"),
+)
 """What the names of steps begin with, up to a slash."""
 
 
@@ -62,7 +78,7 @@ class Pipeline:
         self.models: dict[str, Step] = {}
         for add in (
             *(self._add_datasets, self._add_base, self._add_mix, self._add_pretrain, self._add_soup),
-            *(self._add_alignments, self._add_evaluate, self._add_report),
+            *(self._add_sft, self._add_alignments, self._add_evaluate, self._add_report),
         ):
             try:
                 add()
@@ -141,11 +157,13 @@ class Pipeline:
         if data is None:
             problem = f"{section} has nothing to train on"
             raise UserError(problem, f"add a `mix:` section, or {section}.data=DIR of a mixture")
+        return self._add(name, pretrain.STAGE, config, self._start(config, section) | {"mixture": data}, section)
+
+    def _start(self, config: NextTokenConfig, section: str) -> Inputs:
+        """Return the model that a training starts from, or the training that it extends."""
         key = "model" if config.extends is None else "extends"
-        inputs: Inputs = {"model": self._model(getattr(config, key), f"{section}.{key}"), "mixture": data}
-        if config.extends is not None:
-            inputs["extends"] = inputs["model"]
-        return self._add(name, pretrain.STAGE, config, inputs, section)
+        start = self._model(getattr(config, key), f"{section}.{key}")
+        return {"model": start} if config.extends is None else {"model": start, "extends": start}
 
     def _add_soup(self) -> None:
         if (config := self.recipe.soup) is None:
@@ -168,10 +186,29 @@ class Pipeline:
         if training is None:
             problem = "soup.members names checkpoints, and the recipe has no `pretrain:`"
             raise UserError(problem, "add it, or name model folders")
+        if training.peft is not None:
+            problem = "the checkpoints of pretrain.peft hold adapters, which are not averaged"
+            raise UserError(problem, "leave pretrain.peft out, or name model folders in soup.members")
         if training.trainer.values().get("save_strategy") == "no":
             problem = "the soup has no checkpoints: pretrain.trainer.save_strategy is no"
             raise UserError(problem, "set save_steps to save some")
         return [StepOutput(self.models["pretrained"], CHECKPOINTS)]
+
+    def _add_sft(self) -> None:
+        """Add the joined conversations, their tokens, and the training on them."""
+        section = self.recipe.sft
+        if section is None:
+            return
+        parent = self._model(section.model, "sft.model")
+        if section.takes_rollouts and self.recipe.rollout is not None:
+            policy = self.recipe.rollout.model
+            self._add_rollout("rollout", 0, self._model(policy, "rollout.model") if policy else parent)
+        inputs = self._preference_sources(section, "sft.data", "rollout")
+        preference = self._add("sft/prefer", prefer.STAGE, SftPreferConfig.part_of(section), inputs, "sft")
+        inputs = {"tokenizer": parent, "preference": preference}
+        rows = self._add("sft/data", sft_data.STAGE, SftDataConfig.part_of(section), inputs, "sft")
+        inputs = self._start(section, "sft") | {"mixture": rows}
+        self.models["sft"] = self._add("sft", sft.STAGE, SftConfig.part_of(section), inputs, "sft")
 
     def _add_alignments(self) -> None:
         """Add rollout, preference data, reference pass, training and gate of every round of every alignment."""
@@ -187,7 +224,11 @@ class Pipeline:
     def _add_rollout(self, name: str, number: int, policy: Source) -> None:
         if (config := self.recipe.rollout) is not None:
             inputs: Inputs = {"model": policy, "prompts": self._dataset(config.prompts.dataset, "rollout.prompts")}
-            self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout")
+            before = self.steps.get(name)
+            step = self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout")
+            if before is not None and before.fingerprint != step.fingerprint:
+                problem = "sft.data and kto.data take rollouts, of two models"
+                raise UserError(problem, "set rollout.model, or let kto.model be the model that sft starts from")
 
     def _add_round(self, section: KtoSection, key: str, number: int, parent: Source, is_last: bool) -> Step:
         """Add one round and return the step whose model is its result; the last round's is called `kto`."""
@@ -196,15 +237,7 @@ class Pipeline:
         if rollout is not None and (number == 0 or section.takes_rollouts):
             policy = self._model(rollout.model, "rollout.model") if number == 0 and rollout.model else parent
             self._add_rollout(f"rollout{suffix}", number, policy)
-        inputs: Inputs = {}
-        for index, source in enumerate(section.data):
-            if source.dataset != ROLLOUTS:
-                inputs[f"source:{index}"] = self._dataset(source.dataset, f"{key}.data", source.revision)
-            elif rollout is not None:
-                inputs[f"source:{index}"] = self.steps[f"rollout{suffix}"]
-            else:
-                problem = f"{key}.data names rollouts, and the recipe has no `rollout:` section"
-                raise UserError(problem, "add one, or other data")
+        inputs = self._preference_sources(section, f"{key}.data", f"rollout{suffix}")
         preference = self._add(f"prefer{suffix}", prefer.STAGE, PreferConfig.part_of(section), inputs, key)
         training = KtoConfig.part_of(section)
         passes = KtoReferenceConfig.of(training, section.seed)
@@ -284,6 +317,18 @@ class Pipeline:
     def _tokenizer(self, reference: str, revision: str | None, key: str) -> StepInput:
         """Return a folder with a tokenizer, or a model of the Hub of which only the tokenizer's files are fetched."""
         return self.finder.find("model", reference, key, revision, patterns=TOKENIZER_PATTERNS)
+
+    def _preference_sources(self, joined: PreferConfig, key: str, rollouts: str) -> Inputs:
+        inputs: Inputs = {}
+        for index, source in enumerate(joined.data):
+            if source.dataset != ROLLOUTS:
+                inputs[f"source:{index}"] = self._dataset(source.dataset, key, source.revision)
+            elif self.recipe.rollout is not None:
+                inputs[f"source:{index}"] = self.steps[rollouts]
+            else:
+                problem = f"{key} names rollouts, and the recipe has no `rollout:` section"
+                raise UserError(problem, "add one, or other data")
+        return inputs
 
     def _dataset(self, reference: str, key: str, revision: str | None = None) -> Source:
         of_recipe = self.steps.get(f"datasets/{reference}")

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.config_file import ON_COMMAND_LINE, ConfigFile
-from ladle.data.config import ROLLOUTS, DatasetConfig, MixConfig, PreferConfig
+from ladle.data.config import ROLLOUTS, DatasetConfig, MixConfig, PreferConfig, SftDataConfig, SftPreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
 from ladle.kto.config import KtoConfig
@@ -18,7 +18,7 @@ from ladle.models.config import InitConfig
 from ladle.reporting.page import ReportConfig
 from ladle.rollouts.config import GateConfig, RolloutConfig
 from ladle.soups.config import SoupConfig
-from ladle.training.config import Dtype, PretrainConfig, TrainerArguments
+from ladle.training.config import Dtype, PretrainConfig, SftConfig, TrainerArguments
 
 
 class BaseConfig(Config):
@@ -70,6 +70,15 @@ class KtoSection(KtoConfig, PreferConfig):
         return self
 
 
+class SftSection(SftConfig, SftDataConfig, SftPreferConfig):
+    """The `sft:` section: conversations, and the training on their answers."""
+
+    @property
+    def takes_rollouts(self) -> bool:
+        """Whether the recipe's rollouts are among the data."""
+        return any(source.dataset == ROLLOUTS for source in self.data)
+
+
 class Recipe(Config):
     """The whole pipeline; a section that is left out is skipped."""
 
@@ -84,6 +93,7 @@ class Recipe(Config):
     mix: MixConfig | None = None
     pretrain: PretrainConfig | None = None
     soup: SoupConfig | None = None
+    sft: SftSection | None = None
     rollout: RolloutConfig | None = None
     kto: KtoSection | list[KtoSection] | None = None
     """One alignment, or several in a row (a curriculum), each from the last one's model."""

@@ -40,6 +40,7 @@ from ladle.training.loop import Training
 from ladle.training.run import FINISHED
 from tests.distributed.kto_job import make_kto_job
 from tests.distributed.pretrain_job import SAVE_EVERY, STEPS, Job, make_job
+from tests.distributed.sft_job import make_sft_job
 
 KILLS_PER_RUN = 4
 ONE_IN_SAVES = 5
@@ -328,7 +329,7 @@ def run(
     rng, tally = random.Random(seed), Tally(processes)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make = make_kto_job if stage == "kto" else make_job
+        make = {"pretrain": make_job, "sft": make_sft_job, "kto": make_kto_job}[stage]
         job = make(folder, shape, processes, dtype, distributed)
         job = replace(job, config=job.config.model_copy(update={"save_in_background": save_in_background}))
         reference = run_whole(job, folder / "uninterrupted")

@@ -13,9 +13,10 @@ from ladle.artifacts.record import read_record
 from ladle.models.load import load_model
 from tests.pipeline.conftest import Run, ladle
 
-MODELS = ("base", "base-few-shot", "pretrained", "soup", "kto")
+MODELS = ("base", "base-few-shot", "pretrained", "soup", "sft", "kto")
 STEPS = {
-    *("datasets/problems", "base/init", "base/mix", "base", "mix", "pretrain", "soup", "rollout", "prefer", "kto"),
+    *("datasets/problems", "base/init", "base/mix", "base", "mix", "pretrain", "soup", "sft/prefer", "sft/data", "sft"),
+    *("rollout", "prefer", "kto"),
     *(f"evaluate/{name}" for name in MODELS),
     "report",
 }
@@ -60,12 +61,15 @@ def test_a_changed_learning_rate_rebuilds_exactly_what_is_downstream(tiny, tiny_
     assert changed == {
         "pretrain",
         "soup",
+        "sft/data",
+        "sft",
         "rollout",
         "prefer",
         "kto/reference-1",
         "kto",
         "evaluate/pretrained",
         "evaluate/soup",
+        "evaluate/sft",
         "evaluate/kto",
         "report",
     }
@@ -100,7 +104,7 @@ def test_verify_walks_from_the_report_to_the_roots(tiny_run):
 
 def test_every_model_loads_with_nothing_missing(tiny_run):
     artifacts = tiny_run.artifacts()
-    for name in ("base", "pretrain", "soup", "kto"):
+    for name in ("base", "pretrain", "soup", "sft", "kto"):
         model = load_model(artifacts[name])
         config = json.loads(next(artifacts[name].rglob("config.json")).read_text())
         assert (config["topk_method"], config["scoring_func"]) == ("noaux_tc", "sigmoid")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -207,6 +207,9 @@ _FORMATS_OF_KEYS = {
 class PreferenceSource(Config):
     """One source of preference data."""
 
+    answers: ClassVar[Literal["last", "all"]] = "last"
+    """Which of the assistant's turns in `messages` are the completion: the last, or all of them and what is between."""
+
     dataset: str = location()
     """`rollouts`, a name of the recipe's `datasets:`, a Hub id, a `load_from_disk` folder, a path or glob of files."""
     split: str = "train"
@@ -277,6 +280,15 @@ class PreferenceSource(Config):
         return self
 
 
+class SftSource(PreferenceSource):
+    """One source of conversations and completions to imitate; those labelled False are left out."""
+
+    answers: ClassVar[Literal["last", "all"]] = "all"
+
+    label: bool | None = True
+    keep_label: bool | None = True
+
+
 class PreferConfig(Config):
     """Labelled completions in TRL's unpaired form: prompt, completion, label."""
 
@@ -300,6 +312,29 @@ class PreferConfig(Config):
         if texts and turns:
             raise mixed_forms(texts[0], turns[0])
         return self
+
+
+class SftPreferConfig(PreferConfig):
+    """Conversations and completions to imitate, in TRL's form of preference data, all labelled True."""
+
+    data: list[SftSource] = Field(min_length=1)  # type: ignore[assignment]
+    """Where conversations come from: formats and keys are those of `kto.data`, with `messages` trained on in all their
+    assistant turns; `rollouts` stands for the recipe's own right answers."""
+    balance: Literal[False] = False
+
+
+class SftDataConfig(Config):
+    """Conversations as packed rows of tokens."""
+
+    max_length: int = Field(1024, gt=1)
+    """Tokens of a row; a longer conversation loses its end."""
+    packing: bool = True
+    """Fill rows with several conversations, which do not see each other; else each has a row of its own."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of conversations without a usable answer past which the data is refused."""
+    template_date: IsoDate | None = None
+    """Today's date, for chat templates that write it."""
+    seed: int = 233
 
 
 def mixed_forms(text_source: str, messages_source: str) -> UserError:

@@ -226,30 +226,39 @@ def write_split(selections: Sequence[Selection], config: MixConfig, purpose: str
         purpose: name of the split; keys its order.
         folder: where the index goes; must not exist.
     """
+    windows = _windows(selections, config, purpose)
+    return write_packed(windows, config.packing, config.sequence_length, config.seed, folder)
+
+
+def write_packed(
+    windows: Iterable[np.ndarray], packing: str, row_length: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Pack windows of whole documents, which are segments, write the split's index, its rows in random order by the
+    seed, and return its entry in mixture.json."""
     folder.mkdir(parents=True)
     counts_of_windows = [np.empty(0, "<u4")]
     num_fragments = num_tokens = 0
     with (folder / SEGMENTS_FILE).open("wb", buffering=2**20) as stream:
-        for segments, counts in pack(_windows(selections, config, purpose), config.packing, config.sequence_length):
+        for segments, counts in pack(windows, packing, row_length):
             stream.write(segments.tobytes())
             counts_of_windows.append(counts.astype("<u4"))
             num_fragments += len(segments)
             num_tokens += int(segments["length"].sum(dtype=np.int64))
     counts = np.concatenate(counts_of_windows)
-    firsts, key = np.cumsum(counts, dtype="<u8") - counts, permutation_key("rows", config.seed)
+    firsts, key = np.cumsum(counts, dtype="<u8") - counts, permutation_key("rows", seed)
     with (folder / ROWS_FILE).open("wb") as stream:
         for start in range(0, len(counts), ROWS_AT_A_TIME):
             chosen = permute(np.arange(start, min(start + ROWS_AT_A_TIME, len(counts))), len(counts), key)
             rows = np.empty(len(chosen), ROW)
             rows["first"], rows["count"] = firsts[chosen], counts[chosen]
             stream.write(rows.tobytes())
-    padding = len(counts) * config.sequence_length - num_tokens
+    padding = len(counts) * row_length - num_tokens
     return {
         "rows": len(counts),
         "tokens": num_tokens,
         "fragments": num_fragments,
         "padding_tokens": padding,
-        "padding_share": round(padding / max(len(counts) * config.sequence_length, 1), 8),
+        "padding_share": round(padding / max(len(counts) * row_length, 1), 8),
     }
 
 

@@ -232,7 +232,7 @@ def unpaired_rows(
             notes = Counter[str]()
             found = list(_parts(row, source, notes))
             extras = _extras(row, source, isinstance(found[0][0], list))
-            examples = [_example(*one, notes) | extras for one in found]
+            examples = [_example(*one, source, notes) | extras for one in found]
             _require_json(examples)
             forms = {form or type(examples[0]["prompt"]), *(type(example["prompt"]) for example in examples)}
             if len(forms) > 1:
@@ -261,7 +261,8 @@ def _parts(row: Row, source: PreferenceSource, notes: Counter[str]) -> Iterator[
             )
             yield from ((prompt, chosen, True), (prompt, rejected, False))
         case "messages":
-            yield *_last_answer(_turns(row["messages"]), notes), label
+            split = _all_answers if source.answers == "all" else _last_answer
+            yield *split(_turns(row["messages"]), notes), label
         case "template" | "thumbs":
             keys = ("kto.data.prompt", "kto.data.completion")
             prompt, completion = (fill(text, row, key) for text, key in zip(source.templates, keys, strict=True))
@@ -324,6 +325,13 @@ def _last_answer(turns: Any, notes: Counter[str]) -> tuple[Any, Any]:
     return turns[:first], turns[first:stop]
 
 
+def _all_answers(turns: Any, notes: Counter[str]) -> tuple[Any, Any]:
+    """Return the turns before the first answer, and all from there to the last one."""
+    before, answer = _last_answer(turns, notes)
+    first = next(place for place, turn in enumerate([*before, *answer]) if turn["role"] == "assistant")
+    return before[:first], [*before[first:], *answer]
+
+
 def _turns(value: Any) -> Any:
     """Return turns as chat templates take them, and anything else as it is.
 
@@ -333,7 +341,7 @@ def _turns(value: Any) -> Any:
     return [read_turn(one) for one in value] if isinstance(value, list) else value
 
 
-def _example(prompt: Any, completion: Any, label: Any, notes: Counter[str]) -> Row:
+def _example(prompt: Any, completion: Any, label: Any, source: PreferenceSource, notes: Counter[str]) -> Row:
     if isinstance(label, str) and label.strip().lower() in ("true", "false"):  # CSV holds nothing but text
         label = label.strip().lower() == "true"
     if not isinstance(label, bool):
@@ -353,7 +361,7 @@ def _example(prompt: Any, completion: Any, label: Any, notes: Counter[str]) -> R
         seam: list[Any] = [prompt[-1], completion[0]]
         if seam[0]["role"] == "assistant" and not all("content" in turn for turn in seam):
             raise BadRow("prompt that ends in an assistant turn which the completion cannot continue")
-        if set(roles) != {"assistant"}:
+        if set(roles) != {"assistant"} and source.answers == "last":
             notes["completions hold turns of others, which are trained on too"] += 1
     return {"prompt": prompt, "completion": completion, "label": label}
 

@@ -159,6 +159,7 @@ class MixedDataset:
         self.vocab_size: int = self.mixture["vocab_size"]
         self.pad_id: int = self.mixture["pad_id"]
         self._open_shards: dict[int, np.ndarray] = {}
+        self._open_masks: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -168,16 +169,17 @@ class MixedDataset:
         """Return row `index`: input_ids, position_ids and labels, each (sequence_length,) i8."""
         input_ids = np.full(self.sequence_length, self.pad_id, np.int64)
         position_ids = np.empty(self.sequence_length, np.int64)
-        starts, filled = [], 0
+        labels = np.full(self.sequence_length, IGNORED_LABEL, np.int64)
+        filled = 0
         for shard, length, offset in self._segments(index).tolist():
             input_ids[filled : filled + length] = self._tokens(shard)[offset : offset + length]
             position_ids[filled : filled + length] = np.arange(length)
-            starts.append(filled)
+            trained = labels[filled + 1 : filled + length]
+            trained[:] = input_ids[filled + 1 : filled + length]
+            if (mask := self._mask(shard)) is not None:
+                trained[~mask[offset + 1 : offset + length]] = IGNORED_LABEL
             filled += length
         position_ids[filled:] = np.arange(self.sequence_length - filled)
-        labels = input_ids.copy()
-        labels[starts] = IGNORED_LABEL
-        labels[filled:] = IGNORED_LABEL
         return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
 
     def digest(self) -> str:
@@ -202,6 +204,15 @@ class MixedDataset:
             self._open_shards[shard] = open_shard(self.path / self.mixture["shards"][shard]["file"]).tokens()
         return self._open_shards[shard]
 
+    def _mask(self, shard: int) -> np.ndarray | None:
+        """Map which of a shard's tokens are trained on, bool; None where all are."""
+        name: str | None = self.mixture["shards"][shard].get("mask")
+        if name is None:
+            return None
+        if name not in self._open_masks:
+            self._open_masks[name] = _map(self.path / name, "?", 0, self.mixture["shards"][shard]["tokens"])
+        return self._open_masks[name]
+
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
         files = ((self.path / self.split / ROWS_FILE, ROW), (self.path / self.split / SEGMENTS_FILE, SEGMENT))
@@ -210,7 +221,10 @@ class MixedDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: another process maps the files itself."""
-        return {key: value for key, value in self.__dict__.items() if key != "_index"} | {"_open_shards": {}}
+        return {key: value for key, value in self.__dict__.items() if key != "_index"} | {
+            "_open_shards": {},
+            "_open_masks": {},
+        }
 
 
 def read_mixture(path: Path) -> dict[str, Any]:

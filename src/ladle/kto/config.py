@@ -5,48 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ladle.config import Config, IsoDate, execution
 from ladle.errors import UserError
-from ladle.training.config import Attention, Dtype, TrainingConfig
-
-
-class LoraConfig(Config):
-    """A low-rank adapter (arXiv 2106.09685), by peft's names."""
-
-    r: int = Field(16, gt=0)
-    lora_alpha: float = Field(16, gt=0)
-    lora_dropout: Literal[0] = 0
-    """KTO compares two models, not two dropout masks: only 0."""
-    target_modules: str | list[str] = "all-linear"
-    """Modules with an adapter, by name or pattern; the output head is none of them."""
-
-    @field_validator("target_modules")
-    @classmethod
-    def _spare_the_head(cls, modules: str | list[str]) -> str | list[str]:
-        named = [modules] if isinstance(modules, str) else modules
-        if head := [name for name in named if name.rpartition(".")[2] in HEADS]:
-            problem = f"peft.target_modules names {head[0]}, the output head, which KTO computes together with the loss"
-            raise UserError(problem, "leave it out (all-linear does)")
-        return modules
-
-
-class QuantizationConfig(Config):
-    """Weights held in 4 or 8 bits under an adapter (QLoRA, arXiv 2305.14314), by transformers' BitsAndBytesConfig."""
-
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = False
-    bnb_4bit_compute_dtype: Dtype = "float32"
-
-    @model_validator(mode="after")
-    def _one_width(self) -> QuantizationConfig:
-        if self.load_in_4bit == self.load_in_8bit:
-            seen = "both" if self.load_in_4bit else "neither"
-            raise UserError(f"quantization sets {seen} of load_in_4bit and load_in_8bit", "set one of them to true")
-        return self
+from ladle.training.config import Attention, Dtype, QuantizationConfig, TrainingConfig
 
 
 class KtoConfig(TrainingConfig):
@@ -89,10 +52,6 @@ class KtoConfig(TrainingConfig):
     on it."""
     eval_split: str = "test"
     """Split of the preference data that `trainer.eval_strategy` evaluates on."""
-    peft: LoraConfig | None = None
-    """Train an adapter; the result in `model/` has it merged, `adapter/` holds it alone."""
-    quantization: QuantizationConfig | None = None
-    """Hold the frozen weights in 4 or 8 bits; needs `peft` and the extra `quantization`."""
     keep_models: int | None = Field(0, ge=0)
     """Checkpoints past `trainer.save_total_limit` to keep as models alone; unset keeps all."""
 
@@ -106,21 +65,12 @@ class KtoConfig(TrainingConfig):
                 raise UserError(f"kto.{name}: {problem}", fix)
         return {key: value for key, value in values.items() if key not in ABSENT}
 
-    @model_validator(mode="after")
-    def _check(self) -> KtoConfig:
-        if self.quantization is not None and self.peft is None:
-            raise UserError("kto.quantization freezes the weights, and there is no adapter to train", "add `peft: {}`")
-        if self.peft is not None and self.distributed == "zero2" and self.quantization is not None:
-            raise UserError("quantized weights cannot be held by DeepSpeed", "set kto.distributed=ddp")
-        return self
-
     @property
     def estimates_kl(self) -> bool:
         """Whether the loss has a z0."""
         return self.loss_type == "kto" and self.kl_scope != "none"
 
 
-HEADS = ("lm_head", "embed_out", "output_layer")
 _MOVING_REFERENCE = (
     "the reference's log-probabilities are computed once, so it cannot move during training",
     "leave it out, and align in several rounds (kto.rounds) or stages (a list under kto:)",

@@ -8,7 +8,6 @@ too, whatever was killed in between and whichever process works on it.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from datasets import DatasetDict, load_from_disk
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ladle.artifacts.files import pretty_json
 from ladle.artifacts.journal import ShardJournal
@@ -29,10 +28,11 @@ from ladle.kto.data import KtoExamples, make_bin, plan_bins, refuse_single_label
 from ladle.kto.loss import prepare_policy, use_kto_forward
 from ladle.kto.pairs import KtoPlan, make_plan
 from ladle.models.chat import set_template_date
-from ladle.models.load import copy_out_of_file, load_model, model_dir
+from ladle.models.load import model_dir
 from ladle.models.probe import require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
+from ladle.training.adapter import load_start
 from ladle.training.parallel import World, join_world, leave_world
 
 TRAIN = "train"
@@ -108,19 +108,8 @@ def load_policy(
     Raises:
         UserError: KTO cannot use the model, or quantization without bitsandbytes.
     """
-    quantization = None
-    if settings.quantization is not None:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            problem = "kto.quantization needs bitsandbytes, which is not installed"
-            raise UserError(problem, "pip install 'ladle[quantization]', or leave kto.quantization out")
-        options = settings.quantization.model_dump()
-        options["bnb_4bit_compute_dtype"] = getattr(torch, options["bnb_4bit_compute_dtype"])
-        quantization = BitsAndBytesConfig(**options)
-    model = load_model(path, dtype, settings.attn_implementation, quantization)
+    model = load_start(path, settings.quantization, dtype, settings.attn_implementation, device)
     require_positions(model, num_tokens)
-    if quantization is None:
-        copy_out_of_file(model)
-        model.to(device=device)  # type: ignore[reportCallIssue]
     traits = warn_of(model, prepare_policy(model, checkpointing))
     packed = use_kto_forward(model, traits)
     return model, packed, traits.choices()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 
 from ladle.errors import UserError
-from ladle.kto.config import KtoConfig, KtoReferenceConfig, LoraConfig
+from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.kto.data import KtoExamples, refuse_single_label
 from ladle.kto.loss import KtoWeights
 from ladle.kto.pairs import make_plan
@@ -21,9 +19,10 @@ from ladle.kto.reference import TRAIN, KtoReference, load_policy
 from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.log import get_logger
 from ladle.models.chat import ensure_chat_template
-from ladle.models.load import load_model, model_dir, save_model
+from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
+from ladle.training.adapter import add_adapter, save_trained
 from ladle.training.arguments import use_liger_where_it_can_run
 from ladle.training.loop import Training
 from ladle.training.parallel import World
@@ -50,7 +49,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
     model, packed, choices = load_policy(start, config, config.weights_dtype, world.device, 0, checkpointing)
     use_liger_where_it_can_run(arguments, model)
     model.config.use_cache = False
-    policy = model if config.peft is None else add_adapter(model, config.peft, arguments.seed)
+    policy = add_adapter(model, config, arguments.seed)
     _require_enough_kl_rows(config, world.size)
     passes = KtoReferenceConfig.of(config, config.seed)
 
@@ -72,7 +71,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
 
     def save(training: Training) -> None:
         model.config.use_cache = True
-        save_policy(training, start, config, out)
+        save_trained(training, start, config, out)
 
     def summarise(training: Training) -> StageResult:
         last = next((entry for entry in reversed(training.state.log_history) if "loss" in entry), {})
@@ -118,40 +117,3 @@ def choose_weights(config: KtoConfig, is_desirable: np.ndarray) -> KtoWeights:
             ratio, low / per_unit, high / per_unit,
         )  # fmt: skip
     return KtoWeights(config.beta, desirable, config.undesirable_weight)
-
-
-def add_adapter(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
-    """Return the model under a fresh adapter, random by `seed` alone, its own weights frozen.
-
-    Raises:
-        UserError: peft is not installed.
-    """
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("kto.peft needs peft, which is not installed", "pip install 'ladle[peft]', or leave it out")
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model, prepare_model_for_kbit_training
-
-    if getattr(model, "is_quantized", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    torch.manual_seed(seed)
-    return get_peft_model(model, PeftLoraConfig(**config.model_dump(), task_type="CAUSAL_LM"))
-
-
-def save_policy(training: Training, start: Path, config: KtoConfig, out: Path) -> None:
-    """Save a trained policy to `out/model`; an adapter to `out/adapter`, and merged into its unquantized start."""
-    if config.peft is None:
-        training.save_weights(out / "model")
-        return
-    from peft import PeftModel
-
-    training.save_weights(out / "adapter")
-    if not training.world.is_main:
-        return
-    config_file = out / "adapter" / "adapter_config.json"
-    fields = json.loads(config_file.read_text(encoding="utf-8"))
-    # the start's name alone: its folder would differ between equal runs
-    fields["base_model_name_or_path"] = Path(fields["base_model_name_or_path"]).parent.name
-    config_file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    base = load_model(start, config.dtype, config.attn_implementation)
-    adapted: Any = PeftModel.from_pretrained(base, str(out / "adapter"), torch_device="cpu")  # where the base is
-    save_model(adapted.merge_and_unload(), training.tokenizer, out / "model")

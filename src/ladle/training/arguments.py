@@ -71,10 +71,13 @@ def check_arguments(config: TrainingConfig, values: dict[str, Any]) -> TrainingA
         with warnings.catch_warnings():  # of names that transformers 6 will drop, and Ladle requires one below 6
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
             arguments = TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise _explain(error) from error
+    try:
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()  # says whether its package is installed
-    except (TypeError, ValueError, ImportError, RuntimeError) as error:
-        raise _explain(error) from error
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"trainer.report_to: {error}", "install its package, or leave report_to out") from error
     return arguments
 
 
@@ -105,7 +108,7 @@ def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> 
         raise UserError("trainer.fp16 does not work with distributed: fsdp", "set bf16: true")
     if config.distributed == "fsdp" and getattr(config, "quantization", None) is not None:
         raise UserError("quantized weights cannot be split by distributed: fsdp", "set distributed: ddp")
-    if config.dtype == "float16" and config.distributed == "ddp" and getattr(config, "peft", None) is None:
+    if config.dtype == "float16" and config.distributed == "ddp" and config.peft is None:
         problem = "dtype: float16 cannot be trained: AdamW's epsilon and most updates round to nothing in it"
         raise UserError(problem, "set dtype: float32 with trainer.fp16=true (mixed precision), or dtype: bfloat16")
 

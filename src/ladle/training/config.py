@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.errors import UserError
@@ -154,6 +154,46 @@ def training_arguments() -> dict[str, Argument]:
     return arguments
 
 
+HEADS = ("lm_head", "embed_out", "output_layer")
+
+
+class LoraConfig(Config):
+    """A low-rank adapter (arXiv 2106.09685), by peft's names."""
+
+    r: int = Field(16, gt=0)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: Literal[0] = 0
+    """Only 0: KTO compares two models, not two dropout masks, and a resumed run has the same passes."""
+    target_modules: str | list[str] = "all-linear"
+    """Modules with an adapter, by name or pattern; the output head is none of them."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _spare_the_head(cls, modules: str | list[str]) -> str | list[str]:
+        named = [modules] if isinstance(modules, str) else modules
+        if head := [name for name in named if name.rpartition(".")[2] in HEADS]:
+            problem = f"peft.target_modules names {head[0]}, the output head, which is computed together with the loss"
+            raise UserError(problem, "leave it out (all-linear does)")
+        return modules
+
+
+class QuantizationConfig(Config):
+    """Weights held in 4 or 8 bits under an adapter (QLoRA, arXiv 2305.14314), by transformers' BitsAndBytesConfig."""
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_compute_dtype: Dtype = "float32"
+
+    @model_validator(mode="after")
+    def _one_width(self) -> QuantizationConfig:
+        if self.load_in_4bit == self.load_in_8bit:
+            seen = "both" if self.load_in_4bit else "neither"
+            raise UserError(f"quantization sets {seen} of load_in_4bit and load_in_8bit", "set one of them to true")
+        return self
+
+
 class TrainingConfig(Config):
     """What both kinds of training have."""
 
@@ -192,6 +232,10 @@ class TrainingConfig(Config):
     """What a loss or gradient that is not finite does before the optimizer uses it: end the run with exit code 1, or
     skip the step, `nan_max_skips` times."""
     nan_max_skips: int = Field(10, ge=1)
+    peft: LoraConfig | None = None
+    """Train an adapter; the result in `model/` has it merged, `adapter/` holds it alone."""
+    quantization: QuantizationConfig | None = None
+    """Hold the frozen weights in 4 or 8 bits; needs `peft` and the extra `quantization`."""
     trainer: TrainerArguments = TrainerArguments()
     """transformers.TrainingArguments, by its own names."""
 
@@ -206,6 +250,10 @@ class TrainingConfig(Config):
         if self.selective_checkpointing and not self.checkpoints_activations:
             problem = "selective_checkpointing does nothing unless activations are checkpointed"
             raise UserError(problem, "set trainer.activation_checkpointing: true")
+        if self.quantization is not None and self.peft is None:
+            raise UserError("quantization freezes the weights, and there is no adapter to train", "add `peft: {}`")
+        if self.quantization is not None and self.distributed == "zero2":
+            raise UserError("quantized weights cannot be held by DeepSpeed", "set distributed: ddp")
         return self
 
     @property
@@ -222,8 +270,7 @@ class TrainingConfig(Config):
     def keeps_masters(self) -> bool:
         """Whether passes run on a bfloat16 copy of float32 weights. An adapter is float32 itself, on frozen weights;
         DeepSpeed keeps its own."""
-        is_adapter = getattr(self, "peft", None) is not None
-        return self.runs_in_bf16 and not (self.pure_bf16 or is_adapter or self.distributed == "zero2")
+        return self.runs_in_bf16 and not (self.pure_bf16 or self.peft is not None or self.distributed == "zero2")
 
     @property
     def weights_dtype(self) -> Dtype:
@@ -267,16 +314,14 @@ class TrainingConfig(Config):
         return math.ceil(self.num_epochs * math.ceil(rows / self.rows_per_step))
 
 
-class PretrainConfig(TrainingConfig):
-    """Continued pretraining on a mixture."""
+class NextTokenConfig(TrainingConfig):
+    """Training on the next token of packed rows: what pretraining and SFT have."""
 
     extends: str | None = location(None)
     """A finished training, kept with `keep_training_state`, to take further (`trainer.max_steps` counts from its own
     beginning): its weights, optimizer and place in the data, in place of `model`."""
     keep_training_state: bool = execution(False)
     """Keep the last checkpoint whole in `training_state/`, for a training that extends this one."""
-    data: str | None = location(None)
-    """The mixture: `mix`, or the path of one; unset is the recipe's mixture."""
     router_bias_update_rate: float = Field(1e-3, ge=0)
     """How far a router's bias moves towards balance in a step (MoE only; DeepSeek-V3's and OpenSeek's); 0 leaves it."""
     sequence_aux_loss: float = Field(0.0, ge=0)
@@ -286,7 +331,20 @@ class PretrainConfig(TrainingConfig):
     def _check_extension(self) -> Self:
         if self.extends is not None and self.model is not None:
             raise UserError("extends and model both name the start of a training", "leave model out")
+        if self.extends is not None and self.peft is not None:
+            raise UserError("an adapter's training cannot be extended: its model has the adapter merged", "use model")
         saves_none = self.trainer.get("save_only_model") or self.trainer.get("save_strategy") == "no"
         if self.keep_training_state and saves_none:
             raise UserError("keep_training_state is set, and no checkpoint has any", "set trainer.save_strategy: steps")
         return self
+
+
+class PretrainConfig(NextTokenConfig):
+    """Continued pretraining on a mixture."""
+
+    data: str | None = location(None)
+    """The mixture: `mix`, or the path of one; unset is the recipe's mixture."""
+
+
+class SftConfig(NextTokenConfig):
+    """Supervised fine-tuning on the answers of conversations."""

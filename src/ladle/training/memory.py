@@ -150,7 +150,7 @@ def _build(config: TrainingConfig, model_config: dict[str, Any], traits: Traits)
     else:
         use_linear_cross_entropy(model, traits)
         use_fused_attention(model)
-    if (adapter := getattr(config, "peft", None)) is None:
+    if (adapter := config.peft) is None:
         return model
     from peft import LoraConfig, get_peft_model
 

@@ -20,15 +20,17 @@ from ladle.artifacts.record import read_record
 from ladle.data.store import IGNORED_LABEL, MixedDataset
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.models.load import copy_out_of_file, load_model, model_dir
+from ladle.models.chat import ensure_chat_template
+from ladle.models.load import load_model, model_dir
 from ladle.models.probe import find_routers, probe, require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
+from ladle.training.adapter import add_adapter, load_start, save_trained
 from ladle.training.arguments import use_liger_where_it_can_run
 from ladle.training.attention import collate_packed, use_fused_attention
 from ladle.training.balance import SequenceAuxLoss
 from ladle.training.checkpoint import TRAINING_STATE_FOLDER, keep_training_state, list_checkpoints
-from ladle.training.config import PretrainConfig
+from ladle.training.config import NextTokenConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Pass, Task, Training
 from ladle.training.parallel import World
@@ -37,20 +39,20 @@ from ladle.training.run import Prepared, run_training
 logger = get_logger(__name__)
 
 
-def run(config: PretrainConfig, inputs: Inputs, out: Path) -> StageResult:
+def run(config: NextTokenConfig, inputs: Inputs, out: Path) -> StageResult:
     """Train `model` on `mixture`, from the newest valid checkpoint in `out` if there is one."""
     prepare = partial(_prepare, config, inputs, out)
     return run_training(config, out, prepare, config.router_bias_update_rate)
 
 
-def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: TrainingArguments, world: World) -> Prepared:
+def _prepare(
+    config: NextTokenConfig, inputs: Inputs, out: Path, arguments: TrainingArguments, world: World
+) -> Prepared:
     dataset, start = MixedDataset(inputs["mixture"][0]), inputs["model"][0]
     changes = describe_extension(config, start) if config.extends else {}
-    model = load_model(start, config.weights_dtype, config.attn_implementation)
-    copy_out_of_file(model)
+    model = load_start(start, config.quantization, config.weights_dtype, config.attn_implementation, world.device)
     model.config.use_cache = False
     require_positions(model, longest_document(dataset, model))
-    model.to(device=world.device)  # type: ignore[reportCallIssue]
     use_fused_attention(model)
     traits = warn_of(model, probe(model, config.batch_size))
     aux_loss = None
@@ -66,11 +68,13 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: Train
         raise UserError(problem, fix)
     use_liger_where_it_can_run(arguments, model)
     tokenizer = load_fast_tokenizer(model_dir(start))
+    if dataset.mixture.get("conversational"):
+        ensure_chat_template(tokenizer)
     held_out = MixedDataset(dataset.path, "validation") if arguments.eval_strategy != "no" else None
 
     def save(training: Training) -> None:
         model.config.use_cache = True
-        training.save_weights(out / "model")
+        save_trained(training, start, config, out)
         if config.keep_training_state and world.is_main:
             keep_training_state(training.folder, out)
 
@@ -87,10 +91,11 @@ def _prepare(config: PretrainConfig, inputs: Inputs, out: Path, arguments: Train
         return StageResult({"tokens": tokens}, metrics)
 
     task, extends = PretrainTask(dataset, held_out, aux_loss), start if config.extends else None
-    return Prepared(task, model, tokenizer, save, summarise, extends)
+    trained = add_adapter(model, config, arguments.seed)
+    return Prepared(task, trained, tokenizer, save, summarise, extends)
 
 
-def describe_extension(config: PretrainConfig, start: Path) -> dict[str, str]:
+def describe_extension(config: NextTokenConfig, start: Path) -> dict[str, str]:
     """Return what a training changes of the finished one that it extends, by key, and log it.
 
     Raises:
