@@ -31,6 +31,9 @@ class KtoConfig(TrainingConfig):
     """KTO's λ_D; `auto` sets λ_D n_D = λ_U n_U, the lower end of the paper's range [1, 4/3]."""
     undesirable_weight: float = Field(1.0, gt=0)
     """KTO's λ_U."""
+    nll_weight: float = Field(0.0, ge=0)
+    """Weight of a second term of the loss: the mean over a step's desirable completions of -log π(y|x) / |y|
+    (LLaMA-Factory's `pref_ftx`; RPO's term, arXiv 2404.19733). It keeps right answers likely where wrong ones push."""
     kl_scope: Literal["step", "microbatch", "none"] = "step"
     """Examples whose mismatched pairs make one z0: those of an optimizer step, or of a microbatch over all processes
     (TRL's way); `none` sets z0 = 0."""

@@ -6,7 +6,8 @@ whose loss and gradients the head gives in one pass. `per_device_train_batch_siz
 therefore say how many rows make a step (and, with `kl_scope: microbatch`, which of them share a z0), not what is held
 in memory: that is `max_tokens_per_microbatch`.
 
-The loss of a step is the mean over its rows, also of a last step that is not full.
+The loss of a step is the mean over its rows, also of a last step that is not full; to it comes, with `nll_weight`, the
+mean over its desirable rows of their negative log-likelihood a token.
 """
 
 from __future__ import annotations
@@ -136,12 +137,14 @@ class KtoOptions:
         kl_scope: rows that share a z0.
         budget: tokens of one forward pass, padding included where there is any.
         packed: sequences of a forward pass are one row.
+        nll_weight: weight of the desirable completions' negative log-likelihood a token.
     """
 
     weights: KtoWeights
     kl_scope: Literal["step", "microbatch", "none"]
     budget: int
     packed: bool
+    nll_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -203,20 +206,26 @@ class KtoTask(Task):
         weight, places = float(bool(places)), places or [0]
         rows = step.rows[places]
         one_bin = self._make_bin(training, data.examples, rows, rows)
-        of_bin = (data.reference.logp_N[rows], data.examples.is_desirable[rows], step.group_of[places])
+        is_desirable = data.examples.is_desirable[rows]
+        of_bin = (data.reference.logp_N[rows], is_desirable, step.group_of[places])
         reference_B, is_desirable_B, group_B = (
             torch.from_numpy(values).to(z0_G.device, non_blocking=True) for values in of_bin
         )
         z0_B = z0_G[group_B]
-        scale = weight * training.world.size / len(step.rows)
+        weight *= training.world.size
+        scale = weight / len(step.rows)
+        num_desirable = max(1, int(data.examples.is_desirable[step.rows].sum()))
+        nll_of_B = is_desirable * self.options.nll_weight * weight / num_desirable / np.array(one_bin.sizes)
+        nll_scale_B = torch.from_numpy(nll_of_B.astype(np.float32)).to(z0_G.device, non_blocking=True)
 
         def objective(logp_b: torch.Tensor, which: slice) -> torch.Tensor:
             ratio_b = logp_b - reference_B[which]
-            return scale * kto_loss(ratio_b, is_desirable_B[which], z0_B[which], self.options.weights)
+            kto_b = kto_loss(ratio_b, is_desirable_B[which], z0_B[which], self.options.weights)
+            return scale * kto_b - nll_scale_B[which] * logp_b
 
         loss, logp_B, entropy_B = model(bin=one_bin, objective=objective)
         if weight:
-            is_desirable, beta = data.examples.is_desirable[rows], self.options.weights.beta
+            beta = self.options.weights.beta
             self.metrics.add(beta, is_desirable, one_bin.sizes, logp_B, logp_B - reference_B, entropy_B)
         return loss
 

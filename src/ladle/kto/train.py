@@ -65,6 +65,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
         config.kl_scope if config.estimates_kl else "none",
         config.max_tokens_per_microbatch,
         packed,
+        config.nll_weight,
     )
     eval_data = read(config.eval_split, is_training=False) if passes.eval_split else None
     task = KtoTask(data, eval_data, options, cast(int, tokenizer.pad_token_id or 0))
@@ -76,7 +77,10 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
     def summarise(training: Training) -> StageResult:
         last = next((entry for entry in reversed(training.state.log_history) if "loss" in entry), {})
         counters = {"desirable": int(labels.sum()), "undesirable": int((~labels).sum())}
-        return StageResult(counters, {name: last[name] for name in SHOWN_METRICS if name in last} | choices)
+        metrics = {name: last[name] for name in SHOWN_METRICS if name in last} | choices
+        weights = (options.weights.desirable, options.weights.undesirable)
+        positive, negative = (weight * count for weight, count in zip(weights, counters.values(), strict=True))
+        return StageResult(counters, metrics | ({"negatives_to_positives": negative / positive} if positive else {}))
 
     return Prepared(task, policy, tokenizer, save, summarise)
 

@@ -40,7 +40,9 @@ def of_ladle(training: Training) -> tuple[float, torch.Tensor]:
     return sum(loss.item() for loss in losses), gradient_of(training.model)
 
 
-def in_float64(policy: Any, reference: PreTrainedModel, data: KtoData) -> tuple[float, torch.Tensor]:
+def in_float64(
+    policy: Any, reference: PreTrainedModel, data: KtoData, nll_weight: float = 0.0
+) -> tuple[float, torch.Tensor]:
     """Return loss and gradient from full logits, one sequence at a time, all in float64."""
     for model in (policy.get_base_model() if hasattr(policy, "peft_config") else policy, reference):
         if model.config.model_type == "deepseek_v3":
@@ -48,13 +50,14 @@ def in_float64(policy: Any, reference: PreTrainedModel, data: KtoData) -> tuple[
     policy, reference = policy.double(), reference.double()
     examples, partners = data.examples, data.plan.partners(0)
 
-    def ratio(prompt: int, completion: int) -> torch.Tensor:
+    def logps_of(model: Any, prompt: int, completion: int) -> torch.Tensor:
         prompt_ids, ids = examples.prompt(prompt), examples.completion(completion, prompt)
         tokens = torch.tensor([[*prompt_ids.tolist(), *ids.tolist()]])
-        logps = [
-            model(input_ids=tokens).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1) for model in (policy, reference)
-        ]
-        own, theirs = (logp.gather(1, tokens[0, len(prompt_ids) :, None]).sum() for logp in logps)
+        logp_NV = model(input_ids=tokens).logits[0, len(prompt_ids) - 1 : -1].log_softmax(-1)
+        return logp_NV.gather(1, tokens[0, len(prompt_ids) :, None])
+
+    def ratio(prompt: int, completion: int) -> torch.Tensor:
+        own, theirs = (logps_of(model, prompt, completion).sum() for model in (policy, reference))
         return own - theirs.detach()
 
     rows = range(len(examples))
@@ -62,6 +65,9 @@ def in_float64(policy: Any, reference: PreTrainedModel, data: KtoData) -> tuple[
         z0 = torch.stack([ratio(row, int(partners[row])) for row in rows]).mean().clamp(min=0)
     ratios = torch.stack([ratio(row, row) for row in rows])
     loss = kto_loss(ratios, torch.tensor(examples.is_desirable), z0, WEIGHTS).mean()
+    if nll_weight:
+        nlls = [-logps_of(policy, row, row).mean() for row in rows if examples.is_desirable[row]]
+        loss = loss + nll_weight * torch.stack(nlls).mean()
     loss.backward()
     return loss.item(), gradient_of(policy)
 
@@ -91,6 +97,20 @@ def test_loss_and_gradients_equal_trls_and_are_no_farther_from_float64(shape, al
     )
     assert our_error <= max(their_error, 1e-6)  # both are a few 1e-7, where one order of sums is as good as another
     assert our_error <= 1e-5
+
+
+def test_the_nll_of_desirable_completions_equals_a_float64_computation(tmp_path: Path):
+    """In a step of two microbatches, whose completions are repacked."""
+    reference, rows = make_model("qwen3", len(make_tokenizer())), preference_rows(8)
+    settings = ONE_STEP | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    policy = copy.deepcopy(reference)
+    ours = make_ladle(policy, rows, tmp_path, False, "step", 128, nll_weight=0.5, **settings)
+    ours.model.load_state_dict(_moved_state(ours.model))
+    exact = copy.deepcopy(ours.model)
+    loss, gradient = of_ladle(ours)
+    expected, true_gradient = in_float64(exact.eval(), reference, ours.task.data, 0.5)
+    assert loss == pytest.approx(expected, abs=1e-6)
+    assert (gradient - true_gradient).norm() / true_gradient.norm() < 1e-6
 
 
 def _moved_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

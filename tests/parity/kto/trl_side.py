@@ -102,6 +102,7 @@ def make_ladle(
     budget: int = 512,
     plan: KtoPlan | None = None,
     reference: KtoReference | None = None,
+    nll_weight: float = 0.0,
     **arguments: Any,
 ) -> Training:
     """Return Ladle's training, ready to run, on the rows in the order of the data, as TRL takes them."""
@@ -113,7 +114,7 @@ def make_ladle(
     policy: Any = get_peft_model(model, lora()) if peft else model
     values = {"save_strategy": "no", "logging_steps": 1, "report_to": "none"} | arguments
     config = KtoConfig(trainer=TrainerArguments(**values))
-    options = KtoOptions(WEIGHTS, kl_scope, budget, packed)  # type: ignore[arg-type]
+    options = KtoOptions(WEIGHTS, kl_scope, budget, packed, nll_weight)  # type: ignore[arg-type]
     task = KtoTask(KtoData(examples, plan, reference), None, options, PAD_ID)
     task.rows_are_shuffled = True
     made = make_arguments(config, out)
