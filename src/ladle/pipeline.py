@@ -23,6 +23,7 @@ from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelC
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import KtoSection, Recipe, ReportConfig
+from ladle.rollouts.config import GateConfig
 from ladle.soups.members import find_members
 from ladle.stage import Stage
 from ladle.stages import (
@@ -217,9 +218,15 @@ class Pipeline:
         rounds = [(section, key) for section, key in alignments for _ in range(section.rounds)]
         if not rounds and self.recipe.rollout is not None:
             self._add_rollout("rollout", 0, self._model(self.recipe.rollout.model, "rollout.model"))
+        kept: Source = []  # the model that the last gate kept
         for number, (section, key) in enumerate(rounds):
             parent = self._model(section.model if number == 0 else None, f"{key}.model")
-            self.models["kto"] = self._add_round(section, key, number, parent, is_last=number == len(rounds) - 1)
+            kept, is_last = parent if number == 0 else kept, number == len(rounds) - 1
+            self.models["kto"] = result = self._add_round(section, key, number, parent, is_last)
+            if section.gate is None:
+                kept = result
+            elif is_last or (number + 1) % section.gate.every == 0:
+                self.models["kto"] = kept = self._add_gate(section.gate, key, number, kept, result, is_last)
 
     def _add_rollout(self, name: str, number: int, policy: Source) -> None:
         if (config := self.recipe.rollout) is not None:
@@ -231,7 +238,7 @@ class Pipeline:
                 raise UserError(problem, "set rollout.model, or let kto.model be the model that sft starts from")
 
     def _add_round(self, section: KtoSection, key: str, number: int, parent: Source, is_last: bool) -> Step:
-        """Add one round and return the step whose model is its result; the last round's is called `kto`."""
+        """Add one round without its gate and return its training; the last round's is called `kto`."""
         suffix = f"/round-{number + 1}" if number else ""
         rollout = self.recipe.rollout
         if rollout is not None and (number == 0 or section.takes_rollouts):
@@ -244,14 +251,14 @@ class Pipeline:
         inputs = {"model": parent, "preference": preference}
         reference = self._add(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, key)
         name = "kto" if is_last and section.gate is None else f"kto/training-{number + 1}"
-        result = self._add(name, kto.STAGE, training, {"model": parent, "reference": reference}, key)
-        if section.gate is None:
-            return result
-        inputs = {"parent": parent, "candidate": result}
-        inputs["prompts"] = self._dataset(section.gate.prompts.dataset, f"{key}.gate.prompts")
-        return self._add(
-            "kto" if is_last else f"kto/gate-{number + 1}", gate.STAGE, section.gate, inputs, f"{key}.gate"
-        )
+        return self._add(name, kto.STAGE, training, {"model": parent, "reference": reference}, key)
+
+    def _add_gate(
+        self, config: GateConfig, key: str, number: int, parent: Source, candidate: Source, is_last: bool
+    ) -> Step:
+        prompts = self._dataset(config.prompts.dataset, f"{key}.gate.prompts")
+        inputs: Inputs = {"parent": parent, "candidate": candidate, "prompts": prompts}
+        return self._add("kto" if is_last else f"kto/gate-{number + 1}", gate.STAGE, config, inputs, f"{key}.gate")
 
     def _add_evaluate(self) -> None:
         if (config := self.recipe.evaluate) is None:

@@ -62,6 +62,18 @@ def test_each_round_starts_from_what_the_gate_before_it_kept_with_problems_of_it
     assert (steps["kto"].stage.name, source_of(steps["kto"], "candidate")) == ("gate", "kto/training-3")
 
 
+def test_a_gate_may_stand_after_several_rounds_and_compares_with_what_the_last_one_kept(tmp_path):
+    steps = pipeline(tmp_path, {"data": ["rollouts"], "rounds": 5, "gate": {**GATE, "every": 2}}).steps
+    gates = {name: step for name, step in steps.items() if step.stage.name == "gate"}
+    assert {name: (source_of(step, "parent"), source_of(step, "candidate")) for name, step in gates.items()} == {
+        "kto/gate-2": ("base", "kto/training-2"),
+        "kto/gate-4": ("kto/gate-2", "kto/training-4"),
+        "kto": ("kto/gate-4", "kto/training-5"),
+    }
+    assert source_of(steps["kto/training-2"], "model") == "kto/training-1"
+    assert source_of(steps["rollout/round-3"], "model") == "kto/gate-2"
+
+
 def test_a_list_is_a_curriculum(tmp_path):
     given = {"dataset": "problems", "format": "template", "completion": "{solution}", "label": True}
     kto = [{"data": [given], "beta": 0.3, "allow_single_label": True}, {"data": ["rollouts"]}]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from ladle.checkup import Checkup, Finding, Shrinking, guarded, warning
-from ladle.config import Config, IsoDate, location
+from ladle.config import Config, IsoDate, execution, location
 from ladle.evaluation.benchmark import PromptStyle
 from ladle.generation.request import SamplingConfig, Workers
 from ladle.models.before import check_positions, check_template, small_copy
@@ -54,6 +54,9 @@ class RolloutConfig(AttemptConfig):
     """The policy: `soup`, `pretrained`, `base` or a path; unset is the recipe's latest."""
     samples: int = Field(4, ge=1)
     """Completions a problem."""
+    keep: Literal["all", "mixed"] = "all"
+    """Problems whose attempts are kept: all, or only `mixed` ones, which some attempts solved and some did not; the
+    others say nothing of what makes an attempt right."""
     corrupt_answers: bool = False
     """Where no attempt at a problem was wrong, add one of its right ones with another problem's answer, as undesirable.
     A fallback: the policy may learn to tell such text from its own instead of getting better at the problem."""
@@ -78,6 +81,9 @@ class GateConfig(AttemptConfig):
 
     temperature: float = Field(default=0.0, ge=0)
     """Divisor of the logits; 0 takes the most likely token (greedy)."""
+    every: int = execution(1, ge=1)
+    """Rounds between two gates; the last round always has one. A gate compares with the model that the one before it
+    kept."""
     significance: float = Field(default=0.05, gt=0, le=1)
     """The round's model has to solve more, with McNemar's two-sided p at most this; at 1 it has to solve no
     fewer, which lets rounds through that are better by luck."""

@@ -60,6 +60,10 @@ def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     counters["cut"] = sum(attempt.sample.finish_reason == "length" for attempt in attempts)
     counters["gold_unreadable"] = len(problems) - len(attempts) // config.samples
     labelled = [attempt for attempt in attempts if attempt.verdict in ("correct", "wrong")]
+    if config.keep == "mixed":
+        mixed = keep_mixed(labelled)
+        counters["solved_always_or_never"] = len(labelled) - len(mixed)
+        labelled = mixed
     if config.corrupt_answers:
         corrupted = corrupt_answers(attempts, config.seed)
         labelled += corrupted
@@ -165,6 +169,12 @@ def _complete(
     problems = [problem for problem in problems if problem.idx not in unreadable]
     task = Task(purpose, problems, [make_prompt(config.prompt, problem.question, tokenizer) for problem in problems])
     return task, complete_tasks([task], config, config, model, tokenizer, folder, shard)
+
+
+def keep_mixed(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Return the attempts at problems that some of them solved and some did not."""
+    seen = {(attempt.problem.idx, attempt.verdict) for attempt in attempts}
+    return [one for one in attempts if {(one.problem.idx, verdict) for verdict in ("correct", "wrong")} <= seen]
 
 
 def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:

@@ -18,7 +18,7 @@ from ladle.generation.transformers_backend import TransformersGenerator
 from ladle.models.load import save_model
 from ladle.rollouts import rollout
 from ladle.rollouts.config import GateConfig, RolloutConfig
-from ladle.rollouts.rollout import Attempt, corrupt_answers, read_problems
+from ladle.rollouts.rollout import Attempt, corrupt_answers, keep_mixed, read_problems
 from tests.tiny_models import make_model, make_tokenizer
 
 PROMPT = Prompt([1], "Question: x\nAnswer:")
@@ -145,6 +145,12 @@ def test_problems_whose_answer_cannot_be_read_are_left_out_and_counted(models, t
     counters = rollout.run(config, inputs, out).counters
     assert (counters["samples"], counters["gold_unreadable"]) == (4, 1)
     assert "1 of 3 known answers of rollout cannot be read" in caplog.text
+
+
+def test_mixed_problems_are_those_that_some_attempts_solved_and_some_did_not():
+    problems = [Item(n, f"q{n}", str(10 + n)) for n in range(4)]
+    verdicts = ["correct", "correct", "wrong", "wrong", "correct", "wrong", "wrong", "correct"]
+    assert [one.problem.idx for one in keep_mixed(attempts_with(verdicts, problems))] == [1, 3, 1, 3]
 
 
 def test_answers_are_corrupted_only_where_nothing_was_wrong():
