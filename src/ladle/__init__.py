@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ladle.api import *
 
-__all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "doctor", "evaluate", "export_arrow"]
-__all__ += ["fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix", "open", "peek", "push"]
-__all__ += ["rehearse", "rescore", "soup", "verify"]
+__all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "compare_records", "doctor"]
+__all__ += ["evaluate", "export_arrow", "fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix"]
+__all__ += ["open", "peek", "push", "rehearse", "rescore", "soup", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -520,6 +520,25 @@ def compare(first: Reference, second: Reference, root: Reference = DEFAULT_ROOT)
     return compare_runs(find_artifact(first, root), find_artifact(second, root))
 
 
+@dataclass(frozen=True)
+class Difference:
+    """What two records say differently: a dotted place (`config.seed`, `environment.cpu`), and both values."""
+
+    place: str
+    first: Any
+    second: Any
+
+
+def compare_records(
+    first: Reference, second: Reference, root: Reference = DEFAULT_ROOT
+) -> tuple[bool, list[Difference]]:
+    """Return whether two artifacts have equal results, and what differs in settings, inputs, machine and files."""
+    from ladle.artifacts.plan import compare_records as compare_folders
+
+    is_equal, rows = compare_folders(find_artifact(first, root), find_artifact(second, root))
+    return is_equal, [Difference(*row) for row in rows]
+
+
 def verify(reference: Reference, recompute: bool = False, root: Reference = DEFAULT_ROOT) -> list[str]:
     """Re-hash an artifact and all it was made from; return a line for each changed, missing or extra file.
 

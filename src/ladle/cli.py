@@ -397,6 +397,22 @@ def peek(
     display.emit(api.peek(artifact, rows, split, root), as_json, display.show_packed)
 
 
+@app.command("compare-records")
+def compare_records(first: Reference, second: Reference, root: Root = ROOT, as_json: AsJson = False) -> None:
+    """Say whether two artifacts are equal, and why not.
+
+    Settings, inputs, machine, versions and files that differ; exits 1 where the results do.
+
+    Example:
+
+      ladle compare-records recipes/tiny.yaml:pretrain recipes/tiny.yaml:base
+    """
+    is_equal, differences = api.compare_records(first, second, root)
+    display.print_differences(is_equal, differences, as_json)
+    if not is_equal:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
 @app.command()
 def show(artifact: Reference, root: Root = ROOT, as_json: AsJson = False) -> None:
     """Print what an artifact is, and what it was made from.

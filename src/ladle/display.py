@@ -77,6 +77,16 @@ def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
     emit(rows, as_json, show_rows)
 
 
+def print_differences(is_equal: bool, differences: Sequence[Any], as_json: bool) -> None:
+    """Print whether two results are equal, and what their records say differently."""
+
+    def show(value: dict[str, Any]) -> None:
+        sys.stdout.write("the results are equal\n" if value["equal"] else "the results differ\n")
+        show_rows(value["differences"])
+
+    emit({"equal": is_equal, "differences": differences}, as_json, show)
+
+
 def show_packed(rows: list[PackedRow]) -> None:
     """Print packed rows as text, each document under a rule; what is not trained on is in grey, or between ‹ and ›."""
     grey, plain = ("\x1b[90m", "\x1b[0m") if sys.stdout.isatty() else ("", "")

@@ -6,6 +6,7 @@ import glob
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,32 @@ def diff_values(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     else:
         return [] if old == new else [(path, old, new)]
     return [row for key, a, b in pairs for row in diff_values(a, b, f"{path}.{key}" if path else str(key))]
+
+
+_PLACES = ("artifact", "fingerprint", "paths")
+
+
+def compare_records(first: Path, second: Path) -> tuple[bool, list[tuple[str, Any, Any]]]:
+    """Return whether two artifacts have equal results, and what differs in what they were made from and by.
+
+    Each difference is a dotted place in the record (`config`, `inputs`, `environment`, `files`) and both values; places
+    on disk, and files that may differ between equal results, are left out.
+    """
+    records = [read_record(folder) for folder in (first, second)]
+    sides: list[dict[str, Any]] = []
+    for record in records:
+        inputs = {
+            role: [{name: value for name, value in one.items() if name not in _PLACES} for one in items]
+            for role, items in record["inputs"].items()
+        }
+        files = {
+            name: entry["blake3"]
+            for name, entry in record["files"].items()
+            if not any(fnmatch(name, pattern) for pattern in record["volatile"])
+        }
+        made_by = {name: record["identity"][name] for name in ("stage", "version", "config")}
+        sides.append(made_by | {"inputs": inputs, "environment": record["environment"], "files": files})
+    return records[0]["digest"] == records[1]["digest"], diff_values(sides[0], sides[1])
 
 
 def _show_change(before: Any, after: Any) -> str:

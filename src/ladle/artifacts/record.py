@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ RECORD_NAME = "record.json"
 UNFINISHED_NAME = ".unfinished.json"
 """What a build leaves of its step, name and identity, until it ends."""
 RECORD_FORMAT = 1
+_VECTOR_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 _PACKAGES = (
     *("ladle", "torch", "transformers", "tokenizers", "datasets"),
     *("accelerate", "safetensors", "numpy", "math-verify"),
@@ -142,10 +146,53 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        **_hardware(),
+        "commit": _commit(),
+        "blas": _blas(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "packages": {package: one.version if one else "not installed" for package, one in found.items()},
     }
+
+
+@cache
+def _hardware() -> dict[str, Any]:
+    """Return the CPU's model and vector instructions, and the GPUs and their driver, by what Linux says of them."""
+    cpu, gpus = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia")
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.is_file() else []
+    said: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        said.setdefault(name.strip().lower(), value.strip())
+    flags = {*said.get("flags", said.get("features", "")).split()}
+    models = [re.findall(r"Model:\s*(.+)", file.read_text()) for file in sorted(gpus.glob("gpus/*/information"))]
+    driver = gpus / "version"
+    return {
+        "cpu": said.get("model name", platform.processor()),
+        "vector_instructions": [name for name in _VECTOR_INSTRUCTIONS if name in flags],
+        "gpus": [name for found in models for name in found],
+        "gpu_driver": driver.read_text().splitlines()[0] if driver.is_file() else None,
+    }
+
+
+@cache
+def _commit() -> str | None:
+    """Return the commit of the checkout that Ladle runs from, `-dirty` with changes; None where it is installed."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _blas() -> str | None:
+    """Return the library of torch's matrix products, where torch is loaded."""
+    torch = sys.modules.get("torch")
+    found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show()) if torch is not None else None
+    return found[1] if found else None
 
 
 def verify(folder: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ladle.artifacts.build import Workspace, build
-from ladle.artifacts.plan import State, make_plan
+from ladle.artifacts.plan import State, compare_records, make_plan
 from ladle.artifacts.record import RECORD_NAME, read_record
 from ladle.errors import UserError
 from tests.unit.artifacts import toy
@@ -192,6 +192,18 @@ def test_records_say_what_went_in(runs, workspace):
     assert (second.parent / record["inputs"]["above"][0]["artifact"]).resolve() == first.resolve()
     assert record["counters"] == {"letters": 1}
     assert record["environment"]["packages"]["torch"]
+    assert record["environment"]["cpu"]
+
+
+def test_two_records_say_whether_results_are_equal_and_what_differs(runs, tmp_path):
+    one, same, other = (
+        build(toy.chain(text)[0], Workspace(tmp_path / name)) for name, text in (("a", "x"), ("b", "x"), ("c", "y"))
+    )
+    assert compare_records(one, same) == (True, [])
+    is_equal, differences = compare_records(one, other)
+    assert not is_equal
+    assert ("config.text", "x", "y") in differences
+    assert {place.partition(".")[0] for place, _, _ in differences} == {"config", "files"}
 
 
 def test_the_lock_leaves_nothing_behind(runs, workspace):
