@@ -458,7 +458,11 @@ def fetch(
 
 
 def generate(
-    model: Reference, prompts: Sequence[str], root: Reference = DEFAULT_ROOT, dtype: str = "float32", **sampling: Any
+    model: Reference,
+    prompts: Sequence[str],
+    root: Reference = DEFAULT_ROOT,
+    dtype: str | None = None,
+    **sampling: Any,
 ) -> list[list[Sample]]:
     """Complete prompts as they are, and return each one's samples in order.
 
@@ -466,10 +470,10 @@ def generate(
         model: a folder, or RECIPE:STEP.
         prompts: texts to go on from, without a chat template.
         root: where runs are kept.
-        dtype: floating-point type to run the weights in.
+        dtype: floating-point type to run the weights in; unset: bfloat16 on GPUs, float32 on CPUs.
         sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.
     """
-    from ladle.generation.complete import make_generator, positions_of
+    from ladle.generation.complete import choose_dtype, make_generator, positions_of
     from ladle.generation.request import SamplingConfig, make_requests
     from ladle.models.chat import prompt_ids
     from ladle.models.tokenizer import load_fast_tokenizer
@@ -479,7 +483,7 @@ def generate(
     tokenizer = load_fast_tokenizer(folder)
     starts, room = [prompt_ids(tokenizer, prompt) for prompt in prompts], positions_of(folder)
     requests = [make_requests(config, "prompts", at, ids, (), room) for at, ids in enumerate(starts)]
-    generator = make_generator(config, folder, tokenizer, dtype)
+    generator = make_generator(config, folder, tokenizer, choose_dtype(dtype))
     done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
     return [[done[request.id] for request in own] for own in requests]
 

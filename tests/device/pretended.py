@@ -35,6 +35,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+import ladle
+
+LADLE = Path(ladle.__file__).resolve().parent
+
 aten = torch.ops.aten
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 ANSWERS = {"device": GPU, "is_cuda": True, "is_cpu": False}
@@ -156,9 +160,10 @@ def _place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if "ladle" in path.parts or ("transformers" in path.parts and not found):
+        is_ours = LADLE in path.parents
+        if is_ours or ("transformers" in path.parts and not found):
             found.append(f"{path.name}:{frame.f_lineno}")
-            if "ladle" in path.parts:
+            if is_ours:
                 break
         frame = frame.f_back
     return " from ".join(found) or "elsewhere"

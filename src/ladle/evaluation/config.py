@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
@@ -15,6 +15,7 @@ from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptSt
 from ladle.generation.request import SamplingConfig, Workers
 from ladle.grading.extract import Extraction
 from ladle.grading.pool import GraderConfig
+from ladle.models.config import Dtype
 
 
 class GraderSection(GraderConfig, Config):
@@ -151,8 +152,9 @@ class EvaluateModelConfig(Workers):
     """Worked examples before each question, taken from `examples`."""
     examples: ExamplesConfig | None = None
     sampling: EvaluationSampling = EvaluationSampling()
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type to run the weights in; only float32 on CPU promises the same samples in any batch."""
+    dtype: Dtype | None = None
+    """Type to run the weights in; unset: bfloat16 on GPUs, float32 on CPUs. Only float32 on a CPU promises the same
+    samples in any batch."""
     limit: int | None = Field(default=None, ge=1)
     """Items of each benchmark, from the first; unset takes all."""
     start: int = Field(default=0, ge=0)

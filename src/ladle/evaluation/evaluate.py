@@ -26,7 +26,14 @@ from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, Exampl
 from ladle.evaluation.results import FINAL_NAME, make_row, write_metrics, write_result
 from ladle.evaluation.statistics import summarise, summarise_all
 from ladle.executors import WHOLE, Shard, make_executor
-from ladle.generation.complete import Completed, complete, discard_samples, make_generator, positions_of
+from ladle.generation.complete import (
+    Completed,
+    choose_dtype,
+    complete,
+    discard_samples,
+    make_generator,
+    positions_of,
+)
 from ladle.generation.request import Request, Sample, SamplingConfig, Workers, make_requests
 from ladle.grading.extract import Extraction
 from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
@@ -217,7 +224,8 @@ def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     tasks, unreadable, done = _complete(config, inputs, out)
     sampling, identity = config.sampling, config.identity()
     # Everything that decided the completions and their verdicts, but the prompt's style.
-    decided = {key: identity[key] for key in ("few_shot", "dtype", "sampling", "extraction", "grader")}
+    decided = {key: identity[key] for key in ("few_shot", "sampling", "extraction", "grader")}
+    decided["dtype"] = choose_dtype(config.dtype)
     rows_of, metrics_of = {}, {}
     for choice, task in zip(config.benchmarks, tasks, strict=True):
         samples = task.samples(done, sampling.samples)
@@ -261,5 +269,5 @@ def _complete(
     tasks = [make_task(choice) for choice in config.benchmarks]
     what = "no answer but their very text is right; they are counted apart"
     unreadable = {task.name: len(find_unreadable(task.items, config.grader, task.name, what)) for task in tasks}
-    done = complete_tasks(tasks, config.sampling, config, model, tokenizer, out, shard, config.dtype)
+    done = complete_tasks(tasks, config.sampling, config, model, tokenizer, out, shard, choose_dtype(config.dtype))
     return tasks, unreadable, done

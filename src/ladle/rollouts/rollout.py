@@ -21,7 +21,7 @@ from ladle.evaluation.benchmark import Item
 from ladle.evaluation.evaluate import Prompt, Task, complete_tasks, find_unreadable, grade_samples, make_prompt
 from ladle.evaluation.statistics import mcnemar_p_value
 from ladle.executors import WHOLE, Shard
-from ladle.generation.complete import Completed, discard_samples
+from ladle.generation.complete import Completed, choose_dtype, discard_samples
 from ladle.generation.request import Sample
 from ladle.grading.grade import GraderConfig
 from ladle.log import get_logger
@@ -76,7 +76,8 @@ def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     lines = [json.dumps(_row(attempt), ensure_ascii=False) + "\n" for attempt in labelled]
     (out / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     discard_samples(out)
-    return StageResult(counters | {"rows": len(lines)}, {"accuracy": verdicts["correct"] / len(attempts)})
+    metrics = {"accuracy": verdicts["correct"] / len(attempts), "dtype": choose_dtype(config.dtype)}
+    return StageResult(counters | {"rows": len(lines)}, metrics)
 
 
 def run_shard(config: RolloutConfig, inputs: Inputs, out: Path, shard: Shard) -> None:
@@ -111,7 +112,8 @@ def run_gate(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
     (out / "gate.json").write_text(pretty_json(verdict), encoding="utf-8")
     for role in models:
         shutil.rmtree(out / f".{role}")
-    return StageResult({"attempts": pairs.total(), "kept_candidate": int(kept == "candidate")}, scores)
+    metrics = scores | {"dtype": choose_dtype(config.dtype)}
+    return StageResult({"attempts": pairs.total(), "kept_candidate": int(kept == "candidate")}, metrics)
 
 
 def read_problems(source: PromptSource, paths: list[Path], section: str) -> list[Item]:
@@ -168,7 +170,8 @@ def _complete(
     unreadable = find_unreadable(problems, GraderConfig(), purpose, "their problems are left out")
     problems = [problem for problem in problems if problem.idx not in unreadable]
     task = Task(purpose, problems, [make_prompt(config.prompt, problem.question, tokenizer) for problem in problems])
-    return task, complete_tasks([task], config, config, model, tokenizer, folder, shard)
+    dtype = choose_dtype(config.dtype)
+    return task, complete_tasks([task], config, config, model, tokenizer, folder, shard, dtype)
 
 
 def keep_mixed(attempts: Sequence[Attempt]) -> list[Attempt]:

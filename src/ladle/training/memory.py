@@ -94,6 +94,7 @@ def estimate_training(config: TrainingConfig, model_config: dict[str, Any], leng
         kind, on_device = Sharded if is_sharded else Parallel, config.model_copy(update={"offload_to_cpu": False})
         parallel = kind(on_device, model, world, arguments)
         all_weights = [*model.parameters(), *model.buffers()]
+        trained = [weight for weight in model.parameters() if weight.requires_grad]  # shares: later they are gathered
         with without_data, LiveBytes(all_weights) as live:
             state = _step_twice(parallel)
             accumulates = config.rows_per_step > rows * config.processes
@@ -105,7 +106,7 @@ def estimate_training(config: TrainingConfig, model_config: dict[str, Any], leng
                 with torch.no_grad():
                     _loss(parallel.module, config, arguments.per_device_eval_batch_size, length)
             weights, optimizer = bytes_of(all_weights), bytes_of(state)
-            gradients = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
+            gradients = bytes_of(trained)
     communication = live.most_gathered
     activations = max(0, live.peak - gradients - optimizer - communication)
     if config.distributed == "ddp" and config.processes > 1 and not is_sharded:
