@@ -23,7 +23,7 @@ def test_the_code_of_the_page_runs(repository, tmp_path):
     lines = done.stdout.splitlines()
     assert lines.count("correct") == 2
     assert "[]" in lines[lines.index(next(line for line in lines if line.endswith("[]")))]
-    assert eval(next(line for line in lines if line.startswith("['done'"))) == ["done"] * 17
+    assert eval(next(line for line in lines if line.startswith("['done'"))) == ["done"] * 21
 
 
 @pytest.mark.slow
