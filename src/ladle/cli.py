@@ -84,7 +84,7 @@ def run(
     rehearse: Rehearse = False,
     price: Annotated[float, typer.Option(min=0, help="With --rehearse: the price of a GPU-hour.")] = 0.0,
 ) -> None:
-    """Run a recipe; finished steps are kept, stopped ones resume.
+    """Run a recipe: finished steps are kept, others resume.
 
     Examples:
 
