@@ -3,11 +3,10 @@
 The rows come from the prefer stage, so that SFT reads what KTO reads. The result is a mixture whose shards have a mask
 beside them, one byte a token: 1 where it is trained on.
 
-What is an answer is said by the chat template's `{% generation %}` tags where it has them. Without them an answer is
-the text by which the conversation grows with its turn: from the end of what comes before it, generation prompt
-included, to the end of what the template closes the turn with. Templates that rewrite earlier turns (Qwen3 drops their
-thinking) are taken at their word: the text is that of the whole conversation. A template that writes the turns before
-an answer differently once the answer is there makes the row unusable, which is counted.
+Answers are what the chat template encloses in `{% generation %}` tags. Without tags an answer is the text that its turn
+adds to the conversation, from the end of the generation prompt to what the template closes the turn with. Some
+templates rewrite earlier turns (Qwen3 drops their thinking): then the text of the whole conversation counts. A row is
+counted as bad if the template writes the turns before an answer differently once the answer is there.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ logger = get_logger(__name__)
 
 ROWS_AT_ONCE = 1_000
 _MARK = "ANSWER"
-_REWRITTEN = BadRow("turns that the chat template writes differently before an answer")
+_REWRITTEN = "turns that the chat template writes differently before an answer"
 Row = dict[str, Any]
 
 
@@ -198,17 +197,17 @@ def answer_spans(turns: list[Row], first: int, text: str, write: Callable[..., s
     for place, following in zip(answers, [*answers[1:], len(turns)], strict=True):
         before, after = write(turns[:place], add_generation_prompt=True), write(turns[: place + 1])
         if not text.startswith(before):
-            raise _REWRITTEN
+            raise BadRow(_REWRITTEN)
         if text.startswith(after) and after.startswith(before):
             spans.append((len(before), len(after)))
             continue
-        # the answer is written otherwise once other turns follow: found by what follows another answer in its place
+        # the template rewrites this answer once other turns follow: put another one there and see what follows that
         known = [*turns[:place], {"role": "assistant", "content": _MARK}]
         asks = following < len(turns)
         closing = write(known).rpartition(_MARK)[2]
         rest = write([*known, *turns[place + 1 : following]], add_generation_prompt=asks).rpartition(_MARK)[2]
         whole = write(turns[:following], add_generation_prompt=asks)
         if not (text.startswith(whole) and whole.endswith(rest) and rest.startswith(closing)):
-            raise _REWRITTEN
+            raise BadRow(_REWRITTEN)
         spans.append((len(before), len(whole) - len(rest) + len(closing)))
     return spans
