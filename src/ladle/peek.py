@@ -12,8 +12,8 @@ from ladle.errors import UserError
 
 
 @dataclass(frozen=True)
-class Run:
-    """Text of which all is trained on, or nothing."""
+class TextRun:
+    """Text of which all is trained on, or none."""
 
     text: str
     is_trained: bool
@@ -28,7 +28,7 @@ class PackedRow:
         num_padding: tokens of padding at its end.
     """
 
-    documents: list[list[Run]]
+    documents: list[list[TextRun]]
     num_padding: int
 
 
@@ -54,7 +54,7 @@ def peek(artifact: Path, rows: int, split: str = "train") -> list[PackedRow]:
             labelled = [(int(token), label != IGNORED_LABEL) for token, label in pairs]
             labelled[0] = labelled[0][0], labelled[min(1, length - 1)][1]
             runs = groupby(labelled, key=lambda pair: pair[1])
-            documents.append([Run(str(tokenizer.decode([token for token, _ in run])), kind) for kind, run in runs])
+            documents.append([TextRun(str(tokenizer.decode([token for token, _ in run])), kind) for kind, run in runs])
             start += length
         found.append(PackedRow(documents, dataset.sequence_length - start))
     return found
