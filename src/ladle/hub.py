@@ -104,7 +104,7 @@ def snapshot(kind: str, repo_id: str, commit: str, file: str | None = None, patt
     if mismatches:
         names = ", ".join(f"{one['path']} ({one['algorithm']} {one['actual'][:12]}…)" for one in mismatches)
         problem = f"{names} of {kind} {repo_id} came with other bytes than the Hub has, and is removed from the cache"
-        fix = "run the same command again to fetch it anew; if it comes back, the mirror or the disk is at fault"
+        fix = "run the same command again to fetch it again; if it comes back, the mirror or the disk is at fault"
         raise UserError(problem, fix)
     return path
 

@@ -52,7 +52,7 @@ INSTEAD = {
     "average_tokens_across_devices": "leave it out: a step's loss is always the mean over its tokens on all devices",
     "lr_scheduler_type": "name cosine, linear, constant or another one that follows from the step",
 }
-"""What to do instead of setting an argument of older transformers versions, or one that Ladle does not heed."""
+"""What to do instead of setting an argument of older transformers versions, or one that Ladle does not support."""
 EXECUTION_ARGUMENTS = frozenset((
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "ddp_backend", "ddp_timeout", "disable_tqdm", "hub_model_id", "hub_private_repo",
@@ -72,7 +72,7 @@ HONOURED = EXECUTION_ARGUMENTS - {"push_to_hub"} | frozenset((
     "data_seed", "dataloader_drop_last", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
     "ddp_static_graph", "do_train", "do_eval",
 ))  # fmt: skip
-"""Arguments that the training loop heeds, or that change nothing; any other one is refused unless at its default."""
+"""Arguments that the training loop honours, or that change nothing; any other one is refused unless at its default."""
 OFF_SCHEDULE = ("reduce_lr_on_plateau", "greedy")
 COMPUTED_DEFAULTS = {"optim": "adamw_torch_fused"}
 

@@ -103,7 +103,9 @@ def describe_extension(config: NextTokenConfig, start: Path) -> dict[str, str]:
     """
     if not list_checkpoints(start / TRAINING_STATE_FOLDER):
         problem = f"{start} has no training state, so there is nothing to extend: a finished training keeps models only"
-        fix = f"train it anew with pretrain.keep_training_state=true, or start from its weights: pretrain.model={start}"
+        fix = (
+            f"train it again with pretrain.keep_training_state=true, or start from its weights: pretrain.model={start}"
+        )
         raise UserError(problem, fix)
     differences = diff_values(read_record(start)["identity"]["config"], config.identity())
     changes = {key: f"{old} → {new}" for key, old, new in differences}
