@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from ladle.data.prefer import DATASET, read_examples
 from ladle.data.store import MIXTURE_FILE, MIXTURE_FORMAT, SEGMENT, ShardWriter
 from ladle.errors import BadRow, UserError
 from ladle.log import get_logger
-from ladle.models.chat import Encoded, encode_rows, ensure_chat_template, render, set_template_date
+from ladle.models.chat import Encoded, encode_rows, ensure_chat_template, left_out, render, set_template_date
 from ladle.models.load import model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
@@ -48,6 +48,8 @@ class Conversation(NamedTuple):
 
     ids: list[int]
     is_trained: list[bool]
+    left_out: Collection[str] = ()
+    """What of the turns the chat template does not write."""
 
 
 def run(config: SftDataConfig, inputs: Inputs, out: Path) -> StageResult:
@@ -57,6 +59,9 @@ def run(config: SftDataConfig, inputs: Inputs, out: Path) -> StageResult:
     (out / "tokens").mkdir()
     tokenizer = load_fast_tokenizer(model_dir(inputs["tokenizer"][0]))
     data = load_from_disk(inputs["preference"][0] / DATASET)
+    if "train" not in data:
+        problem = f"every source of sft.data goes into {', '.join(map(str, data))}, and none is trained on"
+        raise UserError(problem, "leave `into` out of one")
     is_conversational = not isinstance(data["train"][0]["prompt"], str)
     if is_conversational:
         ensure_chat_template(tokenizer)
@@ -88,7 +93,7 @@ def _write_tokens(
     config: SftDataConfig, rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, out: Path, split: str
 ) -> tuple[dict[str, Any], np.ndarray, dict[str, int]]:
     """Write a split's tokens and mask; return the shard's entry in mixture.json, its documents, and the counts."""
-    bad, first_bad = Counter[str](), ""
+    bad, unwritten, first_bad = Counter[str](), Counter[str](), ""
     lengths: list[int] = []
     num_rows = num_cut = num_trained = 0
     shard, mask = f"tokens/{split}.bin", f"tokens/{split}.mask"
@@ -105,6 +110,7 @@ def _write_tokens(
             ids = np.array(found.ids[: config.max_length])
             is_trained = np.array(found.is_trained[: config.max_length])
             num_cut += len(found.ids) > len(ids)
+            unwritten.update(found.left_out)
             num_trained += int(is_trained[1:].sum())
             writer.write(ids, np.array([len(ids)]))
             mask_file.write(is_trained.astype(np.uint8).tobytes())
@@ -117,6 +123,8 @@ def _write_tokens(
         raise UserError(problem, fix)
     if bad:
         logger.warning("%d of %d conversations are left out: %s", bad.total(), num_rows, reasons)
+    for key, count in unwritten.items():
+        logger.warning("the chat template does not write all of %s in %d of %d conversations", key, count, num_rows)
     if num_cut:
         logger.warning("%d of %d conversations lose their end to max_length=%d", num_cut, num_rows, config.max_length)
     segments = np.zeros(len(lengths), SEGMENT)
@@ -177,7 +185,7 @@ def encode_conversation(row: Row, tokenizer: PreTrainedTokenizerBase) -> Convers
     else:
         spans = answer_spans(turns, len(prompt), text, write)
         is_trained = [any(first < end and last > start for start, end in spans) for first, last in places]
-    return Conversation(encoded["input_ids"], is_trained)
+    return Conversation(encoded["input_ids"], is_trained, left_out(row, text))
 
 
 def answer_spans(turns: list[Row], first: int, text: str, write: Callable[..., str]) -> list[tuple[int, int]]:

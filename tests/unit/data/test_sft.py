@@ -101,6 +101,17 @@ def test_what_cannot_be_trained_on_is_counted(tmp_path):
     assert result.counters["cut_conversations"] == 1
 
 
+def test_what_the_template_does_not_write_is_said(tmp_path, caplog):
+    answer = turn("assistant", "The answer is 7.", reasoning_content="3 plus 4 makes 7")
+    make_rows([{"messages": [USER, answer]}], tmp_path, {"format": "messages"})
+    assert "does not write all of reasoning_content in 1 of 1 conversations" in caplog.text
+
+
+def test_data_that_is_all_held_out_is_refused(tmp_path):
+    with pytest.raises(UserError, match="goes into validation, and none is trained on"):
+        make_rows([{"messages": [USER, ANSWER]}], tmp_path, {"format": "messages", "into": "validation"})
+
+
 def test_a_template_that_does_not_tell_where_answers_are_is_refused(tmp_path):
     rewrites = (
         "{{ 'answered ' if messages[-1]['role'] == 'assistant' else 'open ' }}"
