@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking, error
 from ladle.data.config import MixConfig
 from ladle.stage import Stage, deferred
-from ladle.training.before import check_training, extrapolate_training, shrink_training, training_bytes
+from ladle.training.before import check_packed_training, extrapolate_training, shrink_training, training_bytes
 from ladle.training.config import PretrainConfig
 
 ROWS_ON_CPU = 1
@@ -33,15 +32,7 @@ def _size(check: Checkup | None) -> tuple[int, int | None]:
 
 def check(check: Checkup) -> Iterator[Finding]:
     """Yield what would stop the training."""
-
-    def prepare(model: Any) -> Any:
-        from ladle.models.probe import probe
-        from ladle.training.attention import use_fused_attention
-
-        use_fused_attention(model)
-        return probe(model, check.config.batch_size)
-
-    yield from check_training(check, *_size(check), prepare)
+    yield from check_packed_training(check, *_size(check))
     mix = _mixture(check)
     if check.config.trainer.get("eval_strategy") != "no" and mix is not None and mix.validation is None:
         section = check.key.replace("pretrain", "mix")

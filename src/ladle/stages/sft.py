@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking
 from ladle.data.config import SftDataConfig
 from ladle.stage import Stage, deferred
-from ladle.training.before import check_training, extrapolate_training, shrink_training, training_bytes
+from ladle.training.before import check_packed_training, extrapolate_training, shrink_training, training_bytes
 from ladle.training.config import SftConfig
 
 ROWS_ON_CPU = 1
@@ -25,15 +24,7 @@ def _length(check: Checkup | None) -> int:
 
 def check(check: Checkup) -> Iterator[Finding]:
     """Yield what would stop the training."""
-
-    def prepare(model: Any) -> Any:
-        from ladle.models.probe import probe
-        from ladle.training.attention import use_fused_attention
-
-        use_fused_attention(model)
-        return probe(model, check.config.batch_size)
-
-    yield from check_training(check, _length(check), None, prepare)
+    yield from check_packed_training(check, _length(check), None)
 
 
 def bytes_written(check: Checkup) -> int:

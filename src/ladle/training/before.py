@@ -135,6 +135,19 @@ def _check_devices(check: Checkup) -> Iterator[Finding]:
     yield from _check_attention(check)
 
 
+def check_packed_training(check: Checkup, length: int, rows: int | None) -> Iterator[Finding]:
+    """Yield what would stop a training on the next token of packed rows; as `check_training`."""
+
+    def prepare(model: Any) -> Any:
+        from ladle.models.probe import probe
+        from ladle.training.attention import use_fused_attention
+
+        use_fused_attention(model)
+        return probe(model, check.config.batch_size)
+
+    yield from check_training(check, length, rows, prepare)
+
+
 def _check_precision(check: Checkup) -> Iterator[Finding]:
     config, machine, key = check.config, check.machine, check.key
     wants_bf16 = config.runs_in_bf16
