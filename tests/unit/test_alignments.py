@@ -86,6 +86,20 @@ def test_a_list_is_a_curriculum(tmp_path):
     assert all(section.trainer.values()["seed"] == 233 for section in built.recipe.alignments)
 
 
+def test_right_attempts_alone_and_kto_take_the_same_rollouts_from_the_same_model(tmp_path):
+    sft = {"model": "base", "data": ["rollouts"]}
+    evaluate = {
+        "models": ["base", {"model": "sft", "name": "rft"}, "kto"],
+        "benchmarks": [{"name": "problems", "dataset": "problems"}],
+    }
+    steps = pipeline(tmp_path, {"model": "base", "data": ["rollouts"]}, sft=sft, evaluate=evaluate).steps
+    assert [name for name in steps if name.startswith("rollout")] == ["rollout"]
+    assert source_of(steps["sft/prefer"], "source:0") == source_of(steps["prefer"], "source:0") == "rollout"
+    assert source_of(steps["sft"], "model") == source_of(steps["kto"], "model") == "base"
+    assert source_of(steps["evaluate/rft"], "model") == "sft"
+    assert source_of(steps["evaluate/kto"], "model") == "kto"
+
+
 @pytest.mark.parametrize(
     ("kto", "message"),
     [
