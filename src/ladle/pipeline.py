@@ -10,7 +10,8 @@ Every function below adds one stage; this is the one place that names them. A mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ladle.artifacts.inputs import HubRepository, InputFinder, find_local, names_hub
@@ -22,8 +23,7 @@ from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
-from ladle.recipe import KtoSection, Recipe, ReportConfig
-from ladle.rollouts.config import GateConfig
+from ladle.recipe import KtoArm, Recipe, ReportConfig
 from ladle.soups.members import find_members
 from ladle.stage import Stage
 from ladle.stages import (
@@ -201,10 +201,8 @@ class Pipeline:
         if section is None:
             return
         parent = self._model(section.model, "sft.model")
-        if section.takes_rollouts and self.recipe.rollout is not None:
-            policy = self.recipe.rollout.model
-            self._add_rollout("rollout", 0, self._model(policy, "rollout.model") if policy else parent)
-        inputs = self._preference_sources(section, "sft.data", "rollout")
+        rollouts = self._add_rollout("rollout", 0, parent) if section.takes_rollouts else None
+        inputs = self._preference_sources(section, "sft.data", rollouts)
         preference = self._add("sft/prefer", prefer.STAGE, SftPreferConfig.part_of(section), inputs, "sft")
         inputs = {"tokenizer": parent, "preference": preference}
         rows = self._add("sft/data", sft_data.STAGE, SftDataConfig.part_of(section), inputs, "sft")
@@ -212,53 +210,60 @@ class Pipeline:
         self.models["sft"] = self._add("sft", sft.STAGE, SftConfig.part_of(section), inputs, "sft")
 
     def _add_alignments(self) -> None:
-        """Add rollout, preference data, reference pass, training and gate of every round of every alignment."""
-        several = isinstance(self.recipe.kto, list)
-        alignments = [(one, f"kto.{at}" if several else "kto") for at, one in enumerate(self.recipe.alignments)]
-        rounds = [(section, key) for section, key in alignments for _ in range(section.rounds)]
-        if not rounds and self.recipe.rollout is not None:
-            self._add_rollout("rollout", 0, self._model(self.recipe.rollout.model, "rollout.model"))
-        kept: Source = []  # the model that the last gate kept
+        """Add the alignments, in a row; of the last one each of its arms, which then share what is the same."""
+        if not self.recipe.alignments:
+            self._add_rollout("rollout", 0, None)
+            return
+        *before, (key, last) = self.recipe.alignments.items()
+        if armed := [key for key, section in before if section.arms]:
+            raise UserError(f"{armed[0]} has arms, and an alignment after it", "give arms to the last one of the list")
+        arms = [(f"kto/{name}", f"{key}.arms.{name}", arm) for name, arm in last.arms.items()]
+        made = [(name, self._add_arm(name, [*before, (at, arm)])) for name, at, arm in arms or [("kto", key, last)]]
+        self.models |= made
+
+    def _add_arm(self, name: str, alignments: Sequence[tuple[str, KtoArm]]) -> Step:
+        """Add rollout, preference data, reference pass, training and gate of every round, and return the last one."""
+        rounds = [(section, key) for key, section in alignments for _ in range(section.rounds)]
+        model = kept = self._model(rounds[0][0].model, f"{rounds[0][1]}.model")
         for number, (section, key) in enumerate(rounds):
-            parent = self._model(section.model if number == 0 else None, f"{key}.model")
-            kept, is_last = parent if number == 0 else kept, number == len(rounds) - 1
-            self.models["kto"] = result = self._add_round(section, key, number, parent, is_last)
+            is_last = number == len(rounds) - 1
+            model = result = self._add_round(name, section, key, number, model, is_last)
             if section.gate is None:
                 kept = result
             elif is_last or (number + 1) % section.gate.every == 0:
-                self.models["kto"] = kept = self._add_gate(section.gate, key, number, kept, result, is_last)
+                between = "" if is_last else f"{name}/gate-{number + 1}"
+                inputs: Inputs = {"parent": kept, "candidate": result}
+                inputs["prompts"] = self._dataset(section.gate.prompts.dataset, f"{key}.gate.prompts")
+                model = kept = self._add(between or name, gate.STAGE, section.gate, inputs, f"{key}.gate", between)
+        return self.steps[name]
 
-    def _add_rollout(self, name: str, number: int, policy: Source) -> None:
-        if (config := self.recipe.rollout) is not None:
-            inputs: Inputs = {"model": policy, "prompts": self._dataset(config.prompts.dataset, "rollout.prompts")}
-            before = self.steps.get(name)
-            step = self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout")
-            if before is not None and before.fingerprint != step.fingerprint:
-                problem = "sft.data and kto.data take rollouts, of two models"
-                raise UserError(problem, "set rollout.model, or let kto.model be the model that sft starts from")
-
-    def _add_round(self, section: KtoSection, key: str, number: int, parent: Source, is_last: bool) -> Step:
-        """Add one round without its gate and return its training; the last round's is called `kto`."""
-        suffix = f"/round-{number + 1}" if number else ""
-        rollout = self.recipe.rollout
-        if rollout is not None and (number == 0 or section.takes_rollouts):
-            policy = self._model(rollout.model, "rollout.model") if number == 0 and rollout.model else parent
-            self._add_rollout(f"rollout{suffix}", number, policy)
-        inputs = self._preference_sources(section, f"{key}.data", f"rollout{suffix}")
-        preference = self._add(f"prefer{suffix}", prefer.STAGE, PreferConfig.part_of(section), inputs, key)
+    def _add_round(self, name: str, section: KtoArm, key: str, number: int, parent: Source, is_last: bool) -> Step:
+        """Add one round without its gate and return its training; arms share what the first round has in common."""
+        arm = name.removeprefix("kto")
+        own, suffix = (arm, f"/round-{number + 1}") if number else ("", "")
+        takes = number == 0 or section.takes_rollouts
+        rollouts = self._add_rollout(f"rollout{own}{suffix}", number, parent, arm or "/kto") if takes else None
+        inputs = self._preference_sources(section, f"{key}.data", rollouts)
+        joined = PreferConfig.part_of(section)
+        preference = self._add(f"prefer{own}{suffix}", prefer.STAGE, joined, inputs, key, f"prefer{arm}")
         training = KtoConfig.part_of(section)
         passes = KtoReferenceConfig.of(training, section.seed)
         inputs = {"model": parent, "preference": preference}
-        reference = self._add(f"kto/reference-{number + 1}", kto_reference.STAGE, passes, inputs, key)
-        name = "kto" if is_last and section.gate is None else f"kto/training-{number + 1}"
-        return self._add(name, kto.STAGE, training, {"model": parent, "reference": reference}, key)
+        names = [f"kto{part}/reference-{number + 1}" for part in (own, arm)]
+        reference = self._add(names[0], kto_reference.STAGE, passes, inputs, key, names[1])
+        between = "" if is_last and section.gate is None else f"{name}/training-{number + 1}"
+        inputs = {"model": parent, "reference": reference}
+        return self._add(between or name, kto.STAGE, training, inputs, key, between)
 
-    def _add_gate(
-        self, config: GateConfig, key: str, number: int, parent: Source, candidate: Source, is_last: bool
-    ) -> Step:
-        prompts = self._dataset(config.prompts.dataset, f"{key}.gate.prompts")
-        inputs: Inputs = {"parent": parent, "candidate": candidate, "prompts": prompts}
-        return self._add("kto" if is_last else f"kto/gate-{number + 1}", gate.STAGE, config, inputs, f"{key}.gate")
+    def _add_rollout(self, name: str, number: int, parent: Source | None, arm: str = "") -> Step | None:
+        """Add attempts of the recipe's policy, in later rounds of their parent; None without a `rollout:` section."""
+        if (config := self.recipe.rollout) is None:
+            return None
+        policy = (
+            self._model(config.model, "rollout.model") if number == 0 and config.model or parent is None else parent
+        )
+        inputs: Inputs = {"model": policy, "prompts": self._dataset(config.prompts.dataset, "rollout.prompts")}
+        return self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout", f"rollout{arm}")
 
     def _add_evaluate(self) -> None:
         if (config := self.recipe.evaluate) is None:
@@ -299,8 +304,14 @@ class Pipeline:
 
     # What names in a recipe stand for.
 
-    def _add(self, name: str, stage: Stage, config: Config, inputs: Mapping[str, Source], section: str) -> Step:
-        """Add a step to those of the recipe, and return it."""
+    def _add(
+        self, name: str, stage: Stage, config: Config, inputs: Mapping[str, Source], section: str, own_name: str = ""
+    ) -> Step:
+        """Add a step to those of the recipe, and return it.
+
+        With `own_name` a step of equal settings and inputs is returned in its place, if there is one, and it gets that
+        name if another step has the first.
+        """
 
         def items_of(source: Source) -> tuple[StepInput, ...]:
             if isinstance(source, Step):
@@ -308,7 +319,14 @@ class Pipeline:
             return tuple(source) if isinstance(source, list) else (source,)
 
         step = Step(name, stage, config, {role: items_of(source) for role, source in inputs.items()}, section)
-        self.steps[name] = step
+        if own_name:
+            same = next((one for one in self.steps.values() if one.fingerprint == step.fingerprint), None)
+            if same is not None:
+                return same
+            step = replace(step, name=own_name) if name in self.steps else step
+        if step.name in self.steps:
+            raise UserError(f"two steps are called {step.name}", f"give what {section} makes another name")
+        self.steps[step.name] = step
         return step
 
     def _model(self, reference: str | None, key: str) -> Source:
@@ -325,13 +343,13 @@ class Pipeline:
         """Return a folder with a tokenizer, or a model of the Hub of which only the tokenizer's files are fetched."""
         return self.finder.find("model", reference, key, revision, patterns=TOKENIZER_PATTERNS)
 
-    def _preference_sources(self, joined: PreferConfig, key: str, rollouts: str) -> Inputs:
+    def _preference_sources(self, joined: PreferConfig, key: str, rollouts: Step | None) -> Inputs:
         inputs: Inputs = {}
         for index, source in enumerate(joined.data):
             if source.dataset != ROLLOUTS:
                 inputs[f"source:{index}"] = self._dataset(source.dataset, key, source.revision)
-            elif self.recipe.rollout is not None:
-                inputs[f"source:{index}"] = self.steps[rollouts]
+            elif rollouts is not None:
+                inputs[f"source:{index}"] = rollouts
             else:
                 problem = f"{key} names rollouts, and the recipe has no `rollout:` section"
                 raise UserError(problem, "add one, or other data")

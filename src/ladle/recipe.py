@@ -45,8 +45,8 @@ class BaseConfig(Config):
         return self
 
 
-class KtoSection(KtoConfig, PreferConfig):
-    """The `kto:` section: the preference data, the training on it, and whether its result is kept."""
+class KtoArm(KtoConfig, PreferConfig):
+    """One alignment: the preference data, the training on it, and whether its result is kept."""
 
     rounds: int = Field(1, ge=1)
     """Rollout, training and gate, this many times, each round from the last one's model and with prompts of its own."""
@@ -60,7 +60,7 @@ class KtoSection(KtoConfig, PreferConfig):
         return any(source.dataset == ROLLOUTS for source in self.data)
 
     @model_validator(mode="after")
-    def _gate_rounds(self) -> KtoSection:
+    def _gate_rounds(self) -> KtoArm:
         if self.rounds > 1 and self.gate is None:
             problem = f"kto.rounds is {self.rounds}, and nothing says whether a round made the model worse"
             raise UserError(problem, "add kto.gate: {prompts: {dataset: …, split: validation}}")
@@ -68,6 +68,29 @@ class KtoSection(KtoConfig, PreferConfig):
             problem = f"kto.rounds is {self.rounds}, and kto.data takes no rollouts"
             raise UserError(problem, "add `rollouts` to kto.data")
         return self
+
+
+class KtoSection(KtoArm):
+    """The `kto:` section."""
+
+    arms: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], KtoArm] = {}
+    """Variants side by side, by name: each has the section's keys but those that it sets, nested ones too, and its
+    model is `kto/NAME`. They share rollouts, preference data and reference pass where these are the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_arms(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("arms"), dict):
+            return values
+        common = {key: value for key, value in values.items() if key in KtoArm.model_fields}
+        return values | {"arms": {name: _merge(common, arm or {}) for name, arm in values["arms"].items()}}
+
+
+def _merge(common: Any, own: Any) -> Any:
+    """Return values of an arm over those of its section; mappings are merged, anything else is replaced."""
+    if not (isinstance(common, dict) and isinstance(own, dict)):
+        return own
+    return common | {key: _merge(common.get(key), value) for key, value in own.items()}
 
 
 class SftSection(SftConfig, SftDataConfig, SftPreferConfig):
@@ -96,15 +119,17 @@ class Recipe(Config):
     sft: SftSection | None = None
     rollout: RolloutConfig | None = None
     kto: KtoSection | list[KtoSection] | None = None
-    """One alignment, or several in a row (a curriculum), each from the last one's model."""
+    """One alignment, or several in a row (a curriculum), each from the last one's model; the last may have `arms`."""
     evaluate: EvaluateConfig | None = None
     report: ReportConfig | None = None
     source: str = execution("")
 
     @property
-    def alignments(self) -> list[KtoSection]:
-        """The `kto:` sections, in order."""
-        return self.kto if isinstance(self.kto, list) else [self.kto] if self.kto else []
+    def alignments(self) -> dict[str, KtoSection]:
+        """The `kto:` sections in order, by their keys."""
+        if isinstance(self.kto, list):
+            return {f"kto.{place}": section for place, section in enumerate(self.kto)}
+        return {} if self.kto is None else {"kto": self.kto}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), section: str = "") -> Recipe:

@@ -30,7 +30,7 @@ def pipeline(folder: Path, kto: Any, overrides: list[str] | None = None, **secti
         **sections,
     }
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return Pipeline(load_recipe(path, overrides or ()), InputFinder(folder))
 
 
@@ -83,7 +83,7 @@ def test_a_list_is_a_curriculum(tmp_path):
     assert steps["kto"].config.beta == 0.2  # type: ignore[attr-defined]
     assert source_of(steps["rollout/round-2"], "model") == "kto/training-1"
     assert source_of(steps["kto"], "model") == "kto/training-1"
-    assert all(section.trainer.values()["seed"] == 233 for section in built.recipe.alignments)
+    assert all(section.trainer.values()["seed"] == 233 for section in built.recipe.alignments.values())
 
 
 def test_right_attempts_alone_and_kto_take_the_same_rollouts_from_the_same_model(tmp_path):
@@ -98,6 +98,77 @@ def test_right_attempts_alone_and_kto_take_the_same_rollouts_from_the_same_model
     assert source_of(steps["sft"], "model") == source_of(steps["kto"], "model") == "base"
     assert source_of(steps["evaluate/rft"], "model") == "sft"
     assert source_of(steps["evaluate/kto"], "model") == "kto"
+
+
+def test_kto_on_the_sft_model_has_rollouts_of_its_own(tmp_path):
+    steps = pipeline(tmp_path, {"data": ["rollouts"]}, sft={"data": ["rollouts"]}).steps
+    assert source_of(steps["rollout"], "model") == source_of(steps["sft"], "model") == "base"
+    assert source_of(steps["rollout/kto"], "model") == source_of(steps["kto"], "model") == "sft"
+    assert source_of(steps["prefer"], "source:0") == "rollout/kto"
+
+
+ARMS = {"plain": None, "nll": {"nll_weight": 0.1, "trainer": {"learning_rate": 1e-4}}, "short": {"max_length": 64}}
+
+
+def test_arms_share_rollouts_data_and_reference_where_they_are_the_same(tmp_path):
+    trainer = {"learning_rate": 2e-5, "num_train_epochs": 2}
+    kto = {"data": ["rollouts"], "trainer": trainer, "arms": ARMS}
+    evaluate = {"models": ["kto/plain", "kto/nll"], "benchmarks": [{"name": "problems", "dataset": "problems"}]}
+    built = pipeline(tmp_path, kto, ["kto.arms.plain.beta=0.3"], evaluate=evaluate)
+    steps = built.steps
+    assert [name for name in steps if name.startswith(("rollout", "prefer", "kto"))] == [
+        *("rollout", "prefer", "kto/reference-1", "kto/plain", "kto/nll", "kto/short/reference-1", "kto/short"),
+    ]
+    assert {source_of(steps[f"kto/{name}"], "model") for name in ARMS} == {"base"}
+    assert source_of(steps["kto/nll"], "reference") == "kto/reference-1"
+    settings = {name: steps[f"kto/{name}"].config for name in ARMS}
+    assert settings["plain"].beta == 0.3  # type: ignore[attr-defined]
+    assert settings["nll"].nll_weight == 0.1  # type: ignore[attr-defined]
+    assert settings["nll"].trainer.get("learning_rate") == 1e-4  # type: ignore[attr-defined]
+    assert settings["short"].trainer.get("learning_rate") == 2e-5  # type: ignore[attr-defined]
+    for config in settings.values():
+        values = config.trainer.values()  # type: ignore[attr-defined]
+        assert (values["num_train_epochs"], values["seed"]) == (2, 233)
+    assert source_of(steps["evaluate/nll"], "model") == "kto/nll"
+
+
+def test_arms_go_their_own_ways_after_the_first_round_and_share_the_alignments_before_them(tmp_path):
+    first = {"data": ["rollouts"], "beta": 0.3}
+    arms = {"low": {"beta": 0.2}, "high": {}}
+    steps = pipeline(tmp_path, [first, {"data": ["rollouts"], "gate": GATE, "rounds": 2, "arms": arms}]).steps
+    assert [name for name in steps if name.startswith("rollout")] == [
+        "rollout", "rollout/low/round-2", "rollout/low/round-3", "rollout/high/round-3",
+    ]  # fmt: skip
+    for arm in arms:
+        assert steps[f"kto/{arm}"].stage.name == "gate"
+        assert source_of(steps[f"kto/{arm}/training-2"], "model") == "kto/low/training-1"
+        assert source_of(steps[f"rollout/{arm}/round-3"], "model") == f"kto/{arm}/gate-2"
+        assert source_of(steps[f"kto/{arm}"], "candidate") == f"kto/{arm}/training-3"
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"a": {"bta": 1}}, r"unknown key 'kto.arms.a.bta'.*did you mean 'beta'\? \(.*recipe.yaml:\d+"),
+        ({"a": {"beta": -1}}, r"kto.arms.a.beta: -1.*greater than 0"),
+        ({"a": {"arms": {}}}, "unknown key 'kto.arms.a.arms'"),
+        ({"a/b": {}}, "kto.arms.a/b"),
+        (
+            {"reference-1": {}},
+            "two steps are called kto/reference-1: give what kto.arms.reference-1 makes another name",
+        ),
+    ],
+)
+def test_a_fault_of_an_arm_is_named_by_its_place(tmp_path, arms, message):
+    with pytest.raises(UserError, match=message):
+        pipeline(tmp_path, {"data": ["rollouts"], "arms": arms})
+
+
+def test_a_fault_of_the_section_is_not_laid_to_its_arms(tmp_path):
+    with pytest.raises(UserError, match="unknown key 'kto.bta'"):
+        pipeline(tmp_path, {"data": ["rollouts"], "bta": 1, "arms": ARMS})
+    with pytest.raises(UserError, match=r"kto.0 has arms, and an alignment after it"):
+        pipeline(tmp_path, [{"data": ["rollouts"], "arms": ARMS}, {"data": ["rollouts"]}])
 
 
 @pytest.mark.parametrize(

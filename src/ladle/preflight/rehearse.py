@@ -142,14 +142,16 @@ def make_small(recipe: Recipe, true_steps: list[Checkup], gpus: int, samples: Pa
     def shrink(value: Any, key: str) -> Any:
         if isinstance(value, (list, tuple)):
             return type(value)(shrink(item, f"{key}.{index}") for index, item in enumerate(value))
+        if isinstance(value, dict):
+            return {name: shrink(item, f"{key}.{name}") for name, item in value.items()}
         if not isinstance(value, Config):
             return value
         for stage in stages.values():
             if stage.shrink is not None and stage.section is not None and isinstance(value, stage.section):
                 true = true_of.get(f"{key}:{stage.name}", true_of.get(key))
                 value = stage.shrink(value, Shrinking(key, true, gpus, free_bytes, samples, changes))
-        names = [name for name in type(value).model_fields if isinstance(getattr(value, name), (Config, list, tuple))]
-        inner = {name: shrink(getattr(value, name), f"{key}.{name}".removeprefix(".")) for name in names}
+        fields = type(value).model_fields
+        inner = {name: shrink(getattr(value, name), f"{key}.{name}".removeprefix(".")) for name in fields}
         return value.model_copy(update=inner)
 
     return shrink(recipe, "").model_copy(update={"name": f"{recipe.name}-rehearsal"}), changes
