@@ -57,8 +57,14 @@ LOOKUPS = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, a
 """Indexing takes indices from the host."""
 NO_SCALARS = {aten.cat, aten.embedding, aten.gather, aten.index_select}
 """Elsewhere a tensor of no dimension may come from the host."""
-STAND_INS = {aten.histc: lambda values, *args, **kwargs: aten.histc(values.double(), *args, **kwargs).to(values.dtype)}
-"""What CUDA has for dtypes that the CPU lacks: histograms of integers."""
+STAND_INS = {
+    aten.histc.default: lambda values, *args: aten.histc(values.double(), *args).to(values.dtype),
+    aten.mm.dtype_out: lambda left, right, dtype, out: aten.mm.out(left.to(dtype), right.to(dtype), out=out),
+    aten.addmm.dtype_out: lambda total, left, right, dtype, out: aten.addmm.out(
+        total, left.to(dtype), right.to(dtype), out=out
+    ),
+}
+"""What CUDA has and the CPU lacks: histograms of integers, and products in float32 of narrower matrices."""
 
 
 class Sync(NamedTuple):
@@ -241,7 +247,7 @@ class _Rules(TorchDispatchMode):
             on_gpu = any(self.gpu.holds(tensor) for tensor in tensors) if tensors else self.gpu.makes_tensors
             if on_gpu:
                 self._check(func, args, kwargs, tensors)
-            result = (STAND_INS.get(func.overloadpacket, func) if on_gpu else func)(*args, **kwargs)
+            result = (STAND_INS.get(func, func) if on_gpu else func)(*args, **kwargs)
             if on_gpu and func.overloadpacket not in COPIES:
                 for tensor in tree_leaves(result):
                     if isinstance(tensor, Tensor):

@@ -39,10 +39,11 @@ from ladle.errors import UserError
 from ladle.kto.data import Bin
 from ladle.models.probe import ORDINARY, Traits, hidden_states, is_deterministic, probe, why_documents_meet
 from ladle.training.attention import DOCUMENT_SDPA, use_document_attention, use_fused_attention
+from ladle.training.head import add_product, in_one_dtype, multiply, room_for, tokens_at_once
 
 BLOCK_ELEMENTS, BLOCK_TOKENS = 2**21, 256
-"""Logits of a block, 8 MiB in float32, unless that were fewer tokens than a matrix product needs to be efficient: 256,
-or the hidden size where that is smaller, so that a small model's logits do not outgrow its head."""
+"""Logits of a block on a CPU, 8 MiB in float32, unless that were fewer tokens than a matrix product needs to be
+efficient: 256, or the hidden size where that is smaller, so that a small model's logits do not outgrow its head."""
 KEPT_ELEMENTS = 2**26
 """Logits that are kept for one long completion, 256 MiB in float32 (440 tokens of a 152k vocabulary), so that they need
 not be computed again for its gradient."""
@@ -203,11 +204,13 @@ def completion_logps(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N:
         sizes: tokens of each completion, B of them, summing to N.
     """
     block = tokens_of_block(weight_VD)
+    hidden_ND, weight_VD = in_one_dtype(hidden_ND, weight_VD)
     room_CV = _room(min(block, len(hidden_ND)), weight_VD)
-    logps = [
-        _softmax_terms(hidden_CD, weight_VD, target_C, room_CV).logp_C
-        for hidden_CD, target_C in zip(hidden_ND.split(block), target_N.split(block), strict=True)
-    ]
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        logps = [
+            _softmax_terms(hidden_CD, weight_VD, target_C, room_CV).logp_C
+            for hidden_CD, target_C in zip(hidden_ND.split(block), target_N.split(block), strict=True)
+        ]
     return _sum_each(torch.cat(logps), sizes)
 
 
@@ -224,7 +227,9 @@ def loss_of_completions(
         objective: each completion's loss as a function of its log π.
     """
     needs_gradient = torch.is_grad_enabled()
-    return _LossOfCompletions.apply(hidden_ND, weight_VD, target_N, sizes, objective, needs_gradient)
+    hidden_ND, weight_VD = in_one_dtype(hidden_ND, weight_VD)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return _LossOfCompletions.apply(hidden_ND, weight_VD, target_N, sizes, objective, needs_gradient)
 
 
 def loss_by_autograd(
@@ -237,14 +242,14 @@ def loss_by_autograd(
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Return what `loss_of_completions` does for a head with a bias and logits on a curve, a block of tokens at a time.
 
-    A block's logits are computed again for its gradient.
+    A block's logits are computed again for its gradient, when up to eight tensors of their size are alive.
     """
 
     def terms(hidden_CD: torch.Tensor, target_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logp_CV = curve(head(hidden_CD)).log_softmax(dim=1)
         return logp_CV.gather(1, target_C[:, None])[:, 0], -(logp_CV.exp() * logp_CV).sum(dim=1).detach()
 
-    block = tokens_of_block(cast(nn.Linear, head).weight)
+    block = tokens_of_block(cast(nn.Linear, head).weight, copies=8)
     blocks_of_both = zip(hidden_ND.split(block), target_N.split(block), strict=True)
     found = [checkpoint(terms, *one, use_reentrant=False) for one in blocks_of_both]
     logp_B, entropy_B = (_sum_each(torch.cat(term), sizes) for term in zip(*found, strict=True))
@@ -273,11 +278,7 @@ def _room(num_tokens: int, weight_VD: torch.Tensor) -> torch.Tensor:
 def _softmax_terms(
     hidden_CD: torch.Tensor, weight_VD: torch.Tensor, target_C: torch.Tensor, room_CV: torch.Tensor
 ) -> _Softmax:
-    logits_CV = room_CV[: len(hidden_CD)]
-    if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not torch.is_autocast_enabled(hidden_CD.device.type):
-        torch.mm(hidden_CD, weight_VD.T, out=logits_CV)
-    else:
-        logits_CV.copy_(hidden_CD @ weight_VD.T)
+    logits_CV = multiply(hidden_CD, weight_VD.T, out=room_CV[: len(hidden_CD)])
     target_logit_C = logits_CV.gather(1, target_C[:, None])[:, 0]
     max_C = logits_CV.amax(dim=1)
     exp_CV = logits_CV.sub_(max_C[:, None]).exp_()
@@ -356,12 +357,14 @@ class _OnePass:
         rows_C = torch.arange(len(target_C), device=target_C.device)
         minus_CV = term.exp_CV
         minus_CV[rows_C, target_C] -= term.sum_C  # softmax - onehot, times sum_C
-        pull_CD = (minus_CV.to(self.weight_VD.dtype) @ self.weight_VD).float()
+        low_CV = room_for(minus_CV, self.weight_VD.dtype).copy_(minus_CV)
+        pull_CD = multiply(low_CV, self.weight_VD, out=torch.empty_like(hidden_CD))
         expected_logit_C = (hidden_CD * pull_CD).sum(1) / term.sum_C + term.target_logit_C
         factor_C1 = (-slope_C / term.sum_C)[:, None]
         self.grad_hidden_ND[span] = (pull_CD * factor_C1).to(self.grad_hidden_ND.dtype)
         if self.grad_weight_VD is not None:
-            self.grad_weight_VD.addmm_(minus_CV.T, hidden_CD * factor_C1)
+            left_CV = low_CV if low_CV.is_cuda else minus_CV  # a CPU's product of narrow operands would be rounded
+            add_product(self.grad_weight_VD, left_CV.T, (hidden_CD * factor_C1).to(left_CV.dtype))
         return term.lse_C - expected_logit_C
 
 
@@ -375,10 +378,10 @@ def _value_and_slope(
     return loss_b.detach(), slope_b
 
 
-def tokens_of_block(weight_VD: torch.Tensor) -> int:
-    """Return how many tokens' logits are computed at once."""
+def tokens_of_block(weight_VD: torch.Tensor, copies: int = 1) -> int:
+    """Return how many tokens' logits are computed at once, `copies` of them alive beside each other."""
     vocab_size, hidden_size = weight_VD.shape
-    return max(BLOCK_ELEMENTS // vocab_size, min(BLOCK_TOKENS, hidden_size))
+    return tokens_at_once(weight_VD, max(BLOCK_ELEMENTS // vocab_size, min(BLOCK_TOKENS, hidden_size)), copies)
 
 
 def blocks(sizes: Sequence[int], capacity: int) -> list[tuple[slice, slice, list[int]]]:

@@ -23,11 +23,11 @@ from ladle.data.store import IGNORED_LABEL
 from ladle.models.probe import ORDINARY, Traits
 from ladle.training.attention import one_document_a_row, refuse_joined_documents
 from ladle.training.balance import SequenceAuxLoss
+from ladle.training.head import add_product, in_one_dtype, multiply, room_for, tokens_at_once
 
-CHUNK_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
-"""Logits held at once: 220 tokens of a 152k vocabulary (128 MiB) on a CPU. Timed there on two cores: chunks of 110, 256
-and 512 tokens took 2.67, 2.01 and 1.90 s for 512 tokens of size 1280, and 2.05, 1.30 and 1.30 s for 1024 of size 256.
-The GPU's is estimated, not timed: a chunk's products should outweigh reading and writing the weight's gradient."""
+CHUNK_ELEMENTS = 2**25
+"""Logits that a CPU holds at once: 220 tokens of a 152k vocabulary (128 MiB). Timed on two cores: chunks of 110, 256
+and 512 tokens took 2.67, 2.01 and 1.90 s for 512 tokens of size 1280; 2.05, 1.30 and 1.30 s for 1024 of size 256."""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -35,34 +35,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, target_N: torch.Tensor, needs_gradient: bool
     ) -> torch.Tensor:
-        some_are_ignored = hidden_ND.device.type != "cpu"  # as `_labelled` leaves them
-        chunk = max(1, CHUNK_ELEMENTS.get(hidden_ND.device.type, CHUNK_ELEMENTS["cpu"]) // weight_VD.shape[0])
-        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        wide, low = torch.promote_types(hidden_ND.dtype, torch.float32), weight_VD.dtype
+        is_labelled_N = None if hidden_ND.device.type == "cpu" else target_N != IGNORED_LABEL  # see `_labelled`
+        if is_labelled_N is not None:
+            hidden_ND, target_N = hidden_ND * is_labelled_N[:, None], target_N.clamp(min=0)
+        chunk = tokens_at_once(weight_VD, max(1, CHUNK_ELEMENTS // len(weight_VD)))
+        room_CV = hidden_ND.new_empty(min(chunk, len(hidden_ND)), len(weight_VD), dtype=wide)
         total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_gradient else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if needs_gradient and weight_VD.requires_grad else None
-        for start in range(0, hidden_ND.shape[0], chunk):
-            hidden_CD, target_C = hidden_ND[start : start + chunk], target_N[start : start + chunk]
-            logits_CV = (hidden_CD @ weight_VD.T).to(wide)
-            loss_C, grad_CV = _loss_and_gradient(logits_CV, target_C.clamp(min=0) if some_are_ignored else target_C)
-            if some_are_ignored:
-                is_labelled_C = target_C != IGNORED_LABEL
-                loss_C, grad_CV = loss_C * is_labelled_C, grad_CV.mul_(is_labelled_C[:, None])
-            total += loss_C.sum()
+        for start in range(0, len(hidden_ND), chunk):
+            span = slice(start, start + chunk)
+            hidden_CD = hidden_ND[span]
+            logits_CV = multiply(hidden_CD, weight_VD.T, out=room_CV[: len(hidden_CD)])
+            loss_C, grad_CV = _loss_and_gradient(logits_CV, target_N[span])
+            total += loss_C.sum() if is_labelled_N is None else (loss_C * is_labelled_N[span]).sum()
             if grad_hidden_ND is None:
                 continue
-            grad_CV = grad_CV.to(weight_VD.dtype)
-            torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[start : start + chunk])
-            if grad_weight_VD is None:
-                continue
-            if grad_CV.dtype == grad_weight_VD.dtype:
-                grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
-            else:
-                grad_weight_VD += (
-                    grad_CV.T @ hidden_CD
-                )  # summed in float32; a low dtype's product is rounded once a chunk
+            grad_CV = room_for(grad_CV, low).copy_(grad_CV)
+            torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[span])
+            if grad_weight_VD is not None:
+                add_product(grad_weight_VD, grad_CV.T, hidden_CD)
+        if is_labelled_N is not None and grad_hidden_ND is not None:
+            grad_hidden_ND.mul_(is_labelled_N[:, None])
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.weight_dtype = low
         return total
 
     @staticmethod
@@ -92,11 +89,8 @@ def linear_cross_entropy_sum(hidden_ND: torch.Tensor, weight_VD: torch.Tensor, t
     none, and saves the pass over the logits that this takes.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    device = hidden_ND.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        hidden_ND, weight_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
-    with torch.autocast(device, enabled=False):
+    hidden_ND, weight_VD = in_one_dtype(hidden_ND, weight_VD)
+    with torch.autocast(hidden_ND.device.type, enabled=False):
         return _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, needs_gradient)
 
 
