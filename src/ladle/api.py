@@ -221,9 +221,9 @@ class Run:
 
     @property
     def scores(self) -> dict[str, Evaluation]:
-        """The finished evaluations, by the name of the model."""
+        """The finished evaluations, by the name of the model; of several evaluations by `NAME/MODEL`."""
         found = (_artifact(path) for path in map(self.path_of, self.steps) if (path / RECORD_NAME).is_file())
-        return {one.name.rsplit("/", 1)[-1]: one for one in found if isinstance(one, Evaluation)}
+        return {one.name.removeprefix("evaluate/"): one for one in found if isinstance(one, Evaluation)}
 
     @property
     def report(self) -> Path | None:

@@ -193,7 +193,8 @@ class ConfigFile:
             else:
                 text = repr(fault["input"])
                 seen = text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
-                faults.append((2, f"{key or 'recipe'}: {seen}", fault["msg"].lower(), path))
+                is_of_other_member = fault["type"] in ("model_type", "list_type")  # of a union, most often
+                faults.append((2 + is_of_other_member, f"{key or 'recipe'}: {seen}", fault["msg"].lower(), path))
         _, problem, fix, path = min(faults, key=lambda fault: fault[0])
         return UserError(problem, f"{fix} ({self.where(path)})")
 

@@ -266,29 +266,30 @@ class Pipeline:
         return self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout", f"rollout{arm}")
 
     def _add_evaluate(self) -> None:
-        if (config := self.recipe.evaluate) is None:
-            return
-        for choice in config.models:
-            inputs: Inputs = {"model": self._evaluated_model(choice)}
-            for benchmark in config.benchmarks:
-                inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data)
-            one_model = EvaluateModelConfig.of(config, choice)
-            if one_model.examples is not None:
-                inputs["examples"] = self._dataset(one_model.examples.dataset, "evaluate.examples")
-            self._add(f"evaluate/{choice.label}", evaluate.STAGE, one_model, inputs, "evaluate")
+        for key, config in self.recipe.evaluations.items():
+            for choice in config.models:
+                name = choice.label if config.name is None else f"{config.name}/{choice.label}"
+                inputs: Inputs = {"model": self._evaluated_model(choice, name, key)}
+                for benchmark in config.benchmarks:
+                    inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data, key)
+                one_model = EvaluateModelConfig.of(config, choice)
+                if one_model.examples is not None:
+                    inputs["examples"] = self._dataset(one_model.examples.dataset, f"{key}.examples")
+                self._add(f"evaluate/{name}", evaluate.STAGE, one_model, inputs, key)
 
-    def _evaluated_model(self, choice: ModelChoice) -> Source:
+    def _evaluated_model(self, choice: ModelChoice, name: str, key: str) -> Source:
         """Return a model of the recipe, a folder, or the import of a model of the Hub."""
         if choice.model in self.models:
             return self.models[choice.model]
         known = tuple(self.models)
-        found = self.finder.find("model", choice.model, "evaluate.models", choice.revision, known=known)
+        found = self.finder.find("model", choice.model, f"{key}.models", choice.revision, known=known)
         if not isinstance(found, HubRepository):
             return found
-        return self._add(f"models/{choice.label}", fetch.STAGE, FetchModelConfig(), {"model": found}, "evaluate")
+        inputs: Inputs = {"model": found}
+        return self._add(f"models/{choice.label}", fetch.STAGE, FetchModelConfig(), inputs, key, f"models/{name}")
 
-    def _benchmark(self, benchmark: BenchmarkChoice, data: str | None) -> Source:
-        key = f"evaluate.benchmarks.{benchmark.name}"
+    def _benchmark(self, benchmark: BenchmarkChoice, data: str | None, section: str) -> Source:
+        key = f"{section}.benchmarks.{benchmark.name}"
         if benchmark.dataset is not None:
             return self._dataset(benchmark.dataset, key)
         if data is not None:
@@ -325,7 +326,7 @@ class Pipeline:
                 return same
             step = replace(step, name=own_name) if name in self.steps else step
         if step.name in self.steps:
-            raise UserError(f"two steps are called {step.name}", f"give what {section} makes another name")
+            raise UserError(f"two steps are called {step.name}", f"set another `name` in {section}")
         self.steps[step.name] = step
         return step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ from ladle.reporting.page import ReportConfig
 from ladle.rollouts.config import GateConfig, RolloutConfig
 from ladle.soups.config import SoupConfig
 from ladle.training.config import Dtype, PretrainConfig, SftConfig, TrainerArguments
+
+SectionT = TypeVar("SectionT", bound=Config)
 
 
 class BaseConfig(Config):
@@ -120,16 +122,26 @@ class Recipe(Config):
     rollout: RolloutConfig | None = None
     kto: KtoSection | list[KtoSection] | None = None
     """One alignment, or several in a row (a curriculum), each from the last one's model; the last may have `arms`."""
-    evaluate: EvaluateConfig | None = None
+    evaluate: EvaluateConfig | list[EvaluateConfig] | None = None
+    """One evaluation of models on benchmarks, or several, each with its own sampling; all but one have a `name`."""
     report: ReportConfig | None = None
     source: str = execution("")
 
     @property
     def alignments(self) -> dict[str, KtoSection]:
         """The `kto:` sections in order, by their keys."""
-        if isinstance(self.kto, list):
-            return {f"kto.{place}": section for place, section in enumerate(self.kto)}
-        return {} if self.kto is None else {"kto": self.kto}
+        return _by_key(self.kto, "kto")
+
+    @property
+    def evaluations(self) -> dict[str, EvaluateConfig]:
+        """The `evaluate:` sections in order, by their keys."""
+        return _by_key(self.evaluate, "evaluate")
+
+
+def _by_key(sections: SectionT | list[SectionT] | None, key: str) -> dict[str, SectionT]:
+    if isinstance(sections, list):
+        return {f"{key}.{place}": section for place, section in enumerate(sections)}
+    return {} if sections is None else {key: sections}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), section: str = "") -> Recipe:

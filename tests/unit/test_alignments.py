@@ -155,7 +155,7 @@ def test_arms_go_their_own_ways_after_the_first_round_and_share_the_alignments_b
         ({"a/b": {}}, "kto.arms.a/b"),
         (
             {"reference-1": {}},
-            "two steps are called kto/reference-1: give what kto.arms.reference-1 makes another name",
+            "two steps are called kto/reference-1: set another `name` in kto.arms.reference-1",
         ),
     ],
 )
@@ -169,6 +169,21 @@ def test_a_fault_of_the_section_is_not_laid_to_its_arms(tmp_path):
         pipeline(tmp_path, {"data": ["rollouts"], "bta": 1, "arms": ARMS})
     with pytest.raises(UserError, match=r"kto.0 has arms, and an alignment after it"):
         pipeline(tmp_path, [{"data": ["rollouts"], "arms": ARMS}, {"data": ["rollouts"]}])
+
+
+def test_several_evaluations_have_names_and_settings_of_their_own(tmp_path):
+    benchmark = {"name": "problems", "dataset": "problems"}
+    sampled = {"models": ["base", "kto"], "benchmarks": [benchmark]}
+    greedy = {"name": "greedy", "models": ["kto"], "benchmarks": [benchmark], "sampling": {"temperature": 0}}
+    steps = pipeline(tmp_path, {"data": ["rollouts"]}, ["evaluate.greedy.limit=7"], evaluate=[sampled, greedy]).steps
+    found = {name: step.config for name, step in steps.items() if step.stage.name == "evaluate"}
+    assert list(found) == ["evaluate/base", "evaluate/kto", "evaluate/greedy/kto"]
+    settings = [(config.sampling.temperature, config.limit) for config in found.values()]  # type: ignore[attr-defined]
+    assert settings == [(0.6, None), (0.6, None), (0, 7)]
+    with pytest.raises(UserError, match="two steps are called evaluate/kto: set another `name` in evaluate.1"):
+        pipeline(tmp_path, {"data": ["rollouts"]}, evaluate=[sampled, greedy | {"name": None}])
+    with pytest.raises(UserError, match=r"evaluate.1.sampling.top_p: 2"):
+        pipeline(tmp_path, {"data": ["rollouts"]}, evaluate=[sampled, greedy | {"sampling": {"top_p": 2}}])
 
 
 @pytest.mark.parametrize(

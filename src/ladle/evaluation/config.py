@@ -192,6 +192,9 @@ class EvaluateModelConfig(Workers):
 class EvaluateConfig(EvaluateModelConfig):
     """The `evaluate:` section: every model on every benchmark."""
 
+    name: str | None = Field(None, pattern=r"^[\w.-]+$")
+    """Of one evaluation among several: its results are called `NAME/MODEL`."""
+
     models: Annotated[list[Annotated[ModelChoice, _ModelName]], _Unique] = Field(min_length=1)
     data: str | None = location(None)
     """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""

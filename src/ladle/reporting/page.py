@@ -89,12 +89,13 @@ def mean_scores(scores: Scores) -> dict[str, float]:
 
 
 def collect_changes(records: Records) -> list[tuple[str, str, PairedResult]]:
-    """Return each model's paired difference to the model evaluated before it, over the items that both answered."""
+    """Return each model's paired difference to the model before it in its evaluation, over the items of both."""
     from ladle.evaluation.compare import compare_runs
 
     return [
         (_model_of(before), _model_of(after), compare_runs(folder_before, folder_after).overall)
         for (before, folder_before, _), (after, folder_after, _) in pairwise(_of_stage(records, "evaluate"))
+        if before.rpartition("/")[0] == after.rpartition("/")[0]
     ]
 
 
@@ -126,5 +127,5 @@ def _of_stage(records: Records, stage: str) -> list[tuple[str, Path, dict[str, A
 
 
 def _model_of(step_name: str) -> str:
-    """Return the model that an evaluate step scored: `evaluate/kto` → `kto`."""
-    return step_name.rsplit("/", 1)[-1]
+    """Return what an evaluate step scored: `evaluate/kto` → `kto`, of several evaluations `greedy/kto`."""
+    return step_name.removeprefix("evaluate/")

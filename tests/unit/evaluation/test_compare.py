@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ladle.errors import UserError
 from ladle.evaluation.compare import compare_runs
 from ladle.evaluation.statistics import mcnemar_p_value
+from ladle.reporting.page import collect_changes
 
 NAME = "test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl"
 
@@ -51,6 +53,16 @@ def test_paired_difference_and_flips(tmp_path):
     assert overall.n == 10
     assert (comparison.difference, comparison.p_value) == (overall.difference, overall.p_value)
     assert comparison.interval == (overall.low, overall.high)
+
+
+def test_the_report_compares_models_within_an_evaluation(tmp_path):
+    names = ("evaluate/base", "evaluate/kto", "evaluate/greedy/base", "evaluate/greedy/kto")
+    records: Any = {
+        name: (_write(tmp_path / str(at), "gsm8k", _single("1010")), {"stage": "evaluate"})
+        for at, name in enumerate(names)
+    }
+    pairs = [(before, after) for before, after, _ in collect_changes(records)]
+    assert pairs == [("base", "kto"), ("greedy/base", "greedy/kto")]
 
 
 def test_a_model_against_itself(tmp_path):
