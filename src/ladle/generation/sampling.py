@@ -45,6 +45,8 @@ def draw(
 ) -> torch.Tensor:
     """Return one token id a row.
 
+    Settings are on the host, which decides by them what to do, and are copied to the device without waiting for it.
+
     Args:
         logits_NV: float32 scores; overwritten.
         word_N: int64 random words, one a row.
@@ -52,16 +54,17 @@ def draw(
         top_p_N: float32 probability mass to keep a row; 1 and None keep all.
         top_k_N: most likely tokens to keep a row; 0 and None keep all.
     """
-    greedy_N = logits_NV.argmax(dim=-1)
-    is_greedy_N = temperature_N == 0
-    if is_greedy_N.all():
+    greedy_N, device = logits_NV.argmax(dim=-1), logits_NV.device
+    if bool((temperature_N == 0).all()):
         return greedy_N
+    temperature_N = temperature_N.to(device, non_blocking=True)
+    is_greedy_N = temperature_N == 0
     logits_NV.sub_(logits_NV.gather(1, greedy_N[:, None]))  # the largest becomes 0, so that exp cannot overflow
     weights_NV = logits_NV.div_(torch.where(is_greedy_N, 1.0, temperature_N)[:, None]).exp_()
-    if top_k_N is not None and top_k_N.any():
-        _keep_top_k(weights_NV, top_k_N.long())
-    if top_p_N is not None and (top_p_N < 1).any():
-        _keep_nucleus(weights_NV, top_p_N)
+    if top_k_N is not None and (largest := int(top_k_N.max())):
+        _keep_top_k(weights_NV, top_k_N.long().to(device, non_blocking=True), min(largest, weights_NV.shape[1]))
+    if top_p_N is not None and bool((top_p_N < 1).any()):
+        _keep_nucleus(weights_NV, top_p_N.to(device, non_blocking=True))
     return torch.where(is_greedy_N, greedy_N, _race_in_two_rounds(weights_NV, word_N))
 
 
@@ -93,9 +96,8 @@ def _shift_right(bits: torch.Tensor, by: int) -> torch.Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def _keep_top_k(weights_NV: torch.Tensor, top_k_N: torch.Tensor) -> None:
-    """Zero the weights below each row's k-th largest."""
-    largest = min(int(top_k_N.max()), weights_NV.shape[1])
+def _keep_top_k(weights_NV: torch.Tensor, top_k_N: torch.Tensor, largest: int) -> None:
+    """Zero the weights below each row's k-th largest, where no k is above `largest`."""
     sorted_NK = weights_NV.topk(largest, dim=1).values
     kth_N1 = sorted_NK.gather(1, (top_k_N.clamp(1, largest) - 1)[:, None])
     weights_NV.masked_fill_(weights_NV < torch.where(top_k_N[:, None] > 0, kth_N1, 0.0), 0.0)

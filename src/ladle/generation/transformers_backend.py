@@ -131,12 +131,11 @@ class TransformersGenerator:
     @torch.inference_mode()
     def _step(self, cache: SlotCache, live: list[_Row]) -> list[_Row]:
         """Add one token to each live row, and remove and return those that ended."""
-        device = self.model.device
         places = [(row.ids[-1], len(row.ids) - 1, next(row.words)) for row in live]
-        token_N, position_N, word_N = torch.tensor(places, device=device).T
-        logits_NV = next_logits(self.model, cache, token_N, position_N)
+        token_N, position_N, word_N = upload(places, self.model.device).T
+        logits_NV = next_logits(self.model, cache, token_N, position_N, max(len(row.ids) for row in live))
         settings = [(row.request.temperature, row.request.top_p, row.request.top_k) for row in live]
-        tokens = draw(logits_NV, word_N, *torch.tensor(settings, device=device).T).tolist()
+        tokens = draw(logits_NV, word_N, *torch.tensor(settings).T).tolist()
         for row, token in zip(live, tokens, strict=True):
             row.ids.append(token)
         done = [place for place, row in enumerate(live) if self._is_ended(row)]
@@ -164,7 +163,7 @@ class TransformersGenerator:
     def _complete_alone(self, request: Request) -> Sample:
         device, start = self.model.device, len(request.prompt_ids)
         words = random_words(request.seed, request.max_new_tokens).to(device)
-        settings = torch.tensor([[request.temperature, request.top_p, request.top_k]], device=device).T
+        settings = torch.tensor([[request.temperature, request.top_p, request.top_k]]).T
 
         def choose(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             token = draw(scores.clone(), words[input_ids.shape[1] - start, None], *settings)
@@ -211,7 +210,7 @@ def find_fault(model: Any) -> str | None:
             with _prepared(model, ATTENTION):
                 fill(model, cache, 0, [tuple(ids[:-1]) for ids in rows])
                 last, position = torch.tensor([[ids[-1], len(ids) - 1] for ids in rows], device=device).T
-                logits = next_logits(model, cache, last, position)
+                logits = next_logits(model, cache, last, position, len(rows[0]))
             with _prepared(model):
                 inputs = [torch.tensor([ids], device=device) for ids in rows]
                 plain = [model(input_ids, use_cache=False).logits[0, -1].float() for input_ids in inputs]
@@ -243,19 +242,31 @@ def fill(model: Any, cache: SlotCache, first_row: int, prompts: Sequence[tuple[i
     width = max(map(len, place))
     if not width:
         return
-    cache.begin_prompts(first_row, torch.tensor([place[prompt] for prompt in prompts], device=model.device), width)
-    padded = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in place], device=model.device)
+    cache.begin_prompts(first_row, upload([place[prompt] for prompt in prompts], model.device), width)
+    padded = upload([[*prompt, *[0] * (width - len(prompt))] for prompt in place], model.device)
     positions = torch.arange(width, device=model.device).expand(len(place), -1)
     # The decoder alone: nobody needs the head's logits over prompts.
-    model.get_decoder()(input_ids=padded, position_ids=positions, use_cache=False, slots=cache)
+    model.get_decoder()(**_inputs(padded, positions), slots=cache)
 
 
-def next_logits(model: Any, cache: SlotCache, token_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
-    """Add a token to each live row at its position, and return the logits after it, float32 [N, V]."""
-    cache.begin_step(position_N)
-    token_N1, position_N1 = token_N[:, None], position_N[:, None]
-    output = model(input_ids=token_N1, position_ids=position_N1, use_cache=False, slots=cache, logits_to_keep=1)
+def next_logits(
+    model: Any, cache: SlotCache, token_N: torch.Tensor, position_N: torch.Tensor, num_columns: int
+) -> torch.Tensor:
+    """Add a token to each live row at its position, the last below `num_columns`; return the logits, float32 [N, V]."""
+    cache.begin_step(position_N, num_columns)
+    output = model(**_inputs(token_N[:, None], position_N[:, None]), slots=cache, logits_to_keep=1)
     return output.logits[:, -1].float()
+
+
+def _inputs(token_NT: torch.Tensor, position_NT: torch.Tensor) -> dict[str, Any]:
+    """Return inputs of a pass. The mask, which `keep_rule` drops, keeps transformers from asking the device for it."""
+    mask_NT = torch.ones_like(token_NT)
+    return {"input_ids": token_NT, "position_ids": position_NT, "attention_mask": mask_NT, "use_cache": False}
+
+
+def upload(numbers: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """Return whole numbers on a device, without waiting for what it does."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 class SlotCache:
@@ -288,24 +299,26 @@ class SlotCache:
         self.prompt_rows = (first_row, source_K)
         self._reserve(num_columns)
 
-    def begin_step(self, positions_N: torch.Tensor) -> None:
+    def begin_step(self, positions_N: torch.Tensor, num_columns: int) -> None:
         """Let the next forward pass add one token to each live row.
 
         Args:
             positions_N: the column of each row's new token; earlier columns are its past.
+            num_columns: one more than the largest of them.
         """
         self.prompt_rows = None
         self.positions_N = positions_N
-        self.columns_read = int(positions_N.max()) + 1
+        self.columns_read = num_columns
         self._rows_N = torch.arange(len(positions_N), device=positions_N.device)
         self._masks.clear()
         self._reserve(self.columns_read)
 
     def move(self, source: list[int], target: list[int]) -> None:
         """Copy some rows over others, as far as the last step read."""
+        source_K, target_K = upload([source, target], self.positions_N.device)
         for buffers in self.layers.values():
             for buffer in buffers:
-                buffer[target, :, : self.columns_read] = buffer[source, :, : self.columns_read]
+                buffer[target_K, :, : self.columns_read] = buffer[source_K, :, : self.columns_read]
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new keys and values of a layer, [rows, G, tokens, D or E], and return those to attend to.
