@@ -20,10 +20,11 @@ from ladle.config import Config
 from ladle.data.config import ROLLOUTS, FetchDatasetConfig, MixConfig, PreferConfig, SftDataConfig, SftPreferConfig
 from ladle.data.formats import find_code
 from ladle.errors import UserError
-from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, builtin_benchmarks
+from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, PromptConfig, builtin_benchmarks
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
 from ladle.recipe import KtoArm, Recipe, ReportConfig
+from ladle.rollouts.config import AttemptConfig
 from ladle.soups.members import find_members
 from ladle.stage import Stage
 from ladle.stages import (
@@ -232,8 +233,7 @@ class Pipeline:
                 kept = result
             elif is_last or (number + 1) % section.gate.every == 0:
                 between = "" if is_last else f"{name}/gate-{number + 1}"
-                inputs: Inputs = {"parent": kept, "candidate": result}
-                inputs["prompts"] = self._dataset(section.gate.prompts.dataset, f"{key}.gate.prompts")
+                inputs = {"parent": kept, "candidate": result, **self._problems(section.gate, f"{key}.gate")}
                 model = kept = self._add(between or name, gate.STAGE, section.gate, inputs, f"{key}.gate", between)
         return self.steps[name]
 
@@ -262,7 +262,7 @@ class Pipeline:
         policy = (
             self._model(config.model, "rollout.model") if number == 0 and config.model or parent is None else parent
         )
-        inputs: Inputs = {"model": policy, "prompts": self._dataset(config.prompts.dataset, "rollout.prompts")}
+        inputs: Inputs = {"model": policy, **self._problems(config, "rollout")}
         return self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout", f"rollout{arm}")
 
     def _add_evaluate(self) -> None:
@@ -273,8 +273,7 @@ class Pipeline:
                 for benchmark in config.benchmarks:
                     inputs[f"benchmark:{benchmark.name}"] = self._benchmark(benchmark, config.data, key)
                 one_model = EvaluateModelConfig.of(config, choice)
-                if one_model.examples is not None:
-                    inputs["examples"] = self._dataset(one_model.examples.dataset, f"{key}.examples")
+                inputs |= self._examples(one_model, key)
                 self._add(f"evaluate/{name}", evaluate.STAGE, one_model, inputs, key)
 
     def _evaluated_model(self, choice: ModelChoice, name: str, key: str) -> Source:
@@ -355,6 +354,13 @@ class Pipeline:
                 problem = f"{key} names rollouts, and the recipe has no `rollout:` section"
                 raise UserError(problem, "add one, or other data")
         return inputs
+
+    def _problems(self, config: AttemptConfig, key: str) -> Inputs:
+        return {"prompts": self._dataset(config.prompts.dataset, f"{key}.prompts"), **self._examples(config, key)}
+
+    def _examples(self, config: PromptConfig, key: str) -> Inputs:
+        shown = config.shown_examples
+        return {} if shown is None else {"examples": self._dataset(shown.dataset, f"{key}.examples")}
 
     def _dataset(self, reference: str, key: str, revision: str | None = None) -> Source:
         of_recipe = self.steps.get(f"datasets/{reference}")

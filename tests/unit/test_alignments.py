@@ -48,6 +48,13 @@ def test_one_round_is_rollout_data_reference_and_training(tmp_path):
     assert steps["kto"].stage.name == "kto"
 
 
+def test_worked_examples_are_an_input_of_rollouts_and_gates(tmp_path):
+    shown = {"few_shot": 1, "examples": {"dataset": "problems", "split": "examples", "answer": "solution"}}
+    kto = {"data": ["rollouts"], "gate": GATE | shown}
+    steps = pipeline(tmp_path, kto, rollout={"prompts": PROBLEMS, **shown}).steps
+    assert source_of(steps["rollout"], "examples") == source_of(steps["kto"], "examples") == "datasets/problems"
+
+
 def test_each_round_starts_from_what_the_gate_before_it_kept_with_problems_of_its_own(tmp_path):
     steps = pipeline(tmp_path, {"data": ["rollouts"], "rounds": 3, "gate": GATE}).steps
     assert [steps[name].config.prompts.first for name in ("rollout", "rollout/round-2", "rollout/round-3")] == [

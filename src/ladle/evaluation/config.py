@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from ladle.config import Config, IsoDate, execution, location
 from ladle.data.files import SUFFIXES
@@ -51,6 +51,11 @@ class ModelChoice(Config):
     """Worked examples before each question, where it differs from `evaluate.few_shot`."""
     prompt: PromptStyle | None = None
     """Prompt format, where it differs from `evaluate.prompt`."""
+
+    @property
+    def own_prompt(self) -> dict[str, Any]:
+        """What it sets of the evaluation's prompts."""
+        return {name: value for name in ("few_shot", "prompt") if (value := getattr(self, name)) is not None}
 
     @property
     def label(self) -> str:
@@ -138,23 +143,47 @@ _Unique = AfterValidator(_refuse_repeated)
 _ModelName = BeforeValidator(lambda value: {"model": value} if isinstance(value, str) else value)
 
 
-class EvaluateModelConfig(Workers):
-    """What decides the results of one model."""
+class PromptConfig(Config):
+    """How problems are put to a model: the same for evaluations, rollouts and gates."""
 
-    benchmarks: Annotated[list[Annotated[BenchmarkChoice, BeforeValidator(_benchmark_of)]], _Unique] = Field(
-        min_length=1
-    )
     prompt: PromptStyle | None = None
-    """`cot`, `openseek_sft`, `qwen25-math-cot`, or `chat` for the model's own template; unset: the benchmark's own."""
+    """`cot`, `openseek_sft`, `qwen25-math-cot`, or `chat` for the model's own template. Unset: in evaluations the
+    benchmark's own; in rollouts and gates `chat` where the model has a template, else `cot`."""
+    system_prompt: str | None = None
+    """For `chat`: a system turn before the question."""
     template_date: IsoDate | None = None
     """For `chat`: the day (2026-01-31) that a chat template which writes today's date writes instead."""
     few_shot: int = Field(default=0, ge=0)
     """Worked examples before each question, taken from `examples`."""
     examples: ExamplesConfig | None = None
-    sampling: EvaluationSampling = EvaluationSampling()
     dtype: Dtype | None = None
     """Type to run the weights in; unset: bfloat16 on GPUs, float32 on CPUs. Only float32 on a CPU promises the same
     samples in any batch."""
+
+    @property
+    def shown_examples(self) -> ExamplesConfig | None:
+        """Where the examples of few-shot prompts are; None for other prompts."""
+        return self.examples if self.few_shot else None
+
+    def check_prompts(self) -> Self:
+        """Refuse few-shot prompts without examples, and a system prompt without turns."""
+        if self.few_shot and self.examples is None:
+            problem = f"few_shot is {self.few_shot}, and there are no examples to show"
+            raise UserError(problem, "set examples.dataset beside it")
+        if self.system_prompt is not None and self.prompt != "chat":
+            raise UserError(f"system_prompt is set, and prompt is {self.prompt or 'not'}", "set prompt: chat")
+        return self
+
+    _check = model_validator(mode="after")(check_prompts)
+
+
+class EvaluateModelConfig(PromptConfig, Workers):
+    """What decides the results of one model."""
+
+    benchmarks: Annotated[list[Annotated[BenchmarkChoice, BeforeValidator(_benchmark_of)]], _Unique] = Field(
+        min_length=1
+    )
+    sampling: EvaluationSampling = EvaluationSampling()
     limit: int | None = Field(default=None, ge=1)
     """Items of each benchmark, from the first; unset takes all."""
     start: int = Field(default=0, ge=0)
@@ -176,17 +205,9 @@ class EvaluateModelConfig(Workers):
 
     @classmethod
     def of(cls, config: EvaluateConfig, choice: ModelChoice) -> EvaluateModelConfig:
-        """Return the settings under which `config` evaluates one of its models.
-
-        Raises:
-            UserError: few-shot prompts without `examples`.
-        """
-        few_shot = config.few_shot if choice.few_shot is None else choice.few_shot
-        if few_shot and config.examples is None:
-            problem = f"evaluate.few_shot is {few_shot}, and there are no examples to show"
-            raise UserError(problem, "set evaluate.examples.dataset")
-        examples = config.examples if few_shot else None
-        return cls.part_of(config, few_shot=few_shot, examples=examples, prompt=choice.prompt or config.prompt)
+        """Return the settings under which `config` evaluates one of its models."""
+        own = config.model_copy(update=choice.own_prompt)
+        return cls.part_of(own, examples=own.shown_examples)
 
 
 class EvaluateConfig(EvaluateModelConfig):
@@ -198,3 +219,9 @@ class EvaluateConfig(EvaluateModelConfig):
     models: Annotated[list[Annotated[ModelChoice, _ModelName]], _Unique] = Field(min_length=1)
     data: str | None = location(None)
     """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        for choice in self.models:
+            self.model_copy(update=choice.own_prompt).check_prompts()
+        return self

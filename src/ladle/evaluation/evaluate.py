@@ -60,15 +60,19 @@ class Prompt:
         text: the prompt.
         stop: texts that end its completion.
         messages: the turns behind the text; None where the prompt is plain text.
+        style: the prompt's form.
     """
 
     ids: list[int]
     text: str
     stop: tuple[str, ...] = ()
     messages: tuple[Message, ...] | None = None
+    style: PromptStyle = "cot"
 
 
-def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Sequence[Item] = ()) -> Prompt:
+def make_prompt(
+    style: PromptStyle, question: str, tokenizer: Any, examples: Sequence[Item] = (), system_prompt: str | None = None
+) -> Prompt:
     """Return the prompt of a question.
 
     Args:
@@ -76,6 +80,7 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
         question: the problem.
         tokenizer: the model's; only `chat` reads its template.
         examples: worked examples, whole answers as `gold`, shown in order before the question.
+        system_prompt: the text of the system turn of `chat`; None has none.
 
     Raises:
         UserError: `chat` for a tokenizer without a chat template, or with one that refuses these turns.
@@ -85,7 +90,7 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
         text = COT_SEPARATOR.join([*shown, f"Question: {question}\nAnswer:"])
         return Prompt(prompt_ids(tokenizer, text), text, COT_STOP)
     before = f"{_BOXED}\nQuestion:\n" if style == "openseek_sft" else ""
-    system = {"openseek_sft": "", "qwen25-math-cot": _BOXED}.get(style)
+    system = {"openseek_sft": "", "qwen25-math-cot": _BOXED, "chat": system_prompt}[style]
     turns = [] if system is None else [{"role": "system", "content": system}]
     for example in examples:
         turns.append({"role": "user", "content": before + example.question})
@@ -101,7 +106,7 @@ def make_prompt(style: PromptStyle, question: str, tokenizer: Any, examples: Seq
             text = render(tokenizer, turns, add_generation_prompt=True)
         except UserError as error:
             raise UserError(f"prompt=chat: {error.problem}", "use prompt=cot") from error
-    return Prompt(tokenizer.encode(text, add_special_tokens=False), text, messages=tuple(turns))
+    return Prompt(tokenizer.encode(text, add_special_tokens=False), text, (), tuple(turns), style)
 
 
 def load_examples(config: ExamplesConfig | None, paths: list[Path], count: int) -> list[Item]:
@@ -224,7 +229,7 @@ def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     tasks, unreadable, done = _complete(config, inputs, out)
     sampling, identity = config.sampling, config.identity()
     # Everything that decided the completions and their verdicts, but the prompt's style.
-    decided = {key: identity[key] for key in ("few_shot", "sampling", "extraction", "grader")}
+    decided = {key: identity[key] for key in ("few_shot", "system_prompt", "sampling", "extraction", "grader")}
     decided["dtype"] = choose_dtype(config.dtype)
     rows_of, metrics_of = {}, {}
     for choice, task in zip(config.benchmarks, tasks, strict=True):
@@ -264,7 +269,8 @@ def _complete(
         style = config.style(choice)
         if style == "chat":
             set_template_date(tokenizer, config.template_date, "evaluate.template_date")
-        return Task(choice.name, items, [make_prompt(style, item.question, tokenizer, examples) for item in items])
+        shown = examples, config.system_prompt
+        return Task(choice.name, items, [make_prompt(style, item.question, tokenizer, *shown) for item in items])
 
     tasks = [make_task(choice) for choice in config.benchmarks]
     what = "no answer but their very text is right; they are counted apart"

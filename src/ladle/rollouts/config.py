@@ -12,11 +12,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from ladle.checkup import Checkup, Finding, Shrinking, guarded, warning
-from ladle.config import Config, IsoDate, execution, location
-from ladle.evaluation.benchmark import PromptStyle
+from ladle.config import Config, execution, location
+from ladle.evaluation.config import PromptConfig
 from ladle.generation.request import SamplingConfig, Workers
 from ladle.models.before import check_positions, check_template, small_copy
-from ladle.models.config import Dtype
 
 PROBLEMS, NEW_TOKENS = 2, 16
 """Of a rehearsal."""
@@ -38,16 +37,10 @@ class PromptSource(Config):
     """Problems to use; unset uses all."""
 
 
-class AttemptConfig(SamplingConfig, Workers):
+class AttemptConfig(SamplingConfig, Workers, PromptConfig):
     """How problems are attempted."""
 
     prompts: PromptSource
-    prompt: PromptStyle = "cot"
-    """Prompt format, by the names that evaluation uses."""
-    dtype: Dtype | None = None
-    """Type to run the weights in; unset: bfloat16 on GPUs, float32 on CPUs."""
-    template_date: IsoDate | None = None
-    """For `chat`: the day (2026-01-31) that a chat template which writes today's date writes instead."""
 
 
 class RolloutConfig(AttemptConfig):

@@ -18,7 +18,15 @@ from ladle.data.formats import fill
 from ladle.data.rows import take_rows
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Item
-from ladle.evaluation.evaluate import Prompt, Task, complete_tasks, find_unreadable, grade_samples, make_prompt
+from ladle.evaluation.evaluate import (
+    Prompt,
+    Task,
+    complete_tasks,
+    find_unreadable,
+    grade_samples,
+    load_examples,
+    make_prompt,
+)
 from ladle.evaluation.statistics import mcnemar_p_value
 from ladle.executors import WHOLE, Shard
 from ladle.generation.complete import Completed, choose_dtype, discard_samples
@@ -53,12 +61,11 @@ def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     wrong. A row has the token ids of its prompt and those that were sampled, where the backend says them, and how it
     ended: `eos`, `stop` or `length`.
     """
-    problems = read_problems(config.prompts, inputs["prompts"], "rollout")
-    attempts = attempt_problems(config, problems, model_dir(inputs["model"][0]), out, "rollout")
+    attempts, unreadable = attempt_problems(config, inputs, model_dir(inputs["model"][0]), out, "rollout")
     verdicts = Counter(attempt.verdict for attempt in attempts)
     counters = {"samples": len(attempts), **{verdict: verdicts[verdict] for verdict in VERDICTS}}
     counters["cut"] = sum(attempt.sample.finish_reason == "length" for attempt in attempts)
-    counters["gold_unreadable"] = len(problems) - len(attempts) // config.samples
+    counters["gold_unreadable"] = unreadable
     labelled = [attempt for attempt in attempts if attempt.verdict in ("correct", "wrong")]
     if config.keep == "mixed":
         mixed = keep_mixed(labelled)
@@ -77,13 +84,13 @@ def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     (out / "train.jsonl").write_text("".join(lines), encoding="utf-8")
     discard_samples(out)
     metrics = {"accuracy": verdicts["correct"] / len(attempts), "dtype": choose_dtype(config.dtype)}
+    metrics["prompt"] = attempts[0].prompt.style
     return StageResult(counters | {"rows": len(lines)}, metrics)
 
 
 def run_shard(config: RolloutConfig, inputs: Inputs, out: Path, shard: Shard) -> None:
     """Sample one share of the completions; `run` finds them finished."""
-    problems = read_problems(config.prompts, inputs["prompts"], "rollout")
-    _complete(config, problems, model_dir(inputs["model"][0]), out, "rollout", shard)
+    _complete(config, inputs, model_dir(inputs["model"][0]), out, "rollout", shard)
 
 
 def run_gate(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
@@ -92,11 +99,10 @@ def run_gate(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
     The candidate replaces its parent if it solves significantly more of the problems, which neither training nor test
     data holds: several rounds that each may be worse by luck would add up to a worse model.
     """
-    problems = read_problems(config.prompts, inputs["prompts"], "gate")
     models = {role: model_dir(inputs[role][0]) for role in ("parent", "candidate")}
     is_right = {}
     for role, model in models.items():
-        attempts = attempt_problems(config, problems, model, out / f".{role}", "gate")
+        attempts, _ = attempt_problems(config, inputs, model, out / f".{role}", "gate")
         is_right[role] = [attempt.verdict == "correct" for attempt in attempts]
     scores = {role: fmean(right) for role, right in is_right.items()}
     pairs = Counter(zip(is_right["parent"], is_right["candidate"], strict=True))
@@ -140,38 +146,45 @@ def read_problems(source: PromptSource, paths: list[Path], section: str) -> list
 
 
 def attempt_problems(
-    config: AttemptConfig, problems: Sequence[Item], model: Path, folder: Path, purpose: str
-) -> list[Attempt]:
+    config: AttemptConfig, inputs: Inputs, model: Path, folder: Path, purpose: str
+) -> tuple[list[Attempt], int]:
     """Return `config.samples` graded completions of each problem whose known answer can be read, in order.
 
     Args:
         config: prompt and sampling.
-        problems: what to attempt.
+        inputs: `prompts`, the problems; and `examples` for few-shot prompts.
         model: the model's folder.
         folder: where finished samples are kept across crashes until `discard_samples`.
         purpose: what the samples are for; it enters their seeds and the progress line.
+
+    Returns:
+        The attempts, and how many problems were left out because their answer cannot be read.
     """
-    task, done = _complete(config, problems, model, folder, purpose)
+    task, done, unreadable = _complete(config, inputs, model, folder, purpose)
     samples = task.samples(done, config.samples)
     grades = grade_samples(task, samples, GraderConfig())
-    return [
+    attempts = [
         Attempt(problem, prompt, sample, str(grade.verdict))
         for problem, prompt, *several in zip(task.items, task.prompts, samples, grades, strict=True)
         for sample, grade in zip(*several, strict=True)
     ]
+    return attempts, unreadable
 
 
 def _complete(
-    config: AttemptConfig, problems: Sequence[Item], model: Path, folder: Path, purpose: str, shard: Shard = WHOLE
-) -> tuple[Task, Completed]:
+    config: AttemptConfig, inputs: Inputs, model: Path, folder: Path, purpose: str, shard: Shard = WHOLE
+) -> tuple[Task, Completed, int]:
+    problems = read_problems(config.prompts, inputs["prompts"], purpose)
+    examples = load_examples(config.examples, inputs.get("examples", []), config.few_shot)
     tokenizer = load_fast_tokenizer(model)
-    if config.prompt == "chat":
+    style = config.prompt or ("chat" if tokenizer.chat_template else "cot")
+    if style == "chat":
         set_template_date(tokenizer, config.template_date, f"{purpose}.template_date")
     unreadable = find_unreadable(problems, GraderConfig(), purpose, "their problems are left out")
     problems = [problem for problem in problems if problem.idx not in unreadable]
-    task = Task(purpose, problems, [make_prompt(config.prompt, problem.question, tokenizer) for problem in problems])
-    dtype = choose_dtype(config.dtype)
-    return task, complete_tasks([task], config, config, model, tokenizer, folder, shard, dtype)
+    prompts = [make_prompt(style, one.question, tokenizer, examples, config.system_prompt) for one in problems]
+    task, dtype = Task(purpose, problems, prompts), choose_dtype(config.dtype)
+    return task, complete_tasks([task], config, config, model, tokenizer, folder, shard, dtype), len(unreadable)
 
 
 def keep_mixed(attempts: Sequence[Attempt]) -> list[Attempt]:

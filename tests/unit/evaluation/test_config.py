@@ -6,7 +6,6 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig, EvaluateModelConfig
 
 
@@ -51,10 +50,21 @@ def test_where_things_are_is_no_part_of_the_identity():
     assert one == other
 
 
-def test_few_shot_needs_examples():
-    config = _config(few_shot=1)
-    with pytest.raises(UserError, match="no examples"):
-        EvaluateModelConfig.of(config, config.models[0])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"few_shot": 1}, "few_shot is 1, and there are no examples"),
+        ({"models": [{"model": "base", "few_shot": 2}]}, "few_shot is 2, and there are no examples"),
+        ({"system_prompt": "Be brief."}, "prompt is not: set prompt: chat"),
+        (
+            {"system_prompt": "Be brief.", "prompt": "chat", "models": ["a", {"model": "b", "prompt": "cot"}]},
+            "prompt is cot: set prompt: chat",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_made_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        _config(**fields)
 
 
 @pytest.mark.parametrize("fields", [{"models": ["a", "b/a"]}, {"benchmarks": ["gsm8k", "gsm8k"]}])

@@ -68,6 +68,12 @@ def test_chat_renders_the_models_template(tokenizer):
     )
 
 
+def test_a_system_prompt_is_a_turn_before_the_others(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    prompt = make_prompt("chat", "Why?", tokenizer, EXAMPLES, "Be brief.")
+    assert prompt.text == "<system>Be brief.<user>1+1?<assistant>1+1=2. So \\boxed{2}.<user>Why?"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

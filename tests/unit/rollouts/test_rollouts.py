@@ -58,9 +58,10 @@ def test_the_candidate_is_kept_if_it_solves_significantly_more(
 ):
     solved = {"parent": "++++++------", "candidate": candidate}
 
-    def attempt(config: Any, problems: list[Item], model: Path, folder: Path, purpose: str) -> list[Attempt]:
+    def attempt(config: Any, inputs: Any, model: Path, folder: Path, purpose: str) -> tuple[list[Attempt], int]:
         folder.mkdir()
-        return attempts_with([{"+": "correct", "-": "wrong"}[sign] for sign in solved[model.parent.name]], problems)
+        problems = read_problems(config.prompts, inputs["prompts"], purpose)
+        return attempts_with([{"+": "correct", "-": "wrong"}[sign] for sign in solved[model.parent.name]], problems), 0
 
     monkeypatch.setattr(rollout, "attempt_problems", attempt)
     out = tmp_path / "out"
@@ -118,6 +119,30 @@ def test_rows_hold_what_was_sampled_and_how_it_ended(models, tmp_path, monkeypat
         assert row["finish_reason"] == reason
         assert row["prompt_ids"] == tokenizer.encode(row["prompt"])
         assert row["completion_ids"] == [*tokenizer.encode(text, add_special_tokens=False), *end]
+
+
+def test_prompts_are_the_models_own_template_where_it_has_one_and_evaluations_otherwise(models, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "candidate" / "model")
+    (tmp_path / "shown.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
+    inputs = {"prompts": models["prompts"], "examples": [tmp_path / "shown.jsonl"]}
+
+    def prompts(model: str, **settings: Any) -> tuple[str, Any]:
+        source = {"dataset": "d", "split": "validation", "limit": 1}
+        config = RolloutConfig.model_validate({"prompts": source, "samples": 1, "max_new_tokens": 1, **settings})
+        out = tmp_path / f"out-{model}-{len(settings)}"
+        style = rollout.run(config, {"model": models[model], **inputs}, out).metrics["prompt"]
+        task, *_ = rollout._complete(config, inputs, models[model][0] / "model", out, "rollout")
+        return style, task.prompts[0].text
+
+    assert prompts("parent") == ("cot", "Question: q0\nAnswer:")
+    assert prompts("candidate") == ("chat", "<user>q0")
+    assert prompts("candidate", prompt="cot") == ("cot", "Question: q0\nAnswer:")
+    few = {"few_shot": 1, "examples": {"dataset": "shown", "split": "train"}}
+    assert prompts("parent", **few)[1] == "Question: 1+1?\nAnswer: 2\n\n\nQuestion: q0\nAnswer:"
+    told = {"prompt": "chat", "system_prompt": "Be brief."}
+    assert prompts("candidate", **few, **told) == ("chat", "<system>Be brief.<user>1+1?<assistant>2<user>q0")
 
 
 @pytest.mark.parametrize(
