@@ -17,7 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from ladle.config import Config
-from ladle.errors import UserError
+from ladle.data.formats import fill
+from ladle.errors import BadRow, UserError
 from ladle.grading.extract import last_boxes
 from ladle.grading.verdict import Pair
 from ladle.log import get_logger
@@ -77,7 +78,7 @@ class Benchmark(Config):
     name: str
     hub: HubSource | None = None
     question: list[str] = ["question"]
-    """Fields with the problem."""
+    """Fields with the problem; one with braces is a template over the row's columns."""
     solution: list[FieldRule] = []
     """The reference solution, kept in results as `gt_cot`."""
     gold: list[FieldRule] = [FieldRule(field="answer")]
@@ -191,7 +192,7 @@ def read_first(row: dict[str, Any], rules: Sequence[FieldRule]) -> str:
 
 
 def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any]) -> Item:
-    question = read_first(row, [FieldRule(field=name) for name in benchmark.question])
+    question = next((text for field in benchmark.question if (text := _read_question(field, row))), "")
     gold = read_first(row, benchmark.gold)
     if not question or not gold:
         what = "answer" if question else "question"
@@ -207,6 +208,15 @@ def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any]) -> Item:
         row=row,
         **compared_by(benchmark, row),
     )
+
+
+def _read_question(field: str, row: dict[str, Any]) -> str:
+    if "{" not in field:
+        return FieldRule(field=field).read(row)
+    try:
+        return fill(field, row, "question").strip()
+    except BadRow as fault:
+        raise UserError(f"does not fit the template of the question: {fault.problem}", fault.fix) from fault
 
 
 def compared_by(benchmark: Benchmark, row: dict[str, Any]) -> dict[str, Any]:

@@ -75,11 +75,15 @@ class BenchmarkChoice(Config):
     split: str = "test"
     """Split to read of a `dataset` that has several."""
     question: str | None = None
-    """Field with the question, for a custom benchmark."""
+    """Field with the question, for a custom benchmark, or text with the row's columns in braces."""
     answer: str | None = None
     """Field with the known answer, for a custom benchmark."""
     type: str | None = None
     """Answer type of every item; unset takes the benchmark's own, or infers it."""
+    limit: int | None = Field(None, ge=1)
+    """Items to take, from the first, where that differs from `evaluate.limit`."""
+    start: int | None = Field(None, ge=0)
+    """First item to take, where that differs from `evaluate.start`."""
 
     def definition(self) -> Benchmark:
         """Return the built-in declaration with this choice's own fields over it, or a custom one."""
@@ -108,7 +112,7 @@ class ExamplesConfig(Config):
     """A jsonl or parquet file, a folder, or a name of the recipe's `datasets:`."""
     split: str = "train"
     question: str = "question"
-    """Field with the question."""
+    """Field with the question, or text with the row's columns in braces."""
     answer: str = "answer"
     """Field with the whole worked answer."""
 
@@ -198,10 +202,15 @@ class EvaluateModelConfig(PromptConfig, Workers):
         """Return the prompt format for one of the benchmarks."""
         return self.prompt or choice.definition().prompt
 
+    def part(self, choice: BenchmarkChoice) -> tuple[int | None, int, int]:
+        """Return `limit`, `start` and `end` for one of the benchmarks."""
+        return choice.limit or self.limit, self.start if choice.start is None else choice.start, self.end
+
     def run_id(self, choice: BenchmarkChoice) -> str:
         """Return the name that upstream gives a run: `test_cot_-1_seed1_t0.6_s0_e-1`."""
-        name = f"{choice.split}_{self.style(choice)}_{-1 if self.limit is None else self.limit}"
-        return f"{name}_seed{self.sampling.seed}_t{self.sampling.temperature}_s{self.start}_e{self.end}"
+        limit, start, end = self.part(choice)
+        name = f"{choice.split}_{self.style(choice)}_{-1 if limit is None else limit}"
+        return f"{name}_seed{self.sampling.seed}_t{self.sampling.temperature}_s{start}_e{end}"
 
     @classmethod
     def of(cls, config: EvaluateConfig, choice: ModelChoice) -> EvaluateModelConfig:

@@ -265,7 +265,7 @@ def _complete(
 
     def make_task(choice: BenchmarkChoice) -> Task:
         items = load_items(choice.definition(), inputs[f"benchmark:{choice.name}"], choice.split)
-        items = take(items, config.limit, config.start, config.end, choice.name)
+        items = take(items, *config.part(choice), choice.name)
         style = config.style(choice)
         if style == "chat":
             set_template_date(tokenizer, config.template_date, "evaluate.template_date")

@@ -42,14 +42,17 @@ def _check_benchmark(key: str, choice: BenchmarkChoice, paths: list[Path]) -> It
 def shrink(config: EvaluateConfig, shrinking: Shrinking) -> EvaluateConfig:
     """Return few items with short completions."""
     sampling = shrink_sampling(config.sampling, shrinking)
-    return config.model_copy(update={"sampling": sampling, "limit": ITEMS, "workers": 1, "executor": "processes"})
+    whole = [choice.model_copy(update={"limit": None, "start": None}) for choice in config.benchmarks]
+    few = {"benchmarks": whole, "limit": ITEMS, "start": 0, "end": -1}
+    return config.model_copy(update={"sampling": sampling, "workers": 1, "executor": "processes", **few})
 
 
 def extrapolate(check: Checkup, measured: Measured) -> Estimate:
     """Return the rehearsal's time times the new tokens; unknown for benchmarks whose items are not known."""
 
     def tokens(config: EvaluateModelConfig) -> int:
-        counts = [min(config.limit or 10**9, one.definition().items or config.limit or 0) for one in config.benchmarks]
+        limits = [(config.part(one)[0], one.definition().items) for one in config.benchmarks]
+        counts = [min(limit or 10**9, items or limit or 0) for limit, items in limits]
         return 0 if 0 in counts else sum(counts) * config.sampling.samples * config.sampling.max_new_tokens
 
     full, small = tokens(check.config), tokens(measured.config)

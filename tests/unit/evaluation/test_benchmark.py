@@ -141,6 +141,16 @@ def test_fields_of_a_custom_benchmark_can_be_named(tmp_path):
     assert (item.question, item.gold, item.type) == ("1+1?", "2", "int")
 
 
+def test_a_question_may_be_a_template_over_the_rows_columns(tmp_path):
+    path = _write(tmp_path / "mine.jsonl", [{"Body": "A has 2.", "Question": "And B?", "answer": 2}])
+    choice = BenchmarkChoice(name="mine", question="{Body} {Question}")
+    assert load_items(choice.definition(), [path])[0].question == "A has 2. And B?"
+    unknown = BenchmarkChoice(name="mine", question="{Body} {Qestion}").definition()
+    message = r"line 1 of .* does not fit the template of the question: there is no column 'Qestion' \(there is Body"
+    with pytest.raises(UserError, match=message):
+        load_items(unknown, [path])
+
+
 def test_a_missing_field_names_the_row_and_what_it_has(tmp_path):
     path = _write(tmp_path / "mine.jsonl", [{"question": "1?", "answer": "1"}, {"question": "2?", "reply": "2"}])
     with pytest.raises(

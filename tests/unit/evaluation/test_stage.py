@@ -60,8 +60,11 @@ def test_files_and_fields(model_folder, problems, tmp_path):
 
 def test_metrics_and_final_result(model_folder, problems, tmp_path):
     out = tmp_path / "out"
-    config = _config(benchmarks=[{"name": "sums", "dataset": "x"}, {"name": "few", "dataset": "x"}], limit=5, start=1)
+    benchmarks = [{"name": "sums", "dataset": "x", "limit": 7, "start": 3}, {"name": "few", "dataset": "x"}]
+    config = _config(benchmarks=benchmarks, limit=5, start=1)
     _run(config, model_folder, problems, out)
+    assert [row["idx"] for row in _rows(out)] == [3, 4, 5, 6]
+    assert (out / "sums" / "test_cot_7_seed1_t0.6_s3_e-1_metrics.json").is_file()
     metrics = json.loads((out / "few" / "test_cot_5_seed1_t0.6_s1_e-1_metrics.json").read_text())
     assert metrics["num_samples"] == 4
     assert metrics["num_scores"] == 8
