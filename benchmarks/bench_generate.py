@@ -67,8 +67,8 @@ class NoTokenizer:
 class OwnLengths(StoppingCriteria):
     """Ends each row of a batch at its own length."""
 
-    def __init__(self, prompt_columns: int, lengths: list[int]) -> None:
-        self.ends = torch.tensor(lengths) + prompt_columns
+    def __init__(self, prompt_columns: int, lengths: torch.Tensor) -> None:
+        self.ends = lengths + prompt_columns
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         """Tell which rows have reached their length."""
@@ -109,11 +109,13 @@ def run_static(model: Any, requests: list[Request], batch_size: int) -> Tokens:
         pads = [columns - len(request.prompt_ids) for request in batch]
         lengths = [request.max_new_tokens for request in batch]
         output = model.generate(
-            torch.tensor([[0] * pad + request.prompt_ids for pad, request in zip(pads, batch, strict=True)]),
-            attention_mask=torch.tensor([[0] * pad + [1] * (columns - pad) for pad in pads]),
+            torch.tensor(
+                [[0] * pad + each.prompt_ids for pad, each in zip(pads, batch, strict=True)], device=model.device
+            ),
+            attention_mask=torch.tensor([[0] * pad + [1] * (columns - pad) for pad in pads], device=model.device),
             do_sample=False,
             max_new_tokens=max(lengths),
-            stopping_criteria=StoppingCriteriaList([OwnLengths(columns, lengths)]),
+            stopping_criteria=StoppingCriteriaList([OwnLengths(columns, torch.tensor(lengths, device=model.device))]),
             pad_token_id=0,
         )
         for request, row in zip(batch, output[:, columns:].tolist(), strict=True):

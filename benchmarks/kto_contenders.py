@@ -126,8 +126,8 @@ def _any_tokenizer() -> PreTrainedTokenizerFast:
 def train_with_trl(model: PreTrainedModel, rows: list[dict], epochs: int, out: Path, **arguments: Any) -> Ends:
     """Train with TRL's KTOTrainer, which makes its pairs in microbatches of `per_device_train_batch_size`."""
     config = KTOConfig(
-        output_dir=str(out), num_train_epochs=epochs, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
-        save_strategy="no", max_length=MAX_LENGTH, learning_rate=1e-5, **arguments,
+        output_dir=str(out), num_train_epochs=epochs, use_cpu=not torch.cuda.is_available(), bf16=False,
+        report_to="none", disable_tqdm=True, save_strategy="no", max_length=MAX_LENGTH, learning_rate=1e-5, **arguments,
     )  # fmt: skip
     batch = config.per_device_train_batch_size
     partners = [row // batch * batch + (row - 1) % batch for row in range(len(rows))]

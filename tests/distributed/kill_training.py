@@ -250,7 +250,10 @@ class Run:
 
     def _is_saving(self) -> bool:
         staging = self.folder / STAGING
-        return staging.is_dir() and any(staging.iterdir())
+        try:
+            return any(staging.iterdir())
+        except FileNotFoundError:  # not there yet, or sealed meanwhile
+            return False
 
     def _note_checkpoint(self) -> None:
         """Look for the checkpoint to resume from, which is never older than the last one."""
