@@ -37,6 +37,7 @@ from transformers import PreTrainedModel
 
 from ladle.errors import UserError
 from ladle.kto.data import Bin
+from ladle.models.load import checkpoint_activations
 from ladle.models.probe import ORDINARY, Traits, hidden_states, is_deterministic, probe, why_documents_meet
 from ladle.training.attention import DOCUMENT_SDPA, use_document_attention, use_fused_attention
 from ladle.training.head import add_product, in_one_dtype, multiply, room_for, tokens_at_once
@@ -174,7 +175,7 @@ def prepare_policy(model: PreTrainedModel, checkpointing: bool = False) -> Trait
         problem = f"the config of {name} adds the routers' auxiliary loss (output_router_logits), and KTO has none"
         raise UserError(problem, "set output_router_logits to false in its config.json")
     if checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_activations(model)
     switch_randomness_off(model)
     if not is_deterministic(model):
         problem = f"two equal passes of {name} differ, and KTO's log-ratios would hold that noise"

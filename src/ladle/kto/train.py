@@ -45,7 +45,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
     tokenizer = load_fast_tokenizer(model_dir(start))
     if json.loads((reference / "data.json").read_text(encoding="utf-8"))["conversational"]:
         ensure_chat_template(tokenizer)
-    checkpointing = bool(arguments.activation_checkpointing)
+    checkpointing = bool(arguments.gradient_checkpointing)
     model, packed, choices = load_policy(start, config, config.weights_dtype, world.device, 0, checkpointing)
     use_liger_where_it_can_run(arguments, model)
     model.config.use_cache = False

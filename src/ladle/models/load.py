@@ -125,6 +125,16 @@ def usable_attention(requested: str) -> str:
     return "sdpa"
 
 
+def checkpoint_activations(model: Any, **kwargs: Any) -> None:
+    """Let a model keep few activations and compute the rest again; `kwargs` are torch.utils.checkpoint's.
+
+    Renamed in transformers 5.23.
+    """
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or getattr(model, name.replace("activation", "gradient"))
+    enable(kwargs or None)
+
+
 def copy_out_of_file(model: PreTrainedModel) -> None:
     """Give each tensor on the CPU memory of its own, so that the weight file is let go.
 

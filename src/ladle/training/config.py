@@ -259,7 +259,7 @@ class TrainingConfig(Config):
     @property
     def checkpoints_activations(self) -> bool:
         """Whether activations are computed again in the backward pass."""
-        return any(self.trainer.get(f"{what}_checkpointing") for what in ("activation", "gradient"))
+        return any(self.trainer.values().get(f"{what}_checkpointing") for what in ("activation", "gradient"))
 
     @property
     def runs_in_bf16(self) -> bool:

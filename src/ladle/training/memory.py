@@ -34,6 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from ladle.kto.data import Bin
 from ladle.kto.loss import use_kto_forward
 from ladle.models.before import small_copy
+from ladle.models.load import checkpoint_activations
 from ladle.models.probe import Traits, why_not_linear
 from ladle.training.arguments import check_arguments
 from ladle.training.attention import use_fused_attention
@@ -145,7 +146,7 @@ def _build(config: TrainingConfig, model_config: dict[str, Any], traits: Traits)
     model.config.use_cache = False
     model.train()
     if config.checkpoints_activations and not config.selective_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, use_reentrant=False)
     if config.objective == "kto":
         use_kto_forward(model)
     else:

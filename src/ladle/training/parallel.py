@@ -29,7 +29,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.training_args import OptimizerNames
@@ -37,6 +37,7 @@ from transformers.training_args import OptimizerNames
 from ladle.artifacts.files import hash_bytes
 from ladle.errors import UserError
 from ladle.log import get_logger
+from ladle.models.load import checkpoint_activations
 from ladle.training.config import TrainingConfig
 
 logger = get_logger(__name__)
@@ -381,11 +382,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 def share_out(config: TrainingConfig, model: nn.Module, world: World, arguments: TrainingArguments) -> Parallel:
     """Return the model and its optimizer, on the processes as the recipe says."""
-    if arguments.activation_checkpointing:
-        kwargs = {"use_reentrant": False} | cast(dict[str, Any], arguments.activation_checkpointing_kwargs or {})
+    if arguments.gradient_checkpointing:  # of either name, which transformers keeps equal
+        kwargs = {"use_reentrant": False} | cast(dict[str, Any], arguments.gradient_checkpointing_kwargs or {})
         if config.selective_checkpointing:
             kwargs["context_fn"] = partial(create_selective_checkpoint_contexts, PRODUCTS)
-        cast(PreTrainedModel, model).activation_checkpointing_enable(kwargs)
+        checkpoint_activations(model, **kwargs)
     if arguments.torch_compile:
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
