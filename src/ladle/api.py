@@ -473,9 +473,10 @@ def generate(
         dtype: floating-point type to run the weights in; unset: bfloat16 on GPUs, float32 on CPUs.
         sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.
     """
-    from ladle.generation.complete import choose_dtype, make_generator, positions_of
+    from ladle.generation.complete import make_generator, positions_of
     from ladle.generation.request import SamplingConfig, make_requests
     from ladle.models.chat import prompt_ids
+    from ladle.models.config import choose_dtype
     from ladle.models.tokenizer import load_fast_tokenizer
 
     config = SamplingConfig.model_validate(sampling)

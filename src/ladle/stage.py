@@ -58,7 +58,7 @@ class Stage:
         run_shard: works one share of it ahead of `run`, side by side with others; None if it is one piece.
         version: raised when its meaning changes, so that old artifacts are rebuilt.
         volatile: globs of files whose bytes may differ between equal results (timings); left out of the digest.
-        wants_gpus: it is worth a GPU if there is one.
+        wants_gpus: each of its processes or workers is worth a GPU if there is one; or how many GPUs a config is worth.
         resumes_from: what a stopped run has left to resume from, in its unfinished folder; None if it starts again.
         section: the class of the recipe's section that configures it.
         check: yields what can be known before a run to stop or spoil it.
@@ -73,7 +73,7 @@ class Stage:
     run_shard: Callable[[Any, Inputs, Path, Shard], None] | None = None
     version: int = 1
     volatile: tuple[str, ...] = ()
-    wants_gpus: bool = False
+    wants_gpus: bool | Callable[[Any], int] = False
     resumes_from: str | None = None
     section: type[Config] | None = None
     check: Callable[[Checkup], Iterable[Finding]] | None = None
@@ -81,6 +81,13 @@ class Stage:
     bytes_written: Callable[[Checkup], int] | None = None
     shrink: Callable[[Any, Shrinking], Config] | None = None
     extrapolate: Callable[[Checkup, Measured], Estimate] | None = None
+
+    def num_gpus(self, config: Any) -> int:
+        """Return how many GPUs of a machine a step of this config uses, if there are as many."""
+        if callable(self.wants_gpus):
+            return self.wants_gpus(config)
+        wanted = getattr(config, "processes", None) or getattr(config, "workers", None) or 1
+        return wanted if self.wants_gpus else 0
 
 
 def deferred(target: str) -> Callable[..., Any]:

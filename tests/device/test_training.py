@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from ladle.data.store import IGNORED_LABEL
 from ladle.errors import Preempted
 from ladle.kto.data import Bin
 from ladle.stage import Inputs
 from ladle.stages import kto, pretrain
+from ladle.training.attention import one_document_a_row
 from ladle.training.config import PretrainConfig
 from ladle.training.loop import Training
 from ladle.training.pretrain import PretrainTask, validation_loss
@@ -85,12 +87,14 @@ def test_pretraining(shape, tmp_path, monkeypatch):
         on_gpu = log_of(pretrain.run, config, job.inputs, tmp_path / "gpu")
         assert gpu.syncs
         gpu.syncs.clear()
-        held_out = validation_loss(tmp_path / "gpu" / "model", job.inputs["mixture"][0])
+        trained = tmp_path / "gpu" / "model", job.inputs["mixture"][0]
+        held_out, in_bfloat16 = validation_loss(*trained, dtype="float32"), validation_loss(*trained)
         assert gpu.syncs
     require_few_waits(steps, forward_passes=config.trainer.get("gradient_accumulation_steps"))
     for name, values in on_cpu.items():
         assert on_gpu[name] == pytest.approx(values, rel=1e-4), name
     assert held_out == pytest.approx(on_gpu["eval_loss"][-1], rel=1e-4)
+    assert held_out != in_bfloat16 == pytest.approx(held_out, rel=1e-2), "a GPU's default"
 
 
 @pytest.mark.parametrize("shape", ["qwen3", "deepseek_v3"])
@@ -128,6 +132,24 @@ def test_a_resumed_training_ends_with_the_same_bytes(tmp_path, monkeypatch):
         resumed = pretrain.run(config, job.inputs, tmp_path / "stopped")
     assert resumed.counters["resumed_from_step"] == STEPS - 1
     assert resumed.metrics == whole.metrics
+
+
+def test_documents_in_rows_of_their_own_are_found_by_waiting_once():
+    """Which are labelled, and how long they are, of all rows together."""
+    ids = torch.arange(48).reshape(3, 16)
+    positions = torch.cat([torch.arange(size) for size in (5, 11, 16, 1, 9, 6)]).reshape(3, 16)
+    labels = torch.where((ids >= 16) & (ids < 32), IGNORED_LABEL, ids)
+    batch = {"input_ids": ids, "position_ids": positions, "labels": labels}
+    expected = one_document_a_row(batch)
+    assert [tuple(part["input_ids"].shape) for part in expected] == [(4, 11)]
+    with PretendedGpu() as gpu:
+        on_gpu = {name: tensor.to("cuda") for name, tensor in batch.items()}
+        gpu.syncs.clear()
+        found = one_document_a_row(on_gpu)
+        assert len(gpu.syncs) == 1, gpu.report()
+        assert all(part["input_ids"].is_cuda for part in found)
+        for one, other in zip(found, expected, strict=True):
+            assert all(torch.equal(one[name].cpu(), other[name]) for name in other)
 
 
 def leave_targets_behind(one_bin: Bin, device: torch.device) -> Bin:

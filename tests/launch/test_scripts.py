@@ -84,6 +84,9 @@ def test_gpus_and_nodes_follow_the_recipe_and_the_profile(repository):
     assert (jobs["pretrain"].nodes, jobs["pretrain"].gpus) == (2, 8)
     assert (jobs["base"].nodes, jobs["base"].gpus) == (1, 1), "the base's own training has one process"
     assert (jobs["mix"].nodes, jobs["mix"].gpus) == (1, 0)
+    selecting = ("soup.select=best", "mix.validation.sequences=4", "soup.workers=8")
+    selected = {job.name: job for job in jobs_of(repository, profile, *selecting)}
+    assert (jobs["soup"].gpus, selected["soup"].gpus) == (0, 1), "averaging needs none, choosing by a loss one"
     assert (jobs["evaluate/kto.shards"].shards, jobs["evaluate/kto.shards"].gpus) == (4, 1)
 
 

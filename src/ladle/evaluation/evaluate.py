@@ -26,20 +26,13 @@ from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, Exampl
 from ladle.evaluation.results import FINAL_NAME, make_row, write_metrics, write_result
 from ladle.evaluation.statistics import summarise, summarise_all
 from ladle.executors import WHOLE, Shard, make_executor
-from ladle.generation.complete import (
-    Completed,
-    choose_dtype,
-    complete,
-    discard_samples,
-    make_generator,
-    positions_of,
-)
+from ladle.generation.complete import Completed, complete, discard_samples, make_generator, positions_of
 from ladle.generation.request import Request, Sample, SamplingConfig, Workers, make_requests
 from ladle.grading.extract import Extraction
 from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
 from ladle.log import get_logger, progress
 from ladle.models.chat import prompt_ids, render, set_template_date
-from ladle.models.load import model_dir
+from ladle.models.config import choose_dtype, model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 

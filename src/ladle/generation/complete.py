@@ -88,14 +88,6 @@ def positions_of(model: Path) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def choose_dtype(dtype: str | None) -> str:
-    """Return the type to run weights in: the one that is named, else bfloat16 on GPUs that have it, float32 on CPUs."""
-    import torch
-
-    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return dtype or ("bfloat16" if has_bfloat16 else "float32")
-
-
 def make_generator(
     sampling: SamplingConfig, model: Path, tokenizer: Any, dtype: str = "float32", worker: int = 0
 ) -> Generator:

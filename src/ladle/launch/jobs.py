@@ -194,10 +194,9 @@ def _jobs_of(step: Step, after: tuple[str, ...], profile: SlurmProfile) -> list[
         problem = f"{step.name} is to run on {nodes} nodes in a container, from which the other nodes cannot be started"
         fix = "use a conda or virtual environment on the shared file system for several nodes, or nodes: 1"
         raise UserError(problem, fix)
-    gpus = 0
-    if step.stage.wants_gpus and profile.has_gpus is not False:
-        own = getattr(config, "processes", None) or getattr(config, "workers", None) or 1
-        gpus = own if resources.gpus_per_node is None else resources.gpus_per_node
+    gpus = 0 if profile.has_gpus is False else step.stage.num_gpus(config)
+    if gpus and resources.gpus_per_node is not None:
+        gpus = resources.gpus_per_node
     shards = resources.shards or 1
     if step.stage.run_shard is None:
         shards = 1

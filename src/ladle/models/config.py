@@ -73,3 +73,11 @@ def model_dir(path: Path) -> Path:
     inside = sorted([*path.glob("*/config.json"), *path.glob("*/model/config.json")])
     fix = "name a folder saved by save_pretrained, or a step: RECIPE:STEP"
     raise UserError(f"{path} holds no model (no config.json)", f"did you mean {inside[0].parent}?" if inside else fix)
+
+
+def choose_dtype(dtype: str | None) -> str:
+    """Return the type to run weights in: the one that is named, else bfloat16 on GPUs that have it, float32 on CPUs."""
+    import torch
+
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return dtype or ("bfloat16" if has_bfloat16 else "float32")

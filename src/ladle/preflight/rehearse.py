@@ -211,8 +211,7 @@ def _line(true: Checkup, done: Rehearsed | None, price: float) -> Line:
     full = Estimate()
     if stage.extrapolate is not None:
         full = stage.extrapolate(true, Measured(done.step.config, seconds, done.record))
-    wanted = int(getattr(true.config, "processes", None) or getattr(true.config, "workers", None) or 1)
-    busy = min(machine_gpus, wanted) if stage.wants_gpus else 0
+    busy = min(machine_gpus, stage.num_gpus(true.config))
     cost = full.seconds / 3600 * busy * price if full.seconds is not None and busy else None
     if not machine_gpus and full.gpu_hours is not None:
         cost = full.gpu_hours * price

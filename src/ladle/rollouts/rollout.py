@@ -29,12 +29,12 @@ from ladle.evaluation.evaluate import (
 )
 from ladle.evaluation.statistics import mcnemar_p_value
 from ladle.executors import WHOLE, Shard
-from ladle.generation.complete import Completed, choose_dtype, discard_samples
+from ladle.generation.complete import Completed, discard_samples
 from ladle.generation.request import Sample
 from ladle.grading.grade import GraderConfig
 from ladle.log import get_logger
 from ladle.models.chat import set_template_date
-from ladle.models.load import model_dir
+from ladle.models.config import choose_dtype, model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.rollouts.config import AttemptConfig, GateConfig, PromptSource, RolloutConfig
 from ladle.stage import Inputs, StageResult

@@ -29,6 +29,7 @@ from ladle.artifacts.journal import ShardJournal
 from ladle.errors import CheckFailed, UserError
 from ladle.executors import ProcessExecutor, make_executor
 from ladle.log import get_logger, progress
+from ladle.models.config import choose_dtype
 from ladle.soups.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
 from ladle.soups.config import SoupConfig
 from ladle.soups.mean import FLOATS, decode, weighted_mean
@@ -121,6 +122,7 @@ def run(config: SoupConfig, inputs: Inputs, out: Path) -> StageResult:
     counters |= {name: info["tensors"][name] for name in ("elements_averaged", "elements_not_finite")}
     size_bytes = sum(file.header.size_bytes for file in weights.values())
     chosen = {"validation_loss": selection["loss"], "candidates": selection["candidates"]} if selection else {}
+    chosen |= {"validation_dtype": choose_dtype(None)} if selection else {}
     return StageResult(
         counters | {"members": len(soup.members), "bytes_written": size_bytes},
         {"shares": shares} | chosen,

@@ -69,6 +69,7 @@ STAGE = Stage(
     "soup",
     run,
     version=3,
+    wants_gpus=lambda config: int(config.select != "none"),
     section=SoupConfig,
     check=check,
     bytes_written=bytes_written,

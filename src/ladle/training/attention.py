@@ -19,7 +19,7 @@ a CPU every document of a packed row is attended to by itself, causally.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,11 @@ def one_document_a_row(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     Args:
         batch: `input_ids`, `position_ids` and `labels`, (rows, positions).
     """
-    sizes = [size for positions in batch["position_ids"] for size in document_sizes(positions)]
+    positions, labels = torch.stack([batch["position_ids"], batch["labels"]]).cpu()  # waits for a GPU once
+    sizes = [size for row in positions for size in document_sizes(row)]
     documents = list(zip(*(batch[name].flatten().split(sizes) for name in ("input_ids", "labels")), strict=True))
-    labelled = [document for document in documents if (document[1][1:] != IGNORED_LABEL).any()] or documents[:1]
+    is_labelled = [bool((part[1:] != IGNORED_LABEL).any()) for part in labels.flatten().split(sizes)]
+    labelled = list(compress(documents, is_labelled)) or documents[:1]
     labelled.sort(key=lambda document: -len(document[0]))
     batches = []
     while labelled:

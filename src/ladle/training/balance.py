@@ -8,8 +8,8 @@ as in DeepSeek-V3 (arXiv 2412.19437, §2.1.2) and its source (arXiv 2408.15664);
 OpenSeek's. The bias only chooses experts, it never weighs them, and it carries no gradient. transformers' DeepSeek-V3
 leaves it untouched in training.
 
-Loads are counted over all microbatches of a step and all processes. Under gradient checkpointing a forward may run
-twice; that doubles every count and changes no sign.
+Loads are counted over all microbatches of a step and all processes, once where activation checkpointing runs a forward
+pass again.
 
 The sequence-wise balance loss (arXiv 2412.19437, eq. 17-20) is, for each row and router, Σ_e f_e P_e with
 f_e = E / (K T) · tokens that chose expert e and P_e the mean share of e in the tokens' sigmoid scores; it is 1 where
@@ -42,18 +42,20 @@ class BalanceExperts:
     Attributes:
         counts: tokens by router and expert, of this process, since the last optimizer step.
         loads: the counts of the last optimizer step, of all processes.
+        is_counting: a forward pass of training is under way, and not its repetition in the backward pass.
     """
 
     def __init__(self, routers: dict[str, Router], rate: float, world: World) -> None:
         self.routers, self.rate, self.world = routers, rate, world
         self.counts: dict[str, torch.Tensor] = {}
         self.loads: list[torch.Tensor] = []
+        self.is_counting = False
         for name, router in self.routers.items():
             router.module.register_forward_hook(partial(self._count, name))
 
     def _count(self, name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
         num_experts = self.routers[name].bias.numel()
-        if torch.is_grad_enabled() and (decided := decision(outputs, num_experts)) is not None:
+        if self.is_counting and (decided := decision(outputs, num_experts)) is not None:
             chosen = decided[1].flatten().long()
             if name not in self.counts:
                 self.counts[name] = torch.zeros(num_experts, dtype=torch.long, device=chosen.device)

@@ -246,9 +246,9 @@ def num_saved(config: TrainingConfig, steps: int) -> int:
 def _check_memory(check: Checkup, length: int, rows: int) -> Iterator[Finding]:
     from ladle.training.memory import estimate_training
 
-    estimate = estimate_training(check.config, check.model_config or {}, length, rows)
+    gpus = () if check.config.trainer.get("use_cpu") else check.machine.gpus
+    estimate = estimate_training(check.config, check.model_config or {}, length, rows, on_gpu=bool(gpus))
     needed = estimate.total + BARE_PROCESS_BYTES
-    gpus = check.machine.gpus
     free = min(gpu.memory_bytes for gpu in gpus) if gpus else check.machine.memory_bytes // check.config.processes
     parts = {
         "weights": estimate.weights,

@@ -222,8 +222,10 @@ class Training:
         passes = self.task.passes(self, rows)
         for index, one_pass in enumerate(passes):
             with parallel.accumulating(is_last=index == len(passes) - 1):
+                self.balance.is_counting = True
                 with parallel.computing():
                     loss = one_pass()
+                self.balance.is_counting = False
                 parallel.backward(loss)
             total += loss.detach()
         norm = parallel.clip()

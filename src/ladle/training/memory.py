@@ -40,6 +40,7 @@ from ladle.training.arguments import check_arguments
 from ladle.training.attention import use_fused_attention
 from ladle.training.config import TrainingConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
+from ladle.training.head import TRACED_FOR_GPU
 from ladle.training.parallel import Parallel, Sharded, World
 
 TRACED = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
@@ -69,7 +70,9 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.communication + self.activations
 
 
-def estimate_training(config: TrainingConfig, model_config: dict[str, Any], length: int, rows: int) -> MemoryEstimate:
+def estimate_training(
+    config: TrainingConfig, model_config: dict[str, Any], length: int, rows: int, on_gpu: bool = False
+) -> MemoryEstimate:
     """Return what one process of a training takes.
 
     Args:
@@ -77,13 +80,14 @@ def estimate_training(config: TrainingConfig, model_config: dict[str, Any], leng
         model_config: fields of the model's config.json, `model_type` and `vocab_size` too.
         length: tokens of a row.
         rows: of a forward pass; completions of KTO are taken to fill them.
+        on_gpu: the head takes a GPU's blocks.
     """
     is_sharded = config.distributed == "fsdp" or config.keeps_masters
     is_traced = config.trainer.get("optim") in TRACED and config.distributed != "zero2"
     arguments = arguments_on_cpu(config, report_to="none", **({} if is_traced else {"optim": "sgd"}))
     small = small_copy(json.dumps(model_config))
     traits = Traits(why_own_logits=None if small is None else why_not_linear(small))
-    with _pretended_world(config.processes if is_sharded else 1) as world:
+    with _pretended_world(config.processes if is_sharded else 1, on_gpu) as world:
         with torch.device("meta"):
             model = _build(config, model_config, traits)
         with (without_data := FakeTensorMode(allow_non_fake_inputs=True)):
@@ -120,12 +124,14 @@ def estimate_training(config: TrainingConfig, model_config: dict[str, Any], leng
 
 
 @contextmanager
-def _pretended_world(size: int) -> Iterator[World]:
-    """Let this process take itself for the first of several."""
+def _pretended_world(size: int, on_gpu: bool) -> Iterator[World]:
+    """Let this process take itself for the first of several, and take a GPU's blocks."""
     dist.init_process_group("fake", rank=0, world_size=size)
+    previous = TRACED_FOR_GPU.set(on_gpu)
     try:
         yield World(0, size, torch.device("cpu"))
     finally:
+        TRACED_FOR_GPU.reset(previous)
         dist.destroy_process_group()
 
 

@@ -21,7 +21,8 @@ from ladle.data.store import IGNORED_LABEL, MixedDataset
 from ladle.errors import UserError
 from ladle.log import get_logger
 from ladle.models.chat import ensure_chat_template
-from ladle.models.load import load_model, model_dir
+from ladle.models.config import choose_dtype, model_dir
+from ladle.models.load import load_model
 from ladle.models.probe import find_routers, probe, require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
@@ -210,16 +211,19 @@ def held_out_loss_sum(
     return total.item(), count
 
 
-def validation_loss(folder: Path, data_dir: Path, batch_size: int = 8, split: str = "validation") -> float:
-    """Return the mean cross-entropy in nats per token of a model, in float32, over every labelled token of a split.
+def validation_loss(
+    folder: Path, data_dir: Path, batch_size: int = 8, split: str = "validation", dtype: str | None = None
+) -> float:
+    """Return the mean cross-entropy in nats per token of a model over every labelled token of a split, on a GPU if any.
 
     Args:
         folder: the model's.
         data_dir: a mixture.
         batch_size: rows at once; it does not change the result beyond rounding.
         split: of the mixture.
+        dtype: of the weights, as in `choose_dtype`.
     """
-    model, dataset = load_model(folder), MixedDataset(data_dir, split)
+    model, dataset = load_model(folder, choose_dtype(dtype)), MixedDataset(data_dir, split)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[reportArgumentType]
     require_positions(model, longest_document(dataset, model))
     use_fused_attention(model)

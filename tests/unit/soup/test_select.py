@@ -136,6 +136,7 @@ def test_the_stage_selects_records_and_leaves_no_scratch(tmp_path: Path, monkeyp
     inputs = {"members": members, "validation": [tmp_path]}
     summary = stage.run(SoupConfig(select="greedy"), inputs, tmp_path / "out")
     assert summary.metrics["validation_loss"] == 0
+    assert summary.metrics["validation_dtype"] == "float32", "on a CPU"
     assert len(summary.metrics["candidates"]) == 8
     assert sorted(read_tree(tmp_path / "out")) == ["config.json", "merge_info.json", "model.safetensors"]
     assert Distance()(tmp_path / "out") == 0

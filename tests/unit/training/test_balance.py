@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def skewed_model(num_experts: int = 4):
     return model
 
 
-def train(model, rate: float, folder: Path, steps: int) -> Training:
+def train(model, rate: float, folder: Path, steps: int, **more: Any) -> Training:
     use_linear_cross_entropy(model)
     trainer = {
         "max_steps": steps,
@@ -37,7 +38,7 @@ def train(model, rate: float, folder: Path, steps: int) -> Training:
         "learning_rate": 1e-4,
         "save_strategy": "no",
         "logging_steps": 1,
-    }
+    } | more
     return run_training(model, make_rows(NUM_ROWS, LENGTH), folder, trainer, router_bias_update_rate=rate)
 
 
@@ -65,6 +66,16 @@ def test_loads_are_counted_over_accumulation_and_move_the_bias_by_the_rate(tmp_p
             moved = buffer - before[name]
             assert set(moved.abs().double().round(decimals=4).tolist()) <= {0.0, 0.01}
             assert moved[:2].max() < 0 < moved[2:].min()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_that_are_computed_again_are_counted_once(reentrant, tmp_path):
+    again = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    model = skewed_model()
+    plain = train(copy.deepcopy(model), 0.0, tmp_path, 1).balance.loads
+    assert [load.sum() for load in plain] == [16 * LENGTH * model.config.num_experts_per_tok] * len(plain)
+    loads = train(model, 0.0, tmp_path, 1, **again).balance.loads
+    assert all(torch.equal(one, other) for one, other in zip(loads, plain, strict=True))
 
 
 def test_figures_name_the_worst_router_and_the_unused_experts():

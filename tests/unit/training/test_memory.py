@@ -113,6 +113,18 @@ def test_held_out_rows_count_where_the_model_computes_all_their_logits():
     assert more.total - more.optimizer - more.weights > 2 * 8 * LENGTH * 20_000 * 4 > once.activations
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "kto"])
+def test_a_gpu_holds_more_logits_at_once(loss):
+    """All tokens of this row, where a CPU takes 167 of them at a time, or for a long completion 335."""
+    kind = KtoConfig if loss == "kto" else PretrainConfig
+    model, length = SHAPES["llama"] | {"vocab_size": 200_000}, 512
+    once, more = (
+        estimate_training(kind.model_validate({}), model, length, 1, on_gpu=on_gpu) for on_gpu in (False, True)
+    )
+    most = (2**26 if loss == "kto" else 2**25) // 200_000
+    assert more.total - once.total == pytest.approx((length - 1 - most) * 200_000 * 4, rel=0.02)
+
+
 def test_an_adapter_has_gradients_and_state_of_its_own_weights_alone():
     pytest.importorskip("peft")
     whole, adapter = estimate("llama", "kto"), estimate("llama", "kto", peft={"r": 2})
