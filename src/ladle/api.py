@@ -113,12 +113,16 @@ class Score:
         interval: its 95 % interval (Wilson).
         n: items.
         counts: samples by verdict (correct, wrong, unparsed, timeout), and those that were truncated.
+        pass_at_k: share of the items solved by one of k samples (unbiased), by k; empty for one sample an item.
+        token_entropy: mean entropy of the sampled tokens in nats; None where it is not known.
     """
 
     accuracy: float
     interval: tuple[float, float]
     n: int
     counts: dict[str, int]
+    pass_at_k: dict[int, float]
+    token_entropy: float | None
 
 
 class Evaluation(Artifact, UserDict[str, Score]):
@@ -130,7 +134,9 @@ class Evaluation(Artifact, UserDict[str, Score]):
         for benchmark, measured in self.metrics.items():
             counts = dict(measured)
             accuracy, low, high, n = (counts.pop(name) for name in ("accuracy", "low", "high", "n"))
-            self.data[benchmark] = Score(accuracy, (low, high), n, counts)
+            curve = {int(k): share for k, share in counts.pop("pass_at_k", {}).items()}
+            entropy = counts.pop("token_entropy", None)
+            self.data[benchmark] = Score(accuracy, (low, high), n, counts, curve, entropy)
 
 
 @dataclass(frozen=True)

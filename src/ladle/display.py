@@ -114,7 +114,8 @@ def print_scores(evaluations: Mapping[str, Evaluation]) -> None:
         for benchmark, one in scores.items():
             interval = f"{one.interval[0]:.1%} to {one.interval[1]:.1%}"
             row = {"model": model, "benchmark": benchmark, "accuracy": f"{one.accuracy:.1%}", "n": one.n}
-            rows.append(row | {"95 % interval": interval})
+            curve = ", ".join(f"{share:.1%} at {k}" for k, share in one.pass_at_k.items() if k > 1)
+            rows.append(row | {"95 % interval": interval, "pass@k": curve})
     show_rows(rows)
 
 
@@ -210,9 +211,14 @@ def show_rescored(rescored: Sequence[Rescored]) -> None:
 def show_comparison(comparison: Comparison) -> None:
     """Print the paired difference on each benchmark and over all items, and how many items flipped."""
     rows = []
-    for one in [*comparison.benchmarks, comparison.overall]:
+    for one in [*comparison.benchmarks, comparison.overall, *comparison.pass_at_k]:
         effect = one.minimum_detectable_effect
-        row = {"benchmark": one.benchmark, "n": one.n, "A": f"{one.first:.1%}", "B": f"{one.second:.1%}"}
+        row = {
+            "benchmark": one.benchmark if one.k == 1 else f"{one.benchmark}, pass@{one.k}",
+            "n": one.n,
+            "A": f"{one.first:.1%}",
+            "B": f"{one.second:.1%}",
+        }
         row |= {"B - A": f"{one.difference:+.1%}", "95 % interval": f"{one.low:+.1%} to {one.high:+.1%}"}
         row |= {"p": f"{one.p_value:.3g} ({one.test})", "detectable": "-" if effect is None else f"{effect:.1%}"}
         rows.append(row)

@@ -55,7 +55,8 @@ def evaluated(folder: Path, right: int) -> tuple[Path, dict]:
     ]
     results.write_text("".join(json.dumps(row | {"gt_cot": "", "report": ["None"]}) + "\n" for row in rows))
     score = {"accuracy": right / 400, "low": right / 400 - 0.01, "high": right / 400 + 0.01, "n": 400}
-    return folder, record("evaluate", metrics={"word_problems": score, "other": score})
+    several = score | {"pass_at_k": {"1": right / 400, "2": 0.9}, "token_entropy": 0.123}
+    return folder, record("evaluate", metrics={"word_problems": score, "other": several})
 
 
 def mixture(folder: Path) -> tuple[Path, dict]:
@@ -112,7 +113,10 @@ def test_the_page_shows_results_and_plots_and_escapes_names(page, tmp_path):
     assert "77 unused" in dom
     assert "1/2 base + 1/2 checkpoint-10" in dom, "members without weight are left out"
     assert "1.25000" in dom
-    assert dom.count("<svg") == 4, "two benchmarks, one curve (nothing was logged in two steps of KTO), one mixture"
+    assert "0.123" in dom, "the entropy"
+    assert dom.count("<svg") == 5, (
+        "two benchmarks, pass@k of one, one curve (two steps of KTO logged none), one mixture"
+    )
     assert "http://" not in dom.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )

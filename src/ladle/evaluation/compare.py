@@ -14,7 +14,7 @@ from statistics import fmean
 from ladle.errors import UserError
 from ladle.evaluation import statistics
 from ladle.evaluation.results import ResultFile, find_results, read_result
-from ladle.evaluation.statistics import Row, item_score
+from ladle.evaluation.statistics import Row, item_score, ks_of_curve, pass_at
 from ladle.log import get_logger
 
 logger = get_logger(__name__)
@@ -53,6 +53,7 @@ class PairedResult:
         minimum_detectable_effect: true difference found at the 5 % level with 80 % power on these items.
         items_to_detect: items like these needed to find the observed difference so; None where there is none.
         unpaired: items that only one of the two answered, left out.
+        k: the accuracy here is pass@k; 1 is the share of right samples.
     """
 
     benchmark: str
@@ -69,17 +70,20 @@ class PairedResult:
     minimum_detectable_effect: float | None
     items_to_detect: int | None
     unpaired: int
+    k: int = 1
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Each benchmark that both were evaluated on, all their items together, the items that flipped, and the benchmarks
-    left out because only one of the two was evaluated on them."""
+    """Each benchmark that both were evaluated on, all their items together, the items that flipped, the benchmarks
+    left out because only one of the two was evaluated on them, and pass@k for each k > 1 that all items have samples
+    for."""
 
     benchmarks: list[PairedResult]
     overall: PairedResult
     flipped: list[Flip]
     left_out: list[str]
+    pass_at_k: list[PairedResult]
 
     @property
     def difference(self) -> float:
@@ -130,8 +134,9 @@ def compare_runs(first: Path, second: Path, seed: int = 0) -> Comparison:
         for one, other in rows
         if item_score(one) != item_score(other)
     ]
-    overall = _compare(ALL, every_row, sum(result.unpaired for result in results), seed)
-    return Comparison(results, overall, flipped, left_out)
+    groups = [*pairs, (ALL, every_row, sum(result.unpaired for result in results))]
+    curves = [_compare(*group, seed, k) for group in groups for k in ks_of_curve(_fewest_samples(group[1]))[1:]]
+    return Comparison(results, _compare(*groups[-1], seed), flipped, left_out, curves)
 
 
 def _by_benchmark(path: Path) -> dict[str, ResultFile]:
@@ -157,8 +162,13 @@ def _pair_rows(first: ResultFile, second: ResultFile) -> tuple[list[tuple[Row, R
     return pairs, len(ours) + len(theirs) - 2 * len(pairs)
 
 
-def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: int) -> PairedResult:
-    scores = [(item_score(one), item_score(other)) for one, other in rows]
+def _fewest_samples(rows: Sequence[tuple[Row, Row]]) -> int:
+    return min(len(row["score"]) for pair in rows for row in pair)
+
+
+def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: int, k: int = 1) -> PairedResult:
+    score = item_score if k == 1 else lambda row: pass_at([row], k)
+    scores = [(score(one), score(other)) for one, other in rows]
     differences = [other - one for one, other in scores]
     only_first, only_second = (sum(sign * difference > 0 for difference in differences) for sign in (-1, 1))
     is_single = all(len(row["score"]) == 1 for pair in rows for row in pair)
@@ -179,4 +189,5 @@ def _compare(name: str, rows: Sequence[tuple[Row, Row]], unpaired: int, seed: in
         minimum_detectable_effect=statistics.minimum_detectable_effect(differences),
         items_to_detect=statistics.items_to_detect(differences, fmean(differences)),
         unpaired=unpaired,
+        k=k,
     )

@@ -24,10 +24,10 @@ from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, Item, PromptStyle, load_items, take
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ExamplesConfig
 from ladle.evaluation.results import FINAL_NAME, make_row, write_metrics, write_result
-from ladle.evaluation.statistics import summarise, summarise_all
+from ladle.evaluation.statistics import ks_of_curve, pass_at, summarise, summarise_all
 from ladle.executors import WHOLE, Shard, make_executor
 from ladle.generation.complete import Completed, complete, discard_samples, make_generator, positions_of
-from ladle.generation.request import Request, Sample, SamplingConfig, Workers, make_requests
+from ladle.generation.request import Request, Sample, SamplingConfig, Workers, make_requests, mean_entropy
 from ladle.grading.extract import Extraction
 from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
 from ladle.log import get_logger, progress
@@ -224,23 +224,25 @@ def run(config: EvaluateModelConfig, inputs: Inputs, out: Path) -> StageResult:
     # Everything that decided the completions and their verdicts, but the prompt's style.
     decided = {key: identity[key] for key in ("few_shot", "system_prompt", "sampling", "extraction", "grader")}
     decided["dtype"] = choose_dtype(config.dtype)
-    rows_of, metrics_of = {}, {}
+    rows_of, metrics_of, recorded = {}, {}, {}
     for choice, task in zip(config.benchmarks, tasks, strict=True):
         samples = task.samples(done, sampling.samples)
         grades = grade_samples(task, samples, config.grader, config.extraction)
         rows = [make_row(*one) for one in zip(task.items, samples, grades, strict=True)]
         settings = {"prompt": config.style(choice), **decided}
-        metrics = summarise(rows, unreadable[task.name], sampling.seed, done.seconds[task.name], settings)
+        numbers = unreadable[task.name], sampling.seed, done.seconds[task.name]
+        metrics = summarise(rows, *numbers, settings, entropy := mean_entropy(chain.from_iterable(samples)))
         write_result(out / task.name, config.run_id(choice), rows, metrics)
         rows_of[task.name], metrics_of[task.name] = rows, metrics
+        curve = {str(k): pass_at(rows, k) for k in ks_of_curve(sampling.samples)} if sampling.samples > 1 else {}
+        recorded[task.name] = {"pass_at_k": curve, "token_entropy": entropy}
     final = summarise_all(rows_of, metrics_of, sampling.seed)
     write_metrics(out / FINAL_NAME, final)
     discard_samples(out)
-    recorded = {}
     for name, one in final["benchmarks"].items():
         low, high = one["interval_wilson"]
         counts = {**one["verdicts"], "truncated": one["truncated_samples"], "gold_unreadable": one["gold_unreadable"]}
-        recorded[name] = {"accuracy": one["accuracy"], "n": one["n"], "low": low, "high": high, **counts}
+        recorded[name] |= {"accuracy": one["accuracy"], "n": one["n"], "low": low, "high": high, **counts}
     return StageResult({"items": final["num_samples"]}, recorded)
 
 

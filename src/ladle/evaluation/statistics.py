@@ -18,6 +18,7 @@ Row = dict[str, Any]
 
 BOOTSTRAP_DRAWS = 10_000
 UPSTREAM_K = (1, 4, 8)
+ONLY_DRAWN = "known only of tokens that the transformers backend draws"
 _CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf(0.5 + _CONFIDENCE / 2)
 
@@ -62,6 +63,16 @@ def bootstrap_interval(groups: Sequence[Sequence[float]], seed: int) -> tuple[fl
 def pass_at_k(num_correct: int, num_samples: int, k: int) -> float:
     """Return the unbiased pass@k of one item: 1 - C(n-c, k) / C(n, k) (Chen et al., arXiv 2107.03374, eq. 1)."""
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def pass_at(rows: Sequence[Row], k: int) -> float:
+    """Return the mean pass@k of rows of at least k samples each."""
+    return fmean(pass_at_k(sum(map(bool, row["score"])), len(row["score"]), k) for row in rows)
+
+
+def ks_of_curve(num_samples: int) -> list[int]:
+    """Return the k that a curve of pass@k is drawn at: 1, 2, 4, … and the number of samples."""
+    return [*(2**power for power in range((num_samples - 1).bit_length())), num_samples]
 
 
 def majority_answer(answers: Sequence[str]) -> int | None:
@@ -131,7 +142,12 @@ def item_score(row: Row) -> float:
 
 
 def summarise(
-    rows: Sequence[Row], gold_unreadable: int, seed: int, seconds: float, settings: Mapping[str, Any]
+    rows: Sequence[Row],
+    gold_unreadable: int,
+    seed: int,
+    seconds: float,
+    settings: Mapping[str, Any],
+    token_entropy: float | None = None,
 ) -> dict[str, Any]:
     """Return the metrics file of one benchmark.
 
@@ -144,6 +160,7 @@ def summarise(
         seed: of the bootstrap.
         seconds: time spent on generating.
         settings: how the completions were made, to be kept beside the numbers.
+        token_entropy: mean entropy of the sampled tokens in nats, if it is known.
     """
     scores = [item_score(row) for row in rows]
     accuracy = fmean(scores)
@@ -160,10 +177,8 @@ def summarise(
         "empty_samples": sum(not row["pred"][-1] for row in rows),
         "acc": 100 * accuracy,
         "pass@k": {
-            f"pass@{k}": 100 * fmean(pass_at_k(sum(row["score"]), len(row["score"]), k) for row in rows)
-            if k <= fewest
-            else "Not enough samples (n < k)"
-            for k in dict.fromkeys([*UPSTREAM_K, fewest])
+            f"pass@{k}": 100 * pass_at(rows, k) if k <= fewest else "Not enough samples (n < k)"
+            for k in sorted({*UPSTREAM_K, *ks_of_curve(fewest)})
         },
         **({"type_acc": by_type} if by_type else {}),
         "time_use_in_second": seconds,
@@ -181,6 +196,7 @@ def summarise(
         "tokens": {"total": sum(lengths), "mean": fmean(lengths), "median": median(lengths), "max": max(lengths)}
         if lengths
         else None,
+        "token_entropy": ONLY_DRAWN if token_entropy is None else token_entropy,
         "settings": dict(settings),
     }
 
@@ -200,7 +216,8 @@ def summarise_all(
     weighted = fmean(every_score)
     accuracies = {name: one["acc"] for name, one in metrics.items()}
     shared = (
-        "accuracy interval_wilson interval_bootstrap pass@k maj@k verdicts gold_unreadable truncated_samples tokens"
+        "accuracy interval_wilson interval_bootstrap pass@k maj@k verdicts gold_unreadable truncated_samples tokens "
+        "token_entropy"
     )
     return {
         "dataset_acc": accuracies,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Annotated, Any, Literal, Protocol
 
 from blake3 import blake3
@@ -109,12 +110,15 @@ class Sample:
             None where a server does not return them.
         text: the new tokens as text, without special tokens and without the stop text that ended them.
         finish_reason: `eos` (an end-of-sequence id), `stop` (a stop text) or `length` (cut at `max_new_tokens`).
+        entropy: mean over the new tokens of the entropy in nats of what each was drawn from, at the temperature and
+            before top_p and top_k; None where they are greedy, or the backend does not say.
     """
 
     id: str
     token_ids: list[int] | None
     text: str
     finish_reason: Literal["eos", "stop", "length"]
+    entropy: float | None = field(default=None, compare=False)
 
 
 class Generator(Protocol):
@@ -221,13 +225,22 @@ def stop_token_ids(model_eos: int | list[int] | None, tokenizer: Any) -> list[in
     return sorted(ids - {None})
 
 
-def make_sample(request: Request, token_ids: list[int], stop_ids: Container[int], tokenizer: Any) -> Sample:
+def mean_entropy(samples: Iterable[Sample]) -> float | None:
+    """Return the mean entropy of all tokens of samples, in nats; None where that of one is not known."""
+    pairs = [(one.entropy, len(one.token_ids or ())) for one in samples]
+    known = [(entropy, count) for entropy, count in pairs if entropy is not None]
+    return fmean(*zip(*known, strict=True)) if known and len(known) == len(pairs) else None
+
+
+def make_sample(
+    request: Request, token_ids: list[int], stop_ids: Container[int], tokenizer: Any, entropies: Sequence[float] = ()
+) -> Sample:
     """Return the sample that a request's new tokens make, cut at the first stop text."""
     is_ended = bool(token_ids) and token_ids[-1] in stop_ids
     cut = cut_at_stop(tokenizer, token_ids[:-1] if is_ended else token_ids, request.stop) if request.stop else None
-    if cut is not None:
-        return Sample(request.id, *cut, "stop")
-    return Sample(request.id, token_ids, decode(tokenizer, token_ids), "eos" if is_ended else "length")
+    kept, text = cut or (token_ids, decode(tokenizer, token_ids))
+    entropy = fmean(entropies[: len(kept)]) if entropies else None
+    return Sample(request.id, kept, text, "stop" if cut else "eos" if is_ended else "length", entropy)
 
 
 def cut_at_stop(tokenizer: Any, token_ids: list[int], stop: tuple[str, ...]) -> tuple[list[int], str] | None:

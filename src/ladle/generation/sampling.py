@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 _NUCLEUS_FIRST = 256
+_VANISHES = -104.0
+"""Below it exp is 0 in float32."""
 
 # SplitMix64 (Steele, Lea and Flood, 2014): the step of its counter and the two multipliers of its finaliser, as
 # signed numbers.
@@ -42,8 +44,10 @@ def draw(
     temperature_N: torch.Tensor,
     top_p_N: torch.Tensor | None = None,
     top_k_N: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return one token id a row.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return one token id a row, and the entropy in nats of what each was drawn from, before top_k and top_p.
+
+    Where all rows are greedy there is no entropy.
 
     Settings are on the host, which decides by them what to do, and are copied to the device without waiting for it.
 
@@ -56,16 +60,19 @@ def draw(
     """
     greedy_N, device = logits_NV.argmax(dim=-1), logits_NV.device
     if bool((temperature_N == 0).all()):
-        return greedy_N
+        return greedy_N, None
     temperature_N = temperature_N.to(device, non_blocking=True)
     is_greedy_N = temperature_N == 0
     logits_NV.sub_(logits_NV.gather(1, greedy_N[:, None]))  # the largest becomes 0, so that exp cannot overflow
-    weights_NV = logits_NV.div_(torch.where(is_greedy_N, 1.0, temperature_N)[:, None]).exp_()
+    scaled_NV = logits_NV.div_(torch.where(is_greedy_N, 1.0, temperature_N)[:, None]).clamp_(min=_VANISHES)
+    weights_NV = scaled_NV.exp()
+    sum_N = weights_NV.sum(dim=1)
+    entropy_N = sum_N.log() - torch.linalg.vecdot(weights_NV, scaled_NV) / sum_N
     if top_k_N is not None and (largest := int(top_k_N.max())):
         _keep_top_k(weights_NV, top_k_N.long().to(device, non_blocking=True), min(largest, weights_NV.shape[1]))
     if top_p_N is not None and bool((top_p_N < 1).any()):
         _keep_nucleus(weights_NV, top_p_N.to(device, non_blocking=True))
-    return torch.where(is_greedy_N, greedy_N, _race_in_two_rounds(weights_NV, word_N))
+    return torch.where(is_greedy_N, greedy_N, _race_in_two_rounds(weights_NV, word_N)), entropy_N
 
 
 def _race_in_two_rounds(weights_NV: torch.Tensor, word_N: torch.Tensor) -> torch.Tensor:

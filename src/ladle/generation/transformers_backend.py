@@ -113,7 +113,7 @@ class TransformersGenerator:
             spent, ended = len(live), self._step(cache, live)
             self.report(spent + sum(row.request.max_length - len(row.ids) for row in ended))
             for row in ended:
-                yield make_sample(row.request, row.new_ids, self.stop_ids, self.tokenizer)
+                yield make_sample(row.request, row.new_ids, self.stop_ids, self.tokenizer, row.entropies)
 
     @torch.inference_mode()
     def _prefill(self, cache: SlotCache, first: int, rows: list[_Row]) -> None:
@@ -135,9 +135,11 @@ class TransformersGenerator:
         token_N, position_N, word_N = upload(places, self.model.device).T
         logits_NV = next_logits(self.model, cache, token_N, position_N, max(len(row.ids) for row in live))
         settings = [(row.request.temperature, row.request.top_p, row.request.top_k) for row in live]
-        tokens = draw(logits_NV, word_N, *torch.tensor(settings).T).tolist()
-        for row, token in zip(live, tokens, strict=True):
-            row.ids.append(token)
+        token_N, entropy_N = draw(logits_NV, word_N, *torch.tensor(settings).T)
+        drawn = token_N[None] if entropy_N is None else torch.stack([token_N.double(), entropy_N.double()])
+        for row, (token, *entropy) in zip(live, drawn.T.tolist(), strict=True):
+            row.ids.append(int(token))
+            row.entropies += entropy
         done = [place for place, row in enumerate(live) if self._is_ended(row)]
         ended, remaining = [live[place] for place in done], len(live) - len(done)
         # the last live rows move into the places of those that ended
@@ -165,8 +167,11 @@ class TransformersGenerator:
         words = random_words(request.seed, request.max_new_tokens).to(device)
         settings = torch.tensor([[request.temperature, request.top_p, request.top_k]]).T
 
+        entropies: list[float] = []
+
         def choose(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            token = draw(scores.clone(), words[input_ids.shape[1] - start, None], *settings)
+            token, entropy = draw(scores.clone(), words[input_ids.shape[1] - start, None], *settings)
+            entropies.extend(() if entropy is None else entropy.tolist())
             return torch.full_like(scores, -math.inf).scatter(1, token[:, None], 0.0)
 
         def shows_end(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -185,14 +190,15 @@ class TransformersGenerator:
             logits_processor=[choose],
             stopping_criteria=[shows_end] if request.stop else [],
         )
-        return make_sample(request, output[0, start:].tolist(), self.stop_ids, self.tokenizer)
+        return make_sample(request, output[0, start:].tolist(), self.stop_ids, self.tokenizer, entropies)
 
 
 class _Row:
-    """A request in a slot: the tokens of its prompt and those after it."""
+    """A request in a slot: the tokens of its prompt and those after it, and what entropy these were drawn with."""
 
     def __init__(self, request: Request) -> None:
         self.request, self.ids = request, list(request.prompt_ids)
+        self.entropies: list[float] = []
         self.words = iter(random_words(request.seed, request.max_new_tokens).tolist())
 
     @property

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Records = Mapping[str, tuple[Path, dict[str, Any]]]
 """Step name to the artifact's folder and its record, in the recipe's order."""
 Scores = dict[str, dict[str, dict[str, Any]]]
-"""Benchmark → model → {accuracy, n, low, high}."""
+"""Benchmark → model → {accuracy, n, low, high, pass_at_k, token_entropy, …}."""
 
 LOG_NAME = "training_log.jsonl"
 CURVES = {"pretrain": ("loss", "eval_loss"), "kto": ("loss", "z0", "rewards/chosen", "rewards/rejected")}
@@ -49,7 +49,7 @@ def render_page(title: str, records: Records) -> str:
     """Return the page's HTML."""
     from jinja2 import Environment, StrictUndefined
 
-    from ladle.reporting.plots import accuracy_plot, curve_plot, length_plot
+    from ladle.reporting.plots import accuracy_plot, curve_plot, length_plot, pass_plot
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["pretty"] = partial(json.dumps, indent=2, ensure_ascii=False)
@@ -60,7 +60,7 @@ def render_page(title: str, records: Records) -> str:
         scores=scores,
         means=mean_scores(scores) if len(scores) > 1 else {},
         changes=collect_changes(records),
-        accuracy_plots=[accuracy_plot(models, benchmark) for benchmark, models in scores.items()],
+        accuracy_plots=[draw(models, name) for name, models in scores.items() for draw in (accuracy_plot, pass_plot)],
         curves=[plot for name, log, keys in _logs(records) if (plot := curve_plot(name, log, keys))],
         mixtures=mixtures,
         length_plots=[length_plot(mixture["sources"], mixture["name"]) for mixture in mixtures],

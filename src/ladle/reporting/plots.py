@@ -30,6 +30,21 @@ def accuracy_plot(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> st
     return _svg(figure)
 
 
+def pass_plot(scores: Mapping[str, Mapping[str, Any]], benchmark: str) -> str:
+    """Draw each model's pass@k over k; empty where no model has several samples an item."""
+    curves = {name: score["pass_at_k"] for name, score in scores.items() if score.get("pass_at_k")}
+    if not curves:
+        return ""
+    figure, axes = _axes(f"{benchmark}: pass@k")
+    for name, curve in curves.items():
+        axes.plot(list(map(int, curve)), [100 * share for share in curve.values()], label=name, marker=".")
+    axes.set(xlabel="k", ylabel="solved by one of k samples, %", xscale="log", ylim=(0, 100))
+    ticks = sorted({int(k) for curve in curves.values() for k in curve})
+    axes.set_xticks(ticks, list(map(str, ticks)), minor=False)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
 def curve_plot(title: str, log: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """Draw logged values over optimizer steps; entries without a value are left out. Empty where nothing was logged."""
     entries = [entry for entry in log if "step" in entry]

@@ -30,7 +30,7 @@ from ladle.evaluation.evaluate import (
 from ladle.evaluation.statistics import mcnemar_p_value
 from ladle.executors import WHOLE, Shard
 from ladle.generation.complete import Completed, discard_samples
-from ladle.generation.request import Sample
+from ladle.generation.request import Sample, mean_entropy
 from ladle.grading.grade import GraderConfig
 from ladle.log import get_logger
 from ladle.models.chat import set_template_date
@@ -85,6 +85,7 @@ def run(config: RolloutConfig, inputs: Inputs, out: Path) -> StageResult:
     discard_samples(out)
     metrics = {"accuracy": verdicts["correct"] / len(attempts), "dtype": choose_dtype(config.dtype)}
     metrics["prompt"] = attempts[0].prompt.style
+    metrics["token_entropy"] = mean_entropy(attempt.sample for attempt in attempts)
     return StageResult(counters | {"rows": len(lines)}, metrics)
 
 

@@ -98,6 +98,24 @@ def test_several_samples_are_tested_by_random_signs(tmp_path):
     assert 0.4 < result.p_value < 0.6  # both signs are the same half the time
 
 
+def test_pass_at_k_is_paired_up_to_the_fewest_samples(tmp_path):
+    first = _write(tmp_path / "a", "aime24", [[True] * 4, [False] * 4, [False] * 4, [True, False, False, False]])
+    second = _write(tmp_path / "b", "aime24", [[True] + [False] * 3] * 4)
+    comparison = compare_runs(first, second)
+    assert [(one.benchmark, one.k) for one in comparison.pass_at_k] == [
+        *(("aime24", 2), ("aime24", 4), ("all items", 2), ("all items", 4)),
+    ]
+    two, four, *_ = comparison.pass_at_k
+    # of two in four samples the right one is picked with 1/2
+    assert (two.first, two.second) == (pytest.approx((1 + 0.5) / 4), 0.5)
+    assert (four.first, four.second, four.only_first, four.only_second) == (0.5, 1, 0, 2)
+    assert four.test == "random signs"
+    assert 0.4 < four.p_value < 0.6  # both signs are the same half the time
+    assert comparison.difference < 0 < four.difference  # better at many samples, worse at one
+    single = _write(tmp_path / "c", "aime24", _single("1000"))
+    assert compare_runs(single, second).pass_at_k == []
+
+
 def test_items_of_one_run_only_are_counted(tmp_path, caplog):
     first = _write(tmp_path / "a", "gsm8k", _single("11110"))
     second = _write(tmp_path / "b", "gsm8k", _single("1100"), first_idx=2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from itertools import cycle
@@ -70,6 +71,7 @@ def test_metrics_and_final_result(model_folder, problems, tmp_path):
     assert metrics["num_scores"] == 8
     assert metrics["pass@k"]["pass@4"] == "Not enough samples (n < k)"
     assert metrics["pass@k"]["pass@2"] >= metrics["pass@k"]["pass@1"] == metrics["acc"]
+    assert 0 < metrics["token_entropy"] < math.log(1000)  # tokens of the vocabulary at most
     assert sum(metrics["verdicts"].values()) == 8
     assert metrics["tokens"]["total"] == sum(n for row in _rows(out, "few") for n in row["num_tokens"])
     assert metrics["settings"]["sampling"]["seed"] == 1
@@ -158,6 +160,9 @@ def test_right_answers_are_scored(model_folder, problems, tmp_path, monkeypatch)
     config = _config(few_shot=1, examples={"dataset": "e", "split": "train"})
     summary = _run(config, model_folder, problems, tmp_path / "out", examples=[problems])
     assert summary.metrics["sums"]["accuracy"] == 0.5
+    assert summary.metrics["sums"]["pass_at_k"] == {"1": 0.5, "2": 0.5}
+    (metrics,) = (tmp_path / "out" / "sums").glob("*_metrics.json")
+    assert json.loads(metrics.read_text())["token_entropy"].startswith("known only of tokens that")
     for row in _rows(tmp_path / "out"):
         assert row["score"] == [row["idx"] % 2 == 1] * 2
         assert row["pred"][0] == str(row["gt"] if row["idx"] % 2 else 0)

@@ -19,7 +19,7 @@ def _shares(logits: torch.Tensor, **settings_) -> torch.Tensor:
     arguments = {"temperature_N": torch.ones(DRAWS)} | {
         name: torch.full((DRAWS,), value) for name, value in settings_.items()
     }
-    token = draw(logits_NV, word, **arguments)
+    token, _ = draw(logits_NV, word, **arguments)
     return torch.bincount(token, minlength=len(logits)) / DRAWS
 
 
@@ -60,7 +60,7 @@ def test_a_nucleus_larger_than_the_first_few_hundred_tokens():
 
 def test_rows_keep_their_own_settings():
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0]).expand(4, -1).clone()
-    token = draw(
+    token, _ = draw(
         logits,
         random_words(0, 4),
         temperature_N=torch.tensor([0.0, 1.0, 1.0, 1.0]),
@@ -75,9 +75,9 @@ def test_rows_keep_their_own_settings():
 def test_a_draw_depends_on_its_own_row_alone(seed, rows, vocab_size):
     logits = torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(seed % 2**32))
     word = random_words(seed, rows)
-    together = draw(logits.clone(), word, torch.ones(rows), torch.full((rows,), 0.9))
+    together, _ = draw(logits.clone(), word, torch.ones(rows), torch.full((rows,), 0.9))
     row = seed % rows
-    alone = draw(logits[row : row + 1].clone(), word[row : row + 1], torch.ones(1), torch.full((1,), 0.9))
+    alone, _ = draw(logits[row : row + 1].clone(), word[row : row + 1], torch.ones(1), torch.full((1,), 0.9))
     assert alone.item() == together[row].item()
 
 
@@ -86,8 +86,8 @@ def test_a_small_error_of_the_logits_moves_almost_no_token():
     logits = torch.randn(2000, 4096, generator=torch.Generator().manual_seed(1)) * 3
     noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)) * 1e-3
     word = random_words(9, 2000)
-    before = draw(logits.clone(), word, torch.ones(2000))
-    after = draw(logits + noise, word, torch.ones(2000))
+    before, _ = draw(logits.clone(), word, torch.ones(2000))
+    after, _ = draw(logits + noise, word, torch.ones(2000))
     assert (before != after).sum() <= 12
 
 
@@ -101,4 +101,14 @@ def test_streams_are_fixed_and_differ():
 def test_the_largest_logit_wins_where_the_others_vanish():
     logits = torch.full((1, 50), -math.inf)
     logits[0, 17] = -1000.0
-    assert draw(logits, random_words(0, 1), torch.ones(1)).item() == 17
+    token, entropy = draw(logits, random_words(0, 1), torch.ones(1))
+    assert (token.item(), entropy.item()) == (17, 0)  # type: ignore[union-attr]
+
+
+def test_the_entropy_is_that_of_the_tempered_distribution_before_it_is_cut():
+    logits = torch.randn(3, 700, generator=torch.Generator().manual_seed(4)) * 5
+    temperature = torch.tensor([1.0, 0.6, 2.0])
+    _, entropy = draw(logits.clone(), random_words(0, 3), temperature, torch.full((3,), 0.5), torch.full((3,), 7))
+    expected = torch.distributions.Categorical(logits=(logits / temperature[:, None]).double()).entropy()
+    torch.testing.assert_close(entropy, expected.float(), rtol=1e-5, atol=1e-5)
+    assert draw(logits, random_words(0, 3), torch.zeros(3))[1] is None

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ladle.generation.request import Request, Sample, cut_at_stop, make_sample, stop_token_ids
+from ladle.generation.request import Request, Sample, cut_at_stop, make_sample, mean_entropy, stop_token_ids
 from ladle.generation.transformers_backend import TransformersGenerator
 from tests.tiny_models import SHAPES, make_model, make_tokenizer
 
@@ -94,6 +94,29 @@ def test_stop_texts_cut_where_they_first_appear(model, tokenizer, requests):
             kept = stopped[name].token_ids
             assert not any(end in tokenizer.decode(kept[:-1], skip_special_tokens=True) for end in stop)
     assert cut >= 6
+
+
+@pytest.mark.parametrize("fault", [None, "none"])  # with one, transformers' generate makes the completions
+def test_the_entropy_of_a_sample_is_that_of_its_own_tokens(model, tokenizer, requests, fault):
+    generator = TransformersGenerator(model, tokenizer, batch_size=5)
+    generator.fault = fault
+    wanted = [replace(one, temperature=0.7, top_p=0.9, stop=("a", "1")) for one in requests[:12]]
+    for sample in list(generator.generate(wanted)):
+        request = wanted[int(sample.id)]
+        ids = torch.tensor([request.prompt_ids + sample.token_ids])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(request.prompt_ids) - 1 : -1].double()
+        expected = torch.distributions.Categorical(logits=logits / 0.7).entropy().mean().item()
+        assert sample.entropy == pytest.approx(expected, rel=1e-5)
+    greedy = list(generator.generate([replace(one, temperature=0) for one in wanted]))
+    assert {one.entropy for one in greedy} == {mean_entropy(greedy)} == {None}
+
+
+def test_the_mean_entropy_weighs_samples_by_their_tokens():
+    samples = [Sample("a", [1], "", "eos", 3.0), Sample("b", [1, 2], "", "eos", 1.5)]
+    assert mean_entropy(samples) == 2
+    assert mean_entropy([*samples, Sample("c", [1], "", "eos")]) is None
+    assert mean_entropy([]) is None
 
 
 def test_a_passed_model_is_given_back_as_it_was(model, tokenizer, requests):
