@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ladle.config import Config, IsoDate, execution
 from ladle.errors import UserError
-from ladle.training.config import Attention, Dtype, QuantizationConfig, TrainingConfig
+from ladle.training.config import Attention, Dtype, QuantizationConfig, TrainerArguments, TrainingConfig
+
+LEARNING_RATE = 1e-6
+"""TRL's default for KTO; transformers' own is 5e-5."""
 
 
 class KtoConfig(TrainingConfig):
@@ -57,6 +60,11 @@ class KtoConfig(TrainingConfig):
     """Split of the preference data that `trainer.eval_strategy` evaluates on."""
     keep_models: int | None = Field(0, ge=0)
     """Checkpoints past `trainer.save_total_limit` to keep as models alone; unset keeps all."""
+
+    @field_validator("trainer")
+    @classmethod
+    def _learn_slowly(cls, trainer: TrainerArguments) -> TrainerArguments:
+        return TrainerArguments(**{"learning_rate": LEARNING_RATE} | trainer.values())
 
     @model_validator(mode="before")
     @classmethod

@@ -8,13 +8,16 @@ counts is that Ladle's are at most as far from a float64 computation as TRL's ow
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
+from trl.trainer.kto_config import KTOConfig
 
+from ladle.kto.config import KtoConfig
 from ladle.kto.loss import kto_loss
 from ladle.kto.task import KtoData
 from ladle.training.loop import Training
@@ -70,6 +73,15 @@ def in_float64(
         loss = loss + nll_weight * torch.stack(nlls).mean()
     loss.backward()
     return loss.item(), gradient_of(policy)
+
+
+def test_defaults_are_trls():
+    theirs = {field.name: field.default for field in dataclasses.fields(KTOConfig)}
+    ours = KtoConfig(trainer={"weight_decay": 0.1})  # type: ignore[arg-type]
+    for name in ("beta", "desirable_weight", "undesirable_weight", "max_length", "loss_type"):
+        assert getattr(ours, name) == theirs[name], name
+    assert ours.trainer.get("learning_rate") == theirs["learning_rate"]
+    assert ours.trainer.get("weight_decay") == 0.1
 
 
 @pytest.mark.slow
