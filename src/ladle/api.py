@@ -37,7 +37,7 @@ from ladle.recipe import Recipe, load_recipe, make_recipe, with_processes
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding
-    from ladle.evaluation.compare import Comparison
+    from ladle.evaluation.compare import Comparison, PairedResult
     from ladle.evaluation.rescore import Rescored
     from ladle.generation.request import Sample
     from ladle.grading.verdict import Grade
@@ -230,6 +230,14 @@ class Run:
         """The finished evaluations, by the name of the model; of several evaluations by `NAME/MODEL`."""
         found = (_artifact(path) for path in map(self.path_of, self.steps) if (path / RECORD_NAME).is_file())
         return {one.name.removeprefix("evaluate/"): one for one in found if isinstance(one, Evaluation)}
+
+    @property
+    def changes(self) -> list[tuple[str, str, PairedResult]]:
+        """What each evaluated model changed over the one that it was made from: both names, and the paired result."""
+        from ladle.reporting.page import collect_changes
+
+        paths = {name: path for name in self.steps if ((path := self.path_of(name)) / RECORD_NAME).is_file()}
+        return collect_changes({name: (path, read_record(path)) for name, path in paths.items()})
 
     @property
     def report(self) -> Path | None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ladle.peek import PackedRow
     from ladle.preflight.rehearse import Rehearsal
 
+SIGNIFICANT = 0.05
+"""Least p at which a difference is said to be none."""
+
 
 def emit(value: Any, as_json: bool, show: Callable[[Any], object]) -> None:
     """Print a result: by `show` for people, or as JSON."""
@@ -100,9 +103,14 @@ def show_packed(rows: list[PackedRow]) -> None:
 
 
 def print_results(run: Run) -> None:
-    """Print what the steps warn of, the scores of each evaluated model, and where the report is."""
+    """Print what the steps warn of, each evaluated model's scores and what it changed, and where the report is."""
     show_rows([{"step": step, "warning": text} for step in run.steps for text in run[step].warnings])
     print_scores(run.scores)
+    for before, after, change in run.changes:
+        what = "better than" if change.difference > 0 else "worse than"
+        what = what if change.p_value < SIGNIFICANT else "not shown to differ from"
+        points = f"{100 * change.difference:+.1f} points of {change.n}, p = {change.p_value:.2g}"
+        sys.stdout.write(f"{after} is {what} {before} ({points})\n")
     if run.report:
         sys.stdout.write(f"report: {run.report}\n")
 

@@ -1,16 +1,16 @@
 """The report: one self-contained HTML page about a run, made from the records of its artifacts.
 
-Results with intervals, what each model changed over the one before it, curves, samples, mixtures, soups, and where each
-part came from.
+Results with intervals, what each model changed over the one that it was made from, curves, samples, mixtures, soups,
+and where each part came from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from importlib.resources import files
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -89,14 +89,36 @@ def mean_scores(scores: Scores) -> dict[str, float]:
 
 
 def collect_changes(records: Records) -> list[tuple[str, str, PairedResult]]:
-    """Return each model's paired difference to the model before it in its evaluation, over the items of both."""
+    """Return each model's paired difference to the one that it was made from, over the items that both answered.
+
+    That is the nearest evaluated one behind it (behind a soup its members' training), within its evaluation; where none
+    is, the model before it.
+    """
     from ladle.evaluation.compare import compare_runs
 
-    return [
-        (_model_of(before), _model_of(after), compare_runs(folder_before, folder_after).overall)
-        for (before, folder_before, _), (after, folder_after, _) in pairwise(_of_stage(records, "evaluate"))
-        if before.rpartition("/")[0] == after.rpartition("/")[0]
-    ]
+    by_fingerprint = {record["fingerprint"]: record for _, record in records.values()}
+    evaluated: dict[str, dict[str, tuple[str, Path]]] = {}
+    changes = []
+    for name, folder, record in _of_stage(records, "evaluate"):
+        own = record["inputs"]["model"][0].get("fingerprint", "")
+        earlier = evaluated.setdefault(name.rpartition("/")[0], {})
+        if earlier:
+            before, folder_before = earlier[_nearest(own, earlier, by_fingerprint) or [*earlier][-1]]
+            changes.append((before, _model_of(name), compare_runs(folder_before, folder).overall))
+        earlier.setdefault(own, (_model_of(name), folder))
+    return changes
+
+
+def _nearest(start: str, wanted: Collection[str], by_fingerprint: Mapping[str, dict[str, Any]]) -> str | None:
+    """Return the first of the `wanted` artifacts that `start` was made from, the fewest steps away."""
+    level, seen = [start], {start}
+    while level:
+        if found := next((one for one in reversed([*wanted]) if one in level), None):
+            return found
+        inputs = [used for one in level if one in by_fingerprint for used in by_fingerprint[one]["inputs"].values()]
+        level = list({one["fingerprint"] for used in inputs for one in used if one.get("fingerprint")} - seen)
+        seen.update(level)
+    return None
 
 
 def collect_samples(records: Records) -> list[dict[str, Any]]:

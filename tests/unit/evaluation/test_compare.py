@@ -55,14 +55,25 @@ def test_paired_difference_and_flips(tmp_path):
     assert comparison.interval == (overall.low, overall.high)
 
 
-def test_the_report_compares_models_within_an_evaluation(tmp_path):
-    names = ("evaluate/base", "evaluate/kto", "evaluate/greedy/base", "evaluate/greedy/kto")
-    records: Any = {
-        name: (_write(tmp_path / str(at), "gsm8k", _single("1010")), {"stage": "evaluate"})
-        for at, name in enumerate(names)
-    }
+def test_the_report_compares_each_model_with_the_one_it_was_made_from(tmp_path):
+    """Within an evaluation; models that share no history with one before them are compared with the last one."""
+    made_from = {
+        "pretrain": ["base", "mix"], "mix": ["base"], "soup": ["base", "pretrain"], "rollout": ["soup"],
+        "sft": ["soup", "rollout"], "training": ["soup", "rollout"], "kto": ["soup", "training"],
+    }  # fmt: skip
+    records: Any = {name: (tmp_path, _record(name, inputs)) for name, inputs in made_from.items()}
+    evaluated = ["base", "pretrain", "soup", "sft", "kto", "other"]
+    for name in [*evaluated, "greedy/base", "greedy/kto"]:
+        folder = _write(tmp_path / name.replace("/", "-"), "gsm8k", _single("1010"))
+        records[f"evaluate/{name}"] = folder, _record(f"evaluate/{name}", [name.split("/")[-1]], "evaluate")
     pairs = [(before, after) for before, after, _ in collect_changes(records)]
-    assert pairs == [("base", "kto"), ("greedy/base", "greedy/kto")]
+    within = [("base", "pretrain"), ("pretrain", "soup"), ("soup", "sft"), ("soup", "kto"), ("kto", "other")]
+    assert pairs == [*within, ("greedy/base", "greedy/kto")]
+
+
+def _record(name: str, inputs: list[str], stage: str = "other") -> dict[str, Any]:
+    used = {"model": [{"fingerprint": one} for one in inputs], "file": [{"path": "x", "digest": "1"}]}
+    return {"stage": stage, "fingerprint": name, "inputs": used}
 
 
 def test_a_model_against_itself(tmp_path):
