@@ -34,11 +34,11 @@ from transformers import (
 )
 
 from ladle.training.arguments import make_arguments
-from ladle.training.attention import collate_packed
 from ladle.training.checkpoint import MANIFEST, STAGING, seal
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
+from ladle.training.packed_rows import collate_packed
 from ladle.training.parallel import join_world
 from ladle.training.pretrain import PretrainTask
 

@@ -314,8 +314,8 @@ def documents(bench: Bench) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from ladle.errors import UserError
-    from ladle.models.probe import hidden_states, why_documents_meet
-    from ladle.training.attention import use_fused_attention
+    from ladle.models.attention import attention_inputs, document_borders, to_device
+    from ladle.models.probe import hidden_states, probe
 
     lengths = [37, 1, 90, 128]
     for name, fields in TINY_MODELS.items():
@@ -328,23 +328,23 @@ def documents(bench: Bench) -> None:
                     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=way)
                     model = model.to(bench.device).eval()
                     model.config.use_cache = False
-                    use_fused_attention(model)
-                    if reason := why_documents_meet(model, 8):
+                    if reason := probe(model, 8).why_apart:
                         say(what, one_document_a_row=reason)
                         continue
                 except (UserError, ImportError, ValueError) as error:
                     say(what, refused=str(error).splitlines()[0])
                     continue
-                found = {}
+                found, ran = {}, model.config._attn_implementation
                 for rows in (1, 8):
                     ids = torch.randint(0, 400, (rows, sum(lengths)), device=bench.device)
-                    places = torch.cat([torch.arange(length, device=bench.device) for length in lengths])
+                    places = torch.cat([torch.arange(length) for length in lengths]).expand(rows, -1)
+                    batch = {"input_ids": ids, "position_ids": places} | document_borders(places)
                     with torch.no_grad():
-                        packed = hidden_states(model, input_ids=ids, position_ids=places.expand(rows, -1))
+                        packed = hidden_states(model, **attention_inputs(model, to_device(batch, bench.device)))
                         alone = [hidden_states(model, input_ids=part) for part in ids.split(lengths, 1)]
                     apart = (packed - torch.cat(alone, 1)).float().norm(dim=-1) / packed.float().norm(dim=-1)
                     found[f"rows_{rows}"] = float(apart.max())
-                say(what, **found)
+                say(what, ran=ran, **found)
                 assert max(found.values()) < (1e-5 if dtype == torch.float32 else 0.05), found
 
 

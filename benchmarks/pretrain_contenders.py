@@ -31,8 +31,8 @@ from transformers import (
     TrainerCallback,
 )
 
+from ladle.models.probe import probe
 from ladle.training.arguments import make_arguments
-from ladle.training.attention import use_fused_attention
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
@@ -134,8 +134,7 @@ def train(way: str, vocab_size: int, steps: int, folder: Path) -> list[float]:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
     if way == "ladle":
         model.config.use_cache = False
-        use_linear_cross_entropy(model)
-        use_fused_attention(model)
+        use_linear_cross_entropy(model, probe(model))
         world, task = join_world(), PretrainTask(rows)
         training = TrainingOnDemand(config, task, model, tokenizer, world, arguments, 1e-3)
         training.run()

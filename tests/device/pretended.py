@@ -31,11 +31,13 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import ladle
+from tests.device.kernels import LOW, varlen_attn
 
 LADLE = Path(ladle.__file__).resolve().parent
 
@@ -77,12 +79,18 @@ class Sync(NamedTuple):
 class PretendedGpu:
     """While entered, `cuda:0` is there.
 
+    Args:
+        varlen_dtypes: what its attention by borders takes. With float32, numbers can be compared with a CPU's.
+
     Attributes:
         syncs: when the host waited for the device, in order.
+        varlen_calls: the queries, keys and settings of the calls to its attention by borders.
         makes_tensors: a function on tensors of the GPU runs; what C++ makes for it (a mask, padding) is there too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *varlen_dtypes: torch.dtype) -> None:
+        self.varlen_dtypes = varlen_dtypes or LOW
+        self.varlen_calls: list[dict[str, Any]] = []
         self.syncs: list[Sync] = []
         self.makes_tensors = False
         self._tags: set[int] = set()
@@ -109,6 +117,11 @@ class PretendedGpu:
         def patch(owner: Any, name: str, value: Any) -> None:
             self._exit.enter_context(mock.patch.object(owner, name, value))
 
+        def attend(*args: Any, **kwargs: Any) -> Tensor:
+            self.varlen_calls.append({"query": args[0], "key": args[1], "max_q": args[5], **kwargs})
+            return varlen_attn(*args, **kwargs, dtypes=self.varlen_dtypes)
+
+        patch(varlen, "varlen_attn", attend)
         patch(torch, "load", load_onto)
         patch(torch.autograd, "_engine_run_backward", backward)
         patch(torch._C, "_group_tensors_by_device_and_dtype", group_by_device)

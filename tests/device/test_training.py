@@ -17,9 +17,9 @@ from ladle.errors import Preempted
 from ladle.kto.data import Bin
 from ladle.stage import Inputs
 from ladle.stages import kto, pretrain
-from ladle.training.attention import one_document_a_row
 from ladle.training.config import PretrainConfig
 from ladle.training.loop import Training
+from ladle.training.packed_rows import one_document_a_row
 from ladle.training.pretrain import PretrainTask, validation_loss
 from tests.device.pretended import PretendedGpu, Sync
 from tests.distributed.kto_job import make_config, make_inputs, run_reference
@@ -36,6 +36,8 @@ TRAINER = {
 }
 PACKED_OR_NOT = "masking_utils.py"
 """transformers asks the device once a forward pass whether rows are packed, for every attention that has a mask."""
+MASKED, BY_BORDERS = (), (torch.float32,)
+"""What attention by borders takes: as CUDA's, no float32, so that rows are masked; or float32 too."""
 RunStage = Callable[[Any, Inputs, Path], Any]
 
 
@@ -74,15 +76,17 @@ def require_few_waits(steps: list[list[Sync]], forward_passes: int) -> None:
         assert len(step) - len(by_transformers) <= MOST_WAITS, Counter(step)
 
 
-@pytest.mark.parametrize("shape", ["qwen3", "deepseek_v3"])
-def test_pretraining(shape, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "attention"), [("qwen3", MASKED), ("qwen3", BY_BORDERS), ("deepseek_v3", BY_BORDERS)]
+)
+def test_pretraining(shape, attention, tmp_path, monkeypatch):
     """With activations computed again, experts balanced by both means, and the loss on held-out rows."""
     job = make_job(tmp_path, shape)
     balancing = {"router_bias_update_rate": 1e-3, "sequence_aux_loss": 1e-4} if shape == "deepseek_v3" else {}
     trainer = job.config.trainer.values() | TRAINER | {"gradient_checkpointing": True}
     config = PretrainConfig.model_validate({"trainer": trainer, **balancing})
     on_cpu = log_of(pretrain.run, config, job.inputs, tmp_path / "cpu")
-    with PretendedGpu() as gpu:
+    with PretendedGpu(*attention) as gpu:
         steps = waits_of_steps(monkeypatch, gpu)
         on_gpu = log_of(pretrain.run, config, job.inputs, tmp_path / "gpu")
         assert gpu.syncs
@@ -90,16 +94,19 @@ def test_pretraining(shape, tmp_path, monkeypatch):
         trained = tmp_path / "gpu" / "model", job.inputs["mixture"][0]
         held_out, in_bfloat16 = validation_loss(*trained, dtype="float32"), validation_loss(*trained)
         assert gpu.syncs
-    require_few_waits(steps, forward_passes=config.trainer.get("gradient_accumulation_steps"))
+    accumulation = config.trainer.get("gradient_accumulation_steps")
+    require_few_waits(steps, forward_passes=0 if attention else accumulation)
     for name, values in on_cpu.items():
         assert on_gpu[name] == pytest.approx(values, rel=1e-4), name
     assert held_out == pytest.approx(on_gpu["eval_loss"][-1], rel=1e-4)
     assert held_out != in_bfloat16 == pytest.approx(held_out, rel=1e-2), "a GPU's default"
 
 
-@pytest.mark.parametrize("shape", ["qwen3", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("shape", "attention"), [("qwen3", MASKED), ("qwen3", BY_BORDERS), ("deepseek_v3", BY_BORDERS)]
+)
 @pytest.mark.parametrize("adapter", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_kto(shape, adapter, tmp_path, monkeypatch):
+def test_kto(shape, attention, adapter, tmp_path, monkeypatch):
     """The reference pass, steps with their z0, and the evaluation."""
     section = {"peft": {"r": 4}} if adapter else {}
     config = make_config(**TRAINER, **section)
@@ -107,12 +114,13 @@ def test_kto(shape, adapter, tmp_path, monkeypatch):
     on_cpu = log_of(
         kto.run, config, inputs | {"reference": [run_reference(config, inputs, tmp_path / "r")]}, tmp_path / "cpu"
     )
-    with PretendedGpu() as gpu:
+    with PretendedGpu(*attention) as gpu:
         inputs["reference"] = [run_reference(config, inputs, tmp_path / "reference")]
         assert gpu.syncs
         steps = waits_of_steps(monkeypatch, gpu)
         on_gpu = log_of(kto.run, config, inputs, tmp_path / "gpu")
-    require_few_waits(steps, forward_passes=16)  # bins of the step's 8 rows, and of their mismatched pairs
+    # bins of the step's 8 rows, and of their mismatched pairs
+    require_few_waits(steps, forward_passes=0 if attention else 16)
     for name, values in on_cpu.items():
         assert on_gpu[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
 

@@ -256,6 +256,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "model: an optimizer without its package": ("model", "error", "trainer.optim=grokadamw cannot run here", "install its package", setting("pretrain.trainer.optim", "grokadamw")),
     "devices: an adapter without peft": ("devices", "error", "peft, which is not installed", "ladle[peft]", setting("kto.peft", {})),
     "devices: flash attention without a GPU": ("devices", "error", "flash_attention_2 needs a GPU", "attn_implementation=sdpa", setting("kto.attn_implementation", "flash_attention_2")),
+    "devices: flex attention without a GPU": ("devices", "error", "flex_attention needs a GPU", "attn_implementation=sdpa", setting("pretrain.attn_implementation", "flex_attention")),
     "devices: flash attention not installed": ("devices", "error", "package flash_attn, which is not installed", "sdpa", setting("kto.attn_implementation", "flash_attention_2", without(GPUS, packages=frozenset()))),
     "devices: a torch without CUDA": ("devices", "error", "built without CUDA", "install a CUDA build", on(without(GPUS, cuda=None))),
     "devices: an old driver": ("devices", "error", "driver 470.10 is too old for torch's CUDA 13.0", "update the driver", on(each_gpu(driver="470.10"))),

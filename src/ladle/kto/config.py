@@ -136,7 +136,6 @@ class KtoReferenceConfig(Config):
     def of(cls, config: KtoConfig, seed: int) -> KtoReferenceConfig:
         """Return the reference pass that a training needs."""
         trainer = config.trainer
-        halves = bool(trainer.get("fp16"))
         needs_order = config.max_steps is not None or config.kl_fraction < 1
         return cls(
             **{name: getattr(config, name) for name in COPIED},
@@ -148,5 +147,5 @@ class KtoReferenceConfig(Config):
             order_seed=trainer.values().get("data_seed", trainer.get("seed")) if needs_order else None,
             eval_split=config.eval_split if trainer.get("eval_strategy") != "no" else None,
             dtype="bfloat16" if config.keeps_masters else config.weights_dtype,
-            autocast="float16" if halves and config.distributed != "zero2" else None,
+            autocast="float16" if config.autocast == "float16" else None,
         )

@@ -6,8 +6,7 @@ within `max_length` is left out and counted; a completion that does not fit lose
 A bin holds sequences (a prompt with a completion) of similar lengths within a budget of tokens. A padded bin is
 right-padded and has no attention mask: under causal attention a real token never sees what comes after it, so padding
 changes nothing, and the mask-free path is the fastest there is. A packed bin is one row without padding, its
-position_ids starting anew at each sequence; flash attention, and `document_sdpa` on a CPU, take those as sequence
-bounds.
+position_ids starting anew at each sequence, with the sequences' bounds for attention that goes by them.
 
 Shape suffixes: B rows, T positions, N completion tokens of a bin.
 """
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ladle.errors import BadRow, UserError
 from ladle.log import get_logger
+from ladle.models.attention import document_borders, to_device
 from ladle.models.chat import Encoded, encode_rows
 
 logger = get_logger(__name__)
@@ -211,6 +211,7 @@ class Bin:
         predicts_N: positions, in the flattened (B · T), whose hidden state predicts a completion token.
         target_N: those tokens, one completion after another.
         sizes: completion tokens of each sequence.
+        borders: `document_borders` where rows are packed.
     """
 
     input_ids_BT: torch.Tensor
@@ -218,11 +219,11 @@ class Bin:
     predicts_N: torch.Tensor
     target_N: torch.Tensor
     sizes: list[int]
+    borders: dict[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Bin:
         """Return the bin with its tensors on a device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return replace(self, **to_device(vars(self) | {"borders": to_device(self.borders, device)}, device))
 
 
 def plan_bins(lengths: np.ndarray, budget: int, multiple_of: int = 1, packed: bool = False) -> list[list[int]]:
@@ -278,10 +279,12 @@ def make_bin(examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray
         torch.arange(offset + length - size - 1, offset + length - 1)
         for offset, length, size in zip(offsets.tolist(), lengths, sizes, strict=True)
     ]
+    position_ids_BT = torch.cat([torch.arange(length) for length in lengths])[None] if packed else None
     return Bin(
         input_ids_BT,
-        torch.cat([torch.arange(length) for length in lengths])[None] if packed else None,
+        position_ids_BT,
         torch.cat(predicts),
         torch.from_numpy(np.concatenate(ends).astype(np.int64)),
         sizes,
+        {} if position_ids_BT is None else document_borders(position_ids_BT),
     )

@@ -37,9 +37,9 @@ from transformers import PreTrainedModel
 
 from ladle.errors import UserError
 from ladle.kto.data import Bin
+from ladle.models.attention import DOCUMENT_SDPA, attention_choices, attention_inputs, takes_borders
 from ladle.models.load import checkpoint_activations
-from ladle.models.probe import ORDINARY, Traits, hidden_states, is_deterministic, probe, why_documents_meet
-from ladle.training.attention import DOCUMENT_SDPA, use_document_attention, use_fused_attention
+from ladle.models.probe import ORDINARY, Traits, hidden_states, is_deterministic, probe
 from ladle.training.head import add_product, in_one_dtype, multiply, room_for, tokens_at_once
 
 BLOCK_ELEMENTS, BLOCK_TOKENS = 2**21, 256
@@ -95,14 +95,12 @@ def use_kto_forward(model: PreTrainedModel, traits: Traits = ORDINARY) -> bool:
         traits: those of `prepare_policy`, which chose its attention.
 
     Returns:
-        Whether to pack bins: where attention takes packed rows without a mask of all positions by all. Flash attention
-        does, and `document_sdpa` on a CPU, where a call for each sequence costs a fifth of one for all of them padded
-        (sequences of 87 to 503 tokens).
+        Whether to pack bins: where attention takes packed rows without a mask of all positions by all. Attention by
+        borders does, and `document_sdpa` on a CPU, where a call for each sequence costs a fifth of one for all of them
+        padded (sequences of 87 to 503 tokens).
     """
     if traits is ORDINARY:
-        use_document_attention(model)
-    implementation = str(model.config._attn_implementation)
-    on_cpu = implementation == DOCUMENT_SDPA and model.device.type == "cpu"
+        model.set_attn_implementation(attention_choices(model, each_document=True)[0])
     plain_forward, curve = type(model).forward, find_curve(model) if traits.why_own_logits else None
 
     def forward(
@@ -110,7 +108,8 @@ def use_kto_forward(model: PreTrainedModel, traits: Traits = ORDINARY) -> bool:
     ) -> Any:
         if bin is None:
             return plain_forward(self, *args, **kwargs)
-        outputs = self.get_decoder()(input_ids=bin.input_ids_BT, position_ids=bin.position_ids_BT, use_cache=False)
+        rows = {"input_ids": bin.input_ids_BT, "position_ids": bin.position_ids_BT, **bin.borders}
+        outputs = self.get_decoder()(**attention_inputs(self, rows), use_cache=False)
         hidden_ND = outputs.last_hidden_state.flatten(0, 1)[bin.predicts_N]
         del outputs  # memory of all positions, beside the head's own
         head = cast(nn.Linear, self.get_output_embeddings())
@@ -122,7 +121,7 @@ def use_kto_forward(model: PreTrainedModel, traits: Traits = ORDINARY) -> bool:
         return loss_of_completions(hidden_ND, head.weight, bin.target_N, bin.sizes, objective)
 
     model.forward = types.MethodType(forward, model)
-    return traits.why_apart is None and (on_cpu or implementation.startswith("flash_attention"))
+    return traits.why_apart is None and (takes_borders(model) or model.config._attn_implementation == DOCUMENT_SDPA)
 
 
 class Curve(NamedTuple):
@@ -153,20 +152,18 @@ def find_curve(model: PreTrainedModel) -> Curve | None:
     return curve if torch.allclose(found, expected, rtol=tolerance, atol=tolerance) else None
 
 
-def prepare_policy(model: PreTrainedModel, checkpointing: bool = False) -> Traits:
+def prepare_policy(model: PreTrainedModel, checkpointing: bool = False, autocast: str | None = None) -> Traits:
     """Put a policy in the mode and under the attention for KTO, and return what was found of it.
 
     Args:
         model: on the device where it will run.
         checkpointing: whether training computes activations again.
+        autocast: as in `probe`.
 
     Raises:
         UserError: its logits are not those of a head and a `Curve`, it has a loss of its own, or equal passes differ.
     """
-    use_document_attention(model)
-    if model.config._attn_implementation == DOCUMENT_SDPA and why_documents_meet(model, num_rows=1):
-        use_fused_attention(model)
-    traits = probe(model, num_rows=1)
+    traits = probe(model, num_rows=1, autocast=autocast, each_document=True)
     name = type(model).__name__
     if traits.why_own_logits and find_curve(model) is None:
         fix = "align a model whose logits are the last hidden states times a matrix (DeepSeek-V3, Llama, Qwen, Mistral)"

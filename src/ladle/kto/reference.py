@@ -110,9 +110,9 @@ def load_policy(
     """
     model = load_start(path, settings.quantization, dtype, settings.attn_implementation, device)
     require_positions(model, num_tokens)
-    traits = warn_of(model, prepare_policy(model, checkpointing))
+    traits = warn_of(model, prepare_policy(model, checkpointing, settings.autocast))
     packed = use_kto_forward(model, traits)
-    return model, packed, traits.choices()
+    return model, packed, {"attn_implementation": model.config._attn_implementation} | traits.choices()
 
 
 def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ladle.errors import UserError
 from ladle.log import get_logger
+from ladle.models.attention import VARLEN, attention_choices, attention_inputs, document_borders, to_device
 
 logger = get_logger(__name__)
 
@@ -47,22 +48,27 @@ class Traits:
         why_own_logits: why its logits are not hidden states times a matrix, so that it computes them itself; None if
             they are.
         router_weight: weight of the routers' auxiliary loss that its config asks for; 0 for none.
+        why_not_by_document: why its attention does not go document by document where that is the fastest.
     """
 
     why_apart: str | None = None
     why_own_logits: str | None = None
     router_weight: float = 0.0
+    why_not_by_document: str | None = None
 
     def choices(self) -> dict[str, Any]:
         """Return, for the record, what is done otherwise than for most models."""
         documents, logits = self.why_apart and "one a row", self.why_own_logits and "all at once"
         choices = {"documents": documents, "logits": logits, "router_aux_loss_coef": self.router_weight}
+        choices["attention"] = self.why_not_by_document and f"not by document: {self.why_not_by_document}"
         return {name: choice for name, choice in choices.items() if choice}
 
     def sentences(self) -> list[str]:
         """Return, for a warning each, what is done otherwise and why."""
         found = [f"each document is a row of its own: {self.why_apart}"] if self.why_apart else []
         found += [f"its loss takes all logits at once: {self.why_own_logits}"] if self.why_own_logits else []
+        why = self.why_not_by_document
+        found += [f"it does not attend document by document, which takes less time: {why}"] if why else []
         weight = f"adds the routers' auxiliary loss that its config asks for, times {self.router_weight:g}"
         return found + [weight] * (self.router_weight > 0)
 
@@ -70,18 +76,45 @@ class Traits:
 ORDINARY = Traits()
 
 
-def probe(model: PreTrainedModel, num_rows: int = 2) -> Traits:
-    """Return how to train a model.
+def probe(
+    model: PreTrainedModel, num_rows: int = 2, autocast: str | None = None, each_document: bool = False
+) -> Traits:
+    """Give a model the fastest attention that keeps its packed documents apart, and return how to train it.
 
     Args:
-        model: with the attention that it will train with, on a device where that runs.
+        model: on the device where it will train.
         num_rows: rows of a packed batch; some kernels keep documents apart only where there is one.
+        autocast: dtype of the training's passes on a GPU, where that is not the weights'.
+        each_document: documents are long enough for a call of attention each.
 
     Raises:
-        UserError: it cannot be trained as a causal language model.
+        UserError: it cannot be trained as a causal language model, or the attention that was chosen joins documents.
     """
-    require_causal(model)
-    return Traits(why_documents_meet(model, num_rows), why_not_linear(model), router_loss_weight(model))
+    kind, choices, whys = model.device.type, attention_choices(model, each_document), []
+    dtype = getattr(torch, autocast) if autocast and kind == "cuda" else None
+    with torch.autocast(kind, dtype, enabled=dtype is not None):
+        router_weight = router_loss_weight(model)
+        for attention in choices:
+            model.set_attn_implementation(attention)
+            why = _why_not_by_document(model, router_weight) if attention == VARLEN else None
+            whys.append(why or why_documents_meet(model, num_rows))
+            if whys[-1] is None:
+                break
+        if whys[-1] is not None and choices[0].startswith(("flash", "flex")):
+            problem = f"attn_implementation: {choices[0]} does not fit {type(model).__name__}: {whys[-1]}"
+            raise UserError(problem, "set attn_implementation: sdpa")
+        require_causal(model)
+        why = whys[0] if whys[-1] is None and choices[0] == VARLEN else None
+        return Traits(whys[-1], why_not_linear(model), router_weight, why)
+
+
+def _why_not_by_document(model: PreTrainedModel, router_weight: float) -> str | None:
+    """Return why a model cannot attend by document that a few tokens in evaluation's mode would not show."""
+    if router_weight:
+        return "its routers' loss takes a mask"
+    fields = model.config.to_dict().items()
+    dropped = [name for name, value in fields if value and "att" in name and ("dropout" in name or "pdrop" in name)]
+    return f"it has {dropped[0]}" if dropped else None
 
 
 def warn_of(model: PreTrainedModel, traits: Traits) -> Traits:
@@ -144,7 +177,8 @@ def why_documents_meet(model: PreTrainedModel, num_rows: int = 2) -> str | None:
     windows, and under some that are shorter than the documents, for which masks are made in another way.
     """
     fields = model.config.to_dict().items()
-    windows = {name: value for name, value in fields if name.endswith(("window", "window_size")) and type(value) is int}
+    names = ("window", "window_size", "attention_chunk_size")
+    windows = {name: value for name, value in fields if name.endswith(names) and type(value) is int}
     for values in (windows, dict.fromkeys(windows, FIRST - 2)):
         model.config.update(values)
         why = _why_documents_meet(model, num_rows)
@@ -156,12 +190,13 @@ def why_documents_meet(model: PreTrainedModel, num_rows: int = 2) -> str | None:
 
 def _why_documents_meet(model: PreTrainedModel, num_rows: int) -> str | None:
     ids_BT = _token_ids(model)[:num_rows]
-    positions_BT = torch.tensor([[*range(FIRST), *range(SECOND)]], device=model.device).expand(len(ids_BT), -1)
-    second = slice(FIRST, None)
+    positions_BT = torch.tensor([[*range(FIRST), *range(SECOND)]]).repeat(len(ids_BT), 1)
+    rows = {"input_ids": ids_BT, "position_ids": positions_BT} | document_borders(positions_BT)
+    inputs, second = attention_inputs(model, to_device(rows, model.device)), slice(FIRST, None)
     try:
-        reached_BT = _reach(model, second, input_ids=ids_BT, position_ids=positions_BT)
+        reached_BT = _reach(model, second, **inputs)
         with torch.no_grad():
-            packed_TD = hidden_states(model, input_ids=ids_BT, position_ids=positions_BT)[0, second]
+            packed_TD = hidden_states(model, **inputs)[0, second]
             alone_TD = hidden_states(model, input_ids=ids_BT[:1, second])[0]
     except (*CANNOT_RUN, UserError) as error:
         return f"it cannot run on packed rows ({first_line(error)})"
@@ -169,7 +204,7 @@ def _why_documents_meet(model: PreTrainedModel, num_rows: int) -> str | None:
         return "documents packed into a row see each other"
     if not reached_BT[0, second].any():
         return "whether documents packed into a row see each other cannot be seen"
-    if difference(packed_TD, alone_TD) > SAME.get(alone_TD.dtype, SAME_IN_LOW_PRECISION):
+    if difference(packed_TD, alone_TD) > most_difference(alone_TD):
         return "a document behind another one in a row is not as by itself (its positions do not restart)"
     return None
 
@@ -203,7 +238,7 @@ def why_not_linear(model: PreTrainedModel) -> str | None:
     if not torch.equal(seen["input"], seen["hidden"]):
         return "its hidden states are changed before its head"
     product_BTV = torch.nn.functional.linear(seen["input"], weight_VD)
-    if difference(seen["output"], product_BTV) > SAME.get(product_BTV.dtype, SAME_IN_LOW_PRECISION):
+    if difference(seen["output"], product_BTV) > most_difference(product_BTV):
         return "its head is more than a matrix"
     if not torch.equal(logits_BTV.float(), seen["exchanged"].float()):
         return "its logits are changed after its head (a soft cap, a scale)"
@@ -301,6 +336,12 @@ def difference(one_TD: torch.Tensor, other_TD: torch.Tensor) -> float:
     return ((one_TD - other_TD).norm(dim=-1) / other_TD.norm(dim=-1).clamp(min=1e-30)).median().item()
 
 
+def most_difference(states_TD: torch.Tensor) -> float:
+    """Return how much states of the same tokens may differ, by the dtype that they were computed in."""
+    is_low = torch.is_autocast_enabled(states_TD.device.type)
+    return SAME_IN_LOW_PRECISION if is_low else SAME.get(states_TD.dtype, SAME_IN_LOW_PRECISION)
+
+
 def _token_ids(model: PreTrainedModel) -> torch.Tensor:
     """Return two rows of different plain tokens, (2, FIRST + SECOND)."""
     config = model.config
@@ -310,7 +351,7 @@ def _token_ids(model: PreTrainedModel) -> torch.Tensor:
     return ids[torch.arange(2 * (FIRST + SECOND)) % len(ids)].reshape(2, -1)
 
 
-def _reach(model: PreTrainedModel, places: slice, **inputs: torch.Tensor) -> torch.Tensor:
+def _reach(model: PreTrainedModel, places: slice, **inputs: Any) -> torch.Tensor:
     """Return which tokens the first row's hidden states at some places depend on, bool, (B, T)."""
     embedded: list[torch.Tensor] = []
 

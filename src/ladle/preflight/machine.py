@@ -16,7 +16,7 @@ NVIDIA_SMI_TIMEOUT_SECONDS = 30
 
 KNOWN_PACKAGES = (
     "bitsandbytes", "deepspeed", "fastokens", "flash_attn", "flash_attn_interface", "liger_kernel", "peft", "ray",
-    "vllm",
+    "triton", "vllm",
 )  # fmt: skip
 """Packages that some settings need, looked for by the names they are imported under."""
 BFLOAT16_FLAGS = frozenset(["avx512_bf16", "amx_bf16", "bf16"])

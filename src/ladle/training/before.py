@@ -26,8 +26,9 @@ BF16_FROM = (8, 0)
 ATTENTION_KERNELS = {
     "flash_attention_2": ("flash_attn", (8, 0)),
     "flash_attention_3": ("flash_attn_interface", (9, 0)),
+    "flex_attention": ("triton", (7, 0)),
 }
-"""The package and the compute capability that each takes: Ampere, Hopper."""
+"""The package and the compute capability that each takes: Ampere, Hopper, Volta."""
 BARE_PROCESS_BYTES = 500_000_000
 """What Python, torch and transformers take before there is a model."""
 TIGHT, TIGHT_ON_CPU = 0.9, 0.75
@@ -140,9 +141,7 @@ def check_packed_training(check: Checkup, length: int, rows: int | None) -> Iter
 
     def prepare(model: Any) -> Any:
         from ladle.models.probe import probe
-        from ladle.training.attention import use_fused_attention
 
-        use_fused_attention(model)
         return probe(model, check.config.batch_size)
 
     yield from check_training(check, length, rows, prepare)
@@ -184,7 +183,7 @@ def _check_attention(check: Checkup) -> Iterator[Finding]:
         message = f"{wanted} needs the package {package}, which is not installed"
         fix = f"pip install {package.replace('_interface', '').replace('_', '-')}, or set {key}=sdpa"
         yield error("devices", key, message, fix)
-    elif config.dtype == "float32" and not config.trainer.get("bf16"):
+    elif wanted != "flex_attention" and config.autocast is None and config.weights_dtype == "float32":
         message = f"{wanted} takes bfloat16 or float16, and the training is in float32"
         yield error("devices", key, message, f"set {check.key}.dtype=bfloat16, or {key}=sdpa")
 

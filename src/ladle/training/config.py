@@ -210,6 +210,8 @@ class TrainingConfig(Config):
     """With `dtype: bfloat16`, keep no float32 weights: less memory, and most updates of a usual learning rate are lost
     to rounding."""
     attn_implementation: Attention = "sdpa"
+    """How packed rows are attended to, each document by itself. `sdpa` is torch's kernels: on a GPU, in bfloat16 or
+    float16, its flash attention for sequences of variable length. What would join documents is refused."""
     distributed: Distributed = "ddp"
     """How processes share the work. `ddp`: each holds all. `fsdp`: FSDP2, weights, gradients and optimizer split among
     them. `zero2`: DeepSpeed ZeRO stage 2 without offload, gradients and optimizer split."""
@@ -271,6 +273,13 @@ class TrainingConfig(Config):
         """Whether passes run on a bfloat16 copy of float32 weights. An adapter is float32 itself, on frozen weights;
         DeepSpeed keeps its own."""
         return self.runs_in_bf16 and not (self.pure_bf16 or self.peft is not None or self.distributed == "zero2")
+
+    @property
+    def autocast(self) -> Literal["bfloat16", "float16"] | None:
+        """Dtype that passes run in where the weights are loaded in float32."""
+        if self.keeps_masters:
+            return "bfloat16"
+        return "float16" if self.trainer.get("fp16") and self.distributed != "zero2" else None
 
     @property
     def weights_dtype(self) -> Dtype:

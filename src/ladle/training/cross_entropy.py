@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ladle.data.store import IGNORED_LABEL
+from ladle.models.attention import attention_inputs
 from ladle.models.probe import ORDINARY, Traits
-from ladle.training.attention import one_document_a_row, refuse_joined_documents
 from ladle.training.balance import SequenceAuxLoss
 from ladle.training.head import add_product, in_one_dtype, multiply, room_for, tokens_at_once
+from ladle.training.packed_rows import one_document_a_row, refuse_joined_documents
 
 CHUNK_ELEMENTS = 2**25
 """Logits that a CPU holds at once: 220 tokens of a 152k vocabulary (128 MiB). Timed on two cores: chunks of 110, 256
@@ -130,7 +131,7 @@ def loss_of_rows(
     refuse_joined_documents(rows)
     sums, counts = [], []
     for batch in one_document_a_row(rows) if traits.why_apart else [rows]:
-        inputs: dict[str, Any] = batch | {"use_cache": False}
+        inputs: dict[str, Any] = attention_inputs(model, batch) | {"use_cache": False}
         target_BT = inputs.pop("labels")[:, 1:]
         is_labelled_BT = target_BT != IGNORED_LABEL
         num_labels, target_N = is_labelled_BT.sum(), _labelled(target_BT, is_labelled_BT)

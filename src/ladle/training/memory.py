@@ -33,11 +33,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 
 from ladle.kto.data import Bin
 from ladle.kto.loss import use_kto_forward
+from ladle.models.attention import attention_choices
 from ladle.models.before import small_copy
 from ladle.models.load import checkpoint_activations
 from ladle.models.probe import Traits, why_not_linear
 from ladle.training.arguments import check_arguments
-from ladle.training.attention import use_fused_attention
 from ladle.training.config import TrainingConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.head import TRACED_FOR_GPU
@@ -143,21 +143,20 @@ def arguments_on_cpu(config: TrainingConfig, **changes: Any) -> TrainingArgument
 
 def _build(config: TrainingConfig, model_config: dict[str, Any], traits: Traits) -> Any:
     """Return the model as the stage prepares it."""
-    attention = config.attn_implementation
     model = AutoModelForCausalLM.from_config(
         _config_of(model_config),
         dtype=getattr(torch, config.weights_dtype),
-        attn_implementation=None if attention == "sdpa" or attention.startswith("flash") else attention,
+        attn_implementation="eager" if config.attn_implementation == "eager" else None,
     )
     model.config.use_cache = False
     model.train()
     if config.checkpoints_activations and not config.selective_checkpointing:
         checkpoint_activations(model, use_reentrant=False)
+    model.set_attn_implementation(attention_choices(model, each_document=config.objective == "kto")[0])
     if config.objective == "kto":
         use_kto_forward(model)
     else:
         use_linear_cross_entropy(model, traits)
-        use_fused_attention(model)
     if (adapter := config.peft) is None:
         return model
     from peft import LoraConfig, get_peft_model

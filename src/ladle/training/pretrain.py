@@ -20,6 +20,7 @@ from ladle.artifacts.record import read_record
 from ladle.data.store import IGNORED_LABEL, MixedDataset
 from ladle.errors import UserError
 from ladle.log import get_logger
+from ladle.models.attention import to_device
 from ladle.models.chat import ensure_chat_template
 from ladle.models.config import choose_dtype, model_dir
 from ladle.models.load import load_model
@@ -28,12 +29,12 @@ from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.adapter import add_adapter, load_start, save_trained
 from ladle.training.arguments import use_liger_where_it_can_run
-from ladle.training.attention import collate_packed, use_fused_attention
 from ladle.training.balance import SequenceAuxLoss
 from ladle.training.checkpoint import TRAINING_STATE_FOLDER, keep_training_state, list_checkpoints
 from ladle.training.config import NextTokenConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Pass, Task, Training
+from ladle.training.packed_rows import collate_packed
 from ladle.training.parallel import World
 from ladle.training.run import Prepared, run_training
 
@@ -54,8 +55,7 @@ def _prepare(
     model = load_start(start, config.quantization, config.weights_dtype, config.attn_implementation, world.device)
     model.config.use_cache = False
     require_positions(model, longest_document(dataset, model))
-    use_fused_attention(model)
-    traits = warn_of(model, probe(model, config.batch_size))
+    traits = warn_of(model, probe(model, config.batch_size, config.autocast))
     aux_loss = None
     if config.sequence_aux_loss:
         if not (routers := find_routers(model)):
@@ -146,7 +146,7 @@ class PretrainTask(Task):
         batches = iter(loader)
         for step in range(first, training.max_steps + 1):
             rows = islice(batches, len(order.microbatches(step)))
-            yield [{name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()} for batch in rows]
+            yield [to_device(batch, device) for batch in rows]
 
     def passes(self, training: Training, step: list[dict[str, torch.Tensor]]) -> list[Pass]:
         """Return a pass for each microbatch; their losses add up to the mean over the step's tokens."""
@@ -203,8 +203,7 @@ def held_out_loss_sum(
     for start in range(0, -(-len(dataset) // num_processes), batch_size):
         mine = rows[start : start + batch_size]
         batch = collate_packed([dataset[row] for row in mine or [0]])
-        inputs: dict[str, Any] = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        loss_sum = model(**inputs, num_items_in_batch=1).loss
+        loss_sum = model(**to_device(batch, model.device), num_items_in_batch=1).loss
         if mine:
             total, count = total + loss_sum, count + int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
     model.train(was_training)
@@ -226,7 +225,6 @@ def validation_loss(
     model, dataset = load_model(folder, choose_dtype(dtype)), MixedDataset(data_dir, split)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[reportArgumentType]
     require_positions(model, longest_document(dataset, model))
-    use_fused_attention(model)
     use_linear_cross_entropy(model, warn_of(model, probe(model)))
     total, count = held_out_loss_sum(model, dataset, batch_size)
     return total / count

@@ -21,7 +21,6 @@ from ladle.data.store import IGNORED_LABEL, MixedDataset
 from ladle.models.chat import CHATML
 from ladle.models.load import save_model
 from ladle.models.probe import probe
-from ladle.training.attention import use_fused_attention
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from tests.tiny_models import make_model, make_tokenizer
 from tests.training_runs import prepare
@@ -107,7 +106,6 @@ def test_loss_and_gradients_equal_trls(name, tmp_path: Path):
     dataset = MixedDataset(tmp_path / "data")
 
     model.config.use_cache = False
-    use_fused_attention(model)
     use_linear_cross_entropy(model, probe(model))
     trainer = {"max_steps": 1, "per_device_train_batch_size": len(dataset)}
     training = prepare(model, dataset, tmp_path / "training", trainer)

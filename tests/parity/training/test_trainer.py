@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from ladle.training.attention import collate_packed
 from ladle.training.cross_entropy import use_linear_cross_entropy
+from ladle.training.packed_rows import collate_packed
 from tests.tiny_models import make_model
 from tests.training_runs import make_rows, prepare
 

@@ -14,7 +14,6 @@ from ladle.errors import UserError
 from ladle.kto.loss import prepare_policy, switch_randomness_off
 from ladle.models.before import small_copy
 from ladle.models.probe import find_routers, is_deterministic, probe, require_positions, require_text_decoder
-from ladle.training.attention import use_document_attention, use_fused_attention
 from ladle.training.balance import SequenceAuxLoss
 from ladle.training.cross_entropy import loss_of_rows
 from tests.tiny_models import SHAPES
@@ -55,7 +54,6 @@ def make(model_type: str, **changes: Any) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.dim() >= 2:
                 parameter.normal_(0, 0.1)
-    use_fused_attention(model)
     return model
 
 
@@ -99,7 +97,7 @@ def test_packed_bins_under_short_windows_are_probed_too(model_type):
     """A mask that is made only where a window is shorter than the row is not there for the probe's own length."""
     windows = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}
     model = make(model_type, **({} if model_type == "opt" else windows))
-    use_document_attention(model)
+    model.set_attn_implementation("document_sdpa")
     rows = packed_rows(1)
     inputs = [rows["input_ids"], rows["input_ids"].clone()]
     inputs[1][:, : LENGTHS[0]] = 7
@@ -203,5 +201,4 @@ LARGE = {
 def test_a_small_copy_of_a_large_model_does_what_it_does(model_type):
     model = small_copy(json.dumps(LARGE[model_type] | {"model_type": model_type}))
     assert model.num_parameters() < 1_000_000
-    use_fused_attention(model)
     assert (probe(model).why_apart is not None) == (model_type in MEET)

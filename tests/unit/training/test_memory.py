@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ladle.kto.config import KtoConfig
 from ladle.kto.data import Bin
 from ladle.kto.loss import use_kto_forward
-from ladle.training.attention import use_fused_attention
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.memory import LiveBytes, MemoryEstimate, estimate_training
@@ -51,7 +50,7 @@ def real_peak(name: str, checkpointing: bool, loss_name: str) -> int:
             return model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(-logp_b))[0]
     else:
         use_linear_cross_entropy(model)
-        use_fused_attention(model)
+        model.set_attn_implementation("packed_sdpa")
         positions = torch.arange(LENGTH // 2).repeat(ROWS, 2)  # two documents a row, so that there is a mask
 
         def loss() -> torch.Tensor:

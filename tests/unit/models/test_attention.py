@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from ladle.errors import UserError
-from ladle.training.attention import (
-    RUN,
-    collate_packed,
-    document_sdpa,
-    document_sizes,
-    run_sizes,
-    use_document_attention,
-    use_fused_attention,
-)
+from ladle.models.attention import RUN, attention_choices, document_borders, document_sdpa, document_sizes, run_sizes
 from ladle.training.cross_entropy import use_linear_cross_entropy
+from ladle.training.packed_rows import collate_packed
 from tests.tiny_models import make_model
 
 
@@ -54,14 +49,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("use", "implementation"),
-    [(use_fused_attention, "packed_sdpa"), (use_document_attention, "document_sdpa")],
-    ids=["runs", "documents"],
-)
+@pytest.mark.parametrize("implementation", ["packed_sdpa", "document_sdpa"])
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("rows", [[[40, 260, 120, 180]], [[600], [1, 299, 300]], [[200], [150, 50]]])
-def test_logits_and_gradients_are_those_of_sdpa(name, rows, use, implementation):
+def test_logits_and_gradients_are_those_of_sdpa(name, rows, implementation):
     shape, changes = SHAPES[name]
     model = make_model(shape, **changes)
     ids = torch.randint(2, 320, (len(rows), sum(rows[0])))
@@ -69,8 +60,7 @@ def test_logits_and_gradients_are_those_of_sdpa(name, rows, use, implementation)
     found = []
     for fused in (False, True):
         if fused:
-            use(model)
-            assert model.config._attn_implementation == implementation
+            model.set_attn_implementation(implementation)
         model.zero_grad()
         logits = model(input_ids=ids, position_ids=position_ids, use_cache=False).logits
         logits.logsumexp(-1).mean().backward()
@@ -94,7 +84,7 @@ def test_documents_by_position_leave_padding_masks_and_windows_alone(shape):
     packed_row = {"input_ids": ids[:1], "position_ids": packed([18, 12])[None]}
     batches = [{"input_ids": ids, "attention_mask": mask}, {"input_ids": ids}, packed_row]
     expected = [model(**batch, use_cache=False).logits for batch in batches]
-    use_document_attention(model)
+    model.set_attn_implementation("document_sdpa")
     found = [model(**batch, use_cache=False).logits for batch in batches]
     torch.testing.assert_close(found[0][1, 11:], expected[0][1, 11:], rtol=0, atol=2e-6)
     torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=2e-6)
@@ -109,21 +99,26 @@ def test_a_model_that_hides_its_positions_is_refused():
 def test_an_attention_that_was_chosen_stays():
     model = make_model("qwen3")
     model.set_attn_implementation("eager")
-    use_fused_attention(model)
-    use_document_attention(model)
-    assert model.config._attn_implementation == "eager"
+    assert attention_choices(model) == attention_choices(model, each_document=True) == ["eager"]
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> dict[str, Any]:
     tokens = np.arange(2, 14)
     row = {"input_ids": tokens, "position_ids": np.array([*range(5), *range(7)]), "labels": tokens, "row": 3}
     return collate_packed([row, row])
 
 
-def test_rows_are_stacked_and_nothing_else_is_passed_on():
-    assert {name: tuple(tensor.shape) for name, tensor in batch().items()} == dict.fromkeys(
+def test_rows_are_stacked_with_their_documents_borders_and_nothing_else_is_passed_on():
+    rows = batch()
+    borders = {name: rows.pop(name) for name in ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")}
+    assert {name: tuple(tensor.shape) for name, tensor in rows.items()} == dict.fromkeys(
         ("input_ids", "position_ids", "labels"), (2, 12)
     )
+    for ends in (borders["cu_seq_lens_q"], borders["cu_seq_lens_k"]):
+        assert (ends.dtype, ends.tolist()) == (torch.int32, [0, 5, 12, 17, 24])
+    assert borders["max_length_q"] == borders["max_length_k"] == 7
+    cut = document_borders(torch.tensor([[3, 4, 0, 1], [0, 1, 2, 3]]))  # a row may begin inside a document
+    assert cut["cu_seq_lens_q"].tolist() == [0, 2, 4, 8]
 
 
 def test_a_mask_beside_restarting_positions_is_refused():
