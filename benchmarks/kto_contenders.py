@@ -29,7 +29,7 @@ from trl.trainer.kto_trainer import KTOTrainer
 
 from ladle.kto.config import KtoConfig
 from ladle.kto.data import KtoExamples
-from ladle.kto.loss import KtoWeights, use_kto_forward
+from ladle.kto.loss import KtoWeights, prepare_policy, use_kto_forward
 from ladle.kto.pairs import KtoPlan
 from ladle.kto.reference import ReferencePass
 from ladle.kto.task import KtoData, KtoOptions, KtoTask
@@ -177,8 +177,9 @@ def train_with_ladle(
     examples = flatten(rows)
     kind = KtoPlan if new_pairs else _RotatedPlan
     plan = kind(examples.prompt_of, epochs, 42, 42, new_pairs, kl_fraction=1.0, rows_per_step=rows_per_step // 2)
-    packed = use_kto_forward(model)
-    started, world = CLOCK(), join_world()
+    world = join_world()
+    packed = use_kto_forward(model, prepare_policy(model.to(world.device)))
+    started = CLOCK()
     reference = ReferencePass(model.eval(), packed, PAD_ID, budget).run(examples, plan, out / "reference", world)
     values = {
         "num_train_epochs": epochs, "per_device_train_batch_size": rows_per_step // 2, "gradient_accumulation_steps": 2,
