@@ -112,7 +112,8 @@ def load_policy(
     require_positions(model, num_tokens)
     traits = warn_of(model, prepare_policy(model, checkpointing, settings.autocast))
     packed = use_kto_forward(model, traits)
-    return model, packed, {"attn_implementation": model.config._attn_implementation} | traits.choices()
+    attention = {} if device.type == "cpu" else {"attn_implementation": model.config._attn_implementation}
+    return model, packed, attention | traits.choices()
 
 
 def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
