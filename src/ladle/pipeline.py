@@ -1,11 +1,11 @@
 """From a recipe to its graph of steps: the whole method on one page.
 
     datasets ─┐
-    base ─────┼─ mix ── pretrain ── soup ── [rollout ── prefer ── kto ── gate] × rounds
+    base ─────┼─ mix ── pretrain ── soup ── [rollout ── prefer ── kto ── gate] × rounds, × arms
               └──────────── evaluate each model ──────────────── report
 
 Every function below adds one stage; this is the one place that names them. A model or a dataset is referred to by name
-(`base`, `pretrained`, `soup`, `kto`; a key of `datasets:`), by path, or by Hub id.
+(`base`, `pretrained`, `soup`, `sft`, `kto`, `kto/ARM`; a key of `datasets:`), by path, or by Hub id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, PromptConfig, builtin_benchmarks
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
-from ladle.recipe import KtoArm, Recipe, ReportConfig
+from ladle.recipe import KtoArm, Recipe, ReportConfig, by_key
 from ladle.rollouts.config import AttemptConfig
 from ladle.soups.members import find_members
 from ladle.stage import Stage
@@ -212,10 +212,10 @@ class Pipeline:
 
     def _add_alignments(self) -> None:
         """Add the alignments, in a row; of the last one each of its arms, which then share what is the same."""
-        if not self.recipe.alignments:
+        if not self.recipe.kto:
             self._add_rollout("rollout", 0, None)
             return
-        *before, (key, last) = self.recipe.alignments.items()
+        *before, (key, last) = by_key(self.recipe.kto, "kto").items()
         if armed := [key for key, section in before if section.arms]:
             raise UserError(f"{armed[0]} has arms, and an alignment after it", "give arms to the last one of the list")
         arms = [(f"kto/{name}", f"{key}.arms.{name}", arm) for name, arm in last.arms.items()]
@@ -266,7 +266,7 @@ class Pipeline:
         return self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout", f"rollout{arm}")
 
     def _add_evaluate(self) -> None:
-        for key, config in self.recipe.evaluations.items():
+        for key, config in by_key(self.recipe.evaluate, "evaluate").items():
             for choice in config.models:
                 name = choice.label if config.name is None else f"{config.name}/{choice.label}"
                 inputs: Inputs = {"model": self._evaluated_model(choice, name, key)}

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.config_file import ON_COMMAND_LINE, ConfigFile
-from ladle.data.config import ROLLOUTS, DatasetConfig, MixConfig, PreferConfig, SftDataConfig, SftPreferConfig
+from ladle.data.config import DatasetConfig, MixConfig, PreferConfig, SftDataConfig, SftPreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
 from ladle.kto.config import KtoConfig
@@ -56,11 +56,6 @@ class KtoArm(KtoConfig, PreferConfig):
     """Held-out problems: a round's model is kept only if it solves significantly more of them. Required by several
     rounds."""
 
-    @property
-    def takes_rollouts(self) -> bool:
-        """Whether the recipe's rollouts are among the data."""
-        return any(source.dataset == ROLLOUTS for source in self.data)
-
     @model_validator(mode="after")
     def _gate_rounds(self) -> KtoArm:
         if self.rounds > 1 and self.gate is None:
@@ -98,11 +93,6 @@ def _merge(common: Any, own: Any) -> Any:
 class SftSection(SftConfig, SftDataConfig, SftPreferConfig):
     """The `sft:` section: conversations, and the training on their answers."""
 
-    @property
-    def takes_rollouts(self) -> bool:
-        """Whether the recipe's rollouts are among the data."""
-        return any(source.dataset == ROLLOUTS for source in self.data)
-
 
 class Recipe(Config):
     """The whole pipeline; a section that is left out is skipped."""
@@ -127,18 +117,9 @@ class Recipe(Config):
     report: ReportConfig | None = None
     source: str = execution("")
 
-    @property
-    def alignments(self) -> dict[str, KtoSection]:
-        """The `kto:` sections in order, by their keys."""
-        return _by_key(self.kto, "kto")
 
-    @property
-    def evaluations(self) -> dict[str, EvaluateConfig]:
-        """The `evaluate:` sections in order, by their keys."""
-        return _by_key(self.evaluate, "evaluate")
-
-
-def _by_key(sections: SectionT | list[SectionT] | None, key: str) -> dict[str, SectionT]:
+def by_key(sections: SectionT | list[SectionT] | None, key: str) -> dict[str, SectionT]:
+    """Return what may be one section or a list of them, in order, by their keys in the recipe."""
     if isinstance(sections, list):
         return {f"{key}.{place}": section for place, section in enumerate(sections)}
     return {} if sections is None else {key: sections}

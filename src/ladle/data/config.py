@@ -305,6 +305,11 @@ class PreferConfig(Config):
     """Completions cut before their end (`finish_reason: length`): left out, or trained on without an end token."""
     seed: int = 233
 
+    @property
+    def takes_rollouts(self) -> bool:
+        """Whether the recipe's rollouts are among the data."""
+        return any(source.dataset == ROLLOUTS for source in self.data)
+
     @model_validator(mode="after")
     def _one_form(self) -> PreferConfig:
         texts = [one.dataset for one in self.data if one.format in _MADE_OF_COLUMNS and not one.conversational]

@@ -42,7 +42,7 @@ class ModelChoice(Config):
     """A model to evaluate; a plain string is its `model`."""
 
     model: str = location()
-    """A name of the recipe (`base`, `pretrained`, `soup`, `kto`), a folder, or a Hub id."""
+    """A name of the recipe (`base`, `pretrained`, `soup`, `sft`, `kto`, `kto/ARM`), a folder, or a Hub id."""
     revision: str | None = location(None)
     """Branch, tag or commit of a model of the Hub."""
     name: str | None = None
