@@ -1,4 +1,4 @@
-"""The recipes of the OpenSeek reports hold the reports' values, and parse."""
+"""The recipes of the OpenSeek reports hold the reports' values, and recipes for GPUs fit them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from ladle.recipe import load_recipe
+from ladle.training.memory import estimate_training
 
 
 def test_pretraining_has_the_reports_values(repository):
@@ -47,3 +48,31 @@ def test_the_accelerate_configs_are_what_the_switch_does(repository, name, kind)
         assert fields["deepspeed_config"] == expected
     if name == "fsdp":
         assert fields["fsdp_config"]["fsdp_version"] == 2
+
+
+QWEN_7B = {
+    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152_064, "max_position_embeddings": 32_768,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "most_gb"),
+    [("one-gpu/openseek-kto", 24), ("one-gpu/qlora-7b", 24), ("openseek/kto", 80), ("openseek/pretrain", 80)],
+)
+def test_a_training_fits_its_gpus(repository, name, most_gb):
+    recipe = load_recipe(repository / "recipes" / f"{name}.yaml", [], "")
+    openseek = yaml.safe_load((repository / "recipes/openseek/init.yaml").read_text())["architecture"]
+    model = QWEN_7B if "7b" in name else openseek | {"vocab_size": 151_851}
+    if recipe.mix is not None:
+        config, length = recipe.pretrain, recipe.mix.sequence_length
+    else:
+        (config,) = recipe.alignments.values()
+        length = config.max_length
+    assert config is not None
+    rows = config.trainer.get("per_device_train_batch_size")
+    if config.objective == "kto":
+        rows = config.max_tokens_per_microbatch // length
+    found = estimate_training(config, model, length, rows, on_gpu=True)
+    assert found.total < 0.9 * most_gb * 1e9

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,7 +39,7 @@ from ladle.models.before import small_copy
 from ladle.models.load import checkpoint_activations
 from ladle.models.probe import Traits, why_not_linear
 from ladle.training.arguments import check_arguments
-from ladle.training.config import TrainingConfig
+from ladle.training.config import QuantizationConfig, TrainingConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.head import TRACED_FOR_GPU
 from ladle.training.parallel import Parallel, Sharded, World
@@ -120,6 +121,10 @@ def estimate_training(
         gradients //= config.processes
     if not is_traced:
         optimizer = int(num_trained * _state_bytes(config))
+    if config.quantization is not None:
+        weights = quantized_bytes(model, config.quantization)
+    if config.offload_to_cpu and on_gpu:  # they are on the host, and a layer's at a time on the GPU
+        weights = gradients = optimizer = 0
     return MemoryEstimate(num_parameters, weights, gradients, optimizer, communication, activations)
 
 
@@ -162,6 +167,18 @@ def _build(config: TrainingConfig, model_config: dict[str, Any], traits: Traits)
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(model, LoraConfig(**adapter.model_dump(), task_type="CAUSAL_LM"))
+
+
+def quantized_bytes(model: Any, quantization: QuantizationConfig) -> int:
+    """Return what the weights take as QLoRA holds them: matrices in 4 or 8 bits, the rest and the head in float32."""
+    own = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    own -= {id(model.get_output_embeddings().weight)}
+    scale = 4 if not quantization.bnb_4bit_use_double_quant else 1 + 4 / 256
+    a_weight = 0.5 + scale / 64 if quantization.load_in_4bit else 1.0
+    return sum(
+        int(weight.numel() * (a_weight if id(weight) in own and not weight.requires_grad else 4))
+        for weight in model.parameters()
+    )
 
 
 def _step_twice(parallel: Parallel) -> list[torch.Tensor]:

@@ -12,10 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ladle.kto.config import KtoConfig
 from ladle.kto.data import Bin
 from ladle.kto.loss import use_kto_forward
+from ladle.models.load import save_model
+from ladle.training.adapter import add_adapter, load_start
 from ladle.training.config import PretrainConfig
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.memory import LiveBytes, MemoryEstimate, estimate_training
-from tests.tiny_models import SHAPES
+from tests.tiny_models import SHAPES, make_model, make_tokenizer
 
 ROWS, LENGTH = 2, 96
 
@@ -129,6 +131,31 @@ def test_an_adapter_has_gradients_and_state_of_its_own_weights_alone():
     whole, adapter = estimate("llama", "kto"), estimate("llama", "kto", peft={"r": 2})
     assert adapter.gradients < 0.1 * whole.gradients
     assert adapter.optimizer == pytest.approx(2 * adapter.gradients, rel=0.01)
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_quantized_weights_take_what_bitsandbytes_holds(bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    sections = {"peft": {"r": 4}, "quantization": {bits: True}, "dtype": "bfloat16"}
+    config = KtoConfig.model_validate(sections)
+    tokenizer = make_tokenizer()
+    save_model(make_model("llama_64", len(tokenizer)), tokenizer, tmp_path)
+    start = load_start(tmp_path, config.quantization, config.weights_dtype, "sdpa", torch.device("cpu"))
+    held = 0
+    for weight in add_adapter(start, config, 0).parameters():
+        held += weight.nbytes
+        if (state := getattr(weight, "quant_state", None)) is not None:
+            held += state.absmax.nbytes
+    found = estimate("llama_64", "kto", model={"vocab_size": len(tokenizer)}, **sections)
+    assert found.weights == pytest.approx(held, rel=0.01)
+
+
+def test_offloaded_state_is_not_on_the_gpu():
+    config = PretrainConfig.model_validate({"dtype": "bfloat16", "distributed": "fsdp", "offload_to_cpu": True})
+    found = estimate_training(config, SHAPES["llama"] | {"vocab_size": 2_000}, LENGTH, ROWS, on_gpu=True)
+    assert found.weights == found.gradients == found.optimizer == 0
+    assert found.communication > 0
 
 
 def test_zero2_splits_gradients_and_optimizer():
