@@ -28,10 +28,11 @@ LADLE_DEFAULTS: dict[str, Any] = {
     "disable_tqdm": True,
     "logging_steps": 10,
     "ddp_find_unused_parameters": True,
+    "tf32": False,
 }
 """Where they differ from transformers': progress is Ladle's own. DDP that looks for unused parameters never rebuilds
 its buckets after the first step; otherwise the sums of three and more processes' gradients would round differently in
-the first step of a resumed run."""
+the first step of a resumed run. TF32 is off where nobody asks for it; transformers would have torch_compile do so."""
 
 
 def make_arguments(config: TrainingConfig, out: Path) -> TrainingArguments:
@@ -96,6 +97,9 @@ def _refuse_what_cannot_work(config: TrainingConfig, values: dict[str, Any]) -> 
     if values.get("fp16") and values.get("use_cpu"):
         problem = "trainer.fp16 needs a GPU: a CPU has no mixed precision in float16"
         raise UserError(problem, "set bf16: true, or leave both out")
+    if values.get("torch_compile_backend") == "eager" and config.checkpoints_activations:
+        problem = "trainer.torch_compile_backend=eager cannot compute activations again where experts are counted"
+        raise UserError(problem, "set it to aot_eager or inductor, or leave activation_checkpointing out")
     if config.nan_policy == "skip" and config.distributed == "zero2":
         problem = "nan_policy: skip does not work with distributed: zero2, whose engine keeps the gradients"
         raise UserError(problem, "set nan_policy: stop, or distributed: fsdp")

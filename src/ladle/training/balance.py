@@ -21,7 +21,7 @@ Shape suffixes: N tokens of a microbatch, B its rows, T their length, E experts,
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -47,24 +47,27 @@ class BalanceExperts:
 
     def __init__(self, routers: dict[str, Router], rate: float, world: World) -> None:
         self.routers, self.rate, self.world = routers, rate, world
-        self.counts: dict[str, torch.Tensor] = {}
+        self.counts = {name: torch.zeros_like(router.bias, dtype=torch.long) for name, router in routers.items()}
         self.loads: list[torch.Tensor] = []
         self.is_counting = False
-        for name, router in self.routers.items():
-            router.module.register_forward_hook(partial(self._count, name))
+        for name, router in routers.items():
+            router.module.register_forward_hook(partial(self._count, self.counts[name]))
 
-    def _count(self, name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        num_experts = self.routers[name].bias.numel()
-        if self.is_counting and (decided := decision(outputs, num_experts)) is not None:
+    def _count(self, count_E: torch.Tensor, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Count a forward pass; alike for all layers, so that one compiled for the first runs for the others."""
+        if self.is_counting and (decided := decision(outputs, count_E.numel())) is not None:
             chosen = decided[1].flatten().long()
-            if name not in self.counts:
-                self.counts[name] = torch.zeros(num_experts, dtype=torch.long, device=chosen.device)
-            self.counts[name].scatter_add_(0, chosen, torch.ones_like(chosen))  # a GPU's bincount waits for its sizes
+            count_E.scatter_add_(0, chosen, torch.ones_like(chosen))  # a GPU's bincount waits for its sizes
+
+    def forget(self) -> None:
+        """Begin a step."""
+        for count_E in self.counts.values():
+            count_E.zero_()
 
     def after_step(self) -> None:
         """Move the biases by the loads of the step that just ended, over all processes."""
-        counts = {name: self.world.sum(count) for name, count in sorted(self.counts.items())}
-        self.counts = {}
+        counts = {name: self.world.sum(count.clone()) for name, count in sorted(self.counts.items())}
+        self.forget()
         for name, count in counts.items():
             bias = self.routers[name].bias.detach()  # of one storage; a parameter in some architectures
             load = count.to(bias.device, torch.float32)
@@ -101,25 +104,26 @@ class SequenceAuxLoss:
         self.weight = weight
         self.last = torch.zeros(())
         self._is_collecting = False
-        self._decisions: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._routers = [router.module for router in routers.values()]
         for router in routers.values():
             router.module.register_forward_hook(partial(self._collect, router.bias.numel()))
 
     def _collect(self, num_experts: int, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if not self._is_collecting or not module.training or not torch.is_grad_enabled():
-            return  # such as the pass that gradient checkpointing repeats in the backward pass
-        if (decided := decision(outputs, num_experts)) is not None:
-            self._decisions.append(decided)
+        """Keep a decision in the router: a list would grow from layer to layer, each then compiled for itself."""
+        if self._is_collecting and module.training and torch.is_grad_enabled():  # not where a pass is repeated
+            module.decided = decision(outputs, num_experts)  # type: ignore[assignment]
 
     def forget(self) -> None:
         """Begin a forward pass."""
-        self._decisions.clear()
         self._is_collecting = True
+        for module in self._routers:
+            module.decided = None  # type: ignore[assignment]
 
     def take(self, num_rows: int) -> torch.Tensor | float:
         """Return the weighted loss of the forward pass that ended, 0 where no router trains."""
-        terms = [row_balance(logits, chosen, num_rows).mean() for logits, chosen in self._decisions]
-        self._decisions.clear()
+        decisions = [decided for module in self._routers if (decided := cast(Any, module).decided) is not None]
+        terms = [row_balance(logits, chosen, num_rows).mean() for logits, chosen in decisions]
+        self.forget()
         self._is_collecting = False
         if not terms:
             return 0.0

@@ -234,7 +234,7 @@ class Training:
             good = checkpoints.list_checkpoints(self.folder)
             self.guard.refuse(number, loss, grad_norm, self.order.rows(number), good[-1] if good else None)
             self.task.restore(before)
-            self.balance.counts.clear()
+            self.balance.forget()
             parallel.drop_gradients()
         else:
             self.loss_sum, self.num_summed = self.loss_sum + loss, self.num_summed + 1
@@ -303,7 +303,8 @@ class Training:
         return self.world.sum(summed).item() / self.world.size
 
     def _evaluate(self) -> None:
-        figures = self.task.evaluate(self)
+        with torch.compiler.set_stance("force_eager"):  # of other shapes: compiling costs more than it saves
+            figures = self.task.evaluate(self)
         self._log({f"eval_{name}": value for name, value in figures.items()})
         self.speed.start()
 

@@ -47,6 +47,9 @@ NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_no
 """Weights that weight decay leaves alone, as in transformers.Trainer."""
 
 
+MOST_GRAPHS = 16
+"""Compiled forms of a layer: dense or of experts, with a mask or without, with gradient or without, in some sizes. What
+needs more runs as it is, and torch warns."""
 PRODUCTS = [getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm")]
 """What `selective_checkpointing` keeps: most of a layer's work, in outputs that are small beside the rest."""
 
@@ -388,9 +391,20 @@ def share_out(config: TrainingConfig, model: nn.Module, world: World, arguments:
             kwargs["context_fn"] = partial(create_selective_checkpoint_contexts, PRODUCTS)
         checkpoint_activations(model, **kwargs)
     if arguments.torch_compile:
+        torch.compiler.reset()  # of what trainings before it have compiled
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                layer.compile(backend=arguments.torch_compile_backend or "inductor", mode=arguments.torch_compile_mode)
+                layer.compile(
+                    backend=arguments.torch_compile_backend or "inductor",
+                    mode=arguments.torch_compile_mode,
+                    dynamic=True if config.objective == "kto" else None,
+                    recompile_limit=MOST_GRAPHS,
+                )
+        if config.objective == "kto":
+            logger.warning(
+                "torch_compile: kernels are made for the first sizes of bins, which are others after a resumption: "
+                "its result may not be bit-equal to that of an uninterrupted run"
+            )
     kind = Zero2 if config.distributed == "zero2" else Sharded if config.distributed == "fsdp" else Parallel
     kind = Sharded if config.keeps_masters else kind
     if config.pure_bf16:

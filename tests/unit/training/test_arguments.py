@@ -69,6 +69,13 @@ def test_an_argument_that_is_the_steps_own(argument):
         PretrainConfig.model_validate({"trainer": {argument: "checkpoint-5"}})
 
 
+def test_torch_compile_leaves_tf32_off_and_has_no_eager_backend_for_checkpointed_activations(tmp_path):
+    config = PretrainConfig.model_validate({"trainer": {"torch_compile": True, "report_to": "none"}})
+    assert make_arguments(config, tmp_path).tf32 is False
+    message = refused(tmp_path, {"torch_compile_backend": "eager", "gradient_checkpointing": True})
+    assert "set it to aot_eager or inductor" in message
+
+
 def test_weights_in_float16(tmp_path):
     assert "trainer.fp16=true" in refused(tmp_path, dtype="float16")
 
