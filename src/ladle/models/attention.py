@@ -112,10 +112,17 @@ def packed_sdpa(
     """
     if attention_mask is None or query.device.type != "cpu" or query.shape[2] <= RUN:
         return _attend(module, query, key, value, [query.shape[2]], attention_mask, **kwargs), None
-    masks = attention_mask.expand(query.shape[0], -1, -1, -1)
+    return _attend_in_runs(module, query, key, value, attention_mask, **kwargs), None
+
+
+@torch.compiler.disable(reason="each number of runs would be compiled for itself")
+def _attend_in_runs(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
+) -> Tensor:
+    masks = mask.expand(query.shape[0], -1, -1, -1)
     rows = zip(query.split(1), key.split(1), value.split(1), masks.split(1), strict=True)
     outputs = [_attend(module, q, k, v, run_sizes(mask[0, 0]), mask, **kwargs) for q, k, v, mask in rows]
-    return torch.cat(outputs), None
+    return torch.cat(outputs)
 
 
 def _attend(
@@ -148,6 +155,7 @@ def run_sizes(mask_TT: Tensor) -> list[int]:
     return [*sizes, mask_TT.shape[0] - start]
 
 
+@torch.compiler.disable(reason="each number of documents would be compiled for itself")
 def document_sdpa(
     module: nn.Module,
     query: Tensor,
