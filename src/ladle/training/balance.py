@@ -54,7 +54,7 @@ class BalanceExperts:
             router.module.register_forward_hook(partial(self._count, self.counts[name]))
 
     def _count(self, count_E: torch.Tensor, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        """Count a forward pass; alike for all layers, so that one compiled for the first runs for the others."""
+        """Count a forward pass; the same code for every layer, so that what is compiled for one runs for the others."""
         if self.is_counting and (decided := decision(outputs, count_E.numel())) is not None:
             chosen = decided[1].flatten().long()
             count_E.scatter_add_(0, chosen, torch.ones_like(chosen))  # a GPU's bincount waits for its sizes
