@@ -5,7 +5,7 @@ given and the cache is off; an all-ones mask silently joins them (a logit differ
 
 `attn_implementation: sdpa` stands for the first of these that a model can take (`attention_choices`):
 
-- `varlen`, on a GPU: every document by itself, by torch's flash attention for sequences of variable length. It is told
+- `varlen`, on a GPU: every document by itself, by torch's flash attention for sequences of variable length. It is given
   where documents begin and end (`document_borders`), so nothing outside a document is computed and no mask is made. It
   takes bfloat16 and float16, one head size, and neither soft caps nor sinks; whether it takes a model is tried on a few
   tokens (`ladle.models.probe`).
