@@ -392,19 +392,14 @@ def share_out(config: TrainingConfig, model: nn.Module, world: World, arguments:
         checkpoint_activations(model, **kwargs)
     if arguments.torch_compile:
         torch.compiler.reset()  # of what trainings before it have compiled
+        how = {"backend": arguments.torch_compile_backend, "mode": arguments.torch_compile_mode}
+        how |= {"recompile_limit": MOST_GRAPHS, "dynamic": config.objective == "kto" or None}
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                layer.compile(
-                    backend=arguments.torch_compile_backend or "inductor",
-                    mode=arguments.torch_compile_mode,
-                    dynamic=True if config.objective == "kto" else None,
-                    recompile_limit=MOST_GRAPHS,
-                )
-        if config.objective == "kto":
-            logger.warning(
-                "torch_compile: kernels are made for the first sizes of bins, which are others after a resumption: "
-                "its result may not be bit-equal to that of an uninterrupted run"
-            )
+                layer.compile(**how)
+        if how["dynamic"]:
+            what = "kernels are made for the sizes of the first bins: a resumed run may not be bit-equal to a whole one"
+            logger.warning("torch_compile: %s", what)
     kind = Zero2 if config.distributed == "zero2" else Sharded if config.distributed == "fsdp" else Parallel
     kind = Sharded if config.keeps_masters else kind
     if config.pure_bf16:
