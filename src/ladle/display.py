@@ -109,7 +109,7 @@ def print_results(run: Run) -> None:
     for before, after, change in run.changes:
         what = "better than" if change.difference > 0 else "worse than"
         what = what if change.p_value < SIGNIFICANT else "not shown to differ from"
-        points = f"{100 * change.difference:+.1f} points of {change.n}, p = {change.p_value:.2g}"
+        points = f"{100 * change.difference:+.1f} points on {change.n:,} items, p = {change.p_value:.2g}"
         sys.stdout.write(f"{after} is {what} {before} ({points})\n")
     if run.report:
         sys.stdout.write(f"report: {run.report}\n")

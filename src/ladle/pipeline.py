@@ -213,7 +213,8 @@ class Pipeline:
     def _add_alignments(self) -> None:
         """Add the alignments, in a row; of the last one each of its arms, which then share what is the same."""
         if not self.recipe.kto:
-            self._add_rollout("rollout", 0, None)
+            if "rollout" not in self.steps:  # SFT's
+                self._add_rollout("rollout", 0, None)
             return
         *before, (key, last) = by_key(self.recipe.kto, "kto").items()
         if armed := [key for key, section in before if section.arms]:
@@ -325,7 +326,7 @@ class Pipeline:
                 return same
             step = replace(step, name=own_name) if name in self.steps else step
         if step.name in self.steps:
-            raise UserError(f"two steps are called {step.name}", f"set another `name` in {section}")
+            raise UserError(f"two steps are called {step.name}", f"give what {section} names another name")
         self.steps[step.name] = step
         return step
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ladle.config import Config, execution, location
 from ladle.config_file import ON_COMMAND_LINE, ConfigFile
-from ladle.data.config import DatasetConfig, MixConfig, PreferConfig, SftDataConfig, SftPreferConfig
+from ladle.data.config import ROLLOUTS, DatasetConfig, MixConfig, PreferConfig, SftDataConfig, SftPreferConfig
 from ladle.errors import UserError
 from ladle.evaluation.config import EvaluateConfig
 from ladle.kto.config import KtoConfig
@@ -77,10 +77,11 @@ class KtoSection(KtoArm):
     @model_validator(mode="before")
     @classmethod
     def _complete_arms(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or not isinstance(values.get("arms"), dict):
+        if not isinstance(values, dict) or not isinstance(values.get("arms"), dict) or not values["arms"]:
             return values
         common = {key: value for key, value in values.items() if key in KtoArm.model_fields}
-        return values | {"arms": {name: _merge(common, arm or {}) for name, arm in values["arms"].items()}}
+        arms = {name: _merge(common, arm or {}) for name, arm in values["arms"].items()}
+        return {"data": [ROLLOUTS]} | values | {"arms": arms}  # the arms' data alone is used, and may differ in each
 
 
 def _merge(common: Any, own: Any) -> Any:
@@ -116,6 +117,13 @@ class Recipe(Config):
     """One evaluation of models on benchmarks, or several, each with its own sampling; all but one have a `name`."""
     report: ReportConfig | None = None
     source: str = execution("")
+
+    @model_validator(mode="after")
+    def _tell_evaluations_apart(self) -> Recipe:
+        names = [one.name for one in self.evaluate] if isinstance(self.evaluate, list) else []
+        if repeated := [name or "without a name" for name in names if names.count(name) > 1]:
+            raise UserError(f"several evaluations are {repeated[0]}", "give each another evaluate.N.name")
+        return self
 
 
 def by_key(sections: SectionT | list[SectionT] | None, key: str) -> dict[str, SectionT]:

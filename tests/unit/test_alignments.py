@@ -107,6 +107,12 @@ def test_right_attempts_alone_and_kto_take_the_same_rollouts_from_the_same_model
     assert source_of(steps["evaluate/kto"], "model") == "kto"
 
 
+def test_right_attempts_alone_need_no_kto(tmp_path):
+    steps = pipeline(tmp_path, None, sft={"data": ["rollouts"]}).steps
+    assert source_of(steps["sft/prefer"], "source:0") == "rollout"
+    assert source_of(steps["rollout"], "model") == source_of(steps["sft"], "model") == "base"
+
+
 def test_kto_on_the_sft_model_has_rollouts_of_its_own(tmp_path):
     steps = pipeline(tmp_path, {"data": ["rollouts"]}, sft={"data": ["rollouts"]}).steps
     assert source_of(steps["rollout"], "model") == source_of(steps["sft"], "model") == "base"
@@ -153,6 +159,16 @@ def test_arms_go_their_own_ways_after_the_first_round_and_share_the_alignments_b
         assert source_of(steps[f"kto/{arm}"], "candidate") == f"kto/{arm}/training-3"
 
 
+def test_arms_may_differ_in_their_data_and_then_each_needs_some(tmp_path):
+    given = {"dataset": "problems", "format": "template", "label": True}
+    arms = {"own": {"data": ["rollouts"]}, "given": {"data": [given], "allow_single_label": True}}
+    steps = pipeline(tmp_path, {"arms": arms}).steps
+    assert source_of(steps["prefer"], "source:0") == "rollout"
+    assert source_of(steps["prefer/given"], "source:0") == "datasets/problems"
+    with pytest.raises(UserError, match="kto.arms.bare.data is missing"):
+        pipeline(tmp_path, {"arms": arms | {"bare": {}}})
+
+
 @pytest.mark.parametrize(
     ("arms", "message"),
     [
@@ -162,7 +178,7 @@ def test_arms_go_their_own_ways_after_the_first_round_and_share_the_alignments_b
         ({"a/b": {}}, "kto.arms.a/b"),
         (
             {"reference-1": {}},
-            "two steps are called kto/reference-1: set another `name` in kto.arms.reference-1",
+            "two steps are called kto/reference-1: give what kto.arms.reference-1 names another name",
         ),
     ],
 )
@@ -187,8 +203,10 @@ def test_several_evaluations_have_names_and_settings_of_their_own(tmp_path):
     assert list(found) == ["evaluate/base", "evaluate/kto", "evaluate/greedy/kto"]
     settings = [(config.sampling.temperature, config.limit) for config in found.values()]  # type: ignore[attr-defined]
     assert settings == [(0.6, None), (0.6, None), (0, 7)]
-    with pytest.raises(UserError, match="two steps are called evaluate/kto: set another `name` in evaluate.1"):
-        pipeline(tmp_path, {"data": ["rollouts"]}, evaluate=[sampled, greedy | {"name": None}])
+    for name, message in ((None, "without a name"), ("greedy", "greedy")):
+        other = sampled | {"name": name, "models": ["base"]}  # its steps have other names
+        with pytest.raises(UserError, match=f"several evaluations are {message}"):
+            pipeline(tmp_path, {"data": ["rollouts"]}, evaluate=[other, greedy | {"name": name}])
     with pytest.raises(UserError, match=r"evaluate.1.sampling.top_p: 2"):
         pipeline(tmp_path, {"data": ["rollouts"]}, evaluate=[sampled, greedy | {"sampling": {"top_p": 2}}])
 

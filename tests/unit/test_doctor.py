@@ -206,6 +206,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "model: weights cut short": ("model", "error", "is not a complete safetensors file", "copy it again", cut_short("model/model.safetensors", 5000)),
     "model: config.json cut short": ("model", "error", "config.json is not JSON", "fetch the file again", cut_short("model/config.json", 20)),
     "model: tokenizer.json of something else": ("model", "error", "tokenizer.json is not a tokenizer", "fetch the file again", text("model/tokenizer.json", "{}")),
+    "data: a part past the benchmark's end": ("data", "error", "leave no item of the", "lower start", setting("evaluate.start", 10**6)),
     "model: a name misspelt": ("model", "error", "there is no model at pretraned", "did you mean 'pretrained'", setting("evaluate.models", ["base", "pretraned"])),
     "model: answers longer than its positions": ("model", "warning", "4,096 new tokens", "rollout.max_new_tokens below 512", setting("rollout.max_new_tokens", 4096)),
     "model: alignment longer than its positions": ("model", "error", "has positions for 512", "set kto.max_length=512", setting("kto.max_length", 1024)),

@@ -100,7 +100,7 @@ def collect_changes(records: Records) -> list[tuple[str, str, PairedResult]]:
     evaluated: dict[str, dict[str, tuple[str, Path]]] = {}
     changes = []
     for name, folder, record in _of_stage(records, "evaluate"):
-        own = record["inputs"]["model"][0].get("fingerprint", "")
+        own = record["inputs"]["model"][0].get("fingerprint", name)
         earlier = evaluated.setdefault(name.rpartition("/")[0], {})
         if earlier:
             before, folder_before = earlier[_nearest(own, earlier, by_fingerprint) or [*earlier][-1]]

@@ -105,6 +105,7 @@ def run_gate(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
     for role, model in models.items():
         attempts, _ = attempt_problems(config, inputs, model, out / f".{role}", "gate")
         is_right[role] = [attempt.verdict == "correct" for attempt in attempts]
+        config = config.model_copy(update={"prompt": attempts[0].prompt.style})  # the candidate's is its parent's
     scores = {role: fmean(right) for role, right in is_right.items()}
     pairs = Counter(zip(is_right["parent"], is_right["candidate"], strict=True))
     only_parent, only_candidate = pairs[True, False], pairs[False, True]
@@ -119,7 +120,7 @@ def run_gate(config: GateConfig, inputs: Inputs, out: Path) -> StageResult:
     (out / "gate.json").write_text(pretty_json(verdict), encoding="utf-8")
     for role in models:
         shutil.rmtree(out / f".{role}")
-    metrics = scores | {"dtype": choose_dtype(config.dtype)}
+    metrics = scores | {"dtype": choose_dtype(config.dtype), "prompt": config.prompt}
     return StageResult({"attempts": pairs.total(), "kept_candidate": int(kept == "candidate")}, metrics)
 
 

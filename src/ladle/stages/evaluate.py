@@ -29,13 +29,15 @@ def check(check: Checkup) -> Iterator[Finding]:
     for choice in config.benchmarks:
         if paths := check.local(f"benchmark:{choice.name}"):
             key = f"{check.key}.benchmarks.{choice.name}"
-            yield from guarded("data", key, lambda k=key, c=choice, p=paths: _check_benchmark(k, c, p))
+            yield from guarded("data", key, lambda k=key, c=choice, p=paths: _check_benchmark(k, config, c, p))
 
 
-def _check_benchmark(key: str, choice: BenchmarkChoice, paths: list[Path]) -> Iterator[Finding]:
-    from ladle.evaluation.benchmark import load_items
+def _check_benchmark(
+    key: str, config: EvaluateModelConfig, choice: BenchmarkChoice, paths: list[Path]
+) -> Iterator[Finding]:
+    from ladle.evaluation.benchmark import load_items, take
 
-    items = load_items(choice.definition(), paths, choice.split)
+    items = take(load_items(choice.definition(), paths, choice.split), *config.part(choice), choice.name)
     yield ok("data", key, f"{len(items)} items with question and answer")
 
 

@@ -62,12 +62,15 @@ def test_the_report_compares_each_model_with_the_one_it_was_made_from(tmp_path):
         "sft": ["soup", "rollout"], "training": ["soup", "rollout"], "kto": ["soup", "training"],
     }  # fmt: skip
     records: Any = {name: (tmp_path, _record(name, inputs)) for name, inputs in made_from.items()}
-    evaluated = ["base", "pretrain", "soup", "sft", "kto", "other"]
+    evaluated = ["base", "pretrain", "soup", "sft", "kto", "other", "folder", "folder-2"]
     for name in [*evaluated, "greedy/base", "greedy/kto"]:
         folder = _write(tmp_path / name.replace("/", "-"), "gsm8k", _single("1010"))
         records[f"evaluate/{name}"] = folder, _record(f"evaluate/{name}", [name.split("/")[-1]], "evaluate")
+        if name.startswith("folder"):  # a model on disk, which no step made
+            del records[f"evaluate/{name}"][1]["inputs"]["model"][0]["fingerprint"]
     pairs = [(before, after) for before, after, _ in collect_changes(records)]
     within = [("base", "pretrain"), ("pretrain", "soup"), ("soup", "sft"), ("soup", "kto"), ("kto", "other")]
+    within += [("other", "folder"), ("folder", "folder-2")]
     assert pairs == [*within, ("greedy/base", "greedy/kto")]
 
 

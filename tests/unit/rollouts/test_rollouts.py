@@ -73,11 +73,13 @@ def test_the_candidate_is_kept_if_it_solves_significantly_more(
     assert json.loads((out / "gate.json").read_text())["kept"] == kept
 
 
-def test_a_gate_really_samples_and_grades(models, tmp_path):
+def test_a_gate_puts_problems_to_both_models_as_the_parent_takes_them(models, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
+    (tmp_path / "candidate" / "model" / "chat_template.jinja").write_text("{{ 1 / 0 }}")
     config = GateConfig.model_validate({"prompts": {"dataset": "d", "split": "validation"}, "max_new_tokens": 4})
-    assert rollout.run_gate(config, models, out).counters["attempts"] == 4
+    result = rollout.run_gate(config, models, out)
+    assert (result.counters["attempts"], result.metrics["prompt"]) == (4, "cot")
     assert sorted(path.name for path in out.iterdir()) == ["gate.json", "model"]
 
 
