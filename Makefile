@@ -6,7 +6,7 @@ STAMP := .venv/.ladle-setup
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.ladle-setup
 
-.PHONY: setup setup-vllm quickstart test test-all check bench sweep gpu clean
+.PHONY: setup setup-vllm quickstart test test-all check bench sweep reference gpu clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ bench: setup
 
 sweep: setup
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.families.sweep --page docs/models.md
+
+reference: setup
+	$(BIN)/ladle schema > recipes/schema.json
+	$(BIN)/python docs/make_reference.py > docs/reference.md
 
 # On a machine with one GPU, with or without `make setup`: from the source tree, in whatever Python has the dependencies.
 gpu:

@@ -34,6 +34,7 @@ from ladle.log import get_logger
 from ladle.models.config import InitConfig, model_dir
 from ladle.pipeline import Pipeline
 from ladle.recipe import Recipe, load_recipe, make_recipe, with_processes
+from ladle.recipe import recipe_schema as recipe_schema
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding

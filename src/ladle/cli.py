@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import traceback
@@ -161,6 +162,19 @@ def doctor(recipe: RecipePath, overrides: Overrides = None, root: Root = ROOT, a
     display.emit(found, as_json, display.show_findings)
     if any(finding.level == "error" for finding in found):
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors.
+
+    docs/reference.md lists the same keys.
+
+    Example:
+
+      ladle schema
+    """
+    _print(json.dumps(api.recipe_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command()

@@ -6,6 +6,7 @@ log settings) or `location(...)` (a path or id whose *content* enters the finger
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from typing import Annotated, Any, ClassVar, Self
 
@@ -24,6 +25,13 @@ def execution(default: Any, **kwargs: Any) -> Any:
 def location(default: Any = ..., **kwargs: Any) -> Any:
     """Declare a field that names an input; the input's content is fingerprinted, not its name."""
     return Field(default, json_schema_extra=_NOT_IDENTITY, **kwargs)
+
+
+def accepts_text(section: type[Config], parse: Callable[[str], dict[str, str]]) -> BeforeValidator:
+    """Annotate a section that text can stand for, as `parse` reads it."""
+    return BeforeValidator(
+        lambda value: parse(value) if isinstance(value, str) else value, json_schema_input_type=str | section
+    )
 
 
 class Config(BaseModel):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
+from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
 
 from ladle.config import Config, execution, location
 from ladle.config_file import ON_COMMAND_LINE, ConfigFile
@@ -30,7 +31,9 @@ class BaseConfig(Config):
     """
 
     model: str | None = location(None)
+    """A Hub id or a folder."""
     revision: str | None = location(None)
+    """Branch, tag or commit of a model of the Hub."""
     dtype: Dtype | None = None
     """Dtype to keep the imported weights in; unset keeps the source's."""
     init: InitConfig | None = None
@@ -68,9 +71,15 @@ class KtoArm(KtoConfig, PreferConfig):
 
 
 class KtoSection(KtoArm):
-    """The `kto:` section."""
+    """One alignment by KTO (arXiv 2402.01306): the preference data, the training on it, and whether its result is kept.
 
-    arms: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], KtoArm] = {}
+    Names and defaults are those of TRL's KTOConfig where the meaning is; `trainer.learning_rate` is 1e-6. `model` is
+    the policy's start and the reference.
+    """
+
+    arms: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[\w-]+$")], KtoArm], WithJsonSchema({"type": "object"}, mode="validation")
+    ] = {}
     """Variants side by side, by name: each has the section's keys but those that it sets, nested ones too, and its
     model is `kto/NAME`. They share rollouts, preference data and reference pass where these are the same."""
 
@@ -99,11 +108,13 @@ class Recipe(Config):
     """The whole pipeline; a section that is left out is skipped."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
+    """What the run is called: its steps are kept in `ROOT/NAME/`."""
     seed: int = 233
     """Given to every section that sets no seed of its own; evaluation keeps the seed of the published results."""
     data_root: str | None = location(None)
     """A folder that `${data_root}` stands for in the recipe's paths."""
     datasets: dict[Annotated[str, Field(pattern=r"^[^/.]+$")], DatasetConfig] = {}
+    """Datasets by a name that other sections can use in place of a path or a Hub id."""
     base: BaseConfig | None = None
     """Left out where no stage starts from a model, as in a recipe that only evaluates models of the Hub."""
     mix: MixConfig | None = None
@@ -116,7 +127,27 @@ class Recipe(Config):
     evaluate: EvaluateConfig | list[EvaluateConfig] | None = None
     """One evaluation of models on benchmarks, or several, each with its own sampling; all but one have a `name`."""
     report: ReportConfig | None = None
-    source: str = execution("")
+    source: SkipJsonSchema[str] = execution("")
+    """The file that it was read from, which is not a key of it."""
+
+
+class _RecipeJsonSchema(GenerateJsonSchema):
+    """JSON schema of what editors see: to YAML 1.2 `20_000` is text, and `${name}` may stand for a number."""
+
+    def int_schema(self, schema: Any) -> dict[str, Any]:
+        return super().int_schema(schema) | {"type": ["integer", "string"], "pattern": _NUMBER_AS_TEXT}
+
+    def float_schema(self, schema: Any) -> dict[str, Any]:
+        return super().float_schema(schema) | {"type": ["number", "string"], "pattern": _NUMBER_AS_TEXT}
+
+
+_NUMBER_AS_TEXT = r"^(\d[\d_.]*|\$\{\w+\})$"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipes, for editors; descriptions are those of the keys."""
+    schema = Recipe.model_json_schema(schema_generator=_RecipeJsonSchema)
+    return {"$schema": GenerateJsonSchema.schema_dialect, "$comment": "written by `ladle schema`"} | schema
 
     @model_validator(mode="after")
     def _tell_evaluations_apart(self) -> Recipe:

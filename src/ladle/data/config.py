@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from ladle.config import Config, IsoDate, execution, location
+from ladle.config import Config, IsoDate, accepts_text, execution, location
 from ladle.data.formats import columns_of_template
 from ladle.errors import UserError
 from ladle.executors import ExecutorKind
@@ -48,6 +48,7 @@ class SourceConfig(_Dataset):
     name: str = Field(pattern=r"^[\w.-]+$")
     """What reports call it; also keys its shuffles, so a renamed source is drawn in another order."""
     split: str = "train"
+    """Split to read."""
     format: Literal["text", "messages", "template", "function", "input_ids"] = "text"
     """How a row becomes a document: by the key of the same name, which belongs to this format alone."""
     text: str | None = None
@@ -106,6 +107,7 @@ class BudgetConfig(_OneUnit):
     sequences: int | None = Field(None, gt=0)
     """Rows of `sequence_length` tokens; with `packing: none`, rows of one document each."""
     tokens: int | None = Field(None, gt=0)
+    """Tokens in all."""
 
 
 class ValidationConfig(_OneUnit):
@@ -140,6 +142,7 @@ class MixConfig(Config):
     tokenizer: str | None = location(None)
     """A folder or Hub id with a tokenizer; left out where the recipe has a base model, whose tokenizer it is then."""
     tokenizer_revision: str | None = location(None)
+    """Branch, tag or commit of a tokenizer of the Hub."""
     packing: Literal["best_fit", "wrapped", "none"] = "best_fit"
     """best_fit cuts only what is longer than a row; wrapped cuts one stream every row; none: a document, a row."""
     seed: int = 233
@@ -217,6 +220,7 @@ class PreferenceSource(Config):
     into: str = TRAIN
     """Split of the result that the rows go to: `train` is trained on, `kto.eval_split` evaluated on."""
     revision: str | None = location(None)
+    """Branch, tag or commit of a Hub dataset."""
     format: Literal["unpaired", "paired", "messages", "template", "thumbs"] = "unpaired"
     """`unpaired`: prompt, completion (one, or a list of alternatives, one row each), label. `paired`: chosen, rejected,
     and prompt unless they open with it. `messages`: the last answer, and all before it as prompt. `template`: text made
@@ -256,11 +260,6 @@ class PreferenceSource(Config):
         columns = {one for pair in zip(self.templates, names, strict=True) for one in columns_of_template(*pair)}
         return columns | ({self.rating} if self.format == "thumbs" else set())
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"dataset": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _every_key_is_used(self) -> PreferenceSource:
         for key, formats in _FORMATS_OF_KEYS.items():
@@ -286,13 +285,19 @@ class SftSource(PreferenceSource):
     answers: ClassVar[Literal["last", "all"]] = "all"
 
     label: bool | None = True
+    """The label of rows that have none."""
     keep_label: bool | None = True
+    """The label of the examples that are used."""
+
+
+def _named(dataset: str) -> dict[str, str]:
+    return {"dataset": dataset}
 
 
 class PreferConfig(Config):
     """Labelled completions in TRL's unpaired form: prompt, completion, label."""
 
-    data: list[PreferenceSource] = Field(min_length=1)
+    data: list[Annotated[PreferenceSource, accepts_text(PreferenceSource, _named)]] = Field(min_length=1)
     """Where labelled completions come from; `rollouts` stands for the recipe's own."""
     balance: bool | Literal["per_prompt"] = False
     """Keep as many desirable as undesirable examples, by dropping some of the larger side. `per_prompt` does so within
@@ -304,6 +309,7 @@ class PreferConfig(Config):
     cut_completions: Literal["drop", "keep"] = "drop"
     """Completions cut before their end (`finish_reason: length`): left out, or trained on without an end token."""
     seed: int = 233
+    """Decides which examples `balance` leaves out."""
 
     @property
     def takes_rollouts(self) -> bool:
@@ -322,10 +328,11 @@ class PreferConfig(Config):
 class SftPreferConfig(PreferConfig):
     """Conversations and completions to imitate, in TRL's form of preference data, all labelled True."""
 
-    data: list[SftSource] = Field(min_length=1)  # type: ignore[assignment]
+    data: list[Annotated[SftSource, accepts_text(SftSource, _named)]] = Field(min_length=1)  # type: ignore[assignment]
     """Where conversations come from: formats and keys are those of `kto.data`, with `messages` trained on in all their
     assistant turns; `rollouts` stands for the recipe's own right answers."""
     balance: Literal[False] = False
+    """Of no use here: all examples are right ones."""
 
 
 class SftDataConfig(Config):
@@ -340,6 +347,7 @@ class SftDataConfig(Config):
     template_date: IsoDate | None = None
     """Today's date, for chat templates that write it."""
     seed: int = 233
+    """Decides the order of the rows."""
 
 
 def mixed_forms(text_source: str, messages_source: str) -> UserError:
@@ -355,13 +363,16 @@ class FetchDatasetConfig(_Dataset):
     """Bring a dataset of the Hub to disk, every split it has."""
 
     kind: Literal["dataset"] = "dataset"
+    """A dataset of the Hub."""
 
 
 class WordProblemsConfig(Config):
     """Two-step word problems with worked solutions, generated: see `ladle.data.word_problems`."""
 
     kind: Literal["word_problems"] = "word_problems"
+    """Generated problems."""
     seed: int = 233
+    """Decides the problems."""
     train: int = Field(default=20_000, gt=0)
     """Worked solutions to train on."""
     worksheets: int = Field(default=2_000, ge=0)

@@ -6,9 +6,9 @@ import re
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from ladle.config import Config, IsoDate, execution, location
+from ladle.config import Config, IsoDate, accepts_text, execution, location
 from ladle.data.files import SUFFIXES
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks
@@ -70,6 +70,7 @@ class BenchmarkChoice(Config):
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
+    """A built-in benchmark, or what results call a custom one."""
     dataset: str | None = location(None)
     """A jsonl or parquet file, a folder, a name of the recipe's `datasets:`, or a Hub id; unset is the built-in one."""
     split: str = "test"
@@ -111,16 +112,15 @@ class ExamplesConfig(Config):
     dataset: str = location()
     """A jsonl or parquet file, a folder, or a name of the recipe's `datasets:`."""
     split: str = "train"
+    """Split to read."""
     question: str = "question"
     """Field with the question, or text with the row's columns in braces."""
     answer: str = "answer"
     """Field with the whole worked answer."""
 
 
-def _benchmark_of(value: object) -> object:
-    """A string is a benchmark's name, or the file or folder of a custom one."""
-    if not isinstance(value, str):
-        return value
+def _benchmark_of(value: str) -> dict[str, str]:
+    """Return the choice that text stands for: a benchmark's name, or the file or folder of a custom one."""
     suffix = next((suffix for suffix in SUFFIXES if value.endswith(suffix)), "")
     if re.fullmatch(r"[\w.-]+", value) and not suffix:
         return {"name": value}
@@ -144,7 +144,8 @@ def _refuse_repeated(choices: list[Any], info: ValidationInfo) -> list[Any]:
 
 
 _Unique = AfterValidator(_refuse_repeated)
-_ModelName = BeforeValidator(lambda value: {"model": value} if isinstance(value, str) else value)
+_Models = list[Annotated[ModelChoice, accepts_text(ModelChoice, lambda text: {"model": text})]]
+_Benchmarks = list[Annotated[BenchmarkChoice, accepts_text(BenchmarkChoice, _benchmark_of)]]
 
 
 class PromptConfig(Config):
@@ -184,9 +185,7 @@ class PromptConfig(Config):
 class EvaluateModelConfig(PromptConfig, Workers):
     """What decides the results of one model."""
 
-    benchmarks: Annotated[list[Annotated[BenchmarkChoice, BeforeValidator(_benchmark_of)]], _Unique] = Field(
-        min_length=1
-    )
+    benchmarks: Annotated[_Benchmarks, _Unique] = Field(min_length=1)
     sampling: EvaluationSampling = EvaluationSampling()
     limit: int | None = Field(default=None, ge=1)
     """Items of each benchmark, from the first; unset takes all."""
@@ -225,9 +224,9 @@ class EvaluateConfig(EvaluateModelConfig):
     name: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Of one evaluation among several: its results are called `NAME/MODEL`."""
 
-    models: Annotated[list[Annotated[ModelChoice, _ModelName]], _Unique] = Field(min_length=1)
+    models: Annotated[_Models, _Unique] = Field(min_length=1)
     data: str | None = location(None)
-    """Folder with <benchmark>/test.jsonl; unset takes the pinned datasets of the Hub."""
+    """Folder with `<benchmark>/test.jsonl`; unset takes the pinned datasets of the Hub."""
 
     @model_validator(mode="after")
     def _check_models(self) -> Self:

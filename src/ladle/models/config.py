@@ -31,19 +31,24 @@ class TokenizerSource(Config):
     """What to train a fresh model's tokenizer on: a byte-level BPE whose digits are single tokens."""
 
     dataset: str = location()
+    """A name of the recipe's `datasets:`, a Hub id, a folder, or a file."""
     split: str = "train"
+    """Split to read."""
     text: str = "text"
     """Column to train on."""
     vocab_size: int = Field(default=512, ge=260)
+    """Tokens of the vocabulary: 256 bytes, special tokens and merges."""
 
 
 class FreshModelConfig(Config):
     """The shape of a model with random weights."""
 
     seed: int = 233
+    """Decides the weights."""
     architecture: dict[str, Any]
     """Fields of the transformers config, `model_type` too; `vocab_size` and special ids come from the tokenizer."""
     dtype: Dtype = "float32"
+    """Dtype to save the weights in."""
 
 
 class InitModelConfig(FreshModelConfig):

@@ -36,6 +36,7 @@ class ReportConfig(Config):
     """The page that shows the run."""
 
     title: str | None = None
+    """Heading of the page; unset is the recipe's name."""
 
 
 def run(config: ReportConfig, inputs: Inputs, out: Path) -> StageResult:

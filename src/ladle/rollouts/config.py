@@ -27,6 +27,7 @@ class PromptSource(Config):
     dataset: str = location()
     """A name of the recipe's `datasets:`, a Hub id, a folder, or a jsonl/parquet glob."""
     split: str = "train"
+    """Split to read."""
     question: str = "{question}"
     """How a row becomes a question: text with the row's columns in braces."""
     answer: str = "{answer}"

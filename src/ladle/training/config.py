@@ -87,7 +87,12 @@ class Argument(NamedTuple):
 class TrainerArguments(Config):
     """Arguments of transformers.TrainingArguments, as they are; an unknown or renamed one is refused."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "properties": {name: {"description": "As in TrainingArguments."} for name in sorted(HONOURED)}
+        },
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -161,7 +166,9 @@ class LoraConfig(Config):
     """A low-rank adapter (arXiv 2106.09685), by peft's names."""
 
     r: int = Field(16, gt=0)
+    """Rank of the adapter's matrices."""
     lora_alpha: float = Field(16, gt=0)
+    """The adapter's output is scaled by `lora_alpha / r`."""
     lora_dropout: Literal[0] = 0
     """Only 0: KTO compares two models, not two dropout masks, and a resumed run has the same passes."""
     target_modules: str | list[str] = "all-linear"
@@ -181,10 +188,15 @@ class QuantizationConfig(Config):
     """Weights held in 4 or 8 bits under an adapter (QLoRA, arXiv 2305.14314), by transformers' BitsAndBytesConfig."""
 
     load_in_4bit: bool = False
+    """Hold weights in 4 bits."""
     load_in_8bit: bool = False
+    """Hold weights in 8 bits (LLM.int8(), arXiv 2208.07339)."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """Format of 4 bits: NormalFloat, or floating point."""
     bnb_4bit_use_double_quant: bool = False
+    """Quantize the scales of 4-bit blocks too: about 0.4 bits a weight less."""
     bnb_4bit_compute_dtype: Dtype = "float32"
+    """Dtype that 4-bit weights are expanded to for products."""
 
     @model_validator(mode="after")
     def _one_width(self) -> QuantizationConfig:
@@ -234,6 +246,7 @@ class TrainingConfig(Config):
     """What a loss or gradient that is not finite does before the optimizer uses it: end the run with exit code 1, or
     skip the step, `nan_max_skips` times."""
     nan_max_skips: int = Field(10, ge=1)
+    """Steps that `nan_policy: skip` may skip before the run ends."""
     peft: LoraConfig | None = None
     """Train an adapter; the result in `model/` has it merged, `adapter/` holds it alone."""
     quantization: QuantizationConfig | None = None
