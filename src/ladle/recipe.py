@@ -130,6 +130,16 @@ class Recipe(Config):
     source: SkipJsonSchema[str] = execution("")
     """The file that it was read from, which is not a key of it."""
 
+    @model_validator(mode="after")
+    def _tell_evaluations_apart(self) -> Recipe:
+        names = [one.name for one in self.evaluate] if isinstance(self.evaluate, list) else []
+        if repeated := [name or "without a name" for name in names if names.count(name) > 1]:
+            raise UserError(f"several evaluations are {repeated[0]}", "give each another evaluate.N.name")
+        return self
+
+
+_NUMBER_AS_TEXT = r"^(\d[\d_.]*|\$\{\w+\})$"
+
 
 class _RecipeJsonSchema(GenerateJsonSchema):
     """JSON schema of what editors see: to YAML 1.2 `20_000` is text, and `${name}` may stand for a number."""
@@ -141,20 +151,10 @@ class _RecipeJsonSchema(GenerateJsonSchema):
         return super().float_schema(schema) | {"type": ["number", "string"], "pattern": _NUMBER_AS_TEXT}
 
 
-_NUMBER_AS_TEXT = r"^(\d[\d_.]*|\$\{\w+\})$"
-
-
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of recipes, for editors; descriptions are those of the keys."""
     schema = Recipe.model_json_schema(schema_generator=_RecipeJsonSchema)
     return {"$schema": GenerateJsonSchema.schema_dialect, "$comment": "written by `ladle schema`"} | schema
-
-    @model_validator(mode="after")
-    def _tell_evaluations_apart(self) -> Recipe:
-        names = [one.name for one in self.evaluate] if isinstance(self.evaluate, list) else []
-        if repeated := [name or "without a name" for name in names if names.count(name) > 1]:
-            raise UserError(f"several evaluations are {repeated[0]}", "give each another evaluate.N.name")
-        return self
 
 
 def by_key(sections: SectionT | list[SectionT] | None, key: str) -> dict[str, SectionT]:
