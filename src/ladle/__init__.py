@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "compare_records", "doctor"]
 __all__ += ["evaluate", "export_arrow", "fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix"]
-__all__ += ["open", "peek", "push", "recipe_schema", "rehearse", "rescore", "soup", "verify"]
+__all__ += ["open", "peek", "push", "recipe_schema", "rehearse", "rescore", "soup", "verify", "write_template"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,8 @@ from ladle.models.config import InitConfig, model_dir
 from ladle.pipeline import Pipeline
 from ladle.recipe import Recipe, load_recipe, make_recipe, with_processes
 from ladle.recipe import recipe_schema as recipe_schema
+from ladle.templates import TEMPLATES as TEMPLATES
+from ladle.templates import write_template as write_template
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding

@@ -76,6 +76,20 @@ def _configure(show_version: Version = False) -> None:
 
 
 @app.command()
+def init(
+    template: Annotated[str, typer.Argument(metavar="TEMPLATE", help=f"One of {', '.join(api.TEMPLATES)}.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; unset: TEMPLATE.yaml.")] = None,
+) -> None:
+    """Write a commented recipe to start from.
+
+    Example:
+
+      ladle init thumbs-to-kto --out my-recipe.yaml
+    """
+    _print(f"wrote {api.write_template(template, out)}: its first lines say how to go on")
+
+
+@app.command()
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,

@@ -15,7 +15,13 @@ import yaml
 from ladle.recipe import recipe_schema
 
 SCHEMA_LINE = re.compile(r"# yaml-language-server: \$schema=(\S+)\n")
-OTHERS = ("accelerate", "slurm", "openseek/init.yaml", "quickstart.yaml")  # not recipes, but the last
+OTHERS = (
+    "accelerate",
+    "slurm",
+    "openseek/init.yaml",
+    "templates/slurm.yaml",
+    "quickstart.yaml",
+)  # not recipes, but the last
 
 
 def recipes(repository: Path) -> list[Path]:
