@@ -10,12 +10,23 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from ladle.config import Config, IsoDate, accepts_text, execution, location
 from ladle.data.files import SUFFIXES
+from ladle.data.formats import columns_of_template
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, FieldRule, HubSource, PromptStyle, builtin_benchmarks
 from ladle.generation.request import SamplingConfig, Workers
 from ladle.grading.extract import Extraction
 from ladle.grading.pool import GraderConfig
 from ladle.models.config import Dtype
+
+
+def _check_template(question: str) -> str:
+    """Refuse braces that are not a template's."""
+    if "{" in question:
+        columns_of_template(question, "question")
+    return question
+
+
+_Question = Annotated[str, AfterValidator(_check_template)]
 
 
 class GraderSection(GraderConfig, Config):
@@ -75,7 +86,7 @@ class BenchmarkChoice(Config):
     """A jsonl or parquet file, a folder, a name of the recipe's `datasets:`, or a Hub id; unset is the built-in one."""
     split: str = "test"
     """Split to read of a `dataset` that has several."""
-    question: str | None = None
+    question: _Question | None = None
     """Field with the question, for a custom benchmark, or text with the row's columns in braces."""
     answer: str | None = None
     """Field with the known answer, for a custom benchmark."""
@@ -113,7 +124,7 @@ class ExamplesConfig(Config):
     """A jsonl or parquet file, a folder, or a name of the recipe's `datasets:`."""
     split: str = "train"
     """Split to read."""
-    question: str = "question"
+    question: _Question = "question"
     """Field with the question, or text with the row's columns in braces."""
     answer: str = "answer"
     """Field with the whole worked answer."""

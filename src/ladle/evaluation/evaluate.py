@@ -98,7 +98,8 @@ def make_prompt(
         try:
             text = render(tokenizer, turns, add_generation_prompt=True)
         except UserError as error:
-            raise UserError(f"prompt=chat: {error.problem}", "use prompt=cot") from error
+            fix = "use prompt=cot" if system_prompt is None else "leave system_prompt out, or use prompt=cot"
+            raise UserError(f"prompt=chat: {error.problem}", fix) from error
     return Prompt(tokenizer.encode(text, add_special_tokens=False), text, (), tuple(turns), style)
 
 

@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from ladle.checkup import Checkup, Finding, Shrinking, guarded, warning
 from ladle.config import Config, execution, location
+from ladle.data.formats import columns_of_template
 from ladle.evaluation.config import PromptConfig
 from ladle.generation.request import SamplingConfig, Workers
 from ladle.models.before import check_positions, check_template, small_copy
@@ -36,6 +37,12 @@ class PromptSource(Config):
     """Number of the first problem to use; past the last one they start over."""
     limit: int | None = Field(None, gt=0)
     """Problems to use; unset uses all."""
+
+    @field_validator("question", "answer")
+    @classmethod
+    def _check_template(cls, template: str, info: ValidationInfo) -> str:
+        columns_of_template(template, f"prompts.{info.field_name}")
+        return template
 
 
 class AttemptConfig(SamplingConfig, Workers, PromptConfig):

@@ -16,7 +16,7 @@ from blake3 import blake3
 from ladle.artifacts.files import link_or_copy, pretty_json
 from ladle.data.formats import fill
 from ladle.data.rows import take_rows
-from ladle.errors import UserError
+from ladle.errors import BadRow, UserError
 from ladle.evaluation.benchmark import Item
 from ladle.evaluation.evaluate import (
     Prompt,
@@ -138,10 +138,14 @@ def read_problems(source: PromptSource, paths: list[Path], section: str) -> list
     problems = []
     rows = take_rows(source.dataset, paths, source.split, source.first, source.limit)
     for number, row in enumerate(rows, start=source.first):
-        question = fill(source.question, row, f"{section}.prompts.question")
-        answer = fill(source.answer, row, f"{section}.prompts.answer")
+        where = f"problem {number} of {source.dataset}"
+        try:
+            question = fill(source.question, row, f"{section}.prompts.question")
+            answer = fill(source.answer, row, f"{section}.prompts.answer")
+        except BadRow as fault:
+            raise UserError(f"{where}: {fault.problem}", fault.fix) from fault
         if not question.strip() or not answer.strip():
-            problem = f"problem {number} of {source.dataset} has no {'answer' if question.strip() else 'question'}"
+            problem = f"{where} has no {'answer' if question.strip() else 'question'}"
             raise UserError(problem, f"correct the row, or {section}.prompts")
         problems.append(Item(number, question, answer))
     return problems

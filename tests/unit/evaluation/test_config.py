@@ -60,6 +60,8 @@ def test_where_things_are_is_no_part_of_the_identity():
             {"system_prompt": "Be brief.", "prompt": "chat", "models": ["a", {"model": "b", "prompt": "cot"}]},
             "prompt is cot: set prompt: chat",
         ),
+        ({"benchmarks": [{"name": "mine", "question": "{Body} {"}]}, "question is not a template: '{Body} {'"),
+        ({"examples": {"dataset": "d", "question": "{}"}}, "question is '{}', whose braces"),
     ],
 )
 def test_prompts_that_cannot_be_made_are_refused(fields, message):

@@ -90,6 +90,9 @@ def test_chat_without_a_template_for_it_is_refused_and_other_prompts_are_not(tok
     with pytest.raises(UserError, match=f"{message}.*use prompt=cot"):
         make_prompt("chat", "Why?", tokenizer)
     assert make_prompt("cot", "Why?", tokenizer).text == "Question: Why?\nAnswer:"
+    if isinstance(template, str):
+        with pytest.raises(UserError, match="leave system_prompt out, or use prompt=cot"):
+            make_prompt("chat", "Why?", tokenizer, (), "Be brief.")
 
 
 def test_an_end_token_that_a_template_writes_stays(tokenizer):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Item
@@ -151,6 +152,7 @@ def test_prompts_are_the_models_own_template_where_it_has_one_and_evaluations_ot
     ("rows", "message"),
     [
         ([{"question": "1?", "answer": ""}], "problem 0 of d has no answer"),
+        ([{"question": "1?", "answer": None}], "problem 0 of d: column 'answer' is null"),
         ([{"question": " ", "answer": "1"}], "problem 0 of d has no question"),
         ([{"question": "1?", "answer": "\\frac{"}] * 2, "2 of 2 known answers of rollout cannot be read"),
     ],
@@ -160,6 +162,11 @@ def test_problems_that_cannot_be_graded_are_refused_before_sampling(models, tmp_
     config = RolloutConfig.model_validate({"prompts": {"dataset": "d"}})
     with pytest.raises(UserError, match=message):
         rollout.run(config, {"model": models["parent"], "prompts": [tmp_path / "train.jsonl"]}, tmp_path)
+
+
+def test_how_a_row_becomes_a_question_is_a_template():
+    with pytest.raises(ValidationError, match="prompts.question is 'problem', whose braces"):
+        RolloutConfig.model_validate({"prompts": {"dataset": "d", "question": "problem"}})
 
 
 def test_problems_whose_answer_cannot_be_read_are_left_out_and_counted(models, tmp_path, caplog):
