@@ -132,7 +132,7 @@ def _check_preference_source(
         message = f"no row of {source.dataset} becomes an example ({_listed(findings.bad)})"
         yield error("data", key, message, "set the source's format, columns and label to what the rows hold")
     elif findings.bad:
-        yield _cannot_be_used(key, source.dataset, findings.bad, "fix the rows, or raise kto.max_bad_fraction")
+        yield _cannot_be_used(key, source.dataset, findings.bad, "fix the rows, or raise max_bad_fraction")
     else:
         yield ok("data", key, f"{len(examples)} examples from the first rows of {source.dataset}")
     yield from check_split(key, source.dataset, source.split, paths)

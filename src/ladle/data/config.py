@@ -256,7 +256,7 @@ class PreferenceSource(Config):
         """Columns that the format needs of every row."""
         if self.format not in _MADE_OF_COLUMNS:
             return set(_COLUMNS[self.format]) - ({"label"} if self.label is not None else set())
-        names = ("kto.data.prompt", "kto.data.completion")
+        names = ("data.prompt", "data.completion")
         columns = {one for pair in zip(self.templates, names, strict=True) for one in columns_of_template(*pair)}
         return columns | ({self.rating} if self.format == "thumbs" else set())
 

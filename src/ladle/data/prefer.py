@@ -74,7 +74,7 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
         num_desirable = sum(row["label"] for row in kept)
         counts |= {"desirable": num_desirable, "undesirable": len(kept) - num_desirable}
         if cut := counts.get("cut_completions"):
-            logger.warning("%d cut completions of %s are left out (kto.cut_completions: drop)", cut, split)
+            logger.warning("%d cut completions of %s are left out (cut_completions: drop)", cut, split)
         if count := count_labelled_both_ways(kept):
             message = "%d completions of %s are labelled True in one row and False in another; both stay"
             logger.warning(message, count, split)
@@ -94,7 +94,7 @@ def _report(source: PreferenceSource, split: str, findings: Findings, max_bad_fr
     reasons = ", ".join(f"{count} with {reason}" for reason, count in findings.bad.most_common())
     if num_bad > max_bad_fraction * findings.num_rows:
         problem = f"{num_bad} of {findings.num_rows} preference rows cannot be used in {name} ({reasons})"
-        fix = "fix the data, or raise kto.max_bad_fraction"
+        fix = "fix the data, or raise max_bad_fraction"
         raise UserError(f"{problem}, the first at {findings.first_bad}", fix)
     if num_bad:
         logger.warning("%d rows of %s left out: %s; the first at %s", num_bad, name, reasons, findings.first_bad)
@@ -146,8 +146,9 @@ def join_rows(rows: list[Row], bad: Counter[str], config: PreferConfig) -> tuple
     whole = [row for row in rows if row.get("finish_reason") != CUT] if config.cut_completions == "drop" else rows
     num_cut = len(rows) - len(whole)
     if not whole:
-        seen = f" ({num_cut} completions were cut: see kto.cut_completions)" if num_cut else ""
-        raise UserError(f"the preference data has no rows{seen}", "add some to kto.data's sources")
+        seen = f" ({num_cut} completions were cut: see cut_completions)" if num_cut else ""
+        fix = "add some to `data`, or make more rollouts: none of them may have been right, or gradable"
+        raise UserError(f"there are no rows to train on{seen}", fix)
     kept = list({canonical_json(row): row for row in whole}.values()) if config.deduplicate else whole
     balanced = _balance(kept, config.seed, config.balance == "per_prompt") if config.balance else kept
     if not balanced:
@@ -264,7 +265,7 @@ def _parts(row: Row, source: PreferenceSource, notes: Counter[str]) -> Iterator[
             split = _all_answers if source.answers == "all" else _last_answer
             yield *split(_turns(row["messages"]), notes), label
         case "template" | "thumbs":
-            keys = ("kto.data.prompt", "kto.data.completion")
+            keys = ("data.prompt", "data.completion")
             prompt, completion = (fill(text, row, key) for text, key in zip(source.templates, keys, strict=True))
             if source.conversational:
                 prompt = [{"role": "user", "content": prompt}]

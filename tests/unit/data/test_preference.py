@@ -319,7 +319,7 @@ def test_balancing_per_prompt_keeps_equally_many_of_both_labels_of_each():
 
 
 def test_no_rows_at_all_are_refused():
-    with pytest.raises(UserError, match="the preference data has no rows"):
+    with pytest.raises(UserError, match="there are no rows to train on"):
         join_rows([], Counter(), config())
 
 
