@@ -212,11 +212,13 @@ class Pipeline:
 
     def _add_alignments(self) -> None:
         """Add the alignments, in a row; of the last one each of its arms, which then share what is the same."""
-        if not self.recipe.kto:
-            if "rollout" not in self.steps:  # SFT's
-                self._add_rollout("rollout", 0, None)
+        sections = by_key(self.recipe.kto, "kto")
+        takers = [arm for section in sections.values() for arm in section.arms.values() or [section]]
+        if not any(one.takes_rollouts for one in (*takers, self.recipe.sft) if one is not None):
+            self._add_rollout("rollout", 0, None)  # for themselves
+        if not sections:
             return
-        *before, (key, last) = by_key(self.recipe.kto, "kto").items()
+        *before, (key, last) = sections.items()
         if armed := [key for key, section in before if section.arms]:
             raise UserError(f"{armed[0]} has arms, and an alignment after it", "give arms to the last one of the list")
         arms = [(f"kto/{name}", f"{key}.arms.{name}", arm) for name, arm in last.arms.items()]
@@ -242,8 +244,9 @@ class Pipeline:
         """Add one round without its gate and return its training; arms share what the first round has in common."""
         arm = name.removeprefix("kto")
         own, suffix = (arm, f"/round-{number + 1}") if number else ("", "")
-        takes = number == 0 or section.takes_rollouts
-        rollouts = self._add_rollout(f"rollout{own}{suffix}", number, parent, arm or "/kto") if takes else None
+        rollouts = None
+        if section.takes_rollouts:
+            rollouts = self._add_rollout(f"rollout{own}{suffix}", number, parent, arm or "/kto")
         inputs = self._preference_sources(section, f"{key}.data", rollouts)
         joined = PreferConfig.part_of(section)
         preference = self._add(f"prefer{own}{suffix}", prefer.STAGE, joined, inputs, key, f"prefer{arm}")

@@ -88,6 +88,7 @@ def test_a_list_is_a_curriculum(tmp_path):
     steps = built.steps
     assert steps["kto/training-1"].config.beta == 0.3  # type: ignore[attr-defined]
     assert steps["kto"].config.beta == 0.2  # type: ignore[attr-defined]
+    assert [name for name in steps if name.startswith("rollout")] == ["rollout/round-2"]  # nothing takes earlier ones
     assert source_of(steps["rollout/round-2"], "model") == "kto/training-1"
     assert source_of(steps["kto"], "model") == "kto/training-1"
     assert all(section.trainer.values()["seed"] == 233 for section in built.recipe.kto)  # type: ignore[union-attr]
@@ -105,6 +106,13 @@ def test_right_attempts_alone_and_kto_take_the_same_rollouts_from_the_same_model
     assert source_of(steps["sft"], "model") == source_of(steps["kto"], "model") == "base"
     assert source_of(steps["evaluate/rft"], "model") == "sft"
     assert source_of(steps["evaluate/kto"], "model") == "kto"
+
+
+def test_rollouts_that_nothing_takes_are_those_of_the_model_before_alignment(tmp_path):
+    given = {"dataset": "problems", "format": "template", "label": True}
+    for kto in (None, {"data": [given], "allow_single_label": True}):
+        steps = pipeline(tmp_path, kto).steps
+        assert source_of(steps["rollout"], "model") == "base"
 
 
 def test_right_attempts_alone_need_no_kto(tmp_path):
