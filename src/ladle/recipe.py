@@ -133,8 +133,8 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _tell_evaluations_apart(self) -> Recipe:
         names = [one.name for one in self.evaluate] if isinstance(self.evaluate, list) else []
-        if repeated := [name or "without a name" for name in names if names.count(name) > 1]:
-            raise UserError(f"several evaluations are {repeated[0]}", "give each another evaluate.N.name")
+        if repeated := [f"are called {name}" if name else "have no name" for name in names if names.count(name) > 1]:
+            raise UserError(f"several evaluations {repeated[0]}", "give each a `name` of its own")
         return self
 
 

@@ -211,9 +211,9 @@ def test_several_evaluations_have_names_and_settings_of_their_own(tmp_path):
     assert list(found) == ["evaluate/base", "evaluate/kto", "evaluate/greedy/kto"]
     settings = [(config.sampling.temperature, config.limit) for config in found.values()]  # type: ignore[attr-defined]
     assert settings == [(0.6, None), (0.6, None), (0, 7)]
-    for name, message in ((None, "without a name"), ("greedy", "greedy")):
+    for name, message in ((None, "have no name"), ("greedy", "are called greedy")):
         other = sampled | {"name": name, "models": ["base"]}  # its steps have other names
-        with pytest.raises(UserError, match=f"several evaluations are {message}"):
+        with pytest.raises(UserError, match=f"several evaluations {message}"):
             pipeline(tmp_path, {"data": ["rollouts"]}, evaluate=[other, greedy | {"name": name}])
     with pytest.raises(UserError, match=r"evaluate.1.sampling.top_p: 2"):
         pipeline(tmp_path, {"data": ["rollouts"]}, evaluate=[sampled, greedy | {"sampling": {"top_p": 2}}])

@@ -75,6 +75,8 @@ def _latest_build(step: Step, path: Path) -> tuple[Path, dict[str, Any] | None]:
 
 def _differences(step: Step, old: dict[str, Any]) -> tuple[str, ...]:
     new = step.identity
+    if old["stage"] != new["stage"]:
+        return (f"the stage: {old['stage']} → {new['stage']}",)
     reasons = []
     if old["version"] != new["version"]:
         reasons.append(f"the stage's version: {old['version']} → {new['version']}")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,14 @@ def test_a_half_done_build_with_other_settings_is_named_with_what_differs(runs, 
         assert planned.reasons == ("sections.s0.text: fails → a", left)
 
 
+def test_a_name_that_another_stage_has_now_is_said_so_without_its_keys(runs, workspace):
+    """As when a gate is taken from `kto:`, whose last training then has the gate's name."""
+    (step,) = toy.chain("a")
+    build(step, workspace)
+    (planned,) = make_plan([replace(step, stage=replace(toy.STAGE, name="other"))], workspace)
+    assert planned.reasons == ("the stage: toy → other",)
+
+
 def test_what_a_stage_warns_of_is_in_its_record(runs, workspace):
     assert read_record(build(toy.chain("warns")[0], workspace))["warnings"] == ["94 of 100 prompts are too long"]
     assert read_record(build(toy.chain("a")[0], workspace))["warnings"] == []
@@ -96,6 +105,7 @@ def test_what_a_stage_warns_of_is_in_its_record(runs, workspace):
 
 HEAVY = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +159,7 @@ def test_a_missing_file_makes_the_artifact_damaged_not_cached(runs, workspace):
 
 HOLD_LOCK = """
 import sys, time
+from dataclasses import replace
 from pathlib import Path
 from ladle.artifacts.build import _locked
 with _locked(Path(sys.argv[1])):
