@@ -136,7 +136,7 @@ def test_comments_name_the_written_file_and_the_shipped_schema(tmp_path):
         text = path.read_text(encoding="utf-8")
         assert "recipes/templates" not in text
         schema = (RECIPES / "schema.json").as_uri()
-        assert name in ("slurm", "quickstart") or text.startswith(f"# yaml-language-server: $schema={schema}\n")
+        assert name == "slurm" or text.startswith(f"# yaml-language-server: $schema={schema}\n")
         assert f"ladle {'launch RECIPE --slurm --profile' if name == 'slurm' else 'run'} {path}" in text
 
 
