@@ -196,6 +196,7 @@ FAULTS: dict[str, tuple[str, str, str, str, Plant]] = {
     "data: prompts without the answer's column": ("data", "error", "there is no column 'gold'", "rollout.prompts.answer", setting("rollout.prompts.answer", "{gold}")),
     "data: preference data of one label": ("data", "error", "labelled True", "rollout", lambda s: (rows("preference.jsonl", *[{"prompt": "a", "completion": str(n), "label": True} for n in range(9)])(s), s.set("kto.data", [{"dataset": str(s.folder / "preference.jsonl")}]))),
     "data: preference data of another form": ("data", "error", "no column", "format", rows("preference.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})),
+    "data: conversations of another form": ("data", "error", "no column 'messages'", "format", lambda s: s.set("sft.data", [{"dataset": str(s.folder / "preference.jsonl"), "format": "messages"}])),
     "data: a benchmark without answers": ("data", "error", "has no answer", "name the field", rows("benchmarks/gsm8k/test.jsonl", {"question": "1+1?"})),
     "data: a split of one file": ("data", "warning", "split 'trian' is not looked for", "leave split out", setting("mix.sources.0.split", "trian")),
     "data: a benchmark's name misspelt": ("data", "error", "benchmarks/gsm8/test.jsonl", "did you mean 'gsm8k'", setting("evaluate.benchmarks", ["gsm8"])),
@@ -298,8 +299,9 @@ def test_there_are_enough_of_each_kind():
         on(CPU, ("pretrain.trainer.eval_strategy", "epoch"), ("mix.validation", {"sequences": 8})),
         on(CPU, ("pretrain.trainer.bf16", True), ("pretrain.dtype", "bfloat16"), ("base.dtype", "bfloat16")),
         lambda setup: setup.set("kto", [setup.recipe["kto"]]),
+        lambda setup: setup.set("sft", {name: setup.recipe["kto"][name] for name in ("data", "max_length", "trainer")}),
     ],
-    ids=["as it is", "fresh model", "two processes", "8 GPUs", "zero2", "flash", "no alignment", "adapter", "held out", "bfloat16 on a CPU", "a curriculum"],
+    ids=["as it is", "fresh model", "two processes", "8 GPUs", "zero2", "flash", "no alignment", "adapter", "held out", "bfloat16 on a CPU", "a curriculum", "SFT on text without a chat template"],
 )  # fmt: skip
 def test_a_good_setup_gives_no_alarm(good_files, tmp_path, plant):
     setup = Setup(good_files, tmp_path)
