@@ -353,6 +353,7 @@ class SftDataConfig(Config):
 def mixed_forms(text_source: str, messages_source: str) -> UserError:
     """Return the refusal of text and messages in one dataset."""
     fix = "set `format: template, conversational: true` on the one with text, or leave one out"
+    fix = "set rollout.prompt: chat, or leave one out" if text_source == ROLLOUTS else fix
     return UserError(f"{text_source} holds text and {messages_source} messages, which cannot be trained together", fix)
 
 

@@ -104,6 +104,8 @@ def test_text_beside_messages_is_refused_with_both_names(tmp_path):
     inputs = {"source:0": [tmp_path / "turns.jsonl"], "source:1": [tmp_path / "text.jsonl"]}
     with pytest.raises(UserError, match="text holds text and turns messages"):
         prefer.run(PreferConfig.model_validate({"data": ["turns", "text"]}), inputs, tmp_path)
+    with pytest.raises(UserError, match="set rollout.prompt: chat"):
+        prefer.run(PreferConfig.model_validate({"data": ["turns", "rollouts"]}), inputs, tmp_path)
 
 
 def test_completions_labelled_both_ways_are_named(tmp_path, caplog):
