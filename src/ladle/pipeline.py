@@ -263,10 +263,9 @@ class Pipeline:
         """Add attempts of the recipe's policy, in later rounds of their parent; None without a `rollout:` section."""
         if (config := self.recipe.rollout) is None:
             return None
-        policy = (
-            self._model(config.model, "rollout.model") if number == 0 and config.model or parent is None else parent
-        )
-        inputs: Inputs = {"model": policy, **self._problems(config, "rollout")}
+        if parent is None or (number == 0 and config.model):
+            parent = self._model(config.model, "rollout.model")
+        inputs: Inputs = {"model": parent, **self._problems(config, "rollout")}
         return self._add(name, rollout.STAGE, config.in_round(number), inputs, "rollout", f"rollout{arm}")
 
     def _add_evaluate(self) -> None:
