@@ -8,7 +8,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from ladle.recipe import load_recipe
+from ladle.recipe import by_key, load_recipe
 from ladle.training.memory import estimate_training
 
 
@@ -68,7 +68,7 @@ def test_a_training_fits_its_gpus(repository, name, most_gb):
     if recipe.mix is not None:
         config, length = recipe.pretrain, recipe.mix.sequence_length
     else:
-        (config,) = recipe.alignments.values()
+        (config,) = by_key(recipe.kto, "kto").values()
         length = config.max_length
     assert config is not None
     rows = config.trainer.get("per_device_train_batch_size")
