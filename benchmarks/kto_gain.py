@@ -3,8 +3,8 @@
     python benchmarks/kto_gain.py [RECIPE] [--seeds 6,7,8,9,10] [--least 0.55] [--root DIR] [--only-kto]
         [KEY=VALUE…]
 
-For each seed the quickstart is run up to its pretraining (ROOT/seed-N keeps the runs, and finished ones are used as
-they are). The policy is its earliest checkpoint that solves the share `--least` of the quickstart's
+For each seed the quickstart's model is pretrained for 1,400 steps along a cosine (ROOT/seed-N keeps the runs, and
+finished ones are used as they are). The policy is its earliest checkpoint that solves the share `--least` of the
 validation problems, greedily. RECIPE aligns it twice: unchanged, and with the undesirable attempts left out. Policy
 and results then answer the test problems, greedily and at T = 0.6. Training prompts, gate problems and test problems
 share no operands, nor do the last two with the pretraining data; that is checked over the files.
@@ -28,9 +28,16 @@ from ladle.evaluation.compare import compare_runs
 from ladle.pipeline import CHECKPOINTS, Pipeline
 from ladle.recipe import load_recipe
 from ladle.rollouts.config import GateConfig
-from ladle.rollouts.rollout import attempt_problems, read_problems
+from ladle.rollouts.rollout import attempt_problems
 
 QUICKSTART = Path("recipes/quickstart.yaml")
+PRETRAINING = [
+    "pretrain.trainer.max_steps=1400", "pretrain.trainer.lr_scheduler_type=cosine",
+    "pretrain.trainer.learning_rate=5e-3", "pretrain.trainer.save_steps=25", "datasets.problems.prompts=1000",
+    "datasets.problems.validation=400", "mix.sources=[{name: worked, dataset: problems, split: worked, ratio: 0.9}, "
+    "{name: facts, dataset: problems, split: facts, ratio: 0.1, max_epochs: 12}]",
+]  # fmt: skip
+"""The policies come from a longer training than the quickstart's, on worked solutions and facts alone."""
 ONLY_RIGHT = ["kto.data=[{dataset: rollouts, keep_label: true}]", "kto.balance=false", "kto.allow_single_label=true"]
 ARMS = {"kto": [], "right attempts alone": ONLY_RIGHT}
 TEMPERATURES = {"greedy": 0.0, "T=0.6": 0.6}
@@ -59,11 +66,12 @@ def choose_policy(pretrained: dict[str, Path], least: float) -> Path:
 def solved(model: Path, pretrained: dict[str, Path]) -> float:
     """Return the share of the quickstart's validation problems that a model solves greedily."""
     source = {"dataset": "problems", "split": "validation"}
-    config = GateConfig.model_validate({"prompts": source, "max_new_tokens": 64, "batch_size": 256})
-    problems = read_problems(config.prompts, [pretrained["datasets/problems"]], "gate")
+    settings = {"prompts": source, "prompt": "cot", "max_new_tokens": 64, "batch_size": 256}
+    inputs = {"prompts": [pretrained["datasets/problems"]]}
     with tempfile.TemporaryDirectory() as folder:
-        attempts = attempt_problems(config, problems, model, Path(folder), "policy")
-    return sum(attempt.verdict == "correct" for attempt in attempts) / len(problems)
+        config = GateConfig.model_validate(settings)
+        attempts, _ = attempt_problems(config, inputs, model, Path(folder), "policy")
+    return sum(attempt.verdict == "correct" for attempt in attempts) / len(attempts)
 
 
 def check_disjoint(pretraining: Path, alignment: Path) -> None:
@@ -99,7 +107,7 @@ def run_seed(
     recipe: Path, seed: int, least: float, root: Path, overrides: list[str], arms: dict[str, list[str]]
 ) -> dict[str, Any]:
     """Return the results of the arms of one seed."""
-    pretrained = run(QUICKSTART, [f"seed={seed}"], root, only="pretrain")
+    pretrained = run(QUICKSTART, [f"seed={seed}", *PRETRAINING], root, only="pretrain")
     policy = choose_policy(pretrained, least)
     results: dict[str, Any] = {"policy": policy.name}
     for arm, changes in arms.items():
