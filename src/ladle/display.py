@@ -104,7 +104,11 @@ def show_packed(rows: list[PackedRow]) -> None:
 
 def print_results(run: Run) -> None:
     """Print what the steps warn of, each evaluated model's scores and what it changed, and where the report is."""
-    show_rows([{"step": step, "warning": text} for step in run.steps for text in run[step].warnings])
+    steps: dict[str, list[str]] = {}
+    for step in run.steps:
+        for text in run[step].warnings:
+            steps.setdefault(text, []).append(step)
+    show_rows([{"step": ", ".join(warned), "warning": text} for text, warned in steps.items()])
     print_scores(run.scores)
     for before, after, change in run.changes:
         what = "better than" if change.difference > 0 else "worse than"
