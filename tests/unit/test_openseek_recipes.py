@@ -8,6 +8,7 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
+from ladle.kto.config import KtoConfig
 from ladle.recipe import by_key, load_recipe
 from ladle.training.memory import estimate_training
 
@@ -72,7 +73,7 @@ def test_a_training_fits_its_gpus(repository, name, most_gb):
         length = config.max_length
     assert config is not None
     rows = config.trainer.get("per_device_train_batch_size")
-    if config.objective == "kto":
+    if isinstance(config, KtoConfig):
         rows = config.max_tokens_per_microbatch // length
     found = estimate_training(config, model, length, rows, on_gpu=True)
     assert found.total < 0.9 * most_gb * 1e9
