@@ -47,6 +47,8 @@ OPENSEEK = SPARSE | {
     "vocab_size": 151_872, "initializer_range": 0.02,
 }  # fmt: skip
 TINY_MODELS = {"llama": DENSE, "deepseek_v3": SPARSE}
+LOW = "bfloat16"
+"""The type that models are trained in here."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,6 @@ class Bench:
     size: Size
     device: torch.device
     folder: Path
-
-    @property
-    def low(self) -> str:
-        """The type that models are trained in here."""
-        return "bfloat16"
 
     @property
     def model(self) -> Path:
@@ -174,7 +171,7 @@ def prepare(bench: Bench) -> None:
     started = time.perf_counter()
     tokenizer = _tokenizer()
     with torch.device(bench.device):
-        model = init_model(bench.size.model, tokenizer, bench.low, 0)
+        model = init_model(bench.size.model, tokenizer, LOW, 0)
     save_model(model.cpu(), tokenizer, bench.model)
     say("model", parameters=sum(weight.numel() for weight in model.parameters()))
     rows = bench.size.rows * (bench.size.steps + 2)
@@ -398,7 +395,9 @@ def attention(bench: Bench) -> None:
     document = document.view(rows, positions).to(bench.device)
     causal = torch.ones(positions, positions, dtype=torch.bool, device=bench.device).tril()
     mask = ((document[:, :, None] == document[:, None]) & causal)[:, None]
-    padded = lambda: F.pad(value, (0, width - value_width))  # noqa: E731
+
+    def padded() -> torch.Tensor:
+        return F.pad(value, (0, width - value_width))
 
     def masked() -> torch.Tensor:
         return F.scaled_dot_product_attention(query, key, padded(), mask)
@@ -464,7 +463,7 @@ def train(bench: Bench) -> None:
     from ladle.training.progress import flops_per_token, peak_flops
 
     size = bench.size
-    model = load_model(bench.model, dtype=bench.low)
+    model = load_model(bench.model, dtype=LOW)
     flops, peak = flops_per_token(model, size.length), peak_flops(bench.device, torch.bfloat16)
     fields = json.loads((bench.model / "config.json").read_text())
     del model
@@ -480,14 +479,14 @@ def train(bench: Bench) -> None:
         out = bench.folder / f"train-{name}"
         try:
             with bench.peak() as peak_gb, _waits(bench) as waits:
-                result, log = _pretrain(bench, bench.model, bench.mixture, out, dtype=bench.low, trainer=trainer)
+                result, log = _pretrain(bench, bench.model, bench.mixture, out, dtype=LOW, trainer=trainer)
                 measured = peak_gb()
         except (RuntimeError, UserError) as error:
             say(name, cannot=f"{type(error).__name__}: {error}".splitlines()[0])
             continue
         _say_speed(name, result.timings["seconds_per_step"], size, flops, peak, measured, waits(), log)
         if name != "Ladle, compiled layers":
-            config = PretrainConfig.model_validate({"dtype": bench.low, "trainer": trainer})
+            config = PretrainConfig.model_validate({"dtype": LOW, "trainer": trainer})
             estimate = estimate_training(config, fields, size.length, size.rows).total / 1e9
             relative = None if measured is None else estimate / measured - 1
             say(f"memory estimate, {name}", estimate_gb=estimate, measured_gb=measured, relative=relative)
@@ -577,7 +576,7 @@ def kto(bench: Bench) -> None:
     from ladle.stages import kto as stage
 
     size, out = bench.size, bench.folder / "kto"
-    config = _kto_config(bench, bench.low, size.length, per_device_train_batch_size=size.completions // 4)
+    config = _kto_config(bench, LOW, size.length, per_device_train_batch_size=size.completions // 4)
     with bench.peak() as peak_gb:
         started = time.perf_counter()
         inputs = _labelled(config, bench.model, out, size.completions, max(2, size.length // 120))
@@ -608,7 +607,7 @@ def generation(bench: Bench) -> None:
     from ladle.models.load import load_model
 
     size, draw = bench.size, random.Random(0)
-    model = load_model(bench.model, dtype=bench.low).to(bench.device).eval()
+    model = load_model(bench.model, dtype=LOW).to(bench.device).eval()
     vocabulary = model.config.vocab_size
     drawn = [draw.lognormvariate(math.log(size.new_tokens / 4), 0.8) for _ in range(size.requests)]
     lengths = [min(size.new_tokens, max(4, round(length))) for length in drawn]
@@ -658,10 +657,10 @@ def resume(bench: Bench) -> None:
             out = folder / f"{deterministic}-{stops}"
             try:
                 Training._take_step = lambda *step: take_step(*step) or (stops and step[1] == steps // 2)  # noqa: B023
-                _pretrain(bench, folder / "model", folder / "mixture", out, dtype=bench.low, trainer=trainer)
+                _pretrain(bench, folder / "model", folder / "mixture", out, dtype=LOW, trainer=trainer)
             except Preempted:
                 Training._take_step = take_step
-                _pretrain(bench, folder / "model", folder / "mixture", out, dtype=bench.low, trainer=trainer)
+                _pretrain(bench, folder / "model", folder / "mixture", out, dtype=LOW, trainer=trainer)
             digests.append(hash_file(out / "model" / "model.safetensors"))
         say("full_determinism" if deterministic else "by default", equal_bytes=digests[0] == digests[1])
 

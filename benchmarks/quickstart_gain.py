@@ -3,8 +3,8 @@
     python benchmarks/quickstart_gain.py [--seeds 233,1,2,3,4,5] [--root DIR]
 
 Each seed runs recipes/quickstart.yaml as it is, and its pretraining once more with the learning rate falling along a
-cosine (from 5e-3, which a cosine does better with than the constant 3e-3). All answer the same 1,000 problems, whose
-numbers no training saw. ROOT keeps the runs, and finished steps are used as they are.
+cosine, from 5e-3. All answer the same 1,000 problems, whose numbers no training saw. ROOT keeps the runs, and finished
+steps are used as they are.
 
 Prints accuracies, differences and McNemar's p (exact, two-sided) as a table, and a line of JSON.
 """

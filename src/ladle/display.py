@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ladle.preflight.rehearse import Rehearsal
 
 SIGNIFICANT = 0.05
-"""Least p at which a difference is said to be none."""
+"""The p below which one model is called better than the other."""
 
 
 def emit(value: Any, as_json: bool, show: Callable[[Any], object]) -> None:

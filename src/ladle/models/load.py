@@ -126,12 +126,9 @@ def usable_attention(requested: str) -> str:
 
 
 def checkpoint_activations(model: Any, **kwargs: Any) -> None:
-    """Let a model keep few activations and compute the rest again; `kwargs` are torch.utils.checkpoint's.
-
-    Renamed in transformers 5.23.
-    """
-    name = "activation_checkpointing_enable"
-    enable = getattr(model, name, None) or getattr(model, name.replace("activation", "gradient"))
+    """Let a model keep few activations and compute the rest again; `kwargs` are torch.utils.checkpoint's."""
+    before_5_23 = model.gradient_checkpointing_enable
+    enable = getattr(model, "activation_checkpointing_enable", before_5_23)  # transformers' new name for it
     enable(kwargs or None)
 
 

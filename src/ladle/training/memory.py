@@ -171,12 +171,13 @@ def _build(config: TrainingConfig, model_config: dict[str, Any], traits: Traits)
 
 def quantized_bytes(model: Any, quantization: QuantizationConfig) -> int:
     """Return what the weights take as QLoRA holds them: matrices in 4 or 8 bits, the rest and the head in float32."""
-    own = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    own -= {id(model.get_output_embeddings().weight)}
-    scale = 4 if not quantization.bnb_4bit_use_double_quant else 1 + 4 / 256
-    a_weight = 0.5 + scale / 64 if quantization.load_in_4bit else 1.0
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    matrices -= {id(model.get_output_embeddings().weight)}
+    # of 64 weights of 4 bits: in float32, or in a byte with a float32 scale for 256 of them
+    scale_bytes = 1 + 4 / 256 if quantization.bnb_4bit_use_double_quant else 4
+    weight_bytes = 0.5 + scale_bytes / 64 if quantization.load_in_4bit else 1.0
     return sum(
-        int(weight.numel() * (a_weight if id(weight) in own and not weight.requires_grad else 4))
+        int(weight.numel() * (weight_bytes if id(weight) in matrices and not weight.requires_grad else 4))
         for weight in model.parameters()
     )
 

@@ -144,8 +144,8 @@ def test_prompts_are_the_models_own_template_where_it_has_one_and_evaluations_ot
     assert prompts("candidate", prompt="cot") == ("cot", "Question: q0\nAnswer:")
     few = {"few_shot": 1, "examples": {"dataset": "shown", "split": "train"}}
     assert prompts("parent", **few)[1] == "Question: 1+1?\nAnswer: 2\n\n\nQuestion: q0\nAnswer:"
-    told = {"prompt": "chat", "system_prompt": "Be brief."}
-    assert prompts("candidate", **few, **told) == ("chat", "<system>Be brief.<user>1+1?<assistant>2<user>q0")
+    chat = {"prompt": "chat", "system_prompt": "Be brief."}
+    assert prompts("candidate", **few, **chat) == ("chat", "<system>Be brief.<user>1+1?<assistant>2<user>q0")
 
 
 @pytest.mark.parametrize(
