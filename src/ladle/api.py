@@ -40,13 +40,14 @@ from ladle.templates import write_template as write_template
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding
-    from ladle.evaluation.compare import Comparison, PairedResult
+    from ladle.evaluation.compare import Comparison
     from ladle.evaluation.rescore import Rescored
     from ladle.generation.request import Sample
     from ladle.grading.verdict import Grade
     from ladle.launch.queue import Launched
     from ladle.peek import PackedRow
     from ladle.preflight.rehearse import Rehearsal
+    from ladle.reporting.page import Change
 
 logger = get_logger(__name__)
 
@@ -235,8 +236,8 @@ class Run:
         return {one.name.removeprefix("evaluate/"): one for one in found if isinstance(one, Evaluation)}
 
     @property
-    def changes(self) -> list[tuple[str, str, PairedResult]]:
-        """What each evaluated model changed over the one that it was made from: both names, and the paired result."""
+    def changes(self) -> list[Change]:
+        """What each evaluated model changed over the one that it was made from."""
         from ladle.reporting.page import collect_changes
 
         paths = {name: path for name in self.steps if ((path := self.path_of(name)) / RECORD_NAME).is_file()}

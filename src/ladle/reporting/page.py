@@ -13,7 +13,7 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ladle.artifacts.record import read_record
 from ladle.config import Config
@@ -89,7 +89,16 @@ def mean_scores(scores: Scores) -> dict[str, float]:
     return {model: fmean(own) for model, own in accuracies.items()}
 
 
-def collect_changes(records: Records) -> list[tuple[str, str, PairedResult]]:
+class Change(NamedTuple):
+    """What an evaluated model changed over another."""
+
+    before: str
+    after: str
+    paired: PairedResult
+    """The second less the first, over the items that both answered."""
+
+
+def collect_changes(records: Records) -> list[Change]:
     """Return each model's paired difference to the one that it was made from, over the items that both answered.
 
     That is the nearest evaluated one behind it (behind a soup its members' training), within its evaluation; where none
@@ -105,7 +114,7 @@ def collect_changes(records: Records) -> list[tuple[str, str, PairedResult]]:
         earlier = evaluated.setdefault(name.rpartition("/")[0], {})
         if earlier:
             before, folder_before = earlier[_nearest(own, earlier, by_fingerprint) or [*earlier][-1]]
-            changes.append((before, _model_of(name), compare_runs(folder_before, folder).overall))
+            changes.append(Change(before, _model_of(name), compare_runs(folder_before, folder).overall))
         earlier.setdefault(own, (_model_of(name), folder))
     return changes
 
