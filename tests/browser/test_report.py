@@ -40,6 +40,7 @@ def record(stage: str, **values: object) -> dict:
         "files": {},
         "counters": {},
         "config": {},
+        "inputs": {},
         "metrics": {},
     }
     return {"stage": stage, "environment": {"python": "3", "packages": {"torch": "2"}}, **empty, **values}
@@ -56,7 +57,8 @@ def evaluated(folder: Path, right: int) -> tuple[Path, dict]:
     results.write_text("".join(json.dumps(row | {"gt_cot": "", "report": ["None"]}) + "\n" for row in rows))
     score = {"accuracy": right / 400, "low": right / 400 - 0.01, "high": right / 400 + 0.01, "n": 400}
     several = score | {"pass_at_k": {"1": right / 400, "2": 0.9}, "token_entropy": 0.123}
-    return folder, record("evaluate", metrics={"word_problems": score, "other": several})
+    model = {"model": [{"fingerprint": folder.name}]}
+    return folder, record("evaluate", inputs=model, metrics={"word_problems": score, "other": several})
 
 
 def mixture(folder: Path) -> tuple[Path, dict]:
