@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ladle.api import *
 
-__all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "compare", "compare_records", "doctor"]
-__all__ += ["evaluate", "export_arrow", "fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix"]
+__all__ = ["Artifact", "Evaluation", "Run", "Score", "artifact", "chat", "compare", "compare_records"]
+__all__ += ["doctor", "evaluate", "export_arrow", "fetch", "generate", "grade", "grade_file", "launch_on_slurm", "mix"]
 __all__ += ["open", "peek", "push", "recipe_schema", "rehearse", "rescore", "soup", "verify", "write_template"]
 
 

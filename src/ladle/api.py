@@ -15,11 +15,14 @@ import sys
 import time
 from collections import UserDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, overload
 
-from ladle.artifacts.build import Workspace, build_shard, recorded_paths
+from ladle.artifacts.build import Workspace, build_shard, builders_of, recorded_paths, reports_of, resumption
 from ladle.artifacts.build import build as build_step
 from ladle.artifacts.inputs import InputFinder, natural_key
 from ladle.artifacts.plan import PlannedStep, State, make_plan
@@ -40,18 +43,20 @@ from ladle.templates import write_template as write_template
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding
+    from ladle.conversation import Chat, ChatStyle
     from ladle.evaluation.compare import Comparison
     from ladle.evaluation.rescore import Rescored
+    from ladle.excerpts import Excerpt
     from ladle.generation.request import Sample
     from ladle.grading.verdict import Grade
     from ladle.launch.queue import Launched
-    from ladle.peek import PackedRow
     from ladle.preflight.rehearse import Rehearsal
     from ladle.reporting.page import Change
 
 logger = get_logger(__name__)
 
 DEFAULT_ROOT = "runs"
+RECIPE_SUFFIXES = (".yaml", ".yml")
 Reference = str | Path
 Out = Reference | None
 """The folder that becomes the artifact; None is one below the root."""
@@ -149,19 +154,24 @@ class StepStatus:
 
     Attributes:
         step: its name.
-        state: done, resume, new or changed.
+        state: done, running, resume, new or changed.
         seconds: what it took; None unless it is done.
         size_bytes: what it holds.
-        building: host and pid of the process that builds it now.
+        building: host and pid of the process that builds it now, and since when.
         job: what became of its Slurm job.
+        left_seconds: about what it takes from now on, by an earlier build of it, or of its stage in this run; None
+            where there is none.
+        progress: what each process that builds it says.
     """
 
     step: str
     state: str
-    seconds: float | None
-    size_bytes: int
-    building: dict[str, Any] | None
-    job: str | None
+    seconds: float | None = None
+    size_bytes: int = 0
+    building: dict[str, Any] | None = None
+    job: str | None = None
+    left_seconds: float | None = None
+    progress: Sequence[str] = ()
 
 
 class Run:
@@ -204,14 +214,36 @@ class Run:
             CheckFailed: a check of a stage on its own work did not hold.
             Preempted: a signal stopped it; the same call resumes.
         """
-        _build_all(in_build_order([self._step(step)] if step else list(self.steps.values())), self.workspace)
+        self._build(in_build_order([self._step(step)] if step else list(self.steps.values())))
         return self[step] if step else {name: self[name] for name in self.steps}
 
     def build_shard(self, step: str, shard: Shard) -> None:
         """Work one share of a step, once all that it needs is built."""
         *parents, last = in_build_order([self._step(step)])
-        _build_all(parents, self.workspace)
+        self._build(parents)
         build_shard(last, self.workspace, shard)
+
+    def _build(self, steps: list[Step]) -> None:
+        """Build those of the steps, parents first, that are not finished, and say so."""
+        from ladle.live import shown
+
+        with shown(self):
+            for planned in make_plan(steps, self.workspace):
+                name, why = planned.step.name, "; ".join(planned.reasons)
+                if planned.state is State.CACHED:
+                    warnings = len(Artifact(planned.path).warnings)
+                    logger.info("%s: cached%s", name, f", with {warnings} warning(s)" if warnings else "")
+                    continue
+                logger.info("%s: %s%s", name, planned.state, f" ({why})" if why else "")
+                started = time.monotonic()
+                try:
+                    build_step(planned.step, self.workspace)
+                except KeyboardInterrupt:
+                    done = sum((self.workspace.path_of(step) / RECORD_NAME).is_file() for step in steps)
+                    how = resumption(planned.step, self.workspace)
+                    logger.warning("%d of %d steps are done and kept; %s %s", done, len(steps), name, how)
+                    raise
+                logger.info("%s: done in %.1f s", name, time.monotonic() - started)
 
     def __getitem__(self, step: str) -> Artifact:
         """Return a finished step.
@@ -249,22 +281,53 @@ class Run:
         page = self.path_of("report") / "index.html" if "report" in self.steps else None
         return page if page is not None and page.is_file() else None
 
-    def status(self) -> list[StepStatus]:
-        """Return how far each step is, and who builds it now."""
+    def status(self, before: Sequence[StepStatus] = (), asks_slurm: bool = True) -> list[StepStatus]:
+        """Return how far each step is, and who builds it now.
+
+        Args:
+            before: of an earlier look, whose finished steps are not looked at again.
+            asks_slurm: say what became of Slurm jobs.
+        """
         from ladle.launch.queue import SLURM_FOLDER, describe_jobs
 
-        plan, rows = self.plan(), []
-        jobs = describe_jobs(plan, self.workspace.folder / SLURM_FOLDER)
+        rows = {row.step: row for row in before if row.state == "done"}
+        plan = make_plan([step for step in self.steps.values() if step.name not in rows], self.workspace)
+        jobs = describe_jobs(plan, self.workspace.folder / SLURM_FOLDER) if asks_slurm else {}
         for planned in plan:
-            name, path, state = planned.step.name, planned.path, str(planned.state)
-            seconds, size, building = None, 0, None
+            name, path = planned.step.name, planned.path
             if planned.state is State.CACHED:
                 made = Artifact(path)
-                state, seconds, size = "done", made.seconds, made.size_bytes
-            elif (holder := path.with_name(f".{path.name}.holder")).is_file():
-                building = json.loads(holder.read_text())
-            rows.append(StepStatus(name, state, seconds, size, building, jobs.get(name)))
-        return rows
+                rows[name] = StepStatus(name, "done", made.seconds, made.size_bytes)
+                continue
+            builder = next(iter(builders_of(path)), None)
+            state = "running" if builder else str(planned.state)
+            left = self._expected(planned.step, rows, builder)
+            rows[name] = StepStatus(name, state, None, 0, builder, jobs.get(name), left, reports_of(path))
+        return [rows[name] for name in self.steps]
+
+    def _expected(self, step: Step, rows: Mapping[str, StepStatus], builder: dict[str, Any] | None) -> float | None:
+        """Return about how long a step takes, less what it has taken; None where that is not known, or past already."""
+        alike = [row.seconds for name, row in rows.items() if row.seconds and self.steps[name].stage is step.stage]
+        whole = self._past.get(step.name) or (fmean(alike) if alike else 0.0)
+        now = datetime.now().astimezone()
+        taken = now - (datetime.fromisoformat(builder["since"]) if builder else now)
+        return max(0.0, whole - taken.total_seconds()) or None
+
+    @cached_property
+    def _past(self) -> dict[str, float]:
+        """What the newest build of each step's name took, whatever its settings."""
+        paths = sorted(self.workspace.folder.glob(f"*/*/{RECORD_NAME}"), key=lambda path: path.stat().st_mtime)
+        return {record["name"]: record["timings"]["seconds"] for record in (read_record(path.parent) for path in paths)}
+
+    def watch(self) -> None:
+        """Show how far the run is that another process builds, until it is finished.
+
+        Raises:
+            CheckFailed: nobody builds it any more, and it is not finished.
+        """
+        from ladle.live import follow
+
+        follow(self)
 
     def _step(self, name: str) -> Step:
         if name not in self.steps:
@@ -274,20 +337,6 @@ class Run:
 
 def _artifact(path: Path) -> Artifact:
     return Evaluation(path) if read_record(path)["stage"] == "evaluate" else Artifact(path)
-
-
-def _build_all(steps: list[Step], workspace: Workspace) -> None:
-    """Build those of the steps, parents first, that are not finished, and say so."""
-    for planned in make_plan(steps, workspace):
-        name, why = planned.step.name, "; ".join(planned.reasons)
-        if planned.state is State.CACHED:
-            warnings = len(Artifact(planned.path).warnings)
-            logger.info("%s: cached%s", name, f", with {warnings} warning(s)" if warnings else "")
-            continue
-        logger.info("%s: %s%s", name, planned.state, f" ({why})" if why else "")
-        started = time.monotonic()
-        build_step(planned.step, workspace)
-        logger.info("%s: done in %.1f s", name, time.monotonic() - started)
 
 
 def _assignments(overrides: Overrides, **settings: Any) -> list[str]:
@@ -334,23 +383,46 @@ def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
     return _artifact(find_artifact(reference, root))
 
 
-def peek(reference: Reference, rows: int = 3, split: str = "train", root: Reference = DEFAULT_ROOT) -> list[PackedRow]:
-    """Return the first packed rows of a mixture, or of `sft/data`, as text with what is trained on.
+def peek(reference: Reference, rows: int = 3, split: str = "train", root: Reference = DEFAULT_ROOT) -> list[Excerpt]:
+    """Return what a step's model is given, as text: packed rows, labelled completions, or the prompts of an evaluation.
+
+    Of a step that is not built it is what its inputs show. A training shows its data, and a recipe without a step the
+    first of all its steps.
+
+    Args:
+        reference: an artifact's folder, RECIPE:STEP, or RECIPE.
+        rows: how many of each kind.
+        split: of the data.
+        root: where runs are kept.
 
     Raises:
-        UserError: it has no packed rows, or no such split.
+        UserError: there is nothing to look at, no such split, or a step is needed that is not built.
     """
-    from ladle.peek import peek as read_rows
+    from ladle.excerpts import Excerpt, of_artifact, of_step
 
-    return read_rows(find_artifact(reference, root), rows, split)
+    if (named := _recipe_and_step(reference)) is not None:
+        return of_step(open(named[0], root=root), named[1], split, rows)
+    if Path(reference).suffix not in RECIPE_SUFFIXES:
+        return of_artifact(Path(reference), split, rows)
+    run, found = open(reference, root=root), list[Excerpt]()
+    for name in (name for name, step in run.steps.items() if step.stage.peek is not None):
+        try:
+            found += [replace(one, place=f"{name}: {one.place}") for one in of_step(run, name, split, 1)]
+        except UserError as missing:
+            found.append(Excerpt(f"{name}: {missing.problem}", []))
+    return found
 
 
 def find_artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Path:
     """Return the folder that a reference names: itself, or that of a step if it is `RECIPE:STEP`."""
+    named = _recipe_and_step(reference)
+    return Path(reference) if named is None else open(named[0], root=root)[named[1]].path
+
+
+def _recipe_and_step(reference: Reference) -> tuple[str, str] | None:
     recipe, _, step = str(reference).rpartition(":")
-    if Path(reference).exists() or not (Path(recipe).is_file() or recipe.endswith((".yaml", ".yml"))):
-        return Path(reference)
-    return open(recipe, root=root)[step].path
+    is_step = not Path(reference).exists() and (Path(recipe).is_file() or recipe.endswith(RECIPE_SUFFIXES))
+    return (recipe, step) if is_step else None
 
 
 def find_model(reference: Reference, root: Reference = DEFAULT_ROOT) -> str:
@@ -505,6 +577,30 @@ def generate(
     generator = make_generator(config, folder, tokenizer, choose_dtype(dtype))
     done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
     return [[done[request.id] for request in own] for own in requests]
+
+
+def chat(
+    model: Reference,
+    style: ChatStyle | None = None,
+    system: str | None = None,
+    root: Reference = DEFAULT_ROOT,
+    **sampling: Any,
+) -> Chat:
+    """Load a model and return a conversation with it: `answer(message, show)` gives the text to `show` as it is made.
+
+    Args:
+        model: a folder, or RECIPE:STEP.
+        style: how messages are put, `plain` being as they are; None is the chat template, and plain without one.
+        system: text of the system turn of a chat template.
+        root: where runs are kept.
+        sampling: as in `generate`.
+    """
+    from ladle.conversation import Chat
+    from ladle.generation.request import SamplingConfig
+    from ladle.models.config import choose_dtype
+
+    config, folder = SamplingConfig.model_validate(sampling), model_dir(Path(find_model(model, root)))
+    return Chat(folder, config, choose_dtype(None), style, system)
 
 
 def grade(gold: str, answer: str, completion: bool = False) -> Grade:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import traceback
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import typer
 from ladle import api, display, log
 from ladle.artifacts.worker import leave_launcher
 from ladle.errors import EXIT_BUG, EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, LadleError, UserError
+from ladle.evaluation.benchmark import PromptStyle
 from ladle.executors import Shard
 
 UsageError: Any = typer.BadParameter.__base__  # typer exports only this of its usage errors
@@ -54,6 +56,10 @@ Export = Annotated[Literal["arrow"] | None, typer.Option(help="Also write OUT-ar
 WithBase = Annotated[bool | None, typer.Option("--include-base/--no-base", help="Whether a recipe's base is a member.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Average only the tensors that all members have.")]
 Recompute = Annotated[bool, typer.Option("--recompute", help="Also average a soup's members again, and compare.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens after which a completion is cut.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(min=0.01, max=1, help="Probability mass to sample from; 1 is all.")]
+Seed = Annotated[int, typer.Option(help="Decides the samples.")]
 Shares = Annotated[str | None, typer.Option(metavar="I/N", help="One share of --only mix, rollout or evaluate/….")]
 Rehearse = Annotated[bool, typer.Option("--rehearse", help="Run all in tiny amounts, and estimate the full run.")]
 Version = Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")]
@@ -115,15 +121,17 @@ def run(
         return display.print_rehearsal(api.rehearse(recipe, overrides, root, price))
     opened = api.open(recipe, overrides, root, only=only)
     if shard is None:
-        return _build(opened)
+        return _build(opened, recipe, overrides, root)
     if only is None:
         raise UserError("--shard is a share of one step", "name the step with --only")
     return opened.build_shard(only, Shard.parse(shard))
 
 
-def _build(opened: api.Run) -> None:
+def _build(opened: api.Run, recipe: Path, overrides: list[str] | None, root: Path) -> None:
     opened.build()
-    display.print_results(opened)
+    # RECIPE:STEP names a step of the recipe as it is written, in the usual place; any other by its folder
+    is_plain = not overrides and root == ROOT
+    display.print_results(opened, lambda step: f"{recipe}:{step}" if is_plain else str(opened.path_of(step)))
 
 
 @app.command()
@@ -145,7 +153,27 @@ def status(recipe: RecipePath, overrides: Overrides = None, root: Root = ROOT, a
 
       ladle status recipes/quickstart.yaml
     """
-    display.emit(api.open(recipe, overrides, root).status(), as_json, display.show_rows)
+    display.emit(api.open(recipe, overrides, root).status(), as_json, display.show_status)
+
+
+@app.command()
+def watch(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    root: Root = ROOT,
+    once: Annotated[bool, typer.Option("--once", help="Print how far it is now, and end.")] = False,
+) -> None:
+    """Watch a run that goes on elsewhere, until it ends.
+
+    It reads the run's folder, on a disk that both machines see, and the queue of Slurm. Exits 1 if nobody builds the
+    run any more, and it is not finished.
+
+    Example:
+
+      ladle watch recipes/quickstart.yaml --once
+    """
+    opened = api.open(recipe, overrides, root)
+    display.show_status(opened.status()) if once else opened.watch()
 
 
 @app.command()
@@ -219,7 +247,7 @@ def launch(
         launched = api.launch_on_slurm(recipe, overrides, profile, dry_run, root)
         return (display.print_scripts if dry_run else display.print_submitted)(launched, as_json)
     opened = api.open(recipe, overrides, root, processes=processes or api.num_gpus() or None)
-    return display.print_commands(opened.plan()) if dry_run else _build(opened)
+    return display.print_commands(opened.plan()) if dry_run else _build(opened, recipe, overrides, root)
 
 
 # The stages of a recipe.
@@ -371,9 +399,10 @@ def fetch(
 def generate(
     model: Annotated[str, typer.Argument(help="A folder with a model, or RECIPE:STEP.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to complete, as they are.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option()] = 1,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 1,
     root: Root = ROOT,
     as_json: AsJson = False,
 ) -> None:
@@ -383,8 +412,38 @@ def generate(
 
       ladle generate recipes/tiny.yaml:kto "Question: 2 + 3 = ?\nAnswer:" --max-new-tokens 16
     """
-    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     display.print_completions(prompts, api.generate(model, prompts, root, **settings), as_json)
+
+
+@app.command()
+def chat(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with models, or RECIPE:STEP.")],
+    compare: Annotated[bool, typer.Option("--compare", help="Let each of several models answer.")] = False,
+    prompt: Annotated[PromptStyle | None, typer.Option(help="Unset: the chat template, or plain.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Complete messages as they are, each alone.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system prompt, where there is a chat template.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 1,
+    root: Root = ROOT,
+) -> None:
+    """Talk to a model, or to several at once.
+
+    Each line of standard input is a message. /reset forgets what was said; /quit, or on a terminal an empty line, ends.
+
+    Examples:
+
+      ladle chat recipes/quickstart.yaml:kto --prompt cot --temperature 0.6
+
+      ladle chat --compare recipes/quickstart.yaml:soup recipes/quickstart.yaml:kto --plain
+    """
+    if (len(models) > 1) != compare:
+        raise UserError(f"{len(models)} model(s) and {'' if compare else 'no '}--compare", "chat A, or --compare A B")
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    style = "plain" if plain else prompt
+    display.talk({model: api.chat(model, style, system, root, **settings) for model in models})
 
 
 # Artifacts.
@@ -410,19 +469,27 @@ def verify(artifact: Reference, recompute: Recompute = False, root: Root = ROOT,
 
 @app.command()
 def peek(
-    artifact: Reference,
-    rows: Annotated[int, typer.Option(min=1, help="Rows to print, in the order of training.")] = 3,
-    split: Annotated[str, typer.Option()] = "train",
+    artifact: Annotated[str, typer.Argument(metavar="RECIPE[:STEP]|ARTIFACT", help="A step, built or not; or all.")],
+    rows: Annotated[int, typer.Option(min=1, help="Rows, examples or prompts to print.")] = 3,
+    split: Annotated[str, typer.Option(help="Of the data.")] = "train",
     root: Root = ROOT,
     as_json: AsJson = False,
 ) -> None:
-    """Print packed rows as text, with what is trained on.
+    """Print what a model is given: rows, completions, prompts.
 
-    Example:
+    Packed rows with their documents, labelled completions, the exact prompts of evaluations with what ends a completion
+    and finds the answer in it. What is not trained on is in grey, or between ‹ and ›. Before a step is built, what its
+    inputs show.
+
+    Examples:
 
       ladle peek recipes/tiny.yaml:mix --rows 1
+
+      ladle peek recipes/tiny.yaml:evaluate/base-few-shot --rows 1
+
+      ladle peek recipes/quickstart.yaml
     """
-    display.emit(api.peek(artifact, rows, split, root), as_json, display.show_packed)
+    display.emit(api.peek(artifact, rows, split, root), as_json, display.show_excerpts)
 
 
 @app.command("compare-records")
@@ -552,7 +619,11 @@ def main(arguments: list[str] | None = None) -> None:
     # sleeping ones cost next to nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     leave_launcher()
-    sys.exit(_run_and_explain(arguments))
+    code = _run_and_explain(arguments)
+    if code == EXIT_INTERRUPTED:  # which typer, too, makes of Ctrl-C
+        command = shlex.join(["ladle", *(sys.argv[1:] if arguments is None else arguments)])
+        sys.stderr.write(f"interrupted; to go on: {command}\n")
+    sys.exit(code)
 
 
 def _run_and_explain(arguments: list[str] | None) -> Any:
@@ -564,7 +635,6 @@ def _run_and_explain(arguments: list[str] | None) -> Any:
         error.show()
         return EXIT_USER_ERROR
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; run the same command again to resume\n")
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the one place where exceptions become exit codes; bugs keep their traceback
         if (outcome := _as_user_error(error)) is None:

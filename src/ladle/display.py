@@ -5,25 +5,32 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from ladle.api import Evaluation, Run
+from ladle.api import Evaluation, Run, StepStatus
 from ladle.artifacts.files import readable_size
 from ladle.artifacts.plan import PlannedStep, State
+from ladle.artifacts.step import StepOutput
 from ladle.artifacts.worker import torchrun_command
+from ladle.errors import UserError
+from ladle.evaluation.config import EvaluateModelConfig
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding
+    from ladle.conversation import Chat
     from ladle.evaluation.compare import Comparison
     from ladle.evaluation.rescore import Rescored
+    from ladle.excerpts import Excerpt
     from ladle.generation.request import Sample
     from ladle.launch.queue import Launched
-    from ladle.peek import PackedRow
     from ladle.preflight.rehearse import Rehearsal
+    from ladle.reporting.page import Change
 
 SIGNIFICANT = 0.05
 """The p below which one model is called better than the other."""
@@ -43,33 +50,21 @@ def _plain(value: Any) -> Any:
 
 
 def show_rows(rows: Sequence[Any]) -> None:
-    """Print dataclasses or dicts as a table: a column for each field with values, in the units of the fields' names."""
-    fields = [row if isinstance(row, dict) else vars(row) for row in rows]
-    cells = [{name: _cell(name, value) for name, value in row.items()} for row in fields]
-    if not cells:
-        return
-    from rich.console import Console
-    from rich.table import Table
+    """Print dataclasses or dicts as a table."""
+    if rows:
+        from rich.console import Console
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    names = [name for name in cells[0] if any(row[name] for row in cells)]
-    for name in names:
-        table.add_column(name.replace("_bytes", "").replace("_seconds", "_time").replace("_", " "), overflow="fold")
-    for row in cells:
-        table.add_row(*(row[name] for name in names))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(table)
+        from ladle.live import make_table
+
+        Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(make_table(rows))
 
 
-def _cell(name: str, value: Any) -> str:
-    if name.endswith("bytes"):
-        return readable_size(value) if value else ""
-    if name.endswith("seconds") and value is not None:
-        return f"{value:,.1f} s" if value < 3600 else f"{value / 3600:,.2f} h"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {one}" for key, one in value.items())
-    if isinstance(value, (list, tuple)):
-        return "; ".join(value)
-    return "" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
+def show_status(rows: Sequence[StepStatus]) -> None:
+    """Print how far each step is, and all of them."""
+    from ladle.live import summary
+
+    show_rows(rows)
+    sys.stdout.write(f"{summary(rows)}\n")
 
 
 def print_plan(plan: list[PlannedStep], as_json: bool) -> None:
@@ -90,33 +85,56 @@ def print_differences(is_equal: bool, differences: Sequence[Any], as_json: bool)
     emit({"equal": is_equal, "differences": differences}, as_json, show)
 
 
-def show_packed(rows: list[PackedRow]) -> None:
-    """Print packed rows as text, each document under a rule; what is not trained on is in grey, or between ‹ and ›."""
-    grey, plain = ("\x1b[90m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
-    for number, row in enumerate(rows, start=1):
-        for place, document in enumerate(row.documents, start=1):
-            sys.stdout.write(f"--- row {number}, document {place}\n")
-            runs = [run.text if run.is_trained else f"{grey}‹{run.text}›{plain}" for run in document]
-            sys.stdout.write("".join(runs).rstrip("\n") + "\n")
-        if row.num_padding:
-            sys.stdout.write(f"--- row {number} ends in {row.num_padding} tokens of padding\n")
+def show_excerpts(excerpts: Iterable[Excerpt]) -> None:
+    """Print each excerpt under a rule with what it is; what is not trained on is in grey, or between ‹ and ›."""
+    grey, plain = ("\x1b[90m", "\x1b[0m") if sys.stdout.isatty() else ("‹", "›")
+    for one in excerpts:
+        facts = "".join(f", {name} {value}" for name, value in one.facts.items())
+        runs = [text if is_trained else f"{grey}{text}{plain}" for text, is_trained in one.runs]
+        sys.stdout.write(f"--- {one.place}{facts}\n" + "".join(runs).rstrip("\n") + "\n")
 
 
-def print_results(run: Run) -> None:
-    """Print what the steps warn of, each evaluated model's scores and what it changed, and where the report is."""
+def print_results(run: Run, reference: Callable[[str], str]) -> None:
+    """Print warnings, each evaluated model's scores and what it changed, where the report is, and what to do next.
+
+    Args:
+        run: a finished run.
+        reference: returns what a command calls a step of it.
+    """
     steps: dict[str, list[str]] = {}
     for step in run.steps:
         for text in run[step].warnings:
             steps.setdefault(text, []).append(step)
     show_rows([{"step": ", ".join(warned), "warning": text} for text, warned in steps.items()])
     print_scores(run.scores)
-    for before, after, change in run.changes:
+    for before, after, change in (changes := run.changes):
         what = "better than" if change.difference > 0 else "worse than"
         what = what if change.p_value < SIGNIFICANT else "not shown to differ from"
-        points = f"{100 * change.difference:+.1f} points on {change.n:,} items, p = {change.p_value:.2g}"
+        points = f"{100 * change.difference:+.1f} points, 95 % interval {100 * change.low:+.1f} to "
+        points += f"{100 * change.high:+.1f}, on {change.n:,} items, p = {change.p_value:.2g}"
         sys.stdout.write(f"{after} is {what} {before} ({points})\n")
     if run.report:
         sys.stdout.write(f"report: {run.report}\n")
+    for words in _next_commands(run, changes, reference):
+        sys.stdout.write(f"next: ladle {shlex.join(words)}\n")
+
+
+def _next_commands(run: Run, changes: Sequence[Change], reference: Callable[[str], str]) -> list[list[str]]:
+    """Return commands that go on from a finished run: to talk to its model, see what it gained, and verify it."""
+    *_, (name, step) = (named for named in run.steps.items() if named[0] != "report")
+    commands = [["show", reference(name)], ["verify", reference(name)]]
+    if changes:
+        commands[0] = ["compare", *(reference(f"evaluate/{one}") for one in changes[-1][:2])]
+    if step.stage.name == "evaluate":
+        config, given = cast(EvaluateModelConfig, step.config), cast(Any, step.inputs["model"][0])
+        style = config.style(config.benchmarks[0])
+        model = reference(given.step.name) if isinstance(given, StepOutput) else str(given.paths[0])
+        commands.insert(0, ["chat", model, *(() if style == "chat" else ("--prompt", style))])
+    elif any((run.path_of(name) / place).is_file() for place in ("config.json", "model/config.json")):
+        commands.insert(0, ["chat", reference(name)])
+    elif step.stage.peek is not None:
+        commands.insert(0, ["peek", reference(name)])
+    return commands
 
 
 def print_scores(evaluations: Mapping[str, Evaluation]) -> None:
@@ -210,6 +228,39 @@ def print_completions(prompts: Sequence[str], samples: list[list[Sample]], as_js
     rows = [{"prompt": prompt, "completions": own} for prompt, own in zip(prompts, texts, strict=True)]
     text = "".join(f"{prompt}{one}\n" for prompt, own in zip(prompts, texts, strict=True) for one in own)
     emit(rows, as_json, lambda _: sys.stdout.write(text))
+
+
+def talk(chats: Mapping[str, Chat]) -> None:
+    """Let each conversation answer the lines of standard input, until they end; answers appear as they are written."""
+    is_terminal, show = sys.stdin.isatty(), partial(print, end="", flush=True)
+    if is_terminal:
+        import readline  # noqa: F401 - lets a line be edited, and brings back earlier ones
+
+        sys.stderr.write("an empty line ends, /reset forgets what was said\n")
+    for message in _messages("> " if is_terminal else ""):
+        for name, chat in chats.items():
+            if message == "/reset":
+                chat.reset()
+                continue
+            show(f"--- {name}\n" if len(chats) > 1 else "")
+            try:
+                sample = chat.answer(message, show)
+            except (KeyboardInterrupt, UserError) as why:
+                if not is_terminal:
+                    raise
+                sys.stderr.write(f"\n({why or 'stopped'})\n")
+                continue
+            show("\n")
+            if sample.finish_reason == "length":
+                sys.stderr.write(f"(cut after {len(sample.token_ids or ())} tokens: see --max-new-tokens)\n")
+
+
+def _messages(prompt: str) -> Iterator[str]:
+    """Yield the lines of standard input up to /quit or, where there is a prompt, an empty one."""
+    with suppress(EOFError):
+        while (line := input(prompt)).strip() != "/quit" and (line.strip() or not prompt):
+            if line.strip():
+                yield line
 
 
 def show_rescored(rescored: Sequence[Rescored]) -> None:

@@ -20,6 +20,7 @@ from ladle.log import collected_warnings
 if TYPE_CHECKING:
     from ladle.artifacts.step import Step
     from ladle.checkup import Checkup, Estimate, Finding, Measured, Shrinking
+    from ladle.excerpts import Excerpt, Look
 
 Inputs = dict[str, list[Path]]
 """What a stage reads: folders and files by role, in order."""
@@ -66,6 +67,7 @@ class Stage:
         bytes_written: returns about how much a step leaves or needs at once.
         shrink: returns its section in tiny amounts at the true shape, for a rehearsal.
         extrapolate: returns what the true step takes, from what its rehearsal took.
+        peek: yields what a model is given in it, as text.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Stage:
     bytes_written: Callable[[Checkup], int] | None = None
     shrink: Callable[[Any, Shrinking], Config] | None = None
     extrapolate: Callable[[Checkup, Measured], Estimate] | None = None
+    peek: Callable[[Look], Iterable[Excerpt]] | None = None
 
     def num_gpus(self, config: Any) -> int:
         """Return how many GPUs of a machine a step of this config uses, if there are as many."""

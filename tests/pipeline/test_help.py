@@ -75,7 +75,7 @@ def test_every_example_runs(repository, hub, client, folder, tmp_path):
     hub.add("model", "BAAI/OpenSeek-Small-v1", files)
     hub.add("dataset", "AI-MO/NuminaMath-CoT", {"train.jsonl": b'{"text": "a"}\n' * 5})
     found = examples(repository)
-    assert len(found) >= 38
+    assert len(found) >= 43
     wrong = []
     for example in found:
         words = shlex.split(example, comments=True)
@@ -89,7 +89,8 @@ def test_every_example_runs(repository, hub, client, folder, tmp_path):
                 shutil.rmtree(out)
         environment = client.environment(HF_TOKEN="hf_good")
         command = [sys.executable, "-m", "ladle", *words[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+        settings = {"capture_output": True, "text": True, "cwd": folder, "env": environment}
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, **settings)  # of which `chat` takes its messages
         # the doctor's second example plants a fault, and the records compared are of two trainings
         expected = (0, 1) if words[1] in ("doctor", "compare-records") else (0,)
         if done.returncode not in expected or "Traceback" in done.stderr:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -72,6 +74,20 @@ def test_work_that_reports_nothing_shows_that_it_lives(capsys, monkeypatch):
     time.sleep(0.2)
     assert said.count("sampling: 0/400 samples, 0.000/s") >= 2
     assert capsys.readouterr().err == ""
+
+
+def test_work_for_a_build_reports_to_a_file_that_is_gone_when_it_is_over(tmp_path, monkeypatch, clock):
+    monkeypatch.setenv(log.REPORTS_TO, str(tmp_path / ".step"))
+    monkeypatch.setenv(log.IS_SHOWN, "1")
+    monkeypatch.setattr(log, "REPORT_EVERY_SECONDS", 0.0)
+    with log.progress(40, "training", "steps") as bar:
+        for clock[0] in (10.0, 20.0):
+            bar.advance(10)
+        bar.say("loss 1.500", [3.0, 2.0, 1.5])
+        report = json.loads((tmp_path / f".step.{os.getpid()}.progress").read_text())
+    line = "training: 20/40 steps, 1.0/s, loss 1.500, 20 s left"
+    assert report == f"{'█' * 10}{'░' * 10} {line} █▃▁"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_warnings_are_collected_once_each_and_still_shown(capsys):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import glob
 import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from ladle.artifacts.worker import needs_torchrun, run_in_processes
 from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.hub import snapshot
+from ladle.log import REPORTS_TO
 from ladle.stage import Inputs, StageResult, run_stage
 
 
@@ -127,15 +130,18 @@ def build_shard(step: Step, workspace: Workspace, shard: Shard) -> None:
 
 def _resolve_inputs(step: Step, workspace: Workspace) -> Inputs:
     """Return the folders and files that the stage reads, by role, in order."""
+    return {
+        role: [path for item in items for path in input_paths(item, workspace)] for role, items in step.inputs.items()
+    }
 
-    def paths_of(item: StepInput) -> list[Path]:
-        if isinstance(item, LocalFiles):
-            return list(item.paths)
-        if isinstance(item, HubRepository):
-            return [snapshot(item.kind, item.repo_id, item.commit, item.file, item.patterns)]
-        return _matches(workspace.path_of(item.step), item.glob)
 
-    return {role: [path for item in items for path in paths_of(item)] for role, items in step.inputs.items()}
+def input_paths(item: StepInput, workspace: Workspace) -> list[Path]:
+    """Return the folders and files that an input stands for, in order; what the Hub has is fetched."""
+    if isinstance(item, LocalFiles):
+        return list(item.paths)
+    if isinstance(item, HubRepository):
+        return [snapshot(item.kind, item.repo_id, item.commit, item.file, item.patterns)]
+    return _matches(workspace.path_of(item.step), item.glob)
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
@@ -173,6 +179,36 @@ def _refuse_changed(planned: Mapping[str, str | None], result: StageResult) -> N
             raise changed_meanwhile(path)
 
 
+def builders_of(final: Path) -> list[dict[str, Any]]:
+    """Return host, pid and the time since which they work of those who build an artifact, or shares of it.
+
+    Of this machine only those that live count; another's may have died without a trace.
+    """
+    found = _read_beside(final, "holder")
+    return [one for one in found if one["host"] != socket.gethostname() or Path(f"/proc/{one['pid']}").exists()]
+
+
+def reports_of(final: Path) -> list[str]:
+    """Return what the processes that build an artifact last said of their progress (`ladle.log.ProgressBar`)."""
+    return _read_beside(final, "progress")
+
+
+def _read_beside(final: Path, suffix: str) -> list[Any]:
+    found = []
+    for path in final.parent.glob(f".{glob.escape(final.name)}.*{suffix}"):
+        with suppress(FileNotFoundError):  # it is over
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def resumption(step: Step, workspace: Workspace) -> str:
+    """Return how a step that was stopped goes on."""
+    if (pattern := step.stage.resumes_from) is None:
+        return "resumes from what it had finished"
+    saved = sorted(workspace.partial_of(step).glob(pattern), key=natural_key)
+    return f"resumes from {saved[-1].name}" if saved else "begins again: it had saved no checkpoint"
+
+
 def recorded_paths(folder: Path, role: str) -> list[Path]:
     """Return the folders and files that a finished artifact's stage was given in one role, in order."""
     paths: list[Path] = []
@@ -204,8 +240,8 @@ def _refuse_occupied(final: Path, step: Step) -> None:
 @contextmanager
 def _locked(final: Path) -> Iterator[None]:
     """Hold the artifact's lock; the kernel frees a dead holder's, so a crash needs no clean-up by hand."""
-    lock = FileLock(final.with_name(f".{final.name}.lock"))
-    holder = final.with_name(f".{final.name}.holder")
+    beside = final.with_name(f".{final.name}")
+    lock, holder = FileLock(f"{beside}.lock"), Path(f"{beside}.holder")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -216,9 +252,18 @@ def _locked(final: Path) -> Iterator[None]:
         problem = f"{final.name} is being built by process {who['pid']} on {who['host']}"
         raise UserError(problem, "wait for it, or stop it and run this again") from None
     try:
-        write_text_durably(holder, pretty_json({"host": socket.gethostname(), "pid": os.getpid()}))
+        for report in beside.parent.glob(f"{glob.escape(beside.name)}.*progress"):  # of a process that was killed
+            report.unlink()
+        who = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        write_text_durably(holder, pretty_json(who))
+        os.environ[REPORTS_TO] = str(beside.absolute())
         yield
     finally:
+        os.environ.pop(REPORTS_TO, None)
         holder.unlink(missing_ok=True)
         # while held, so that nobody can lock a file that has lost its name
         Path(lock.lock_file).unlink(missing_ok=True)

@@ -17,14 +17,17 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 from ladle.artifacts.files import replace_durably
 from ladle.artifacts.torchrun import STOP_SIGNALS
 from ladle.config import Config
 from ladle.errors import CheckFailed, LadleError, Preempted
+from ladle.log import IS_SHOWN
 from ladle.stage import Inputs, StageResult, find_stage, run_stage
 
 NODES = "LADLE_NODES"
@@ -89,7 +92,10 @@ def run_in_processes(stage: str, config: Config, inputs: Inputs, out: Path, proc
     # DDP looks for unused parameters (its setting in ladle.training), and warns in every run where it finds none
     environment = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
     command = [*torchrun_command(processes), "-m", "ladle.artifacts.worker", str(out / JOB)]
-    process = subprocess.Popen(command, env=environment)
+    # below a live display, what they say goes through it
+    process = subprocess.Popen(command, env=environment, stderr=PIPE if IS_SHOWN in os.environ else None, text=True)
+    if process.stderr is not None:
+        threading.Thread(target=sys.stderr.writelines, args=(process.stderr,), daemon=True).start()
     signalled: list[int] = []
 
     def stop(number: int, _: Any) -> None:

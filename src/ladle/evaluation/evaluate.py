@@ -257,6 +257,15 @@ def _complete(
 ) -> tuple[list[Task], dict[str, int], Completed]:
     model = model_dir(inputs["model"][0])
     tokenizer = load_fast_tokenizer(model)
+    tasks = make_tasks(config, inputs, tokenizer)
+    what = "no answer but their very text is right; they are counted apart"
+    unreadable = {task.name: len(find_unreadable(task.items, config.grader, task.name, what)) for task in tasks}
+    done = complete_tasks(tasks, config.sampling, config, model, tokenizer, out, shard, choose_dtype(config.dtype))
+    return tasks, unreadable, done
+
+
+def make_tasks(config: EvaluateModelConfig, inputs: Inputs, tokenizer: Any) -> list[Task]:
+    """Return the items of each `benchmark:<name>` with their prompts, few-shot ones from `examples`."""
     examples = load_examples(config.examples, inputs.get("examples", []), config.few_shot)
 
     def make_task(choice: BenchmarkChoice) -> Task:
@@ -268,8 +277,4 @@ def _complete(
         shown = examples, config.system_prompt
         return Task(choice.name, items, [make_prompt(style, item.question, tokenizer, *shown) for item in items])
 
-    tasks = [make_task(choice) for choice in config.benchmarks]
-    what = "no answer but their very text is right; they are counted apart"
-    unreadable = {task.name: len(find_unreadable(task.items, config.grader, task.name, what)) for task in tasks}
-    done = complete_tasks(tasks, config.sampling, config, model, tokenizer, out, shard, choose_dtype(config.dtype))
-    return tasks, unreadable, done
+    return [make_task(choice) for choice in config.benchmarks]

@@ -159,7 +159,7 @@ def make_requests(
         raise UserError(f"the prompt of {name} has no tokens", "give every item a non-empty question")
     if positions is not None and (room := min(room, positions - len(prompt_ids))) < 1:
         problem = f"the prompt of {name} has {len(prompt_ids):,} tokens, and the model takes {positions:,} in all"
-        fix = "leave the item out (limit, start, end), show fewer examples, or use a model with a longer context"
+        fix = "leave the item out (limit, start, end), show fewer examples (in a chat: /reset), or use a longer context"
         raise UserError(problem, fix)
     settings = sampling.temperature, sampling.top_p, sampling.top_k, (*stop, *sampling.stop)
     return [

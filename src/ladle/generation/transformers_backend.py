@@ -79,6 +79,8 @@ class TransformersGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.batch_size, self.prefill_tokens = batch_size, prefill_tokens
         self.report = lambda count: None
+        self.on_token: Callable[[int], object] = lambda token: None
+        """Is called with each new token of any request, before it is known whether the text ends there."""
         self.stop_ids = stop_token_ids(model.generation_config.eos_token_id, tokenizer)
         self.fault = find_fault(model)
 
@@ -140,6 +142,7 @@ class TransformersGenerator:
         for row, (token, *entropy) in zip(live, drawn.T.tolist(), strict=True):
             row.ids.append(int(token))
             row.entropies += entropy
+            self.on_token(int(token))
         done = [place for place, row in enumerate(live) if self._is_ended(row)]
         ended, remaining = [live[place] for place in done], len(live) - len(done)
         # the last live rows move into the places of those that ended
@@ -175,7 +178,8 @@ class TransformersGenerator:
             return torch.full_like(scores, -math.inf).scatter(1, token[:, None], 0.0)
 
         def shows_end(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-            is_ended = shows_stop(self.tokenizer, input_ids[0, start:].tolist(), request.stop)
+            self.on_token(int(input_ids[0, -1]))
+            is_ended = bool(request.stop) and shows_stop(self.tokenizer, input_ids[0, start:].tolist(), request.stop)
             return torch.tensor([is_ended], device=device)
 
         prompt = torch.tensor([request.prompt_ids], device=device)
@@ -188,7 +192,7 @@ class TransformersGenerator:
                 max_new_tokens=request.max_new_tokens, eos_token_id=self.stop_ids or None, pad_token_id=0
             ),
             logits_processor=[choose],
-            stopping_criteria=[shows_end] if request.stop else [],
+            stopping_criteria=[shows_end],
         )
         return make_sample(request, output[0, start:].tolist(), self.stop_ids, self.tokenizer, entropies)
 

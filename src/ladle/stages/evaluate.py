@@ -72,4 +72,5 @@ STAGE = Stage(
     check=check,
     shrink=shrink,
     extrapolate=extrapolate,
+    peek=deferred("ladle.excerpts:evaluation_prompts"),
 )

@@ -48,4 +48,5 @@ STAGE = Stage(
     bytes_written=bytes_written,
     shrink=deferred("ladle.data.before:shrink_mix"),
     extrapolate=extrapolate,
+    peek=deferred("ladle.excerpts:packed_documents"),
 )

@@ -10,6 +10,7 @@ EXAMPLES = 4
 """Rows of each source in a rehearsal."""
 
 run = deferred("ladle.data.prefer:run")
+peek = deferred("ladle.excerpts:preferences")
 
 
 def shrink(config: PreferConfig, shrinking: Shrinking) -> PreferConfig:
@@ -18,4 +19,4 @@ def shrink(config: PreferConfig, shrinking: Shrinking) -> PreferConfig:
     return config.model_copy(update={"data": data})
 
 
-STAGE = Stage("prefer", run, version=2, section=PreferConfig, shrink=shrink, extrapolate=same_seconds)
+STAGE = Stage("prefer", run, version=2, section=PreferConfig, shrink=shrink, extrapolate=same_seconds, peek=peek)

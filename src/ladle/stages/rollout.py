@@ -44,4 +44,5 @@ STAGE = Stage(
     bytes_written=bytes_written,
     shrink=shrink,
     extrapolate=extrapolate,
+    peek=deferred("ladle.excerpts:rollouts"),
 )

@@ -28,4 +28,5 @@ STAGE = Stage(
     check=check,
     shrink=lambda config, _: config,
     extrapolate=same_seconds,
+    peek=deferred("ladle.excerpts:packed_documents"),
 )

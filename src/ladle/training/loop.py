@@ -54,7 +54,7 @@ from ladle.training.config import TrainingConfig
 from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import StepOrder
 from ladle.training.parallel import World, share_out
-from ladle.training.progress import SHOWN, SPEED_FIGURES, Speedometer
+from ladle.training.progress import SHOWN, SHOWN_LOSSES, SPEED_FIGURES, Speedometer
 
 logger = get_logger(__name__)
 
@@ -323,9 +323,9 @@ class Training:
         elif "loss" in figures:
             shown = ", ".join(f"{key} {float(value):.4g}" for key, value in figures.items() if key != "epoch")
             logger.info("%s: %s", place, shown)
-            cast(ProgressBar, self.bar).say(
-                ", ".join(text.format(figures[name]) for name, text in SHOWN.items() if name in figures)
-            )
+            note = ", ".join(text.format(figures[name]) for name, text in SHOWN.items() if name in figures)
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            cast(ProgressBar, self.bar).say(note, losses[-SHOWN_LOSSES:])
 
     def _tell_trackers(self, event: str, **what: Any) -> None:
         for tracker in self.trackers:

@@ -23,6 +23,8 @@ PEAK_BF16_FLOPS = {
 """Dense bfloat16 and float16 peaks from NVIDIA's data sheets, by a part of the device's name; the first that fits."""
 SHOWN = {"loss": "loss {:.3f}", "tokens_per_second": "{:,.0f} tokens/s", "mfu": "{:.1%} MFU", "memory_gb": "{:.1f} GB"}
 """What the bar says of a log line."""
+SHOWN_LOSSES = 40
+"""The last losses that were logged, for a curve a character each."""
 SPEED_FIGURES = frozenset(["tokens_per_second", "mfu", "memory_gb"])
 """Names of the figures, which no two runs share."""
 
