@@ -307,8 +307,8 @@ class Run:
 
     def _expected(self, step: Step, rows: Mapping[str, StepStatus], builder: dict[str, Any] | None) -> float | None:
         """Return about how long a step takes, less what it has taken; None where that is not known, or past already."""
-        alike = [row.seconds for name, row in rows.items() if row.seconds and self.steps[name].stage is step.stage]
-        whole = self._past.get(step.name) or (fmean(alike) if alike else 0.0)
+        same = [row.seconds for name, row in rows.items() if row.seconds and self.steps[name].stage is step.stage]
+        whole = self._past.get(step.name) or (fmean(same) if same else 0.0)
         now = datetime.now().astimezone()
         taken = now - (datetime.fromisoformat(builder["since"]) if builder else now)
         return max(0.0, whole - taken.total_seconds()) or None

@@ -77,7 +77,9 @@ def test_a_stage_that_fails_is_told_and_the_next_launch_submits_what_is_missing(
     (folder / "my recipe.yaml").write_text(RECIPE % "text")
     second = submit(cluster, folder)
     assert list(second.ids) == ["mix", "pretrain"]
-    second.wait()
+    watched = ladle(cluster, folder, "watch", "my recipe.yaml", "--root", "all runs")  # until the jobs have ended
+    assert watched.returncode == 0, watched.stderr
+    assert watched.stderr.endswith("3 of 3 steps are done\n")
     assert set(Run(folder / "all runs", "", "").artifacts()) == {"base", "mix", "pretrain"}, second.logs()
     assert not submit(cluster, folder).ids, "nothing is left to submit"
 
