@@ -31,7 +31,7 @@ class BaseConfig(Config):
     """
 
     model: str | None = location(None)
-    """A Hub id or a folder."""
+    """A Hub id, a folder, or a GGUF file."""
     revision: str | None = location(None)
     """Branch, tag or commit of a model of the Hub."""
     dtype: Dtype | None = None

@@ -22,8 +22,8 @@ from ladle.hub import Resolve, is_repo_id, resolve_commit
 SMALL_BYTES = 2**20
 """Files up to this size are hashed at once: configs and tokenizers, which a stage need not hash for us."""
 PATH_SUFFIXES = frozenset((
-    ".arrow", ".bz2", ".csv", ".gz", ".json", ".jsonl", ".md", ".ndjson", ".parquet", ".py", ".safetensors", ".tsv",
-    ".txt", ".xz", ".yaml", ".yml", ".zip", ".zst",
+    ".arrow", ".bz2", ".csv", ".gguf", ".gz", ".json", ".jsonl", ".md", ".ndjson", ".parquet", ".py", ".safetensors",
+    ".tsv", ".txt", ".xz", ".yaml", ".yml", ".zip", ".zst",
 ))  # fmt: skip
 """Ends of names that no repository of the Hub has."""
 Signature = tuple[int, int]
@@ -212,9 +212,12 @@ class InputFinder:
             known: other names that could have been meant.
 
         Raises:
-            UserError: it names nothing.
+            UserError: it names nothing, or files of this machine at a revision.
         """
         if paths := find_local(reference):
+            if revision is not None:
+                problem = f"{key} is at {reference} on this machine and has a revision ({revision})"
+                raise UserError(problem, "remove the revision (on the command line: set it to null), or name a Hub id")
             return self.local(paths)
         repo_id, _, subset = reference.partition(":")
         if _may_name_hub(reference):

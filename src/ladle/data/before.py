@@ -18,7 +18,7 @@ from ladle.checkup import Checkup, Finding, Shrinking, error, guarded, ok, warni
 from ladle.data.config import EVERY_SPLIT, BudgetConfig, MixConfig, PreferenceSource, SourceConfig, ValidationConfig
 from ladle.data.documents import HARMLESS, columns_of, read_documents
 from ladle.data.files import SUFFIXES, kind_of, split_of
-from ladle.data.formats import fill
+from ladle.data.formats import fill, read_conversation
 from ladle.data.prefer import Findings, unpaired_rows
 from ladle.data.rows import Unreadable, read_piece, read_rows, scan_rows
 from ladle.data.tokenize import find_pieces
@@ -96,7 +96,10 @@ def check_problems(check: Checkup, prompts: Any) -> Iterator[Finding]:
 def _check_problems(key: str, prompts: Any, paths: list[Path]) -> Iterator[Finding]:
     rows = list(islice(read_rows(paths, prompts.split), SAMPLE_ROWS))
     for row in rows:
-        fill(prompts.question, row, f"{key}.question")
+        if prompts.messages is None:
+            fill(prompts.question, row, f"{key}.question")
+        else:
+            read_conversation(row.get(prompts.messages), row)
     answered = sum(bool(fill(prompts.answer, row, f"{key}.answer").strip()) for row in rows)
     if not rows:
         yield error("data", key, f"{prompts.dataset} holds no rows", "name another dataset or split")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ladle.artifacts.files import hash_file
 from ladle.data.config import SourceConfig
 from ladle.data.encoders import Vocabulary
-from ladle.data.formats import FAULTS, PlainFormatter, find_code, load_function, read_turn, template_arguments
+from ladle.data.formats import FAULTS, PlainFormatter, find_code, load_function, read_conversation
 from ladle.data.rows import LONE_SURROGATE, Piece, Row, Unreadable, read_piece
 from ladle.errors import BadRow, UserError
 
@@ -30,13 +31,21 @@ Formatter = Callable[[dict[str, Any]], str | list[int]]
 _OPTIONAL = {"input_ids": ("attention_mask",), "messages": ("tools", "chat_template_kwargs")}
 
 
-def read_documents(piece: Piece, source: SourceConfig, tokenizer_folder: Path) -> Iterator[Document]:
+def read_documents(
+    piece: Piece, source: SourceConfig, tokenizer_folder: Path, unwritten: Counter[str] | None = None
+) -> Iterator[Document]:
     """Yield the documents of a piece: one in the place of each row, or why there is none.
+
+    Args:
+        piece: what to read.
+        source: how.
+        tokenizer_folder: whose chat template writes messages.
+        unwritten: counts the rows of which the chat template leaves something out, by what that is.
 
     Raises:
         UserError: a damaged file, a column that does not exist, a chat template or function that cannot be loaded.
     """
-    formatter = make_formatter(source, tokenizer_folder)
+    formatter = make_formatter(source, tokenizer_folder, unwritten)
     rows = read_piece(piece, columns_of(source), _OPTIONAL.get(source.format, ()))
     return (to_document(row, formatter) for row in rows)
 
@@ -66,15 +75,19 @@ def format_identity(source: SourceConfig, vocabulary: Vocabulary) -> dict[str, A
     return identity
 
 
-def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
+def make_formatter(source: SourceConfig, tokenizer_folder: Path, unwritten: Counter[str] | None = None) -> Formatter:
     """Return the function from a row to a document; it raises BadRow, with the reason, for a row that gives none.
+
+    It counts in `unwritten` what the chat template leaves out.
 
     Raises:
         UserError: a chat template or a formatting function that cannot be loaded.
     """
     tokenizer = functools.cache(lambda: _load_chat_tokenizer(source, tokenizer_folder))
+    counts = Counter[str]() if unwritten is None else unwritten
+    write = functools.partial(_written, tokenizer=tokenizer, unwritten=counts)
     if source.function is not None:
-        return functools.partial(_call, load_function(source.function), tokenizer)
+        return functools.partial(_call, load_function(source.function), write)
     if source.format == "template":
         return functools.partial(_fill, source.reads, source.template_columns())
 
@@ -82,7 +95,7 @@ def make_formatter(source: SourceConfig, tokenizer_folder: Path) -> Formatter:
         if (value := row.get(source.reads)) is None:
             raise BadRow("null" if source.reads in row else "missing_column")
         if source.format == "messages":
-            return _written(value, row, tokenizer)
+            return write(value, row)
         return _checked_text(value) if source.format == "text" else _checked_ids(value, row.get("attention_mask"))
 
     return of_column
@@ -99,7 +112,7 @@ def to_document(row: Row, formatter: Formatter) -> Document:
 
 
 def _call(
-    function: Callable[[dict[str, Any]], Any], tokenizer: Callable[[], PreTrainedTokenizerFast], row: dict[str, Any]
+    function: Callable[[dict[str, Any]], Any], write: Callable[[Any, dict[str, Any]], str], row: dict[str, Any]
 ) -> str | list[int]:
     try:
         result = function(row)
@@ -110,7 +123,7 @@ def _call(
         raise BadRow("left_out")
     if isinstance(result, str) and LONE_SURROGATE.search(result):
         raise BadRow("bad_utf8")
-    return _written(result, {}, tokenizer) if isinstance(result, list) else _checked_text(result)
+    return write(result, {}) if isinstance(result, list) else _checked_text(result)
 
 
 def _checked_text(value: Any) -> str:
@@ -140,21 +153,25 @@ def _fill(template: str, columns: list[str], row: dict[str, Any]) -> str:
         raise BadRow("template_does_not_fit") from fault
 
 
-def _written(messages: Any, row: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerFast]) -> str:
+def _written(
+    messages: Any, row: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerFast], unwritten: Counter[str]
+) -> str:
     """Return turns as the chat template writes them, with the row's `tools` and `chat_template_kwargs`."""
-    from ladle.models.chat import render  # imported where needed: transformers takes seconds
+    from ladle.models.chat import left_out, render  # imported where needed: transformers takes seconds
 
-    if not isinstance(messages, list):
-        raise BadRow("not_messages")
+    if messages == []:
+        return ""
     try:
-        turns, arguments = [read_turn(one) for one in messages], template_arguments(row)
+        turns, arguments = read_conversation(messages, row)
     except BadRow as fault:
         raise BadRow("not_messages") from fault
     try:
         keys = {"tools": arguments.get("tools"), **arguments.get("chat_template_kwargs", {})}
-        return render(tokenizer(), turns, **keys) if turns else ""
+        text = render(tokenizer(), turns, **keys)
     except BadRow as fault:  # such as a role or an order of turns that it does not know
         raise BadRow("refused_by_chat_template") from fault
+    unwritten.update(left_out(turns, arguments.get("tools"), text))
+    return text
 
 
 def _load_chat_tokenizer(source: SourceConfig, folder: Path) -> PreTrainedTokenizerFast:

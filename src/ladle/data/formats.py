@@ -146,6 +146,17 @@ def read_turn(value: Any) -> dict[str, Any]:
     return {"role": _ROLES.get(role, role), **({} if content is None else {"content": content}), **turn}
 
 
+def read_conversation(messages: Any, row: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the turns of a row's column, and what of the row the chat template is given beside them.
+
+    Raises:
+        BadRow: they are not turns, or `tools` and `chat_template_kwargs` not what a template takes.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(f"messages that are {'empty' if messages == [] else kind_of(messages)}")
+    return [read_turn(one) for one in messages], template_arguments(row)
+
+
 def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
     """Return a conversation's `tools` and `chat_template_kwargs`, where it has any."""
     names = ("tools", "chat_template_kwargs")

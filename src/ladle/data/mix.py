@@ -185,6 +185,7 @@ def _describe_source(selection: Selection, share: Fraction) -> dict[str, Any]:
         "rows_read": int(source.first_documents[-1]),
         "dropped_rows": source.dropped,
         "dropped_tokens": dropped,
+        **({"unwritten_rows": source.unwritten} if source.unwritten else {}),  # what the chat template left out
         "length_histogram": {  # documents by length in tokens, in ranges that double
             f"{low}-{2 * low - 1}": int(count) for low, count in zip(edges, histogram, strict=False) if count
         },

@@ -185,7 +185,7 @@ def encode_conversation(row: Row, tokenizer: PreTrainedTokenizerBase) -> Convers
     else:
         spans = answer_spans(turns, len(prompt), text, write)
         is_trained = [any(first < end and last > start for start, end in spans) for first, last in places]
-    return Conversation(encoded["input_ids"], is_trained, left_out(row, text))
+    return Conversation(encoded["input_ids"], is_trained, left_out(turns, row.get("tools"), text))
 
 
 def answer_spans(turns: list[Row], first: int, text: str, write: Callable[..., str]) -> list[tuple[int, int]]:

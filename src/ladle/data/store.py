@@ -4,7 +4,8 @@ A token shard holds the ids of one piece's documents, end to end, with the lengt
     tokens    little-endian u2 or u4, from byte 0, so that a map of the file is an array of tokens
     padding   to a multiple of 4
     lengths   little-endian u4 a row of the piece, 0 for a row that gave no document
-    footer    JSON: dtype, tokens, rows, dropped (reason → rows), examples of dropped rows, largest id
+    footer    JSON: dtype, tokens, rows, dropped (reason → rows), examples of dropped rows, largest id; and where the
+              chat template left something out, unwritten (what → rows)
     its size  little-endian u8, then 8 bytes of magic
 
 The index of a split says which fragments of which shards make up each row:
@@ -50,6 +51,7 @@ class ShardWriter:
         self.stream, self.dtype = stream, dtype
         self.lengths: list[np.ndarray] = []
         self.dropped: Counter[str] = Counter()
+        self.unwritten: Counter[str] = Counter()
         self.examples: list[list[Any]] = []
         self.num_rows = self.num_tokens = self.max_token = 0
 
@@ -79,7 +81,8 @@ class ShardWriter:
         for lengths in self.lengths:
             self.stream.write(lengths.tobytes())
         footer = (self.dtype, self.num_tokens, self.num_rows, self.dropped, self.examples, self.max_token)
-        encoded = canonical_json(dict(zip(_FOOTER, footer, strict=True))).encode()
+        fields = dict(zip(_FOOTER, footer, strict=True)) | ({"unwritten": self.unwritten} if self.unwritten else {})
+        encoded = canonical_json(fields).encode()
         self.stream.write(encoded + _TRAILER.pack(len(encoded), _MAGIC))
 
 
@@ -95,6 +98,7 @@ class TokenShard:
         dropped: how many gave no document, by reason.
         examples: [row within the piece, reason] of the first of them.
         max_token: the largest id.
+        unwritten: in how many rows the chat template left out which key of a turn, or `tools`.
     """
 
     path: Path
@@ -104,6 +108,7 @@ class TokenShard:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[list[Any]] = field(default_factory=list)
     max_token: int = 0
+    unwritten: dict[str, int] = field(default_factory=dict)
 
     def tokens(self) -> np.ndarray:
         """Map the (num_tokens,) token ids; read-only."""
@@ -130,7 +135,7 @@ def open_shard(path: Path) -> TokenShard:
             raise CheckFailed(f"{path} is not a whole token shard")
         stream.seek(size - _TRAILER.size - footer_size)
         footer = json.loads(stream.read(footer_size))
-    return TokenShard(path, *(footer[name] for name in _FOOTER))
+    return TokenShard(path, *(footer[name] for name in _FOOTER), unwritten=footer.get("unwritten", {}))
 
 
 def _map(path: Path, dtype: str | np.dtype, offset: int, count: int) -> np.ndarray:

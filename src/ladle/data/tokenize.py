@@ -89,6 +89,11 @@ class TokenizedSource:
         """Rows that gave no document, by reason."""
         return dict(sorted(sum((Counter(shard.dropped) for shard in self.shards), Counter()).items()))
 
+    @cached_property
+    def unwritten(self) -> dict[str, int]:
+        """Rows of which the chat template left something out, by what that is."""
+        return dict(sorted(sum((Counter(shard.unwritten) for shard in self.shards), Counter()).items()))
+
     def shards_of(self, documents: np.ndarray) -> np.ndarray:
         """Return the shard number, among those of all sources, of each document."""
         return self.first_shard + np.searchsorted(self.first_documents, documents, "right") - 1
@@ -209,7 +214,8 @@ def _tokenize_with(engine: Engine, task: TokenizeTask, out: Path) -> None:
     bos_id = vocabulary.bos_id if task.add_bos else None
     with out.open("wb", buffering=BUFFER_BYTES) as stream:
         writer = ShardWriter(stream, vocabulary.token_dtype)
-        for documents in _in_batches(read_documents(task.piece, task.source, vocabulary.folder), vocabulary.pad_id):
+        found = read_documents(task.piece, task.source, vocabulary.folder, writer.unwritten)
+        for documents in _in_batches(found, vocabulary.pad_id):
             texts = [document for document in documents if isinstance(document, str)]
             ended = [index for index, document in enumerate(documents) if _is_ended(document, vocabulary.eos_text)]
             encoded = _in_place(documents, encoder.encode(texts))
@@ -298,6 +304,9 @@ def _require_usable(source: TokenizedSource, max_bad_fraction: float, vocab_size
     if largest >= vocab_size:
         problem = f"source {name} holds token id {largest} and the model's vocab_size is {vocab_size}"
         raise UserError(problem, "mix with the tokenizer that belongs to the model")
+    for key, count in source.unwritten.items():
+        message = "the chat template does not write all of %s in %s of the %s rows of source %s"
+        logger.warning(message, key, f"{count:,}", f"{rows:,}", name)
     if bad:
         left_out = sum(source.dropped.values())
         message = "%s of the %s rows of source %s are left out (%s), such as %s"

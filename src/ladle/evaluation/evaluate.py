@@ -13,7 +13,7 @@ ends with the bytes of an uninterrupted run; times are in the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -31,14 +31,12 @@ from ladle.generation.request import Request, Sample, SamplingConfig, Workers, m
 from ladle.grading.extract import Extraction
 from ladle.grading.grade import Grade, Grader, GraderConfig, Verdict
 from ladle.log import get_logger, progress
-from ladle.models.chat import prompt_ids, render, set_template_date
+from ladle.models.chat import Turn, prompt_ids, render, set_template_date
 from ladle.models.config import choose_dtype, model_dir
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 
 logger = get_logger(__name__)
-Message = dict[str, str]
-
 COT_SEPARATOR = "\n\n\n"
 COT_STOP = ("\nQuestion:",)
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -59,7 +57,7 @@ class Prompt:
     ids: list[int]
     text: str
     stop: tuple[str, ...] = ()
-    messages: tuple[Message, ...] | None = None
+    messages: tuple[Turn, ...] | None = None
     style: PromptStyle = "cot"
 
 
@@ -84,7 +82,7 @@ def make_prompt(
         return Prompt(prompt_ids(tokenizer, text), text, COT_STOP)
     before = f"{_BOXED}\nQuestion:\n" if style == "openseek_sft" else ""
     system = {"openseek_sft": "", "qwen25-math-cot": _BOXED, "chat": system_prompt}[style]
-    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns: list[Turn] = [] if system is None else [{"role": "system", "content": system}]
     for example in examples:
         turns.append({"role": "user", "content": before + example.question})
         turns.append({"role": "assistant", "content": example.gold})
@@ -92,15 +90,29 @@ def make_prompt(
     if style != "chat":
         written = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns]
         text = "".join([*written, "<|im_start|>assistant\n"])
-    elif not tokenizer.chat_template:
-        raise UserError("prompt=chat, and the model's tokenizer has no chat template", "use prompt=cot")
-    else:
-        try:
-            text = render(tokenizer, turns, add_generation_prompt=True)
-        except UserError as error:
-            fix = "use prompt=cot" if system_prompt is None else "leave system_prompt out, or use prompt=cot"
-            raise UserError(f"prompt=chat: {error.problem}", fix) from error
-    return Prompt(tokenizer.encode(text, add_special_tokens=False), text, (), tuple(turns), style)
+        return Prompt(tokenizer.encode(text, add_special_tokens=False), text, (), tuple(turns), style)
+    try:
+        return make_chat_prompt(tokenizer, turns)
+    except UserError as error:
+        fix = "use prompt=cot" if system_prompt is None else "leave system_prompt out, or use prompt=cot"
+        raise UserError(f"prompt=chat: {error.problem}", fix) from error
+
+
+def make_chat_prompt(
+    tokenizer: Any,
+    messages: Sequence[Turn],
+    tools: Sequence[Any] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Prompt:
+    """Return the prompt of a conversation, as the tokenizer's chat template writes it.
+
+    Raises:
+        UserError: there is no chat template, or it refuses these turns.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("the model's tokenizer has no chat template", "add one to its tokenizer_config.json")
+    text = render(tokenizer, messages, add_generation_prompt=True, tools=tools, **(chat_template_kwargs or {}))
+    return Prompt(tokenizer.encode(text, add_special_tokens=False), text, (), tuple(messages), "chat")
 
 
 def load_examples(config: ExamplesConfig | None, paths: list[Path], count: int) -> list[Item]:

@@ -104,11 +104,15 @@ def check_model_folder(key: str, folder: Path) -> Iterator[Finding]:
     """Yield whether a folder on this machine is a whole model with a tokenizer that fits it."""
     from transformers import GenerationConfig
 
+    from ladle.models.gguf import read_gguf_config
     from ladle.models.load import model_dir
     from ladle.models.probe import first_line
     from ladle.models.tokenizer import load_fast_tokenizer, read_json
     from ladle.soups.members import read_header
 
+    if folder.suffix == ".gguf":
+        yield ok("model", key, f"{read_gguf_config(folder).model_type}, a GGUF file")
+        return
     place = model_dir(folder)
     config = read_config(place)
     yield from _check_type(key, config)

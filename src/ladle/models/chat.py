@@ -124,10 +124,10 @@ def write_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[
     return prompt_text, whole_text[len(prompt_text) :]
 
 
-def left_out(row: dict[str, Any], text: str) -> set[str]:
-    """Return the keys of a row's turns, and `tools`, of whose text the chat template wrote nothing or a part."""
-    values = [("tools", row.get("tools"))]
-    for turn in row["prompt"] + row["completion"]:
+def left_out(turns: Sequence[Turn], tools: Any, text: str) -> set[str]:
+    """Return the keys of turns, and `tools`, of whose text the chat template wrote nothing or a part."""
+    values = [("tools", tools)]
+    for turn in turns:
         values += [(f"{turn['role']}'s {key}" if key == "content" else key, value) for key, value in turn.items()]
     return {
         name
@@ -203,7 +203,9 @@ def encode_rows(rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBa
     for place, encoded in zip(texts, encode_pairs(texts.values(), tokenizer), strict=True):
         row, (prompt, completion, alone, _) = rows[place], encoded
         if not isinstance(row["prompt"], str):
-            result[place] = encoded._replace(left_out=left_out(row, "".join(texts[place])))
+            result[place] = encoded._replace(
+                left_out=left_out(row["prompt"] + row["completion"], row.get("tools"), "".join(texts[place]))
+            )
             continue
         if eos is None:
             problem = "the tokenizer has no eos_token, so that a completion of text would have no end"

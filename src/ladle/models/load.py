@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterable
@@ -29,6 +30,7 @@ from ladle.errors import CheckFailed, UserError
 from ladle.log import get_logger
 from ladle.models.chat import END_OF_TURN
 from ladle.models.config import DEEPSEEK_V3_ROUTING, model_dir
+from ladle.models.gguf import unpack_gguf
 from ladle.models.probe import CANNOT_RUN, first_line, require_text_decoder
 from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer, read_json
 from ladle.soups.members import main_dtype, read_header
@@ -247,7 +249,7 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     """Write a model of any causal language model class that transformers has to `out`, and return the report.
 
     Args:
-        source: a model's folder.
+        source: a model's folder, or a GGUF file.
         out: gets weights, config, tokenizer and the report as `import_report.json`.
         dtype: to save the weights in; None keeps theirs.
 
@@ -255,6 +257,10 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         UserError: no model there, or of a class that transformers lacks.
         CheckFailed: a tensor is missing, left over or of another shape.
     """
+    unpacked, gguf = out / ".gguf", None
+    if source.suffix == ".gguf":
+        shutil.rmtree(unpacked, ignore_errors=True)  # a killed import's
+        gguf, source = unpack_gguf(source, unpacked), unpacked
     folder = model_dir(source)
     before = read_json(folder / "config.json")
     files = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
@@ -294,7 +300,9 @@ def import_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
         "stops": _stop_at_turn_end(out),
         "generation_settings_left_out": repair_generation_config(GenerationConfig.from_dict(generation)),
         "files_left_out": sorted(names - {"chat_template.jinja"}),
+        **({} if gguf is None else {"gguf": gguf}),
     }
+    shutil.rmtree(unpacked, ignore_errors=True)
     (out / REPORT).write_text(pretty_json(report), encoding="utf-8")
     keys = ", ".join(f"{kind} {', '.join(changes)}" for kind, changes in report["config"].items() if changes)
     logger.info(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ladle.checkup import Checkup, Finding, Shrinking, guarded, warning
 from ladle.config import Config, execution, location
 from ladle.data.formats import columns_of_template
+from ladle.errors import UserError
 from ladle.evaluation.config import PromptConfig
 from ladle.generation.request import SamplingConfig, Workers
 from ladle.models.before import check_positions, check_template, small_copy
@@ -31,6 +32,9 @@ class PromptSource(Config):
     """Split to read."""
     question: str = "{question}"
     """How a row becomes a question: text with the row's columns in braces."""
+    messages: str | None = None
+    """Column with a conversation up to the answer, in place of `question`; the row's `tools` and
+    `chat_template_kwargs` reach the chat template too."""
     answer: str = "{answer}"
     """How a row becomes the known answer."""
     first: int = Field(0, ge=0)
@@ -49,6 +53,16 @@ class AttemptConfig(SamplingConfig, Workers, PromptConfig):
     """How problems are attempted."""
 
     prompts: PromptSource
+
+    @model_validator(mode="after")
+    def _check_conversations(self) -> Self:
+        column, question = self.prompts.messages, PromptSource.model_fields["question"].default
+        others = {"prompt": self.prompt not in (None, "chat"), "system_prompt": self.system_prompt is not None}
+        others |= {"few_shot": bool(self.few_shot), "prompts.question": self.prompts.question != question}
+        if column is not None and (names := [name for name, is_set in others.items() if is_set]):
+            problem = f"prompts.messages takes whole conversations from column {column!r}, and {names[0]} is set too"
+            raise UserError(problem, f"remove {names[0]}, or prompts.messages")
+        return self
 
 
 class RolloutConfig(AttemptConfig):
@@ -105,7 +119,9 @@ def check_attempts(check: Checkup) -> Iterator[Finding]:
 
     config: AttemptConfig = check.config
     yield from check_problems(check, config.prompts)
-    yield from check_generation(check, config, check.key, config.prompt == "chat")
+    yield from check_generation(
+        check, config, check.key, config.prompt == "chat" or config.prompts.messages is not None
+    )
 
 
 def check_generation(check: Checkup, sampling: SamplingConfig, key: str, is_chat: bool) -> Iterator[Finding]:

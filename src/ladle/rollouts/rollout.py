@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from ladle.artifacts.files import link_or_copy, pretty_json
-from ladle.data.formats import fill
+from ladle.data.formats import fill, read_conversation
 from ladle.data.rows import take_rows
 from ladle.errors import BadRow, UserError
 from ladle.evaluation.benchmark import Item
@@ -25,6 +25,7 @@ from ladle.evaluation.evaluate import (
     find_unreadable,
     grade_samples,
     load_examples,
+    make_chat_prompt,
     make_prompt,
 )
 from ladle.evaluation.statistics import mcnemar_p_value
@@ -140,14 +141,19 @@ def read_problems(source: PromptSource, paths: list[Path], section: str) -> list
     for number, row in enumerate(rows, start=source.first):
         where = f"problem {number} of {source.dataset}"
         try:
-            question = fill(source.question, row, f"{section}.prompts.question")
+            kept: dict[str, Any] = {}
+            if source.messages is None:
+                question = fill(source.question, row, f"{section}.prompts.question")
+            else:
+                turns, arguments = read_conversation(row.get(source.messages), row)
+                question, kept = str(turns[-1].get("content", "")), {"messages": turns, **arguments}
             answer = fill(source.answer, row, f"{section}.prompts.answer")
         except BadRow as fault:
             raise UserError(f"{where}: {fault.problem}", fault.fix) from fault
         if not question.strip() or not answer.strip():
             problem = f"{where} has no {'answer' if question.strip() else 'question'}"
             raise UserError(problem, f"correct the row, or {section}.prompts")
-        problems.append(Item(number, question, answer))
+        problems.append(Item(number, question, answer, row=kept))
     return problems
 
 
@@ -183,12 +189,18 @@ def _complete(
     problems = read_problems(config.prompts, inputs["prompts"], purpose)
     examples = load_examples(config.examples, inputs.get("examples", []), config.few_shot)
     tokenizer = load_fast_tokenizer(model)
-    style = config.prompt or ("chat" if tokenizer.chat_template else "cot")
+    takes_turns = config.prompts.messages is not None
+    style = config.prompt or ("chat" if tokenizer.chat_template or takes_turns else "cot")
     if style == "chat":
         set_template_date(tokenizer, config.template_date, f"{purpose}.template_date")
     unreadable = find_unreadable(problems, GraderConfig(), purpose, "their problems are left out")
     problems = [problem for problem in problems if problem.idx not in unreadable]
-    prompts = [make_prompt(style, one.question, tokenizer, examples, config.system_prompt) for one in problems]
+    prompts = [
+        make_chat_prompt(tokenizer, **one.row)
+        if takes_turns
+        else make_prompt(style, one.question, tokenizer, examples, config.system_prompt)
+        for one in problems
+    ]
     task, dtype = Task(purpose, problems, prompts), choose_dtype(config.dtype)
     return task, complete_tasks([task], config, config, model, tokenizer, folder, shard, dtype), len(unreadable)
 
@@ -229,6 +241,7 @@ def _row(attempt: Attempt) -> dict[str, Any]:
     prompt, sample = attempt.prompt, attempt.sample
     texts: dict[str, Any] = {"prompt": prompt.text, "completion": sample.text}
     if prompt.messages is not None:
-        texts = {"prompt": prompt.messages, "completion": [{"role": "assistant", "content": sample.text}]}
+        texts = {name: value for name, value in attempt.problem.row.items() if name != "messages"}
+        texts |= {"prompt": prompt.messages, "completion": [{"role": "assistant", "content": sample.text}]}
     ids = {} if sample.token_ids is None else {"prompt_ids": prompt.ids, "completion_ids": sample.token_ids}
     return {**texts, "label": attempt.verdict == "correct", **ids, "finish_reason": sample.finish_reason}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ladle.artifacts.step import Step
@@ -21,7 +22,11 @@ def check(check: Checkup) -> Iterator[Finding]:
 
 
 def model_config(step: Step) -> dict[str, Any] | None:
-    """Return the config of a fresh model; an imported one has that of its source."""
+    """Return the config of a fresh model or of one in a GGUF file; another imported one has that of its source."""
+    if (file := _gguf_file(step)) is not None:
+        from ladle.models.gguf import read_gguf_config  # imported where needed: torch takes seconds
+
+        return read_gguf_config(file).to_dict()
     if not isinstance(step.config, InitModelConfig):
         return None
     size = tokenizer_size(step)
@@ -33,7 +38,13 @@ def bytes_written(check: Checkup) -> int:
     """Return the size of a model's weights."""
     if not isinstance(check.config, (FetchModelConfig, InitModelConfig)):
         return 0
-    return (4 if check.config.dtype == "float32" else 2) * (parameters_of(check) or 0)
+    is_float32 = check.config.dtype == "float32" or (check.config.dtype is None and _gguf_file(check.step) is not None)
+    return (4 if is_float32 else 2) * (parameters_of(check) or 0)
+
+
+def _gguf_file(step: Step) -> Path | None:
+    paths = getattr(step.inputs["model"][0], "paths", ()) if isinstance(step.config, FetchModelConfig) else ()
+    return paths[0] if paths and paths[0].suffix == ".gguf" else None
 
 
 STAGE = Stage(

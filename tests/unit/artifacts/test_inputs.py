@@ -41,6 +41,12 @@ def test_a_mistyped_path_is_not_taken_for_a_repository(
         InputFinder(tmp_path, no_network).find("dataset", reference, "k")
 
 
+def test_files_of_this_machine_have_no_revision(tmp_path: Path):
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(UserError, match=r"k is at .*rows.jsonl on this machine and has a revision \(v1\)"):
+        InputFinder(tmp_path, no_network).find("dataset", str(tmp_path / "rows.jsonl"), "k", "v1")
+
+
 def test_a_record_names_only_the_files_that_were_read(tmp_path: Path):
     save_tokenizer(tmp_path / "tokenizer")
     (tmp_path / "data").mkdir()

@@ -315,6 +315,30 @@ def test_a_chat_that_the_template_refuses_is_a_bad_row(tmp_path: Path, tokenizer
         )
 
 
+def test_what_a_chat_template_leaves_out_is_counted(
+    tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+):
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<eos>' }}{% endfor %}"
+    chats = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=template
+    )
+    chats.save_pretrained(tmp_path / "chats", save_jinja_files=False)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+    ask, answer = {"role": "user", "content": "the prime"}, {"role": "assistant", "content": "the prime"}
+    rows = [
+        {"messages": [ask, answer]},
+        {"messages": [ask, call]},
+        {"messages": [ask, answer], "tools": [{"function": {"name": "search"}}]},
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    source = {"name": "a", "dataset": "a", "ratio": 1.0, "format": "messages"}
+    config = make_config({}, sources=[source], budget={"sequences": 1}, packing="none")
+    (tmp_path / "out").mkdir()
+    mix.run(config, {"tokenizer": [tmp_path / "chats"], "source:a": [path]}, tmp_path / "out")
+    assert read_mixture(tmp_path / "out")["sources"][0]["unwritten_rows"] == {"tool_calls": 1, "tools": 1}
+    assert "does not write all of tool_calls in 1 of the 3 rows of source a" in caplog.text
+
+
 @pytest.mark.parametrize("ids", [[5, 6, PAD, PAD], [PAD, PAD, 7]])
 def test_padding_within_token_ids_is_refused(run_mix: RunMix, tmp_path: Path, ids: list[int]):
     path = write_jsonl(tmp_path / "a.jsonl", [{"input_ids": [5, 6]}, {"input_ids": ids}])

@@ -148,6 +148,46 @@ def test_prompts_are_the_models_own_template_where_it_has_one_and_evaluations_ot
     assert prompts("candidate", **few, **chat) == ("chat", "<system>Be brief.<user>1+1?<assistant>2<user>q0")
 
 
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]}
+ASK = [{"role": "user", "content": "1+1?"}, CALL, {"role": "tool", "content": "2"}]
+
+
+def test_a_conversation_reaches_the_chat_template_whole_and_stays_in_the_row(models, tmp_path, monkeypatch):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for tool in tools %}<{{ tool.function.name }}>{% endfor %}{% for m in messages %}<{{ m.role }}>"
+        "{{ m.content or m.tool_calls[0].function.name }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "parent" / "model")
+    monkeypatch.setattr(
+        TransformersGenerator, "generate", lambda self, requests: (Sample(one.id, [5], " 2", "eos") for one in requests)
+    )
+    row = {"turns": ASK, "tools": TOOLS, "chat_template_kwargs": {"depth": 1}, "answer": "2"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    config = RolloutConfig.model_validate({"prompts": {"dataset": "d", "messages": "turns"}, "samples": 1})
+    rollout.run(config, {"model": models["parent"], "prompts": [tmp_path / "train.jsonl"]}, out)
+    (written,) = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert written["prompt"] == ASK
+    assert (written["tools"], written["chat_template_kwargs"]) == (TOOLS, {"depth": 1})
+    expected = "<add><user>1+1?<assistant>add<tool>2<go>"
+    assert written["prompt_ids"] == tokenizer.encode(expected, add_special_tokens=False)
+    assert expected == tokenizer.apply_chat_template(ASK, tools=TOOLS, add_generation_prompt=True, tokenize=False)
+
+
+def test_conversations_are_whole_prompts():
+    prompts = {"dataset": "d", "messages": "turns"}
+    for other in (
+        {"prompt": "cot"},
+        {"prompt": "chat", "system_prompt": "x"},
+        {"few_shot": 1, "examples": {"dataset": "e"}},
+    ):
+        with pytest.raises(ValidationError, match="whole conversations from column 'turns', and"):
+            RolloutConfig.model_validate({"prompts": prompts, **other})
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
