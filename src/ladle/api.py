@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ladle.grading.verdict import Grade
     from ladle.launch.queue import Launched
     from ladle.preflight.rehearse import Rehearsal
-    from ladle.reporting.page import Change
+    from ladle.reporting.collect import Change
 
 logger = get_logger(__name__)
 
@@ -270,7 +270,7 @@ class Run:
     @property
     def changes(self) -> list[Change]:
         """What each evaluated model changed over the one that it was made from."""
-        from ladle.reporting.page import collect_changes
+        from ladle.reporting.collect import collect_changes
 
         paths = {name: path for name in self.steps if ((path := self.path_of(name)) / RECORD_NAME).is_file()}
         return collect_changes({name: (path, read_record(path)) for name, path in paths.items()})

@@ -30,10 +30,7 @@ if TYPE_CHECKING:
     from ladle.generation.request import Sample
     from ladle.launch.queue import Launched
     from ladle.preflight.rehearse import Rehearsal
-    from ladle.reporting.page import Change
-
-SIGNIFICANT = 0.05
-"""The p below which one model is called better than the other."""
+    from ladle.reporting.collect import Change
 
 
 def emit(value: Any, as_json: bool, show: Callable[[Any], object]) -> None:
@@ -107,12 +104,8 @@ def print_results(run: Run, reference: Callable[[str], str]) -> None:
             steps.setdefault(text, []).append(step)
     show_rows([{"step": ", ".join(warned), "warning": text} for text, warned in steps.items()])
     print_scores(run.scores)
-    for before, after, change in (changes := run.changes):
-        what = "better than" if change.difference > 0 else "worse than"
-        what = what if change.p_value < SIGNIFICANT else "not shown to differ from"
-        points = f"{100 * change.difference:+.1f} points, 95 % interval {100 * change.low:+.1f} to "
-        points += f"{100 * change.high:+.1f}, on {change.n:,} items, p = {change.p_value:.2g}"
-        sys.stdout.write(f"{after} is {what} {before} ({points})\n")
+    for change in (changes := run.changes):
+        sys.stdout.write(f"{change.verdict}\n")
     if run.report:
         sys.stdout.write(f"report: {run.report}\n")
     for words in _next_commands(run, changes, reference):

@@ -14,6 +14,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ladle.errors import UserError
 
@@ -137,6 +140,38 @@ def size_of(kind: str, repo_id: str, commit: str, file: str | None = None) -> in
     if file is not None and file not in sizes:
         raise UserError(f"{kind} {repo_id} at {commit[:12]} has no file {file}", "pin a `revision:` that has it")
     return sum(sizes.values()) if file is None else sizes[file]
+
+
+def card_of(kind: str, repo_id: str, commit: str) -> dict[str, Any]:
+    """Return the header of a repository's card at a commit (licence, language, …); empty if it has no card.
+
+    Raises:
+        UserError: it is not open to this user, cannot be reached, or its header cannot be read.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    with _faults_explained(kind, repo_id, commit[:12]):
+        try:
+            path = hf_hub_download(repo_id, "README.md", repo_type=kind, revision=commit)
+        except errors.RemoteEntryNotFoundError:
+            return {}
+    return read_card(Path(path))
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Return the header of a card, the README.md of a repository or of a folder that was one; empty if it has none.
+
+    Raises:
+        UserError: it is not YAML of keys and values.
+    """
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(path) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"the header of {path} cannot be read: {_first_line(error)}", "correct it, or remove it"
+        ) from error
 
 
 def upload(kind: str, repo_id: str, folder: Path, message: str, private: bool) -> str:

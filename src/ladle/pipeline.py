@@ -23,7 +23,7 @@ from ladle.errors import UserError
 from ladle.evaluation.config import BenchmarkChoice, EvaluateModelConfig, ModelChoice, PromptConfig, builtin_benchmarks
 from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.models.config import TOKENIZER_PATTERNS, FetchModelConfig, InitConfig, InitModelConfig, TokenizerSource
-from ladle.recipe import KtoArm, Recipe, ReportConfig, by_key
+from ladle.recipe import KtoArm, Recipe, by_key
 from ladle.rollouts.config import AttemptConfig
 from ladle.soups.members import find_members
 from ladle.stage import Stage
@@ -302,8 +302,8 @@ class Pipeline:
 
     def _add_report(self) -> None:
         if (config := self.recipe.report) is not None:
-            titled = ReportConfig(title=config.title or self.recipe.name)
-            self._add("report", report.STAGE, titled, {**self.steps}, "report")
+            whole = {"title": config.title or self.recipe.name, "recipe": self.recipe.source_text}
+            self._add("report", report.STAGE, config.model_copy(update=whole), {**self.steps}, "report")
 
     # What names in a recipe stand for.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import yaml
 from pydantic import Field, WithJsonSchema, model_validator
 from pydantic.json_schema import GenerateJsonSchema, SkipJsonSchema
 
@@ -129,6 +130,8 @@ class Recipe(Config):
     report: ReportConfig | None = None
     source: SkipJsonSchema[str] = execution("")
     """The file that it was read from, which is not a key of it."""
+    source_text: SkipJsonSchema[str] = execution("")
+    """All its keys as YAML, overrides included, which is not a key of it."""
 
     @model_validator(mode="after")
     def _tell_evaluations_apart(self) -> Recipe:
@@ -177,7 +180,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), section: str = "") ->
     """
     file = ConfigFile.read(path)
     file.override(list(overrides), section)
-    return _spread_seed(file.validate(Recipe)).model_copy(update={"source": str(path)})
+    text = yaml.safe_dump(file.tree, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return _spread_seed(file.validate(Recipe)).model_copy(update={"source": str(path), "source_text": text})
 
 
 def make_recipe(sections: dict[str, Any], overrides: Sequence[str], section: str) -> Recipe:

@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._api(parts[1].removesuffix("s"), "/".join(parts[2:4]), parts[4:])
         kind = "dataset" if parts[0] == "datasets" else "model"
         parts = parts[1:] if kind == "dataset" else parts
-        if ".git" in path:
+        if ".git/" in path:
             return self._lfs_batch()
         return self._resolve(kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]), method)
 

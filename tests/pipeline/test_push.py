@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import load_from_disk
+from huggingface_hub import DatasetCard, ModelCard, RepoCard
 
 from tests.pipeline.conftest import Run
 
@@ -42,10 +44,21 @@ def load(client, kind: str, name: str, revision: str) -> str:
     return done.stdout.strip()
 
 
-def card_of(repository) -> tuple[dict, str]:
-    text = repository.commits[repository.head]["README.md"].decode()
-    _, header, body = text.split("---\n", 2)
-    return yaml.safe_load(header), body
+def card_of(repository) -> RepoCard:
+    """Return the card as huggingface_hub reads it."""
+    kind = ModelCard if repository.kind == "model" else DatasetCard
+    return kind(repository.commits[repository.head]["README.md"].decode())
+
+
+def run_snippets(client, card: RepoCard) -> str:
+    """Run the card's Python, and return what it printed."""
+    snippets = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert snippets
+    script = "\n".join(snippets)
+    logged_in = client.environment(HF_TOKEN="hf_good")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=logged_in)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_model_goes_up_in_one_commit_and_loads(hub, client, tiny_run: Run):
@@ -57,11 +70,18 @@ def test_a_model_goes_up_in_one_commit_and_loads(hub, client, tiny_run: Run):
     assert len(repository.commits) == 2, "one commit beside the one that creating makes"
     files = repository.commits[repository.head]
     assert files["model.safetensors"] == (artifacts["kto"] / "model" / "model.safetensors").read_bytes()
-    header, body = card_of(repository)
-    assert header["library_name"] == "transformers"
-    assert "word_problems" in body
-    assert '"beta": 0.1' in body
-    assert "| pretrain | continued pretraining |" in body
+    card = card_of(repository)
+    assert card.data.library_name == "transformers"
+    score = json.loads((artifacts["evaluate/kto"] / "record.json").read_text())["metrics"]["word_problems"]
+    (result,) = card.data.eval_results
+    assert (result.dataset_name, result.dataset_split, result.metric_type) == ("word_problems", "test", "accuracy")
+    assert result.metric_value == score["accuracy"]
+    assert "license" not in card.data.to_dict(), "no source states one"
+    assert "| pretrain | continued pretraining |" in card.text
+    assert re.search(r"- 1/5 each: base-\w+, checkpoint-10, checkpoint-20, checkpoint-30, checkpoint-40\n", card.text)
+    (settings,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
+    assert yaml.safe_load(settings)["kto"]["beta"] == 0.1
+    assert "Question: What is 7 times 8?" in run_snippets(client, card)
     parameters = json.loads((artifacts["base/init"] / "record.json").read_text())["counters"]["parameters"]
     assert load(client, "model", "me/tiny-kto", repository.head).split()[0] == str(parameters)
     sent = [path for _, path, _ in hub.requests if path.startswith("/lfs-put/")]
@@ -102,6 +122,37 @@ def test_an_evaluation_goes_up_file_by_file(hub, client, tiny_run: Run):
         if path.is_file():
             assert files[path.relative_to(artifact).as_posix()] == path.read_bytes()
     assert repository.private
+    assert "num_rows: 30" in run_snippets(client, card_of(repository))
+
+
+LICENCE = {"license": "other", "license_name": "a-licence", "license_link": "LICENSE", "language": ["en", "zh"]}
+
+
+@pytest.mark.slow
+def test_licence_and_languages_are_those_of_the_sources(hub, client, tiny_run: Run, tmp_path):
+    """Of a base model and of data; a source that states no licence leaves the card without one."""
+    model = tiny_run.artifacts()["pretrain"] / "model"
+    weights = {path.name: path.read_bytes() for path in model.iterdir()}
+    header = f"---\n{yaml.safe_dump(LICENCE)}---\n"
+    hub.add("model", "org/base", {**weights, "README.md": header.encode()})
+    rows = b'{"prompt": "a", "completion": "b", "label": true}\n{"prompt": "a", "completion": "c", "label": false}\n'
+    hub.add("dataset", "org/open", {"train.jsonl": rows, "README.md": b"---\nlicense: mit\nlanguage: fr\n---\n"})
+    hub.add("dataset", "org/silent", {"train.jsonl": rows})
+    made = client.ladle("fetch", "org/base", "--out", tmp_path / "base", "--root", tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert push(client, tmp_path / "base", "me/base").returncode == 0
+    card = card_of(hub.repositories["model", "me/base"]).data.to_dict()
+    assert {key: card[key] for key in LICENCE} == LICENCE
+    assert card["base_model"] == ["org/base"]
+    for name, data, licence in (("one", "[org/open]", ["mit"]), ("two", "[org/open, org/silent]", None)):
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(f"name: {name}\nbase: {{model: org/base}}\nkto: {{data: {data}}}\n")
+        made = client.ladle("prefer", "--config", config, "--out", tmp_path / name, "--root", tmp_path)
+        assert made.returncode == 0, made.stderr
+        assert push(client, tmp_path / name, f"me/{name}").returncode == 0
+        card = card_of(hub.repositories["dataset", f"me/{name}"]).data.to_dict()
+        assert (card.get("license"), card["language"]) == (licence, ["fr"])
+        assert card["source_datasets"] == re.findall(r"org/\w+", data)
 
 
 def test_without_the_right_to_write_nothing_is_made(hub, client, tiny_run: Run):

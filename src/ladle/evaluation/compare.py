@@ -54,6 +54,7 @@ class PairedResult:
         items_to_detect: items like these needed to find the observed difference so; None where there is none.
         unpaired: items that only one of the two answered, left out.
         k: the accuracy here is pass@k; 1 is the share of right samples.
+        holm_p_value: the p-value adjusted for the comparisons made beside this one; None where none is known of.
     """
 
     benchmark: str
@@ -71,6 +72,7 @@ class PairedResult:
     items_to_detect: int | None
     unpaired: int
     k: int = 1
+    holm_p_value: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Write the run's page: `index.html`, one file that opens anywhere."""
+"""Write the run's page, `index.html`, one file that opens anywhere; and the same in short, `report.md`."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from ladle.stage import Stage, deferred
 run = deferred("ladle.reporting.page:run")
 
 
-STAGE = Stage("report", run, volatile=("*",), extrapolate=same_seconds)
+STAGE = Stage("report", run, version=2, volatile=("*",), extrapolate=same_seconds)

@@ -9,7 +9,7 @@ import pytest
 from ladle.errors import UserError
 from ladle.evaluation.compare import compare_runs
 from ladle.evaluation.statistics import mcnemar_p_value
-from ladle.reporting.page import collect_changes
+from ladle.reporting.collect import collect_changes
 
 NAME = "test_cot_-1_seed1_t0.6_s0_e-1_result.jsonl"
 
@@ -56,14 +56,17 @@ def test_paired_difference_and_flips(tmp_path):
 
 
 def test_the_report_compares_each_model_with_the_one_it_was_made_from(tmp_path):
-    """Within an evaluation; models that share no history with one before them are compared with the last one."""
+    """Within an evaluation; models that share no history with one before them are compared with the last one.
+
+    Last comes what was gained: the last model over the first one behind it.
+    """
     made_from = {
         "pretrain": ["base", "mix"], "mix": ["base"], "soup": ["base", "pretrain"], "rollout": ["soup"],
         "sft": ["soup", "rollout"], "training": ["soup", "rollout"], "kto": ["soup", "training"],
     }  # fmt: skip
     records: Any = {name: (tmp_path, _record(name, inputs)) for name, inputs in made_from.items()}
     evaluated = ["base", "pretrain", "soup", "sft", "kto", "other", "folder", "folder-2"]
-    for name in [*evaluated, "greedy/base", "greedy/kto"]:
+    for name in [*evaluated, "greedy/base", "greedy/kto", "chain/base", "chain/soup", "chain/kto"]:
         folder = _write(tmp_path / name.replace("/", "-"), "gsm8k", _single("1010"))
         records[f"evaluate/{name}"] = folder, _record(f"evaluate/{name}", [name.split("/")[-1]], "evaluate")
         if name.startswith("folder"):  # a model on disk, which no step made
@@ -71,7 +74,8 @@ def test_the_report_compares_each_model_with_the_one_it_was_made_from(tmp_path):
     pairs = [(before, after) for before, after, _ in collect_changes(records)]
     within = [("base", "pretrain"), ("pretrain", "soup"), ("soup", "sft"), ("soup", "kto"), ("kto", "other")]
     within += [("other", "folder"), ("folder", "folder-2")]
-    assert pairs == [*within, ("greedy/base", "greedy/kto")]
+    chain = [("chain/base", "chain/soup"), ("chain/soup", "chain/kto"), ("chain/base", "chain/kto")]
+    assert pairs == [*within, ("greedy/base", "greedy/kto"), *chain]
 
 
 def _record(name: str, inputs: list[str], stage: str = "other") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ladle.evaluation.statistics import (
     bootstrap_interval,
+    holm,
     items_to_detect,
     majority_answer,
     mcnemar_p_value,
@@ -118,3 +119,20 @@ def test_items_to_detect_is_the_inverse_of_the_minimum_effect():
     assert items_to_detect(differences, 0.0) is None
     assert minimum_detectable_effect([1.0]) is None
     assert minimum_detectable_effect([0.0, 0.0, 0.0]) is None  # nothing says how far such items may differ
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_rejects_what_the_stepwise_definition_rejects(p_values):
+    """Step down from the smallest p: reject the i-th while it is at most α / (m - i + 1), then no more."""
+    adjusted = holm(p_values)
+    for level in (0.01, 0.05, 0.5):
+        is_rejected, going_on = {}, True
+        for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+            going_on = going_on and (len(p_values) - rank) * p_values[place] <= level
+            is_rejected[place] = going_on
+        assert {place: value <= level for place, value in enumerate(adjusted)} == is_rejected
+
+
+def test_holm_against_a_published_example():
+    # R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

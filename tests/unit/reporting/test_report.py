@@ -1,0 +1,142 @@
+"""What the report says of a run: figures, examples, curves and lineage; with stages missing, what is there."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+
+import pytest
+import yaml
+
+from ladle.recipe import load_recipe
+from ladle.reporting.collect import collect_answers, collect_lineage, collect_trainings
+from ladle.reporting.page import ReportConfig, render
+from ladle.reporting.plots import MAX_POINTS, draw
+from tests.run_records import make_run
+
+
+@pytest.fixture
+def records(tmp_path):
+    return make_run(tmp_path)
+
+
+def text_of(page: str) -> str:
+    """Return what a reader sees."""
+    body = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(body).split())
+
+
+def test_the_page_says_what_was_gained_and_how(records):
+    page = render(ReportConfig(title="A <run>", price_per_hour=36.0), records)["index.html"]
+    text = text_of(page)
+    assert "kto <b> is better than base: it solves 56.2% of 80 items and base 7.5%" in text
+    assert "<script" not in page, "completions are text"
+    for shown in (
+        "75.0 % 74.0 % to 76.0 %",
+        "web 80.00 % 100.00 % 1,234",
+        "77 unused",
+        "1/2 each of 2: base, checkpoint-10",
+        "uniform 1.25000 chosen",
+        "rollout 90 40 41 7 2 3 81",
+        "the model before",
+        "other: base wrong, kto <b> right (26 items)",
+        "z0 & <KL>",
+        "kto/training-2 2 12 13",
+        "Some CPU",
+        "c0ffee",
+        "ladle run 'a recipe.yaml'",
+    ):
+        assert shown in text, shown
+    assert "checkpoint-9" not in text, "members without weight are left out"
+    seconds = sum(record["timings"]["seconds"] for _, record in records.values())
+    assert f"cost {seconds / 100:.2f}" in text
+
+
+def test_the_page_is_the_same_in_short_as_markdown(records):
+    short = render(ReportConfig(title="A run"), records)["report.md"]
+    assert short.startswith("# A run\n")
+    assert "kto <b> is better than base" in short
+    assert "| kto <b> | word_problems | 75.0 % | 74.0 to 76.0 % | 40 | 30 | 10 | 5 | 6 | 9 |" in short
+    assert not re.search(r"\n{3,}", short)
+
+
+@pytest.mark.parametrize("missing", ["evaluate", "kto", "mix", "pretrain", "everything"])
+def test_a_run_with_missing_stages_shows_what_is_there(records, missing):
+    left = {name: one for name, one in records.items() if one[1]["stage"] != missing and missing != "everything"}
+    page = render(ReportConfig(title="x"), left)["index.html"]
+    sections = set(re.findall(r'<section id="(\w+)">', page))
+    assert sections == set(re.findall(r'<a href="#(\w+)">', page))
+    gone = {"evaluate": {"results", "changes", "answers"}, "mix": {"data"}, "pretrain": {"training"}}
+    assert not sections & gone.get(missing, set())
+    assert (missing == "everything") == (not sections)
+    assert ("No model was evaluated." in page) == (missing in ("evaluate", "everything"))
+
+
+def test_answers_on_which_the_models_differ_come_first(records):
+    folders = {name: records[f"evaluate/{name}"][0] for name in ("base", "kto <b>")}
+    answers = [one for one in collect_answers(folders) if one.benchmark == "other"]
+    assert [(one.right, one.num_items) for one in answers] == [
+        ((False, True), 26),
+        ((False, False), 10),
+        ((True, True), 4),
+    ]
+    assert [row["idx"] for row in answers[0].examples[0]] == [4, 4]
+
+
+def test_rounds_of_an_alignment_are_drawn_one_after_the_other(records):
+    base, kto = collect_trainings(records)
+    assert (base.name, kto.name, [*kto.rounds]) == ("base", "kto", ["kto/training-1", "kto/training-2"])
+    titles = [chart.title for chart in kto.charts]
+    assert titles == ["loss", "kl", "learning_rate", "rewards", "z0"]
+    (line,) = kto.charts[0].lines
+    assert [len(points) for points in line.rounds] == [4, 2]
+    assert line.rounds[0][-1][0] == kto.charts[0].ends[0] < line.rounds[1][0][0]
+
+
+def test_the_lineage_leaves_out_what_others_imply(records):
+    steps = {step.name: step for step in collect_lineage(records)}
+    assert steps["base"].nearest == ["mix"]
+    assert set(steps["base"].made_from) == {"base/init", "mix"}
+    assert steps["kto <b>"].nearest == ["kto/training-2"]
+    assert steps["kto <b>"].scores == [0.75]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.0, 1.0], ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        ([3e-4, 3e-4], None),
+        ([0.0], None),
+        ([-1.0, 250_000.0], None),
+        ([1.5, 1.50001], None),
+    ],
+)
+def test_curves_lie_between_round_ticks(values, labels):
+    chart = draw("x", {"a": list(enumerate(values))})
+    assert chart is not None
+    places, texts = zip(*chart.y_ticks, strict=True)
+    assert labels is None or [*texts] == labels
+    assert len(set(texts)) == len(texts) >= 2
+    assert list(places) == sorted(places, reverse=True)
+    for _, y in chart.lines[0].rounds[0]:
+        assert places[-1] <= y <= places[0]
+
+
+def test_nothing_is_drawn_of_nothing_and_long_curves_keep_their_peaks():
+    assert draw("x", {"a": [], "b": [(1, math.nan)]}) is None
+    points = [(float(x), 9.0 if x == 7_777 else 0.0) for x in range(20_000)]
+    chart = draw("x", {"a": points})
+    assert chart is not None
+    (drawn,) = chart.lines[0].rounds
+    assert len(drawn) <= MAX_POINTS
+    assert min(y for _, y in drawn) < next(place for place, text in chart.y_ticks if text == "8")
+
+
+def test_the_recipe_on_the_page_is_the_recipe(repository, tmp_path):
+    for name in ("quickstart", "tiny", "openseek/kto"):
+        loaded = load_recipe(repository / "recipes" / f"{name}.yaml", ["report.title=no", "seed=7"])
+        (tmp_path / "again.yaml").write_text(loaded.source_text)
+        again = load_recipe(tmp_path / "again.yaml")
+        assert again.model_copy(update={"source": loaded.source}) == loaded
+        assert yaml.safe_load(loaded.source_text)["report"]["title"] == "no"
