@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ladle.errors import CheckFailed, UserError
@@ -79,10 +81,11 @@ class ProcessExecutor:
             with pool:
                 yield from pool.map(function, arguments)
         except BrokenProcessPool as error:
-            raise CheckFailed(
-                "a worker process died (killed, or out of memory); finished shards are kept: "
-                "run the same command again, with fewer workers if memory was short"
-            ) from error
+            again = "run the same command again, with fewer workers if memory was short"
+            if Path(getattr(sys.modules["__main__"], "__file__", None) or "").suffix == ".py":
+                again += "; if it is a script, its calls of Ladle have to stand under `if __name__ == '__main__':`"
+            problem = "a worker process died (killed, or out of memory); finished shards are kept"
+            raise CheckFailed(f"{problem}: {again}") from error
 
 
 def make_executor(kind: ExecutorKind, workers: int, on_gpus: bool = False) -> Executor:

@@ -116,3 +116,11 @@ def test_rows_are_on_disk_a_second_after_they_are_appended(tmp_path, monkeypatch
     with RowJournal(path).appending() as append_row:
         append_row(ROWS[0])
         assert list(RowJournal(path).rows()) == ROWS[:1]
+
+
+def test_a_script_without_a_main_guard_hears_what_it_lacks(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text("from ladle.executors import ProcessExecutor\nlist(ProcessExecutor(2).map(abs, [1, 2]))\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "its calls of Ladle have to stand under `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
