@@ -301,8 +301,8 @@ class Run:
                 continue
             builder = next(iter(builders_of(path)), None)
             state = "running" if builder else str(planned.state)
-            left = self._expected(planned.step, rows, builder)
-            rows[name] = StepStatus(name, state, None, 0, builder, jobs.get(name), left, reports_of(path))
+            left, reports = self._expected(planned.step, rows, builder), reports_of(path) if builder else ()
+            rows[name] = StepStatus(name, state, None, 0, builder, jobs.get(name), left, reports)
         return [rows[name] for name in self.steps]
 
     def _expected(self, step: Step, rows: Mapping[str, StepStatus], builder: dict[str, Any] | None) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -20,9 +21,11 @@ def main() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.run import main as torchrun
 
-    torchrun()
+    with suppress(SignalException):  # Ctrl-C, of which the process that started this tells
+        torchrun()
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ def work(job_path: Path) -> int:
     """Run the job in this process and, on the first one, write its outcome; returns the exit code."""
     from ladle import log
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # torchrun ignores them; a training listens once it has begun
+    for number in (*STOP_SIGNALS, signal.SIGINT):  # torchrun ignores some; a training listens once it has begun
+        signal.signal(number, signal.SIG_DFL)
     is_first = os.environ.get("RANK", "0") == "0"
     log.configure(quiet=not is_first)
     stage, config, inputs, out = pickle.loads(job_path.read_bytes())
