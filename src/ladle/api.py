@@ -589,7 +589,7 @@ def chat(
     """Load a model and return a conversation with it: `answer(message, show)` gives the text to `show` as it is made.
 
     Args:
-        model: a folder, or RECIPE:STEP.
+        model: a folder, RECIPE:STEP, or a Hub id, which is fetched.
         style: how messages are put, `plain` being as they are; None is the chat template, and plain without one.
         system: text of the system turn of a chat template.
         root: where runs are kept.
@@ -599,7 +599,8 @@ def chat(
     from ladle.generation.request import SamplingConfig
     from ladle.models.config import choose_dtype
 
-    config, folder = SamplingConfig.model_validate(sampling), model_dir(Path(find_model(model, root)))
+    config, place = SamplingConfig.model_validate(sampling), find_model(model, root)
+    folder = model_dir(Path(place) if Path(place).exists() else fetch(place, root=root).path)
     return Chat(folder, config, choose_dtype(None), style, system)
 
 

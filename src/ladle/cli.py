@@ -418,7 +418,7 @@ def generate(
 
 @app.command()
 def chat(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders with models, or RECIPE:STEP.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders, RECIPE:STEP, or Hub ids.")],
     compare: Annotated[bool, typer.Option("--compare", help="Let each of several models answer.")] = False,
     prompt: Annotated[PromptStyle | None, typer.Option(help="Unset: the chat template, or plain.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Complete messages as they are, each alone.")] = False,
@@ -434,6 +434,8 @@ def chat(
     Each line of standard input is a message. /reset forgets what was said; /quit, or on a terminal an empty line, ends.
 
     Examples:
+
+      ladle chat BAAI/OpenSeek-Small-v1
 
       ladle chat recipes/quickstart.yaml:kto --prompt cot --temperature 0.6
 

@@ -75,7 +75,7 @@ def test_every_example_runs(repository, hub, client, folder, tmp_path):
     hub.add("model", "BAAI/OpenSeek-Small-v1", files)
     hub.add("dataset", "AI-MO/NuminaMath-CoT", {"train.jsonl": b'{"text": "a"}\n' * 5})
     found = examples(repository)
-    assert len(found) >= 43
+    assert len(found) >= 44
     wrong = []
     for example in found:
         words = shlex.split(example, comments=True)
