@@ -3,10 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ladle-setup
+DOCS_STAMP := .venv/.ladle-docs
 VLLM := .venv-vllm/bin
 VLLM_STAMP := .venv-vllm/.ladle-setup
 
-.PHONY: setup setup-vllm quickstart test test-all check bench sweep reference gpu clean
+.PHONY: setup setup-vllm quickstart test test-slow test-all check docs bench sweep reference gpu clean
 
 setup: $(STAMP)
 
@@ -33,9 +34,10 @@ quickstart: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
-test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
+test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile
+
+test-all: test test-slow
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -43,6 +45,14 @@ check: setup
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/deptry src
+
+# The pages as a site, in site/; a broken link stops it.
+docs: $(DOCS_STAMP)
+	$(BIN)/zensical build --strict --clean
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[docs]"
+	touch $@
 
 bench: setup
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
@@ -53,6 +63,7 @@ sweep: setup
 reference: setup
 	$(BIN)/ladle schema > recipes/schema.json
 	$(BIN)/python docs/make_reference.py > docs/reference.md
+	$(BIN)/python docs/make_figure.py > docs/images/quickstart.svg
 
 # On a machine with one GPU, with or without `make setup`: from the source tree, in whatever Python has the dependencies.
 gpu:

@@ -25,7 +25,7 @@ STAND_INS = {
     "gsm8k,math500": "gsm8k",
 }
 ELSEWHERE = ("--rehearse", "recipes/openseek/pretrain.yaml")  # tests/pipeline/test_rehearse.py, tests/launch
-PAGES = ("mixing", "kto", "sft", "soup", "pretraining")  # the README and cluster.md have tests of their own
+OF_THEIR_OWN = ("cluster.md", "tutorial.md", "tutorial.zh.md")  # pages with tests of their own, as the README has
 
 
 def commands() -> list[str]:
@@ -38,10 +38,11 @@ def examples(repository: Path) -> list[str]:
     from ladle.cli import app
 
     texts = [one.callback.__doc__ or "" for one in app.registered_commands if one.callback]
-    pages = [(repository / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in PAGES]
+    files = sorted((repository / "docs").rglob("*.md"))
+    pages = [path.read_text(encoding="utf-8") for path in files if path.name not in OF_THEIR_OWN]
     texts += [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
     lines = [line.strip() for text in texts for line in text.splitlines() if line.lstrip().startswith("ladle ")]
-    return [line for line in lines if not any(word in line for word in ELSEWHERE)]
+    return [line for line in dict.fromkeys(lines) if not any(word in line for word in ELSEWHERE)]
 
 
 @pytest.fixture
