@@ -42,4 +42,4 @@ def test_every_file_and_command_of_the_tutorial_works_as_printed(repository, tmp
             (folder / name[1]).write_text(content, encoding="utf-8")
     accuracies = {model: float(percent) for model, percent in re.findall(r"^(\w+) +animals +([\d.]+)%", printed, re.M)}
     assert accuracies["base"] < 30 < 80 < min(accuracies["pretrained"], accuracies["kto"])
-    assert re.search(r"^Answer: It has \d legs\.$", printed, re.M)  # as people liked it
+    assert re.search(r"^--- animals.yaml:kto\n It has \d legs\.$", printed, re.M)  # as people liked it
