@@ -386,6 +386,9 @@ class WordProblemsConfig(Config):
     """Held-out problems to report on."""
     largest_operand: int = Field(default=12, ge=4)
     """The three operands of a problem run from 2 to this."""
+    harder: int = Field(default=0, ge=0)
+    """Problems of each harder kind, to test what carries over: with another wording, with larger operands, with three
+    steps."""
 
 
 def _kind_of(value: Any) -> str:

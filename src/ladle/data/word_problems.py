@@ -5,7 +5,8 @@ hash, to one pool: train, validation or test; so no operand tuple of a held-out 
 occurs in training data. That is asserted over everything written, not assumed.
 
 Files: `facts` (bare arithmetic), `worksheets` (several problems with bare answers), `worked` (one problem with its
-solution), `prompts` (train pool, for rollouts), `examples` (train pool, for few-shot prompts), `validation`, `test`.
+solution), `prompts` (train pool, for rollouts), `examples` (train pool, for few-shot prompts), `validation`, `test`;
+and on request, to test what carries over, `other_wording` and `three_steps` (test pool) and `larger_operands`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ladle.artifacts.files import fsync_path
 from ladle.data.config import WordProblemsConfig
 from ladle.errors import CheckFailed, UserError
 
-Operands = tuple[int, int, int]
+Operands = tuple[int, ...]
 Row = dict[str, Any]
 
 NAMES = [
@@ -37,29 +38,53 @@ THINGS = [
 PROBLEMS_IN_WORKSHEET = 5
 NUM_EXAMPLES = 8
 HELD_OUT_PERCENT = {"validation": 12, "test": 12}
+HARDER = ("other_wording", "larger_operands", "three_steps")
 
 
 class Form(NamedTuple):
-    """A kind of problem: its two steps, over the operands a, b, c and r, the first step's result, and its wordings."""
+    """A kind of problem: its steps, over the operands a, b, c, d and r, the last step's result, and its wordings."""
 
-    first: str
-    second: str
+    steps: tuple[str, ...]
     wordings: list[str]
 
 
 FORMS = (
-    Form("a*b", "r+c", [
+    Form(("a*b", "r+c"), [
         "{name} has {a} bags with {b} {things} each and finds {c} more {things}. How many {things} does {name} have "
         "now?",
         "There are {a} rows of {b} {things}. {name} adds {c} more. How many {things} are there?",
     ]),
-    Form("a*b", "r-c", [
+    Form(("a*b", "r-c"), [
         "{name} fills {a} boxes with {b} {things} each, then gives away {c}. How many {things} are left?",
         "A shop gets {a} trays of {b} {things}. {name} buys {c} of them. How many {things} remain?",
     ]),
-    Form("a+b", "r*c", [
+    Form(("a+b", "r*c"), [
         "Every day {name} collects {a} {things} at noon and {b} at night. How many {things} is that in {c} days?",
         "{name} packs {a} old and {b} new {things} into each of {c} crates. How many {things} are packed?",
+    ]),
+)  # fmt: skip
+OTHER_WORDINGS = (
+    Form(("a*b", "r+c"), [
+        "Each of {a} friends brings {name} {b} {things}; {c} {things} were there before. What is the total?",
+    ]),
+    Form(("a*b", "r-c"), [
+        "{name} orders {a} times {b} {things}. After {c} are sold, how many {things} does {name} still have?",
+    ]),
+    Form(("a+b", "r*c"), [
+        "A pack holds {a} red and {b} blue {things}. {name} buys {c} packs. How many {things} is that?",
+    ]),
+)  # fmt: skip
+THREE_STEPS = (
+    Form(("a*b", "r+c", "r+d"), [
+        "{name} has {a} bags with {b} {things} each, finds {c} more {things} and then {d} more. How many {things} does "
+        "{name} have now?",
+    ]),
+    Form(("a*b", "r+c", "r-d"), [
+        "There are {a} rows of {b} {things}. {name} adds {c} more and takes {d} away. How many {things} are there?",
+    ]),
+    Form(("a+b", "r*c", "r+d"), [
+        "Every day {name} collects {a} {things} at noon and {b} at night. In {c} days, with {d} more at the end, how "
+        "many {things} is that?",
     ]),
 )  # fmt: skip
 
@@ -81,6 +106,8 @@ def write_word_problems(config: WordProblemsConfig, out: Path) -> dict[str, Any]
         "validation": _distinct(validation, config.validation),
         "test": _distinct(test, config.test),
     }
+    if config.harder:
+        splits |= {name: _distinct(problems, config.harder) for name, problems in _harder(config).items()}
     assert_held_out(splits)
     out.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
@@ -101,41 +128,68 @@ def assert_held_out(splits: dict[str, list[Row]]) -> None:
     training |= {tuple(operands) for row in splits["worksheets"] for operands in row["operands"]}
     lines = {line for row in [*rows, *splits["worksheets"]] for line in row["text"].splitlines()}
     validation, test = ({tuple(row["operands"]) for row in splits[split]} for split in HELD_OUT_PERCENT)
+    harder = [row for split in HARDER for row in splits.get(split, [])]
+    test |= {tuple(row["operands"][:3]) for row in harder}
     if shared := (validation & test) | (training & (validation | test)):
         raise CheckFailed(f"{len(shared)} held-out operand tuples occur in another split, such as {min(shared)}")
-    for row in [*splits["validation"], *splits["test"]]:
+    for row in [*splits["validation"], *splits["test"], *harder]:
         if f"Question: {row['question']}" in lines:
             raise CheckFailed(f"a held-out question occurs in training data: {row['question']}")
 
 
 def _draw(config: WordProblemsConfig, pool: str) -> Iterator[Row]:
     """Yield problems whose operands belong to one pool, without end."""
-    source = random.Random(f"word problems {config.seed} {pool}")
+    return _problems(f"word problems {config.seed} {pool}", _operands(config, pool), FORMS)
+
+
+def _harder(config: WordProblemsConfig) -> dict[str, Iterator[Row]]:
+    """Return problems of each harder kind, without end."""
+    test, largest = _operands(config, "test"), config.largest_operand
+    longer = [(*operands, d) for operands in test for d in range(2, largest + 1)]
+    up_to_double = range(2, 2 * largest + 1)
+    larger = [(a, b, c) for a in up_to_double for b in up_to_double for c in up_to_double if min(a, b, c) > largest]
+    kinds = zip(HARDER, (test, larger, longer), (OTHER_WORDINGS, FORMS, THREE_STEPS), strict=True)
+    return {name: _problems(f"word problems {config.seed} {name}", *kind) for name, *kind in kinds}
+
+
+def _operands(config: WordProblemsConfig, pool: str) -> list[Operands]:
     small = range(2, config.largest_operand + 1)
     tuples = [(a, b, c) for a in small for b in small for c in small]
     tuples = [operands for operands in tuples if pool_of(operands, config.seed) == pool]
     if not tuples:
         raise UserError(f"no operands are left for the {pool} problems", "raise largest_operand")
+    return tuples
+
+
+def _problems(seed: str, tuples: list[Operands], forms: tuple[Form, ...]) -> Iterator[Row]:
+    source = random.Random(seed)
     while True:
-        operands, form = source.choice(tuples), source.choice(FORMS)
-        values = dict(zip("abc", operands, strict=True))
-        if form.second == "r-c" and values["a"] * values["b"] < values["c"]:
-            form = FORMS[0]
+        operands, form = source.choice(tuples), source.choice(forms)
+        steps, answer = _solve(form, operands)
+        if "=-" in "".join(steps):
+            form = forms[0]
+            steps, answer = _solve(form, operands)
         name, things = source.choice(NAMES), source.choice(THINGS)
+        values = dict(zip("abcd", operands, strict=False))
         question = source.choice(form.wordings).format(name=name, things=things, **values)
-        steps = []
-        for left, operator, right in (form.first, form.second):
-            one, other = values[left], values[right]
-            values["r"] = {"+": one + other, "-": one - other, "*": one * other}[operator]
-            steps.append(f"{one}{operator}{other}={values['r']}")
-        solution = f"{'; '.join(steps)}. The answer is \\boxed{{{values['r']}}}."
+        solution = f"{'; '.join(steps)}. The answer is \\boxed{{{answer}}}."
         yield {
             "question": question,
             "solution": solution,
-            "answer": str(values["r"]),
+            "answer": str(answer),
             "operands": list(operands),
             "text": f"Question: {question}\nAnswer: {solution}",
         }
+
+
+def _solve(form: Form, operands: Operands) -> tuple[list[str], int]:
+    """Return the steps of a problem as text, and the last one's result."""
+    values, steps = dict(zip("abcd", operands, strict=False)), []
+    for left, operator, right in form.steps:
+        one, other = values[left], values[right]
+        values["r"] = {"+": one + other, "-": one - other, "*": one * other}[operator]
+        steps.append(f"{one}{operator}{other}={values['r']}")
+    return steps, values["r"]
 
 
 def _distinct(problems: Iterator[Row], count: int) -> list[Row]:

@@ -29,6 +29,26 @@ def test_every_solution_is_right(tmp_path):
         assert second.endswith(f"={row['answer']}")
 
 
+def test_harder_problems_are_right_and_unlike_the_training_data(tmp_path):
+    write_word_problems(SMALL, tmp_path / "plain")
+    write_word_problems(SMALL.model_copy(update={"harder": 40}), tmp_path / "harder")
+    splits = read(tmp_path / "harder")
+    for path in (tmp_path / "plain").iterdir():
+        assert path.read_bytes() == (tmp_path / "harder" / path.name).read_bytes(), "the others stay as they are"
+    trained = {tuple(row["operands"]) for row in splits["worked"] + splits["prompts"]}
+    for split, num_steps in (("other_wording", 2), ("larger_operands", 2), ("three_steps", 3)):
+        assert len({row["question"] for row in splits[split]}) == 40
+        for row in splits[split]:
+            steps, _, conclusion = row["solution"].partition(". ")
+            values = [step.split("=") for step in steps.split("; ")]
+            assert len(values) == num_steps
+            assert all(eval(left, {"__builtins__": {}}) == int(right) >= 0 for left, right in values)
+            assert conclusion == f"The answer is \\boxed{{{values[-1][1]}}}."
+            assert row["answer"] == values[-1][1]
+            assert tuple(row["operands"][:3]) not in trained
+    assert min(min(row["operands"]) for row in splits["larger_operands"]) > SMALL.largest_operand
+
+
 def test_held_out_numbers_and_questions_are_in_no_training_split(tmp_path):
     write_word_problems(SMALL, tmp_path)
     splits = read(tmp_path)
