@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ladle.artifacts.files import readable_size
 from ladle.errors import CheckFailed
-from ladle.launch.queue import SLURM_FOLDER, jobs_in_queue
 from ladle.log import IS_SHOWN, get_logger
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ def follow(run: Run) -> None:
     Raises:
         CheckFailed: nobody builds it any more.
     """
+    from ladle.launch.queue import SLURM_FOLDER, jobs_in_queue
+
     rows, slurm, seen_at = run.status(), run.workspace.folder / SLURM_FOLDER, time.monotonic()
     with shown(run, LOOK_EVERY, asks_slurm=True):
         while any(row.state != "done" for row in rows):
