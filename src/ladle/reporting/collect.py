@@ -134,28 +134,17 @@ def _levels_behind(start: str, by_fingerprint: Mapping[str, Record]) -> Iterator
 
 def collect_changes(records: Records) -> list[Change]:
     """Return what each model changed over the one it was made from and, last in each evaluation, what was gained."""
-    return overall_changes(compare_models(records))
+    return changes_of(compare_models(records))
 
 
-def overall_changes(compared: Sequence[Compared]) -> list[Change]:
-    """Return the changes over all items, their p-values adjusted for each other."""
-    return _adjust([Change(one.before, one.after, one.comparison.overall) for one in compared])
-
-
-def benchmark_changes(compared: Sequence[Compared]) -> list[Change]:
-    """Return the changes on each benchmark, where there are several, their p-values adjusted for each other."""
-    several = [one for one in compared if len(one.comparison.benchmarks) > 1]
-    return _adjust([Change(one.before, one.after, paired) for one in several for paired in one.comparison.benchmarks])
-
-
-def _adjust(changes: Sequence[Change]) -> list[Change]:
+def changes_of(compared: Sequence[Compared], by_benchmark: bool = False) -> list[Change]:
+    """Return the changes over all items, or on each benchmark, their p-values adjusted for each other."""
     from ladle.evaluation.statistics import holm
 
+    paired = [one.comparison.benchmarks if by_benchmark else [one.comparison.overall] for one in compared]
+    changes = [Change(*pair[:2], one) for pair, own in zip(compared, paired, strict=True) for one in own]
     adjusted = holm([change.paired.p_value for change in changes])
-    return [
-        change._replace(paired=replace(change.paired, holm_p_value=p_value))
-        for change, p_value in zip(changes, adjusted, strict=True)
-    ]
+    return [one._replace(paired=replace(one.paired, holm_p_value=p)) for one, p in zip(changes, adjusted, strict=True)]
 
 
 # What the models say.

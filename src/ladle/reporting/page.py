@@ -71,7 +71,7 @@ def _facts(config: ReportConfig, records: Records) -> dict[str, Any]:
     from ladle.reporting.plots import draw_lengths, draw_pass_at_k
 
     scores, compared = collect.collect_scores(records), collect.compare_models(records)
-    changes = collect.overall_changes(compared)
+    changes = collect.changes_of(compared)
     shown = [dict(zip(one[:2], one.folders, strict=True)) for one in compared if one.is_gain]
     shown += [{name: folder} for name, folder, _ in collect.of_stage(records, "evaluate")]
     commands = [record["command"] for _, record in records.values()]
@@ -85,7 +85,7 @@ def _facts(config: ReportConfig, records: Records) -> dict[str, Any]:
         "pass_charts": {benchmark: draw_pass_at_k(models) for benchmark, models in scores.items()},
         "gains": [change for change, one in zip(changes, compared, strict=True) if one.is_gain],
         "changes": changes,
-        "changes_by_benchmark": collect.benchmark_changes(compared),
+        "changes_by_benchmark": collect.changes_of(compared, by_benchmark=True) if len(scores) > 1 else [],
         "answers": collect.collect_answers(shown[0] if shown else {}),
         "mixtures": [mixture | {"chart": draw_lengths(mixture["sources"])} for mixture in mixtures],
         "trainings": collect.collect_trainings(records),
