@@ -147,12 +147,12 @@ PRELOADED = (
 HEAD = """# Families of models
 
 `make sweep` takes a tiny random model of every family below through the whole pipeline: fetch (from a config and from
-a folder), mix, pretrain, kill -9, resume, soup, KTO and evaluation. A family *works* where all of this holds: the
-first training loss and the held-out loss of packed rows are those of the documents alone, to 3e-6 nats a token; the
+a folder), mix, pretrain, kill -9, resume, soup, KTO and evaluation. A family *works* if all of this holds: the
+first training loss and the held-out loss of packed rows are those of the documents alone, to 3e-6 nats per token; the
 resumed training leaves the bytes of an uninterrupted one; the soup is the mean of its members, rounded once; the
-rewards of KTO's first step are exactly 0; greedy completions are those of `generate`, token for token. What is done
-otherwise than for most is found by probing the model before its first step (`models/probe.py`), said in a warning and
-kept in the record; families that are not listed are probed in the same way.
+rewards of KTO's first step are exactly 0; greedy completions are those of `generate`, token for token. Special
+treatment, such as one document per row, is found by probing the model before its first step (`models/probe.py`). It is
+a warning, and kept in the record. Families that are not listed are probed in the same way.
 
 """
 """What docs/models.md says before its table."""
@@ -420,7 +420,7 @@ def main() -> None:
 def page(outcomes: list[Outcome]) -> str:
     """Return the page about the families."""
     rows = [f"| {one.family} | {one.words().replace('|', '/').replace(chr(10), ' ')} |\n" for one in outcomes]
-    return HEAD + "| family | what becomes of it |\n|---|---|\n" + "".join(rows)
+    return HEAD + "| family | result |\n|---|---|\n" + "".join(rows)
 
 
 if __name__ == "__main__":

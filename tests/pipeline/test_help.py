@@ -42,7 +42,8 @@ def examples(repository: Path) -> list[str]:
     pages = [path.read_text(encoding="utf-8") for path in files if path.name not in OF_THEIR_OWN]
     texts += [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
     lines = [line.strip() for text in texts for line in text.splitlines() if line.lstrip().startswith("ladle ")]
-    return [line for line in dict.fromkeys(lines) if not any(word in line for word in ELSEWHERE)]
+    once = {tuple(shlex.split(line, comments=True)): line for line in lines}.values()  # pages repeat some of `--help`
+    return [line for line in once if not any(word in line for word in ELSEWHERE)]
 
 
 @pytest.fixture
