@@ -11,7 +11,6 @@ random, of two architectures.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
+import results
 from ladle.generation.request import Request
 from ladle.generation.transformers_backend import TransformersGenerator
 
@@ -136,8 +136,11 @@ def seconds_of(run: Callable[[], Tokens]) -> tuple[float, Tokens]:
     return time.perf_counter() - started, tokens
 
 
-def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:
-    """Time both ways in turn, after a warm-up batch of each, and print a line."""
+def measure(shape: str, options: argparse.Namespace) -> tuple[dict[str, list[float]], int]:
+    """Time both ways in turn, after a warm-up batch of each, and print a line.
+
+    Returns tokens per second of each way, run by run, and how many rows differ.
+    """
     model, requests = make_model(shape), make_requests(options.requests)
     num_tokens = sum(request.max_new_tokens for request in requests)
     runs: dict[str, list[float]] = {"static": [], "ladle": []}
@@ -152,7 +155,7 @@ def measure(shape: str, options: argparse.Namespace) -> dict[str, float]:
             runs["ladle"].append(num_tokens / ladle)
     static, ladle = median(runs["static"]), median(runs["ladle"])
     print(f"{shape:<12} {static:>12,.0f} {ladle:>12,.0f} {ladle / static:>8.2f} {differing:>10}", flush=True)
-    return {"static": static, "ladle": ladle, "ratio": ladle / static, "differing": differing}
+    return runs, differing
 
 
 def main() -> None:
@@ -162,22 +165,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = results.parse(parser, requests=32, batch_size=16, runs=2)
     torch.set_num_threads(options.threads)
     print(f"{'model':<12} {'static tok/s':>12} {'ladle tok/s':>12} {'ratio':>8} {'rows apart':>10}")
-    results = {shape: measure(shape, options) for shape in SHAPES}
-    ratios = {f"{shape}_vs_static_generate": result["ratio"] for shape, result in results.items()}
-    summary = {
-        "name": "bench_generate",
-        "ratios": {"vs_static_generate": min(ratios.values()), **ratios},
-        "medians": {
-            f"{shape}_{way}_tokens_per_second": results[shape][way] for shape in SHAPES for way in ("static", "ladle")
-        },
-        "differing_rows": {shape: results[shape]["differing"] for shape in SHAPES},
-        "runs": options.runs,
-    }
-    print(json.dumps(summary))
-    sys.exit(any(result["differing"] for result in results.values()))
+    samples, ratios, differing = {}, {}, {}
+    for shape in SHAPES:
+        runs, differing[shape] = measure(shape, options)
+        samples |= {f"{shape}_{way}_tokens_per_second": rates for way, rates in runs.items()}
+        ratios[f"{shape}_vs_static_generate"] = median(runs["ladle"]) / median(runs["static"])
+    ratios = {"vs_static_generate": min(ratios.values()), **ratios}
+    results.publish("bench_generate", samples, ratios, options.quick, differing_rows=differing)
+    sys.exit(any(differing.values()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ worker, so that two contenders on a busy machine stay comparable and nobody gain
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from statistics import median
 
 from math_verify import parse, verify
 
+import results
 from grade_pairs import MIX, LabelledPair, make_pairs
 from ladle.grading.grade import Grader, GraderConfig, Pair, Verdict
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=4000)
     parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
+    options = results.parse(parser, pairs=400, runs=3)
     pairs = make_pairs(options.pairs)
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) / "verdicts.sqlite"
@@ -75,26 +75,25 @@ def main() -> None:
             for name, contender in contenders.items():
                 seconds, right[name] = measure(contender, pairs)
                 runs[name].append(seconds)
-    report({name: median(seconds) for name, seconds in runs.items()}, right, options.pairs, options.runs)
+    report(runs, right, options)
 
 
-def report(seconds: dict[str, float], right: dict[str, int], count: int, runs: int) -> None:
-    """Print the table and the line for machines."""
+def report(runs: dict[str, list[float]], right: dict[str, int], options: argparse.Namespace) -> None:
+    """Print the table, and publish."""
+    count, seconds = options.pairs, {name: median(taken) for name, taken in runs.items()}
     mix = ", ".join(f"{share} % {kind}" for kind, share in MIX.items())
-    sys.stdout.write(f"{count} unique pairs, half of them equal: {mix}\nmedians of {runs} runs, CPU time\n\n")
+    sys.stdout.write(f"{count} unique pairs, half of them equal: {mix}\nmedians of {options.runs} runs, CPU time\n\n")
     sys.stdout.write(f"{'':14}{'answers/s/core':>16}{'us/answer':>12}{'right':>9}\n")
     for name, total in seconds.items():
         rate, share = count / total, 100 * right[name] / count
         sys.stdout.write(f"{name:14}{rate:16,.0f}{1e6 / rate:12.1f}{share:8.1f}%\n")
     ratios = {
-        "vs_math_verify": round(seconds["math_verify"] / seconds["ladle"], 2),
-        "cached_vs_math_verify": round(seconds["math_verify"] / seconds["ladle_cached"], 2),
+        "vs_math_verify": seconds["math_verify"] / seconds["ladle"],
+        "cached_vs_math_verify": seconds["math_verify"] / seconds["ladle_cached"],
     }
-    medians = {f"{name}_seconds": round(total, 4) for name, total in seconds.items()}
-    medians["ladle_answers_per_core_second"] = round(count / seconds["ladle"], 1)
-    sys.stdout.write(
-        "\n" + json.dumps({"name": "bench_grade", "ratios": ratios, "medians": medians, "runs": runs}) + "\n"
-    )
+    samples = {f"{name}_seconds": taken for name, taken in runs.items()}
+    samples["ladle_answers_per_core_second"] = [count / taken for taken in runs["ladle"]]
+    results.publish("bench_grade", samples, ratios, options.quick)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from statistics import median
 import torch
 
 import kto_contenders
+import results
 
 EPOCHS = 4
 PEERS = ("trl_default", "trl_best", "trl_best_small")
@@ -36,16 +37,16 @@ def main() -> None:
     options = _options()
     kto_contenders.quieten()
     ratios: dict[str, float] = {}
-    medians: dict[str, float] = {}
+    samples: dict[str, list[float]] = {}
     print(f"{torch.get_num_threads()} threads, medians of {options.runs} runs\n")
     for shape in options.shapes.split(","):
         for vocabulary in options.vocabularies.split(","):
             name = f"{shape}_{vocabulary}"
             seconds = _time(shape, vocabulary, options)
-            _summarise(name, seconds, ratios, medians)
+            _summarise(name, seconds, ratios, samples)
             if not options.no_memory:
-                _add_memory(name, _memory(shape, vocabulary, options), ratios, medians)
-    print(json.dumps({"name": "bench_kto", "ratios": ratios, "medians": medians, "runs": options.runs}))
+                _add_memory(name, _memory(shape, vocabulary, options), ratios, samples)
+    results.publish("bench_kto", samples, ratios, options.quick)
 
 
 def _options() -> argparse.Namespace:
@@ -57,7 +58,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--contenders", default="trl_default,trl_best,trl_best_small,ladle,ladle_new_pairs")
     parser.add_argument("--budget", type=int, default=8_192, help="Ladle's max_tokens_per_microbatch")
     parser.add_argument("--no-memory", action="store_true")
-    return parser.parse_args()
+    return results.parse(
+        parser, runs=1, shapes="dense", vocabularies="4k", contenders="trl_default,trl_best,ladle", no_memory=True
+    )
 
 
 def _time(shape: str, vocabulary: str, options: argparse.Namespace) -> dict[str, list[list[float]]]:
@@ -79,12 +82,12 @@ def _time(shape: str, vocabulary: str, options: argparse.Namespace) -> dict[str,
 
 
 def _summarise(
-    name: str, seconds: dict[str, list[list[float]]], ratios: dict[str, float], medians: dict[str, float]
+    name: str, seconds: dict[str, list[list[float]]], ratios: dict[str, float], samples: dict[str, list[float]]
 ) -> None:
     print(f"{name:12} {'contender':16} {'1 epoch, s':>10} {'4 epochs, s':>11}   Ladle's ratio at 1 / 4 epochs (range)")
     for contender, runs in seconds.items():
         for epochs in (1, EPOCHS):
-            medians[f"{name}_{epochs}ep_{contender}"] = median(run[epochs - 1] for run in runs)
+            samples[f"{name}_{epochs}ep_{contender}_seconds"] = [run[epochs - 1] for run in runs]
         shown = ""
         for ours, suffix in (("ladle", ""), ("ladle_new_pairs", "_new_pairs")):
             if contender not in PEERS or ours not in seconds:
@@ -94,7 +97,7 @@ def _summarise(
                 ratios[f"{name}_{epochs}ep{suffix}_vs_{contender}"] = median(paired)
                 shown += f"  {median(paired):.2f} ({min(paired):.2f}-{max(paired):.2f})"
             shown += "  with new pairs:" if not suffix and "ladle_new_pairs" in seconds else ""
-        one, four = (medians[f"{name}_{epochs}ep_{contender}"] for epochs in (1, EPOCHS))
+        one, four = (median(run[epochs - 1] for run in runs) for epochs in (1, EPOCHS))
         print(f"{'':12} {contender:16} {one:10.2f} {four:11.2f} {shown}")
 
 
@@ -113,11 +116,11 @@ def _memory(shape: str, vocabulary: str, options: argparse.Namespace) -> dict[st
 
 
 def _add_memory(
-    name: str, figures: dict[str, dict[str, float]], ratios: dict[str, float], medians: dict[str, float]
+    name: str, figures: dict[str, dict[str, float]], ratios: dict[str, float], samples: dict[str, list[float]]
 ) -> None:
     own = {who: figure["peak_mib"] - figure["libraries_mib"] for who, figure in figures.items()}
     for who, figure in figures.items():
-        medians[f"{name}_memory_mib_{who}"] = own[who]
+        samples[f"{name}_{who}_memory_mib"] = [own[who]]
         print(f"{'':12} {who:16} peak {own[who]:6.0f} MiB above the libraries' {figure['libraries_mib']:.0f} MiB")
     ratios[f"{name}_memory_vs_trl_default"] = own["trl_default"] / own["ladle"]
     ratios[f"{name}_memory_vs_trl_best"] = own["trl_best"] / own["ladle"]

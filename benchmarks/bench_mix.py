@@ -28,6 +28,7 @@ from statistics import median
 
 import psutil
 
+import results
 from ladle.models.tokenizer import convert_tokenizer
 from mix_corpus import Corpus, gather_texts, write_part
 
@@ -125,12 +126,12 @@ def _disk_bytes(folder: Path) -> int:
 
 def compare(bench: Bench, parts: dict[str, Corpus], runs: int) -> dict[str, list[Run]]:
     """Run all contenders in turn, `runs` times."""
-    results: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
+    found: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
     for number in range(runs):
         for name in CONTENDERS:
-            results[name].append(bench.run(name, parts[name]))
-            _show(f"{name} {number + 1}/{runs}", results[name][-1])
-    return results
+            found[name].append(bench.run(name, parts[name]))
+            _show(f"{name} {number + 1}/{runs}", found[name][-1])
+    return found
 
 
 def _show(name: str, run: Run) -> None:
@@ -166,7 +167,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scaling-runs", type=int, default=3)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    return parser.parse_args()
+    return results.parse(parser, megabytes=40, part=0.2, hf_part=0.2, runs=1, scaling_runs=1)
 
 
 def main() -> None:
@@ -188,29 +189,33 @@ def main() -> None:
         )
         bench = Bench(scratch / "tokenizer", scratch, options.cores)
         start_up = dict(_start_up(bench, nothing, options.runs))
-        medians = {key: _median_run(runs) for key, runs in compare(bench, parts, options.runs).items()}
+        found = compare(bench, parts, options.runs)
         scaling = dict(_scale(bench, scaled, options.scaling_runs))
-    _report(medians, start_up, scaling, options.runs)
+    _report(found, start_up, scaling, options.quick)
 
 
-def _start_up(bench: Bench, nothing: Corpus, runs: int) -> Iterator[tuple[str, float]]:
+def _start_up(bench: Bench, nothing: Corpus, runs: int) -> Iterator[tuple[str, list[float]]]:
     for name in CONTENDERS:
-        yield name, median(bench.run(name, nothing).wall_seconds for _ in range(runs))
+        yield name, [bench.run(name, nothing).wall_seconds for _ in range(runs)]
 
 
-def _scale(bench: Bench, scaled: dict[int, Corpus], runs: int) -> Iterator[tuple[int, Run]]:
+def _scale(bench: Bench, scaled: dict[int, Corpus], runs: int) -> Iterator[tuple[int, list[Run]]]:
     for scale, corpus in scaled.items():
-        run = _median_run([bench.run("ladle_fast", corpus) for _ in range(runs)])
-        _show(f"ladle_fast, {scale}x", run)
-        yield scale, run
+        found = [bench.run("ladle_fast", corpus) for _ in range(runs)]
+        _show(f"ladle_fast, {scale}x", _median_run(found))
+        yield scale, found
 
 
-def _report(medians: dict[str, Run], start_up: dict[str, float], scaling: dict[int, Run], runs: int) -> None:
-    print(f"\nmedians of {runs} runs, whole processes:")
+def _report(
+    found: dict[str, list[Run]], start_up: dict[str, list[float]], scaling: dict[int, list[Run]], is_quick: bool
+) -> None:
+    medians, starts = {name: _median_run(runs) for name, runs in found.items()}, {}
+    print(f"\nmedians of {len(found[CONTENDERS[0]])} runs, whole processes:")
     for name, run in medians.items():
-        _show(f"{name} (start {start_up[name]:.1f} s)", run)
+        starts[name] = median(start_up[name])
+        _show(f"{name} (start {starts[name]:.1f} s)", run)
     seeds, hf, fast = (medians[name] for name in CONTENDERS)
-    running = {name: run.tokens / max(run.wall_seconds - start_up[name], 1e-9) for name, run in medians.items()}
+    running = {name: run.tokens / max(run.wall_seconds - starts[name], 1e-9) for name, run in medians.items()}
     ratios = {
         "vs_seeds_way": fast.rate / seeds.rate,
         "vs_seeds_way_hf_engine": hf.rate / seeds.rate,
@@ -218,22 +223,20 @@ def _report(medians: dict[str, Run], start_up: dict[str, float], scaling: dict[i
         "vs_seeds_way_after_start_up": running["ladle_fast"] / running["seeds_way"],
         "vs_seeds_way_hf_engine_after_start_up": running["ladle_hf"] / running["seeds_way"],
     }
-    figures = {
-        f"{name}_{what}": round(value, 4)
-        for name, run in medians.items()
-        for what, value in (
-            ("tokens_per_second", run.rate),
-            ("tokens", run.tokens),
-            ("start_up_seconds", start_up[name]),
-            ("tokens_per_second_after_start_up", running[name]),
-            ("peak_mib", run.peak_bytes / 2**20),
-            ("disk_bytes_per_token", run.disk_bytes / run.tokens),
-        )
-    }
-    figures |= {f"ladle_fast_{scale}x_tokens_per_second": round(run.rate) for scale, run in scaling.items()}
-    figures |= {f"ladle_fast_{scale}x_peak_mib": round(run.peak_bytes / 2**20) for scale, run in scaling.items()}
-    rounded = {name: round(ratio, 2) for name, ratio in ratios.items()}
-    print(json.dumps({"name": "bench_mix", "ratios": rounded, "medians": figures, "runs": runs}))
+    samples: dict[str, list[float]] = {}
+    for name, runs in found.items():
+        samples |= {
+            f"{name}_tokens_per_second": [run.rate for run in runs],
+            f"{name}_tokens": [run.tokens for run in runs],
+            f"{name}_start_up_seconds": start_up[name],
+            f"{name}_tokens_per_second_after_start_up": [running[name]],
+            f"{name}_peak_mib": [run.peak_bytes / 2**20 for run in runs],
+            f"{name}_disk_bytes_per_token": [run.disk_bytes / run.tokens for run in runs],
+        }
+    for scale, runs in scaling.items():
+        samples[f"ladle_fast_{scale}x_tokens_per_second"] = [run.rate for run in runs]
+        samples[f"ladle_fast_{scale}x_peak_mib"] = [run.peak_bytes / 2**20 for run in runs]
+    results.publish("bench_mix", samples, ratios, is_quick)
 
 
 if __name__ == "__main__":

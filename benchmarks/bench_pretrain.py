@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import results
+
 HERE = Path(__file__).parent
 WAYS = ("trainer", "ladle")
 VOCAB_NAMES = {4096: "4k", 151936: "152k"}
@@ -57,27 +59,27 @@ def measure(vocab_size: int, runs: int, threads: int) -> dict[str, dict[str, Any
         for way in WAYS if run % 2 == 0 else reversed(WAYS):
             take_step(contenders[way])
             seconds[way].append(read(contenders[way])["seconds"])
-    results = {}
+    measured = {}
     for way, process in contenders.items():
         take_step(process)
         end = read(process)
         process.wait()
-        results[way] = {"seconds": seconds[way], "memory_mib": end["memory_mib"], "losses": end["losses"]}
-    return results
+        measured[way] = {"seconds": seconds[way], "memory_mib": end["memory_mib"], "losses": end["losses"]}
+    return measured
 
 
-def summarise(results: dict[int, dict[str, dict[str, Any]]], runs: int) -> dict[str, Any]:
-    """Return the last line: medians, ratios of paired runs (their median), memory ratios."""
-    ratios, medians = {}, {}
-    for vocab_size, by_way in results.items():
+def publish(measured: dict[int, dict[str, dict[str, Any]]], quick: bool) -> None:
+    """Publish every step's seconds, ratios of paired steps (their median), and memory ratios."""
+    ratios, samples = {}, {}
+    for vocab_size, by_way in measured.items():
         name = VOCAB_NAMES.get(vocab_size, str(vocab_size))
         pairs = zip(by_way["trainer"]["seconds"], by_way["ladle"]["seconds"], strict=True)
-        ratios[f"vs_trainer_{name}"] = round(median(plain / own for plain, own in pairs), 3)
-        ratios[f"memory_vs_trainer_{name}"] = round(by_way["trainer"]["memory_mib"] / by_way["ladle"]["memory_mib"], 3)
+        ratios[f"vs_trainer_{name}"] = median(plain / own for plain, own in pairs)
+        ratios[f"memory_vs_trainer_{name}"] = by_way["trainer"]["memory_mib"] / by_way["ladle"]["memory_mib"]
         for way in WAYS:
-            medians[f"{way}_{name}_seconds"] = round(median(by_way[way]["seconds"]), 3)
-            medians[f"{way}_{name}_memory_mib"] = round(by_way[way]["memory_mib"])
-    return {"name": "bench_pretrain", "ratios": ratios, "medians": medians, "runs": runs}
+            samples[f"{way}_{name}_seconds"] = by_way[way]["seconds"]
+            samples[f"{way}_{name}_memory_mib"] = [by_way[way]["memory_mib"]]
+    results.publish("bench_pretrain", samples, ratios, quick)
 
 
 def main() -> None:
@@ -86,19 +88,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocab-sizes", default="4096,151936")
-    options = parser.parse_args()
-    results = {}
+    options = results.parse(parser, runs=2)
+    measured = {}
     print(f"{'vocabulary':>10} {'way':<8} {'median s/step':>13} {'least':>7} {'most':>7} {'peak MiB':>9} {'loss':>8}")
     for vocab_size in map(int, options.vocab_sizes.split(",")):
-        results[vocab_size] = measure(vocab_size, options.runs, options.threads)
-        for way, found in results[vocab_size].items():
+        measured[vocab_size] = measure(vocab_size, options.runs, options.threads)
+        for way, found in measured[vocab_size].items():
             times = found["seconds"]
             print(
                 f"{vocab_size:>10,} {way:<8} {median(times):>13.2f} {min(times):>7.2f} {max(times):>7.2f} "
                 f"{found['memory_mib']:>9,.0f} {found['losses'][-1]:>8.4f}",
                 flush=True,
             )
-    print(json.dumps(summarise(results, options.runs)))
+    publish(measured, options.quick)
 
 
 if __name__ == "__main__":

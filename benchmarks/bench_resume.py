@@ -15,7 +15,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +32,7 @@ from transformers import (
     TrainerCallback,
 )
 
+import results
 from ladle.training.arguments import make_arguments
 from ladle.training.checkpoint import MANIFEST, STAGING, seal
 from ladle.training.config import PretrainConfig
@@ -150,8 +150,8 @@ def time_first_step(way: str, num_rows: int, checkpoint: Path, share: float) -> 
         return ended - started
 
 
-def run_all(num_rows: int, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure both ways at every share, in turn, and return the last line."""
+def run_all(num_rows: int, runs: int) -> dict[tuple[str, float], list[float]]:
+    """Measure both ways at every share, in turn; return the seconds of each run."""
     seconds: dict[tuple[str, float], list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         first = {way: save_first_checkpoint(way, num_rows, Path(name) / way) for way in ("trainer", "ladle")}
@@ -160,13 +160,7 @@ def run_all(num_rows: int, runs: int, say: Callable[[str], None]) -> dict[str, A
                 for way, checkpoint in first.items():
                     taken = time_first_step(way, num_rows, checkpoint, share)
                     seconds.setdefault((way, share), []).append(taken)
-    medians, ratios = {}, {}
-    for share in SHARES:
-        plain, own = median(seconds["trainer", share]), median(seconds["ladle", share])
-        say(f"{share:>6.0%} {plain:>12.2f} {own:>12.2f} {plain / own:>8.2f}")
-        ratios[f"vs_trainer_{share:.0%}"] = round(plain / own, 3)
-        medians |= {f"trainer_{share:.0%}_seconds": round(plain, 3), f"ladle_{share:.0%}_seconds": round(own, 3)}
-    return {"name": "bench_resume", "ratios": ratios, "medians": medians, "runs": runs}
+    return seconds
 
 
 def main() -> None:
@@ -174,9 +168,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=7_500_000)
     parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
+    options = results.parse(parser, rows=200_000, runs=2)
     print(f"{'place':>6} {'trainer (s)':>12} {'ladle (s)':>12} {'ratio':>8}")
-    print(json.dumps(run_all(options.rows, options.runs, print)))
+    seconds, ratios = run_all(options.rows, options.runs), {}
+    for share in SHARES:
+        plain, own = median(seconds["trainer", share]), median(seconds["ladle", share])
+        print(f"{share:>6.0%} {plain:>12.2f} {own:>12.2f} {plain / own:>8.2f}")
+        ratios[f"vs_trainer_{share:.0%}"] = plain / own
+    samples = {f"{way}_{share:.0%}_seconds": taken for (way, share), taken in seconds.items()}
+    results.publish("bench_resume", samples, ratios, options.quick)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ do nothing, the more the busier the machine; `mergekit_one_thread` (OMP_NUM_THRE
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -32,6 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import results
 from ladle.soups.members import open_members
 
 HERE = Path(__file__).parent
@@ -141,30 +141,33 @@ def run_all(members: list[Path], work: Path, contenders: list[str], runs: int) -
     return costs
 
 
-def summarise(costs: dict[str, list[Cost]], runs: int) -> dict[str, object]:
-    """Return the last line: ratios of medians, and the medians."""
-    medians = {
-        contender: {field: round(median(getattr(cost, field) for cost in found), 3) for field in Cost._fields}
-        for contender, found in costs.items()
+def publish(costs: dict[str, list[Cost]], quick: bool) -> None:
+    """Publish what every run took, and the ratios of medians."""
+
+    def cost(contender: str, field: str) -> float:
+        return median(getattr(cost, field) for cost in costs[contender])
+
+    compared = {
+        "cpu_vs_mergekit": ("mergekit", "ladle_without_hash", "cpu_seconds"),
+        "cpu_vs_mergekit_with_hash": ("mergekit", "ladle", "cpu_seconds"),
+        "cpu_vs_mergekit_one_thread": ("mergekit_one_thread", "ladle_without_hash", "cpu_seconds"),
+        "cpu_vs_load_all": ("load_all", "ladle_without_hash", "cpu_seconds"),
+        "cpu_vs_load_all_with_hash": ("load_all", "ladle", "cpu_seconds"),
+        "cpu_vs_floor": ("floor", "ladle", "cpu_seconds"),
+        "cpu_vs_floor_without_hash": ("floor", "ladle_without_hash", "cpu_seconds"),
+        "memory_vs_mergekit": ("mergekit", "ladle", "memory_mib"),
     }
-
-    def ratio(peer: str, own: str, field: str) -> float | None:
-        if peer in medians and own in medians:
-            return round(medians[peer][field] / medians[own][field], 3)
-        return None
-
     ratios = {
-        "cpu_vs_mergekit": ratio("mergekit", "ladle_without_hash", "cpu_seconds"),
-        "cpu_vs_mergekit_with_hash": ratio("mergekit", "ladle", "cpu_seconds"),
-        "cpu_vs_mergekit_one_thread": ratio("mergekit_one_thread", "ladle_without_hash", "cpu_seconds"),
-        "cpu_vs_load_all": ratio("load_all", "ladle_without_hash", "cpu_seconds"),
-        "cpu_vs_load_all_with_hash": ratio("load_all", "ladle", "cpu_seconds"),
-        "cpu_vs_floor": ratio("floor", "ladle", "cpu_seconds"),
-        "cpu_vs_floor_without_hash": ratio("floor", "ladle_without_hash", "cpu_seconds"),
-        "memory_vs_mergekit": ratio("mergekit", "ladle", "memory_mib"),
+        name: cost(peer, field) / cost(own, field)
+        for name, (peer, own, field) in compared.items()
+        if peer in costs and own in costs
     }
-    found = {name: value for name, value in ratios.items() if value is not None}
-    return {"name": "bench_soup", "ratios": found, "medians": medians, "runs": runs}
+    samples = {
+        f"{contender}_{field}": [getattr(cost, field) for cost in found]
+        for contender, found in costs.items()
+        for field in Cost._fields
+    }
+    results.publish("bench_soup", samples, ratios, quick)
 
 
 def main() -> None:
@@ -175,7 +178,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--work", type=Path, help="keep members and mergekit's environment here, for another time")
-    options = parser.parse_args()
+    options = results.parse(parser, members=2, runs=1, contenders="ladle,ladle_without_hash,load_all,floor")
     contenders = [contender for contender in CONTENDERS if contender in options.contenders.split(",")]
     with tempfile.TemporaryDirectory(prefix="bench-soup-") as temporary:
         work = options.work or Path(temporary)
@@ -189,15 +192,13 @@ def main() -> None:
         members = [folder / f"checkpoint-{number}" for number in range(options.members)]
         expected = len(open_members(members[:1])[0].files)
         costs = run_all(members, work, contenders, options.runs)
-        summary = summarise(costs, options.runs)
         for leftover in ("out", "root"):
             shutil.rmtree(work / leftover, ignore_errors=True)
     print(f"{options.members} members of {options.shape}, medians of {options.runs} runs, {expected} tensors each")
     print(f"{'contender':<20}{'CPU s':>9}{'wall s':>9}{'memory MiB':>12}{'tensors':>9}")
-    for contender, median_cost in summary["medians"].items():
-        values = (median_cost[field] for field in Cost._fields)
-        print("{:<20}{:>9.2f}{:>9.2f}{:>12.1f}{:>9.0f}".format(contender, *values))
-    print(json.dumps(summary))
+    for contender, found in costs.items():
+        print("{:<20}{:>9.2f}{:>9.2f}{:>12.1f}{:>9.0f}".format(contender, *map(median, zip(*found, strict=True))))
+    publish(costs, options.quick)
 
 
 if __name__ == "__main__":
