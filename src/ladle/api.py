@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections import UserDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -22,9 +22,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, overload
 
-from ladle.artifacts.build import Workspace, build_shard, builders_of, recorded_paths, reports_of, resumption
+from ladle.artifacts.build import (
+    TrackedRun,
+    Workspace,
+    build_shard,
+    builders_of,
+    recorded_paths,
+    reports_of,
+    resumption,
+)
 from ladle.artifacts.build import build as build_step
-from ladle.artifacts.inputs import InputFinder, natural_key
+from ladle.artifacts.files import hash_bytes
+from ladle.artifacts.inputs import InputFinder, LocalFiles, natural_key
 from ladle.artifacts.plan import PlannedStep, State, make_plan
 from ladle.artifacts.record import RECORD_NAME, read_record
 from ladle.artifacts.record import verify as find_faults
@@ -40,6 +49,7 @@ from ladle.recipe import Recipe, load_recipe, make_recipe, with_processes
 from ladle.recipe import recipe_schema as recipe_schema
 from ladle.templates import TEMPLATES as TEMPLATES
 from ladle.templates import write_template as write_template
+from ladle.training.config import DEFAULT_TRACKER, TrainingConfig
 
 if TYPE_CHECKING:
     from ladle.checkup import Finding
@@ -190,11 +200,13 @@ class Run:
         resolve: Resolve = resolve_commit,
     ) -> None:
         self.recipe = recipe
-        placed = ((only, Path(out)),) if only is not None and out is not None else ()
+        place = Path(out or ".") if Path(out or ".").name else Path.cwd()
+        placed = ((only, place),) if only is not None and out is not None else ()
         self.workspace = Workspace(Path(root) / recipe.name, placed)
         is_new_soup = only == "soup" and out is not None and not (Path(out) / RECORD_NAME).is_file()
         pipeline = Pipeline(recipe, InputFinder(Path(root), resolve), reads_members_once=is_new_soup)
         self.steps = {step.name: step for step in pipeline.in_build_order()}
+        self.workspace = replace(self.workspace, tracked=_tracked_run(self.steps.values(), self.workspace.folder))
         if only is not None:
             self.steps = {step.name: step for step in in_build_order([self._step(only)])}
 
@@ -237,12 +249,14 @@ class Run:
                 logger.info("%s: %s%s", name, planned.state, f" ({why})" if why else "")
                 started = time.monotonic()
                 try:
-                    build_step(planned.step, self.workspace)
+                    made = _artifact(build_step(planned.step, self.workspace))
                 except KeyboardInterrupt:
                     done = sum((self.workspace.path_of(step) / RECORD_NAME).is_file() for step in steps)
                     how = resumption(planned.step, self.workspace)
                     logger.warning("%d of %d steps are done and kept; %s %s", done, len(steps), name, how)
                     raise
+                if self.workspace.tracked is not None and (isinstance(made, Evaluation) or made.stage == "report"):
+                    _track(made, self.workspace.tracked)
                 logger.info("%s: done in %.1f s", name, time.monotonic() - started)
 
     def __getitem__(self, step: str) -> Artifact:
@@ -339,6 +353,27 @@ def _artifact(path: Path) -> Artifact:
     return Evaluation(path) if read_record(path)["stage"] == "evaluate" else Artifact(path)
 
 
+def _tracked_run(steps: Iterable[Step], folder: Path) -> TrackedRun | None:
+    """Return what trackers know of a run of these steps; None if no training of it names one."""
+    trainings = [step.config.trainer.values() for step in steps if isinstance(step.config, TrainingConfig)]
+    named = [one.get("report_to", DEFAULT_TRACKER) or [] for one in trainings]
+    trackers = {name: None for one in named for name in ([one] if isinstance(one, str) else one) if name != "none"}
+    settings = {key: value for one in reversed(trainings) for key, value in one.items()}
+    fingerprint = hash_bytes("".join(step.fingerprint for step in steps).encode())
+    name = settings.get("run_name") or f"{folder.name}-{fingerprint[:8]}"
+    project = settings.get("project") or "ladle"
+    return TrackedRun(list(trackers), project, name, str(folder.absolute())) if trackers else None
+
+
+def _track(made: Artifact, run: TrackedRun) -> None:
+    """Give the scores of an evaluation, or the path of a report, to the run's trackers."""
+    from ladle.training.trackers import open_trackers
+
+    scores = {name: one.accuracy for name, one in made.items()} if isinstance(made, Evaluation) else {}
+    with open_trackers(run.trackers, run, made.name) as log:
+        log(scores or {"path": str(made.path / "index.html")}, 0)
+
+
 def _assignments(overrides: Overrides, **settings: Any) -> list[str]:
     """Return settings, then overrides, as on a command line."""
     named = settings | (dict(overrides) if isinstance(overrides, Mapping) else {})
@@ -372,6 +407,18 @@ def open(
     """
     loaded = load_recipe(Path(recipe), _assignments(overrides), section)
     return Run(loaded if processes is None else with_processes(loaded, processes), root, only, out)
+
+
+class _AnyInput(InputFinder):
+    """Takes every name as it is."""
+
+    def find(self, *_: Any, **__: Any) -> LocalFiles:
+        return LocalFiles(())
+
+
+def step_names(recipe: Reference) -> list[str]:
+    """Return the steps of a recipe, parents first, without looking at what they read."""
+    return [step.name for step in Pipeline(load_recipe(Path(recipe)), _AnyInput(Path())).in_build_order()]
 
 
 def artifact(reference: Reference, root: Reference = DEFAULT_ROOT) -> Artifact:
@@ -429,10 +476,10 @@ def find_model(reference: Reference, root: Reference = DEFAULT_ROOT) -> str:
     """Return the folder or Hub id of a model that a reference names.
 
     Raises:
-        UserError: it is a folder without a model.
+        UserError: it is a folder without a model, or a file.
     """
     path = find_artifact(reference, root)
-    if path.is_dir():
+    if path.exists():
         model_dir(path)
     return str(path) if path.exists() else str(reference)
 

@@ -11,6 +11,7 @@ import gc
 import glob
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -19,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +36,22 @@ from ladle.log import REPORTS_TO
 from ladle.stage import Inputs, StageResult, run_stage
 
 
+class TrackedRun(NamedTuple):
+    """What trackers know of a recipe's run.
+
+    Attributes:
+        trackers: those of any of its trainings.
+        project: what they keep it under.
+        name: equal for all steps of a recipe with the same settings and inputs.
+        folder: where those that write files write them.
+    """
+
+    trackers: list[str]
+    project: str
+    name: str
+    folder: str
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Where a recipe's artifacts are: `<root>/<recipe name>/<stage>/<step>-<fingerprint>`, or where `placed` says."""
@@ -42,6 +59,7 @@ class Workspace:
     folder: Path
     placed: tuple[tuple[str, Path], ...] = ()
     """(step name, folder) of steps that the user gave a folder of their own with --out."""
+    tracked: TrackedRun | None = None
 
     def path_of(self, step: Step) -> Path:
         """Return the folder that the finished artifact of `step` has or will have."""
@@ -79,13 +97,19 @@ def _build_locked(step: Step, workspace: Workspace, final: Path) -> None:
     partial = workspace.partial_of(step)
     partial.mkdir(exist_ok=True)
     (partial / RECORD_NAME).unlink(missing_ok=True)
-    write_text_durably(partial / UNFINISHED_NAME, pretty_json({"name": step.name, "identity": step.identity}))
+    unfinished = {"name": step.name, "identity": step.identity, "tracked": workspace.tracked}
+    write_text_durably(partial / UNFINISHED_NAME, pretty_json(unfinished))
     inputs = _resolve_inputs(step, workspace)
     processes = getattr(step.config, "processes", None)
-    if processes is not None and needs_torchrun(processes):
-        result = run_in_processes(step.stage.name, step.config, inputs, partial, processes)
-    else:
-        result = run_stage(step.stage, step.config, inputs, partial)
+    try:
+        if processes is not None and needs_torchrun(processes):
+            result = run_in_processes(step.stage.name, step.config, inputs, partial, processes)
+        else:
+            result = run_stage(step.stage, step.config, inputs, partial)
+    except UserError:
+        if all(path.is_dir() or path.name == UNFINISHED_NAME for path in partial.rglob("*")):
+            shutil.rmtree(partial)  # nothing to resume from
+        raise
     (partial / UNFINISHED_NAME).unlink(missing_ok=True)  # some stages clear their folder
     _give_back_memory()
     step = step.settle(result.input_hashes)

@@ -80,7 +80,6 @@ STAGE = Stage(
     "kto",
     run,
     version=4,
-    volatile=("checkpoints/runs/*",),  # tracker logs, whose bytes hold times
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",
     section=KtoConfig,

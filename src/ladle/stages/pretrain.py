@@ -60,8 +60,7 @@ STAGE = Stage(
     "pretrain",
     run,
     version=2,
-    # tracker logs, whose bytes hold times, and what is kept on request
-    volatile=("checkpoints/runs/*", "training_state/*"),
+    volatile=("training_state/*",),  # kept on request
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",
     section=PretrainConfig,

@@ -45,8 +45,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
 STAGE = Stage(
     "sft",
     run,
-    # tracker logs, whose bytes hold times, and what is kept on request
-    volatile=("checkpoints/runs/*", "training_state/*"),
+    volatile=("training_state/*",),  # kept on request
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",
     section=SftConfig,

@@ -17,14 +17,14 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.training.config import TrainingConfig
+from ladle.training.config import DEFAULT_TRACKER, TrainingConfig
 from ladle.training.parallel import require_processes
 
 logger = get_logger(__name__)
 
 CHECKPOINTS = "checkpoints"
 LADLE_DEFAULTS: dict[str, Any] = {
-    "report_to": "tensorboard",
+    "report_to": DEFAULT_TRACKER,
     "disable_tqdm": True,
     "logging_steps": 10,
     "ddp_find_unused_parameters": True,

@@ -73,6 +73,8 @@ HONOURED = EXECUTION_ARGUMENTS - {"push_to_hub"} | frozenset((
     "ddp_static_graph", "do_train", "do_eval",
 ))  # fmt: skip
 """Arguments that the training loop honours, or that change nothing; any other one is refused unless at its default."""
+DEFAULT_TRACKER = "tensorboard"
+AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 OFF_SCHEDULE = ("reduce_lr_on_plateau", "greedy")
 COMPUTED_DEFAULTS = {"optim": "adamw_torch_fused"}
 
@@ -135,6 +137,10 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
         seen = "text, " if isinstance(value, str) else ""
         fix = "write the number without quotes" if wanted != "bool" and seen else f"write {kind}"
         raise UserError(f"trainer.{name}={value!r} is {seen}not {kind}", fix)
+    least = 1 if name in AT_LEAST_ONE else 0
+    is_default = value == training_arguments()[name].default
+    if isinstance(value, (int, float)) and value < least and not is_default and wanted != "bool":
+        raise UserError(f"trainer.{name}={value!r} is too small", f"write {least} or more")
 
 
 @functools.cache

@@ -39,7 +39,6 @@ from transformers import (
     get_scheduler,
     set_seed,
 )
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import SaveStrategy, enable_full_determinism
 
@@ -55,6 +54,7 @@ from ladle.training.guard import StepGuard, StopOnSignal, shorten
 from ladle.training.order import StepOrder
 from ladle.training.parallel import World, share_out
 from ladle.training.progress import SHOWN, SHOWN_LOSSES, SPEED_FIGURES, Speedometer
+from ladle.training.trackers import make_callbacks
 
 logger = get_logger(__name__)
 
@@ -141,8 +141,7 @@ class Training:
         """How many processes trained, one after another."""
         self._plan(arguments.gradient_accumulation_steps)
         self.control, self.flow = TrainerControl(), DefaultFlowCallback()
-        trackers = get_reporting_integration_callbacks(arguments.report_to) if self.world.is_main else []
-        self.trackers = [tracker() for tracker in trackers]
+        self.trackers = make_callbacks(arguments, self.folder.parent) if self.world.is_main else []
         self.guard, self.stop = StepGuard(config.max_skipped_steps), StopOnSignal()
         low = torch.float16 if arguments.fp16 else self.parallel.compute_dtype
         multiplied_in = low or next(model.parameters()).dtype
