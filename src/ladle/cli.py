@@ -28,22 +28,35 @@ app = typer.Typer(
     "mix, pretrain, soup, rollout, KTO, evaluate, report.",
     epilog="Start with: ladle run recipes/quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _complete_step(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the steps of the recipe that is named before, or in the `RECIPE:STEP` that is being typed."""
+    named, colon, _ = incomplete.rpartition(":")
+    recipe, before = (named, named + colon) if colon else (next(iter(context.args), ""), "")
+    try:
+        return [before + step for step in api.step_names(recipe)]
+    except UserError:
+        return []
+
+
 # What several commands take, or would fill their signatures.
+_STEPS: Any = {"autocompletion": _complete_step}
 _KEYS = "Values that replace the recipe's, such as pretrain.trainer.max_steps=10."
 _MEMBERS = "[RECIPE|MEMBER]... [KEY=VALUE]..."
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=_KEYS)]
 RecipeAndOverrides = Annotated[list[str] | None, typer.Argument(metavar="RECIPE [KEY=VALUE]...", help=_KEYS)]
 Members = Annotated[list[str] | None, typer.Argument(metavar=_MEMBERS, help="A recipe, or members, oldest first.")]
-Reference = Annotated[str, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or RECIPE:STEP.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a model, a Hub id, or RECIPE:STEP.")]
-Results = Annotated[str, typer.Argument(help="A result file, a folder of them, or RECIPE:STEP.")]
+Reference = Annotated[str, typer.Argument(metavar="ARTIFACT", help="Its folder, or RECIPE:STEP.", **_STEPS)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Its folder, a Hub id, or RECIPE:STEP.", **_STEPS)]
+_TEMPLATES = f"One of {', '.join(api.TEMPLATES)}."
+Template = Annotated[str, typer.Argument(help=_TEMPLATES, autocompletion=lambda: [*api.TEMPLATES])]
+Results = Annotated[str, typer.Argument(help="A result file, a folder of them, or RECIPE:STEP.", **_STEPS)]
 ConfigPath = Annotated[Path | None, typer.Option("--config", help="The recipe; keys are then this section's own.")]
 Root = Annotated[Path, typer.Option(help="Where runs are kept; a recipe's run is ROOT/<recipe name>.")]
 Out = Annotated[Path | None, typer.Option(help="The folder that becomes the artifact.")]
@@ -83,7 +96,7 @@ def _configure(show_version: Version = False) -> None:
 
 @app.command()
 def init(
-    template: Annotated[str, typer.Argument(metavar="TEMPLATE", help=f"One of {', '.join(api.TEMPLATES)}.")],
+    template: Template,
     out: Annotated[Path | None, typer.Option(help="The file to write; unset: TEMPLATE.yaml.")] = None,
 ) -> None:
     """Write a commented recipe to start from.
@@ -100,7 +113,7 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     root: Root = ROOT,
-    only: Annotated[str | None, typer.Option(help="Build this one step, and what it still needs.")] = None,
+    only: Annotated[str | None, typer.Option(help="Build this one step, and what it needs.", **_STEPS)] = None,
     shard: Shares = None,
     rehearse: Rehearse = False,
     price: Annotated[float, typer.Option(min=0, help="With --rehearse: the price of a GPU-hour.")] = 0.0,
@@ -365,7 +378,8 @@ def evaluate(
 
       ladle evaluate my-model --benchmarks gsm8k,math500 --data benchmarks --out scores sampling.max_new_tokens=64
     """
-    scores = api.evaluate(model, benchmarks.split(","), data, limit, out, overrides, root, revision)
+    names = [name.strip() for name in benchmarks.split(",")]
+    scores = api.evaluate(model, names, data, limit, out, overrides, root, revision)
     display.print_scores({"model": scores})
     _print(scores.path)
 
@@ -599,7 +613,9 @@ def push(
 
 _ACCESS = "gain access to it, or choose a folder that you may write with --root or --out"
 _SPACE = "free some space, or choose another disk with --root, and run the same command again"
+_PATH = "choose another path: a part of this one is a file"
 FIXES = {errno.EACCES: _ACCESS, errno.EROFS: _ACCESS, errno.EPERM: _ACCESS, errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE}
+FIXES |= {errno.EEXIST: _PATH, errno.ENOTDIR: _PATH}
 FULL_DISK = ("No space left on device", "PytorchStreamWriter failed")
 """What libraries say of a full disk, without its error number."""
 

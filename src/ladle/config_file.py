@@ -75,9 +75,8 @@ class ConfigFile:
             folder = path if path.is_dir() else path.parent
             there = sorted(str(file) for file in folder.glob("*.yaml") if not file.name.startswith("."))
             problem = f"{path} is a folder, not a {what}" if path.is_dir() else f"there is no {what} at {path}"
-            raise UserError(
-                problem, f"name an existing one (here: {', '.join(there)})" if there else "name an existing YAML file"
-            )
+            fix = "name an existing YAML file, or write one with `ladle init`"
+            raise UserError(problem, f"name an existing one (here: {', '.join(there)})" if there else fix)
         file = cls(str(path), {})
         try:
             node = yaml.compose(path.read_bytes(), Loader=_Loader)  # in UTF-8, or in UTF-16 behind its mark

@@ -295,8 +295,8 @@ class Pipeline:
         if benchmark.dataset is not None:
             return self._dataset(benchmark.dataset, key)
         if data is not None:
-            place = str(Path(data) / benchmark.name / "test.jsonl")
-            return self.finder.find("dataset", place, key, known=tuple(builtin_benchmarks()))
+            place, names = str(Path(data) / benchmark.name / "test.jsonl"), tuple(builtin_benchmarks())
+            return self.finder.find("dataset", place, key, known=() if benchmark.name in names else names)
         source = benchmark.hub_source()
         return self.finder.find("dataset", source.id, key, source.revision, file=source.file)
 

@@ -110,7 +110,7 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """What the run is called: its steps are kept in `ROOT/NAME/`."""
-    seed: int = 233
+    seed: int = Field(233, ge=0, lt=2**32)
     """Given to every section that sets no seed of its own; evaluation keeps the seed of the published results."""
     data_root: str | None = location(None)
     """A folder that `${data_root}` stands for in the recipe's paths."""

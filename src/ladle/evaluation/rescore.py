@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from ladle.artifacts.files import make_folder
 from ladle.data.rows import read_placed_rows
 from ladle.errors import UserError
 from ladle.evaluation.benchmark import Benchmark, Item, builtin_benchmarks, compared_by, load_items, read_first
@@ -167,7 +168,9 @@ def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
     if not pairs.is_file():
         raise UserError(f"there is no file {pairs}", "name a file of rows with gold and answer")
     rows = [(row, _pair(row, place)) for place, row in read_placed_rows([pairs], any_text=True)]
-    verdicts.parent.mkdir(parents=True, exist_ok=True)
+    if verdicts.is_dir():
+        raise UserError(f"{verdicts} is a folder", "name the file to write")
+    make_folder(verdicts.parent)
     counts = dict.fromkeys(map(str, Verdict), 0)
     partial = verdicts.with_name(verdicts.name + ".partial")
     with (

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
@@ -77,8 +78,8 @@ def load_model(
             ignore_mismatched_sizes=True,  # so that they are reported below, all at once
             output_loading_info=True,
         )
-    except (OSError, ValueError, StrictDataclassError) as error:
-        problem = f"cannot load the model in {folder}: {first_line(error)}"
+    except (OSError, ValueError, StrictDataclassError, SafetensorError) as error:
+        problem = f"cannot load the model in {folder}: {first_line(error).rstrip('.')}"
         fix = "check config.json and the weights"
         raise UserError(problem, "set attn_implementation: eager" if "attention" in problem else fix) from error
     # the stub knows only the model; output_loading_info=True adds the report
