@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evidence.md"
 BEGIN = (
-    "<!-- written by docs/make_evidence.py (`make evidence`) from benchmarks/results/*.json: change nothing here -->\n"
+    "<!-- written by docs/make_evidence.py (`make evidence`) of what `make bench` left: change nothing here -->\n"
 )
 HEAD = """## Beside other tools
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +144,3 @@ def test_an_unknown_template_and_a_file_that_exists_are_refused(tmp_path):
     with pytest.raises(UserError, match="mine.yaml exists: name another file with --out"):
         write_template("slurm", tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "name: mine\n"
-
-
-@pytest.mark.slow
-def test_the_wheel_has_recipes_and_templates(repository, tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for folder in ("src", "recipes"):
-        shutil.copytree(repository / folder, tmp_path / folder, symlinks=True, ignore=ignored)
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(repository / file, tmp_path)
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", "dist", "."]
-    subprocess.run(build, cwd=tmp_path, check=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    files = [path for path in (repository / "recipes").rglob("*") if path.suffix in (".yaml", ".json")]
-    with zipfile.ZipFile(wheel) as stored:
-        for path in files:
-            assert stored.read(f"ladle/recipes/{path.relative_to(repository / 'recipes')}") == path.read_bytes()
