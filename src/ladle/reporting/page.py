@@ -95,5 +95,10 @@ def _facts(config: ReportConfig, records: Records) -> dict[str, Any]:
         "machines": collect.group_by_machine(records),
         "seconds": seconds,
         "cost": None if config.price_per_hour is None else config.price_per_hour * seconds / 3600,
-        "commands": list(dict.fromkeys(shlex.join([PurePath(one[0]).name, *one[1:]]) for one in commands)),
+        "commands": list(dict.fromkeys(shlex.join([_program(one[0]), *one[1:]]) for one in commands)),
     }
+
+
+def _program(path: str) -> str:
+    name = PurePath(path).name
+    return "ladle" if name == "__main__.py" else name  # as `python -m ladle` names itself

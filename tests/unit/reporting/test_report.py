@@ -61,6 +61,15 @@ def test_the_page_is_the_same_in_short_as_markdown(records):
     assert not re.search(r"\n{3,}", short)
 
 
+def test_a_training_too_short_to_log_a_loss_has_none(records):
+    name = next(name for name, (_, record) in records.items() if record["stage"] == "pretrain")
+    folder, record = records[name]
+    records[name] = folder, record | {"metrics": {}}
+    texts = render(ReportConfig(title="A run"), records)
+    assert re.search(rf"^\| {name} \| \d+ \|  \|", texts["report.md"], re.MULTILINE)
+    assert "nan" not in text_of(texts["index.html"]).lower()
+
+
 @pytest.mark.parametrize("missing", ["evaluate", "kto", "mix", "pretrain", "everything"])
 def test_a_run_with_missing_stages_shows_what_is_there(records, missing):
     left = {name: one for name, one in records.items() if one[1]["stage"] != missing and missing != "everything"}
