@@ -12,9 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evidence.md"
-BEGIN = (
-    "<!-- written by docs/make_evidence.py (`make evidence`) of what `make bench` left: change nothing here -->\n"
-)
+BEGIN = "<!-- written by docs/make_evidence.py (`make evidence`) of what `make bench` left: change nothing here -->\n"
 HEAD = """## Beside other tools
 
 Each benchmark takes turns with what it is compared with, on one machine; the script's first lines say how.
