@@ -7,7 +7,6 @@ gates; where each part came from; and how to make it again.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from functools import partial
 from importlib.resources import files
@@ -24,11 +23,6 @@ from ladle.reporting.collect import Records
 from ladle.stage import Inputs, StageResult
 
 TEMPLATES = {"index.html": "page.html", "report.md": "report.md"}
-LATEX = re.compile(
-    r"(\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|\$(?!\s)[^$\n]+?(?<!\s)\$(?!\d)|\\boxed\{[^{}\n]*\})", re.DOTALL
-)
-"""Formulas between delimiters. As in Pandoc a dollar opens before a character, and closes after one and not before a
-digit: sums of money are no formulas."""
 
 
 class ReportConfig(Config):
@@ -54,13 +48,15 @@ def render(config: ReportConfig, records: Records) -> dict[str, str]:
     """Return the texts of the report's files, by name."""
     from jinja2 import Environment, StrictUndefined
 
+    from ladle.reporting.latex import split_formulas
+
     facts = _facts(config, records)
     texts = {}
     for name, template in TEMPLATES.items():
         settings: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
         environment = Environment(autoescape=name.endswith(".html"), undefined=StrictUndefined, **settings)
         environment.filters["pretty"] = partial(json.dumps, indent=2, ensure_ascii=False)
-        environment.filters["split_latex"] = LATEX.split
+        environment.filters["formulas"] = split_formulas
         source = files("ladle.reporting").joinpath(template).read_text(encoding="utf-8")
         texts[name] = environment.from_string(source).render(facts)
     return texts

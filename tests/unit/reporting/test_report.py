@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import math
 import re
+from xml.etree.ElementTree import fromstring
 
 import pytest
 import yaml
 
 from ladle.recipe import load_recipe
 from ladle.reporting.collect import collect_answers, collect_lineage, collect_trainings
+from ladle.reporting.latex import split_formulas
 from ladle.reporting.page import ReportConfig, render
 from ladle.reporting.plots import MAX_POINTS, draw
 from tests.run_records import make_run
@@ -170,3 +172,15 @@ def test_text_and_curves_stand_out_from_the_paper_in_both_palettes():
                 lighter, darker = sorted((luminance(palette[name]), luminance(palette[ground])), reverse=True)
                 contrast = (lighter + 0.05) / (darker + 0.05)
                 assert contrast >= (3 if name.startswith("line") else 4.5), (name, ground, contrast)
+
+
+def test_formulas_become_mathml_and_money_and_broken_ones_do_not():
+    parts = split_formulas(r"What is $\frac{1}{2}$ of \(x < 4\)? It costs $5, or $6. So $a_$ or \[\left( b\].")
+    shown = [(part.text, bool(part.mathml)) for part in parts if part.is_formula]
+    assert shown == [(r"$\frac{1}{2}$", True), (r"\(x < 4\)", True), (r"$a_$", False), (r"\[\left( b\]", False)]
+    half, less = (fromstring(part.mathml) for part in parts if part.mathml)
+    assert [element.tag.partition("}")[2] for element in half.iter()] == ["math", "mrow", "mfrac", *["mrow", "mn"] * 2]
+    assert [element.text for element in less.iter() if element.text] == ["x", "<", "4"]
+    assert "".join(part.text for part in parts).startswith("What is $"), "no character is lost"
+    (evil,) = split_formulas(r"$\text{<script>alert(1)</script>}$")[1:2]
+    assert "<script" not in evil.mathml
