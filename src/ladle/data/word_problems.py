@@ -145,16 +145,21 @@ def _draw(config: WordProblemsConfig, pool: str) -> Iterator[Row]:
 def _harder(config: WordProblemsConfig) -> dict[str, Iterator[Row]]:
     """Return problems of each harder kind, without end."""
     test, largest = _operands(config, "test"), config.largest_operand
-    longer = [(*operands, d) for operands in test for d in range(2, largest + 1)]
+    longer: list[Operands] = [(*operands, d) for operands in test for d in range(2, largest + 1)]
     up_to_double = range(2, 2 * largest + 1)
-    larger = [(a, b, c) for a in up_to_double for b in up_to_double for c in up_to_double if min(a, b, c) > largest]
-    kinds = zip(HARDER, (test, larger, longer), (OTHER_WORDINGS, FORMS, THREE_STEPS), strict=True)
-    return {name: _problems(f"word problems {config.seed} {name}", *kind) for name, *kind in kinds}
+    larger: list[Operands] = [
+        (a, b, c) for a in up_to_double for b in up_to_double for c in up_to_double if min(a, b, c) > largest
+    ]
+    kinds: list[tuple[list[Operands], tuple[Form, ...]]]
+    kinds = [(test, OTHER_WORDINGS), (larger, FORMS), (longer, THREE_STEPS)]
+    return {
+        name: _problems(f"word problems {config.seed} {name}", *kind) for name, kind in zip(HARDER, kinds, strict=True)
+    }
 
 
 def _operands(config: WordProblemsConfig, pool: str) -> list[Operands]:
     small = range(2, config.largest_operand + 1)
-    tuples = [(a, b, c) for a in small for b in small for c in small]
+    tuples: list[Operands] = [(a, b, c) for a in small for b in small for c in small]
     tuples = [operands for operands in tuples if pool_of(operands, config.seed) == pool]
     if not tuples:
         raise UserError(f"no operands are left for the {pool} problems", "raise largest_operand")
