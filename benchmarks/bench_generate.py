@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    options = results.parse(parser, requests=32, batch_size=16, runs=2)
+    options = results.parse(parser, requests=16, batch_size=8, runs=1)
     torch.set_num_threads(options.threads)
     print(f"{'model':<12} {'static tok/s':>12} {'ladle tok/s':>12} {'ratio':>8} {'rows apart':>10}")
     samples, ratios, differing = {}, {}, {}

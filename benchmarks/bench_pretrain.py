@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocab-sizes", default="4096,151936")
-    options = results.parse(parser, runs=2)
+    options = results.parse(parser, runs=2, vocab_sizes="4096")
     measured = {}
     print(f"{'vocabulary':>10} {'way':<8} {'median s/step':>13} {'least':>7} {'most':>7} {'peak MiB':>9} {'loss':>8}")
     for vocab_size in map(int, options.vocab_sizes.split(",")):
