@@ -57,10 +57,8 @@ def open_trackers(trackers: Sequence[str], run: TrackedRun, step: str) -> Iterat
 
 
 def _open_board(run: TrackedRun) -> Any:
-    try:
-        from tensorboardX import SummaryWriter  # type: ignore[import-not-found]
-    except ImportError:
-        from torch.utils.tensorboard import SummaryWriter
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(Path(run.folder) / "tensorboard" / run.name))
 
 
