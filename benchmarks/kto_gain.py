@@ -31,8 +31,10 @@ from ladle.rollouts.config import GateConfig
 from ladle.rollouts.rollout import attempt_problems
 
 QUICKSTART = Path("recipes/quickstart.yaml")
+PROBLEMS = "datasets.problems.largest_operand=10"
+"""Harder ones than the quickstart's of today."""
 PRETRAINING = [
-    "pretrain.trainer.max_steps=1400", "pretrain.trainer.lr_scheduler_type=cosine",
+    PROBLEMS, "pretrain.trainer.max_steps=1400", "pretrain.trainer.lr_scheduler_type=cosine",
     "pretrain.trainer.learning_rate=5e-3", "pretrain.trainer.save_steps=25", "datasets.problems.prompts=1000",
     "datasets.problems.validation=400", "mix.sources=[{name: worked, dataset: problems, split: worked, ratio: 0.9}, "
     "{name: facts, dataset: problems, split: facts, ratio: 0.1, max_epochs: 12}]",
@@ -92,7 +94,13 @@ def align(recipe: Path, policy: Path, seed: int, root: Path, overrides: list[str
     """Align a policy and return what each temperature's test says, and which rounds the gate kept."""
     result: dict[str, Any] = {}
     for name, temperature in TEMPERATURES.items():
-        settings = [f"seed={seed}", f"base.model={policy}", f"evaluate.sampling.temperature={temperature}", *overrides]
+        settings = [
+            f"seed={seed}",
+            PROBLEMS,
+            f"base.model={policy}",
+            f"evaluate.sampling.temperature={temperature}",
+            *overrides,
+        ]
         folders = run(recipe, settings, root)
         paired = compare_runs(folders["evaluate/base"], folders["evaluate/kto"]).overall
         result[name] = {"n": paired.n, "policy": paired.first, "aligned": paired.second, "p": paired.p_value}
