@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -28,7 +29,15 @@ def test_a_run_is_watched_live_and_ctrl_c_says_what_is_kept_and_the_command(tiny
     terminal, end = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
     command = [*LADLE, "run", str(tiny), *longer]
-    run = subprocess.Popen(command, stdin=end, stdout=subprocess.PIPE, stderr=end, env=environment, text=True)
+    run = subprocess.Popen(
+        command,
+        stdin=end,
+        stdout=subprocess.PIPE,
+        stderr=end,
+        env=environment,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     os.close(end)
     seen: list[bytes] = []
 
@@ -50,7 +59,10 @@ def test_a_run_is_watched_live_and_ctrl_c_says_what_is_kept_and_the_command(tiny
     outside = ladle("watch", tiny, *longer, "--once")
     state = {row["step"]: row for row in json.loads(ladle("status", tiny, *longer, "--json").stdout)}
     run.send_signal(signal.SIGINT)
-    assert run.wait(timeout=60) == 130
+    try:
+        assert run.wait(timeout=60) == 130
+    finally:
+        run.kill()
     reader.join()
     said = b"".join(seen).decode()
     assert state["pretrain"]["building"]["pid"] == run.pid

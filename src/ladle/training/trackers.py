@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -59,7 +60,8 @@ def open_trackers(trackers: Sequence[str], run: TrackedRun, step: str) -> Iterat
 def _open_board(run: TrackedRun) -> Any:
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(Path(run.folder) / "tensorboard" / run.name))
+    # its files are named by the second alone, and steps may end within one
+    return SummaryWriter(str(Path(run.folder) / "tensorboard" / run.name), filename_suffix=f".{time.time_ns()}")
 
 
 def _open_hosted(name: str, run: TrackedRun, stack: ExitStack) -> Any:
