@@ -83,7 +83,7 @@ class ProcessExecutor:
         except BrokenProcessPool as error:
             again = "run the same command again, with fewer workers if memory was short"
             if Path(getattr(sys.modules["__main__"], "__file__", None) or "").suffix == ".py":
-                again += "; if it is a script, its calls of Ladle have to stand under `if __name__ == '__main__':`"
+                again += "; if it is a script, put its calls of Ladle under `if __name__ == '__main__':`"
             problem = "a worker process died (killed, or out of memory); finished shards are kept"
             raise CheckFailed(f"{problem}: {again}") from error
 

@@ -40,7 +40,7 @@ def read_documents(
         piece: what to read.
         source: how.
         tokenizer_folder: whose chat template writes messages.
-        unwritten: counts the rows of which the chat template leaves something out, by what that is.
+        unwritten: counts the rows of which the chat template leaves something out, per key of a turn or `tools`.
 
     Raises:
         UserError: a damaged file, a column that does not exist, a chat template or function that cannot be loaded.

@@ -91,7 +91,7 @@ class TokenizedSource:
 
     @cached_property
     def unwritten(self) -> dict[str, int]:
-        """Rows of which the chat template left something out, by what that is."""
+        """Rows of which the chat template left something out, per key of a turn or `tools`."""
         return dict(sorted(sum((Counter(shard.unwritten) for shard in self.shards), Counter()).items()))
 
     def shards_of(self, documents: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
     """Return the config of the model in a GGUF file.
 
     Raises:
-        UserError: the package gguf is missing, or the file is none that transformers can read.
+        UserError: the package gguf is missing, or transformers cannot read the file.
     """
     if find_spec("gguf") is None:
         raise UserError(f"{path} is a GGUF file, and the package gguf is missing", "pip install 'ladle[gguf]'")
@@ -52,7 +52,7 @@ def unpack_gguf(path: Path, folder: Path) -> dict[str, Any]:
         folder: gets config.json, float32 weights and the tokenizer with its chat template.
 
     Raises:
-        UserError: the package gguf is missing, or the file is none that transformers can read.
+        UserError: the package gguf is missing, or transformers cannot read the file.
         CheckFailed: a weight of the model is not in the file, or a tensor of the file has no place in the model.
     """
     config = read_gguf_config(path)
