@@ -2,6 +2,8 @@
 
     python benchmarks/bench_mix.py [--corpus DIR] [--tokenizer DIR] [--megabytes 600] [--part 0.07] [--runs 5]
 
+Without a tokenizer (DIR is missing) one of 32,000 tokens is trained on part of the texts, and the result says so.
+
 Same texts, same tokenizer, same cores; each run is a process of its own, timed whole, start-up included, and reads
 every document once. The contenders take turns. Each is given as much text as it gets through in a fair time (`--part`
 and `--hf-part` say what share of the corpus the usual way and Ladle's HF engine get; by default that is over 10 million
@@ -29,12 +31,13 @@ from statistics import median
 import psutil
 
 import results
-from ladle.models.tokenizer import convert_tokenizer
+from ladle.models.tokenizer import convert_tokenizer, load_fast_tokenizer, train_tokenizer
 from mix_corpus import Corpus, gather_texts, write_part
 
 CONTENDERS = ("seeds_way", "ladle_hf", "ladle_fast")
 SCALES = (1, 4, 16)
 SAMPLE_SECONDS = 0.1
+TRAINED_SIZE, TRAINING_TEXTS = 32_000, 500
 SHARED = Path(os.environ.get("LADLE_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
@@ -175,8 +178,16 @@ def main() -> None:
     options = _parse()
     with tempfile.TemporaryDirectory(prefix="bench_mix_") as name:
         scratch = Path(name)
-        convert_tokenizer(options.tokenizer, scratch / "tokenizer")
         texts = gather_texts(options.corpus if options.corpus.is_dir() else None, int(options.megabytes * 1e6))
+        if options.tokenizer.is_dir():
+            convert_tokenizer(options.tokenizer, scratch / "tokenizer")
+        else:
+            print(
+                f"{options.tokenizer} is missing: a tokenizer of {TRAINED_SIZE:,} tokens is trained instead", flush=True
+            )
+            some = (text for of_kind in texts.values() for text in of_kind[:TRAINING_TEXTS])
+            train_tokenizer(some, TRAINED_SIZE).save_pretrained(scratch / "tokenizer")
+        vocabulary = len(load_fast_tokenizer(scratch / "tokenizer"))
         whole = write_part(texts, 1.0, scratch / "whole")
         shares = {"seeds_way": options.part, "ladle_hf": options.hf_part}
         parts = {key: write_part(texts, share, scratch / key) for key, share in shares.items()} | {"ladle_fast": whole}
@@ -191,7 +202,7 @@ def main() -> None:
         start_up = dict(_start_up(bench, nothing, options.runs))
         found = compare(bench, parts, options.runs)
         scaling = dict(_scale(bench, scaled, options.scaling_runs))
-    _report(found, start_up, scaling, options.quick)
+    _report(found, start_up, scaling, options.quick, vocabulary)
 
 
 def _start_up(bench: Bench, nothing: Corpus, runs: int) -> Iterator[tuple[str, list[float]]]:
@@ -207,7 +218,11 @@ def _scale(bench: Bench, scaled: dict[int, Corpus], runs: int) -> Iterator[tuple
 
 
 def _report(
-    found: dict[str, list[Run]], start_up: dict[str, list[float]], scaling: dict[int, list[Run]], is_quick: bool
+    found: dict[str, list[Run]],
+    start_up: dict[str, list[float]],
+    scaling: dict[int, list[Run]],
+    is_quick: bool,
+    vocabulary: int,
 ) -> None:
     medians, starts = {name: _median_run(runs) for name, runs in found.items()}, {}
     print(f"\nmedians of {len(found[CONTENDERS[0]])} runs, whole processes:")
@@ -236,7 +251,7 @@ def _report(
     for scale, runs in scaling.items():
         samples[f"ladle_fast_{scale}x_tokens_per_second"] = [run.rate for run in runs]
         samples[f"ladle_fast_{scale}x_peak_mib"] = [run.peak_bytes / 2**20 for run in runs]
-    results.publish("bench_mix", samples, ratios, is_quick)
+    results.publish("bench_mix", samples, ratios, is_quick, vocabulary=vocabulary)
 
 
 if __name__ == "__main__":

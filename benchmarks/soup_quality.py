@@ -1,12 +1,17 @@
-"""What a selected soup is worth: its loss less the last checkpoint's, on problems that the selection never saw.
+"""What averaging the last checkpoints of a training at a constant rate is worth, beside letting the rate decay.
 
-    python benchmarks/soup_quality.py [RECIPE] [--seeds 1,2,3,4,5] [--rows 36] [--first N] [--root DIR] [KEY=VALUE…]
+    python benchmarks/soup_quality.py [--seeds 1,2,3,4,5] [--root DIR] [--processes 2] [--without-kto]
 
-For each seed the recipe is run up to its pretraining (ROOT/seed-N keeps the runs, and finished ones are used as they
-are). The problems that the dataset holds out are divided in two and packed into rows: `soup.select=best` chooses among
-the candidates by the loss on one half, the other half tells what the choice is worth. Prints each candidate's loss on
-the first half, by seed and on average, and the difference on the second half with a 95 % interval over seeds
-(Student's t).
+Each seed pretrains the quickstart's model three times over the same 1,000 batches: at a constant rate, along a
+cosine (from 5e-3), and with the rate constant for 800 steps and then falling to zero as 1 - sqrt (WSD). Of the
+constant one's checkpoints, `uniform` and `wsm_inverse_sqrt` means are made of n = 2, 4, 8, 16 over the last 10, 20
+and 40 % of the steps (the newest always among them). All are scored by their loss on problems that the mixture
+holds out. Then KTO (two rounds of recipes/kto-rounds.yaml) starts from the last constant-rate checkpoint, from the
+soup whose mean loss over *all* seeds is lowest, from cosine and from WSD, and all answer 1,000 test problems at T
+= 0.6.
+
+Prints losses and accuracies, and differences paired by seed with 95 % intervals over seeds (Student's t). DIR
+keeps the runs, and finished steps are used as they are.
 """
 
 from __future__ import annotations
@@ -15,106 +20,130 @@ import argparse
 import json
 import math
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import fmean, stdev
 
-from ladle.artifacts.build import Workspace, build
-from ladle.artifacts.inputs import InputFinder, natural_key
-from ladle.artifacts.step import Step, in_build_order
-from ladle.data.config import MixConfig
-from ladle.pipeline import CHECKPOINTS, Pipeline
-from ladle.recipe import load_recipe
-from ladle.soups.config import SoupConfig
-from ladle.stages import mix, soup
+import ladle
 from ladle.training.pretrain import validation_loss
 
-CANDIDATES = ("last", "last_n", "uniform", "linear", "ema", "wsm_linear", "wsm_cosine", "wsm_inverse_sqrt", "greedy")
-SEQUENCE_LENGTH = 256
-"""Tokens of a row, the recipe's."""
+QUICKSTART, ROUNDS = Path("recipes/quickstart.yaml"), Path("recipes/kto-rounds.yaml")
+STEPS, SPACING = 1_000, 5
+HELD_OUT = {"mix.validation": {"fraction": 0.02}}
+SCHEDULES = {
+    "constant": {
+        "pretrain.trainer.save_steps": SPACING,
+        "pretrain.trainer.save_total_limit": 2,
+        "pretrain.keep_models": 90,
+    },
+    "cosine": {"pretrain.trainer.lr_scheduler_type": "cosine", "pretrain.trainer.learning_rate": 5e-3},
+    "wsd": {
+        "pretrain.trainer.lr_scheduler_type": "warmup_stable_decay",
+        "pretrain.trainer.lr_scheduler_kwargs": {"num_decay_steps": STEPS // 5, "decay_type": "1-sqrt"},
+    },
+}
+METHODS, WINDOWS, COUNTS = ("uniform", "wsm_inverse_sqrt"), (10, 20, 40), (2, 4, 8, 16)
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t, two-sided 95 %, by the number of seeds."""
 
 
-def train(recipe: Path, seed: int, root: Path, overrides: list[str]) -> tuple[list[Path], Path]:
-    """Run a recipe up to its pretraining; return the checkpoints, oldest first, and the problems."""
-    loaded = load_recipe(recipe, [f"seed={seed}", *overrides])
-    pipeline = Pipeline(loaded, InputFinder(root))
-    workspace = Workspace(root / f"seed-{seed}" / loaded.name)
-    for step in in_build_order([pipeline.steps["pretrain"]]):
-        build(step, workspace)
-    pretrained = workspace.path_of(pipeline.steps["pretrain"])
-    problems = workspace.path_of(pipeline.steps["datasets/problems"])
-    return sorted(pretrained.glob(CHECKPOINTS), key=natural_key), problems
+def members(checkpoints: Sequence[Path], window: int, count: int) -> list[Path]:
+    """Return so many checkpoints, evenly over the last `window` percent of the steps, oldest first."""
+    by_step = {int(path.name.rpartition("-")[2]): path for path in checkpoints}
+    steps = [STEPS - round(number * STEPS * window / 100 / count / SPACING) * SPACING for number in range(count)]
+    return [by_step[step] for step in reversed(steps)]
 
 
-def hold_out(problems: Path, tokenizer: Path, rows: int, folder: Path) -> Path:
-    """Pack the problems that the dataset holds out into rows.
-
-    The rows' `validation` split is for choosing, their `train` split, which nothing is trained on, for judging.
-    """
-    settings = {
-        "sources": [{"name": "held_out", "dataset": "problems", "split": "validation", "ratio": 1.0}],
-        "budget": {"sequences": rows},
-        "sequence_length": SEQUENCE_LENGTH,
-        "validation": {"fraction": 0.5},
-    }
-    finder = InputFinder(folder)
-    roles = {"tokenizer": tokenizer, "source:held_out": problems}
-    inputs = {role: (finder.local((path,)),) for role, path in roles.items()}
-    return build(Step("held-out", mix.STAGE, MixConfig.model_validate(settings), inputs), Workspace(folder))
+def train(seed: int, schedule: str, root: Path) -> Path:
+    """Pretrain along one schedule; return the folder of the training."""
+    settings = {"seed": seed, **HELD_OUT, **SCHEDULES[schedule]}
+    return ladle.open(QUICKSTART, settings, root / f"seed-{seed}").build("pretrain").path
 
 
-def judge(checkpoints: list[Path], mixture: Path, out: Path) -> dict[str, Any]:
-    """Return candidates' losses on the first half, the one chosen, and the losses on the second half."""
-    out.mkdir(parents=True)
-    config = SoupConfig.model_validate({"select": "best", "candidates": CANDIDATES})
-    soup.run(config, {"members": checkpoints, "validation": [mixture]}, out)
-    selection = json.loads((out / "merge_info.json").read_text())["selection"]
-    # Greedy's members and its trials have a colon or a space in their names; the candidates have neither.
-    losses = {entry["name"]: entry["loss"] for entry in selection["candidates"] if " " not in entry["name"]}
-    last, chosen = (validation_loss(model, mixture, split="train") for model in (checkpoints[-1], out))
-    return {"losses": losses, "chosen": selection["chosen"], "last": last, "selected": chosen, "gain": chosen - last}
+def models_of(seed: int, root: Path) -> dict[str, Path]:
+    """Return every model of a seed by name, soups included."""
+    constant = ladle.open(QUICKSTART, {"seed": seed, **HELD_OUT, **SCHEDULES["constant"]}, root / f"seed-{seed}")[
+        "pretrain"
+    ]
+    models = {schedule: train(seed, schedule, root) for schedule in SCHEDULES}
+    for method in METHODS:
+        for window in WINDOWS:
+            for count in COUNTS:
+                own = members(constant.checkpoints, window, count)
+                name = f"{method} {count} of {window} %"
+                models[name] = ladle.soup(own, root=root / f"seed-{seed}", method=method).path
+    return models
 
 
-def print_table(results: dict[int, dict[str, Any]]) -> None:
-    """Print losses on the first half by candidate and seed, then what the choice is worth on the second half."""
-    print("| candidate | " + " | ".join(f"seed {seed}" for seed in results) + " | mean |")
-    print("|---" * (len(results) + 2) + "|")
-    for name in next(iter(results.values()))["losses"]:
-        row = [result["losses"][name] for result in results.values()]
-        print(f"| {name} | " + " | ".join(f"{loss:.4f}" for loss in [*row, mean(row)]) + " |")
-    print("| chosen | " + " | ".join(result["chosen"] for result in results.values()) + " | |")
-    for key in ("last", "selected", "gain"):
-        row = [result[key] for result in results.values()]
-        print(f"| second half: {key} | " + " | ".join(f"{value:+.5f}" for value in [*row, mean(row)]) + " |")
+def score(seed: int, root: Path) -> dict[str, float]:
+    """Return each model's loss on what the mixture holds out, in nats per token; kept in a file."""
+    file = root / f"seed-{seed}" / "losses.json"
+    if not file.is_file():
+        mixture = ladle.open(QUICKSTART, {"seed": seed, **HELD_OUT}, root / f"seed-{seed}")["mix"].path
+        losses = {name: validation_loss(model, mixture) for name, model in models_of(seed, root).items()}
+        file.write_text(json.dumps(losses))
+        print(f"seed {seed}: {json.dumps(losses)}", flush=True)
+    return json.loads(file.read_text())
+
+
+def align(seed: int, start: str, root: Path) -> tuple[float, float]:
+    """Return the accuracies before and after KTO from one start."""
+    settings = {"seed": seed, "base.model": str(models_of(seed, root)[start]), "kto.rounds": 2}
+    settings |= {"rollout.prompts.limit": 2_000, "datasets.problems.prompts": 4_000, "datasets.problems.test": 1_000}
+    run = ladle.open(ROUNDS, settings, root / f"seed-{seed}" / start.replace(" ", "-").replace("%", "percent"))
+    before, after = (run.build(f"evaluate/{name}") for name in ("base", "kto"))
+    found = before["word_problems"].accuracy, after["word_problems"].accuracy
+    print(f"seed {seed}, from {start}: {found[0]:.1%} to {found[1]:.1%}", flush=True)
+    return found
+
+
+def difference(values: Sequence[float], others: Sequence[float], scale: float = 1.0, digits: int = 4) -> str:
+    """Return the mean difference with the half width of its 95 % interval over seeds."""
+    pairs = [scale * (one - other) for one, other in zip(values, others, strict=True)]
+    half = T_95[len(pairs)] * stdev(pairs) / math.sqrt(len(pairs))
+    return f"{fmean(pairs):+.{digits}f} ± {half:.{digits}f}"
 
 
 def main() -> None:
-    """Parse, run the seeds, print."""
+    """Run the seeds, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/quickstart.yaml"))
-    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", default="1,2,3,4,5", help="two to ten numbers")
-    parser.add_argument("--rows", type=int, default=36, help="rows to judge by, at most what half the problems fill")
-    parser.add_argument("--first", type=int, help="take only so many checkpoints, as if training had stopped there")
     parser.add_argument("--root", type=Path, help="keep the runs here, for another time")
-    options = parser.parse_intermixed_args()
-    results = {}
-    with tempfile.TemporaryDirectory(prefix="soup-quality-") as temporary:
-        root = options.root or Path(temporary)
-        for seed in map(int, options.seeds.split(",")):
-            checkpoints, problems = train(options.recipe, seed, root, options.overrides)
-            checkpoints = checkpoints[: options.first]
-            scratch = Path(temporary) / str(seed)
-            mixture = hold_out(problems, checkpoints[-1], options.rows, scratch)
-            results[seed] = judge(checkpoints, mixture, scratch / "soup")
-            print(f"seed {seed}: {len(checkpoints)} checkpoints, {json.dumps(results[seed])}", flush=True)
-    print_table(results)
-    gains = [result["gain"] for result in results.values()]
-    half = T_95[len(gains)] * stdev(gains) / math.sqrt(len(gains))
-    print(f"selected soup less last checkpoint: {mean(gains):+.4f} ± {half:.4f} nats a token over {len(gains)} seeds")
-    print(json.dumps({"name": "soup_quality", "gains": gains, "mean": mean(gains), "half_interval_95": half}))
+    parser.add_argument("--processes", type=int, default=2, help="trainings that run side by side")
+    parser.add_argument("--without-kto", action="store_true", help="losses alone")
+    options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    with (
+        tempfile.TemporaryDirectory(prefix="soup-quality-") as temporary,
+        ProcessPoolExecutor(options.processes, get_context("spawn")) as pool,
+    ):
+        root = (options.root or Path(temporary)).resolve()
+        for trained in [pool.submit(train, seed, name, root) for seed in seeds for name in SCHEDULES]:
+            trained.result()
+        scored = [pool.submit(score, seed, root) for seed in seeds]
+        losses = {name: [one.result()[name] for one in scored] for name in scored[0].result()}
+        print(f"| model | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | less the last | less cosine |")
+        print("|---" * (len(seeds) + 4) + "|")
+        for name, row in losses.items():
+            less = " | ".join(difference(row, losses[other]) for other in ("constant", "cosine"))
+            print(f"| {name} | {' | '.join(f'{loss:.4f}' for loss in row)} | {fmean(row):.4f} | {less} |")
+        if options.without_kto:
+            return
+        best = min((name for name in losses if name not in SCHEDULES), key=lambda name: fmean(losses[name]))
+        starts = ["constant", best, "cosine", "wsd"]
+        tasks = {(seed, start): pool.submit(align, seed, start, root) for seed in seeds for start in starts}
+        found = {start: [tasks[seed, start].result() for seed in seeds] for start in starts}
+        print(
+            f"\n| start | before, after by seed | mean before | mean after | after, less from cosine |\n{'|---' * 5}|"
+        )
+        for start, pairs in found.items():
+            befores, afters = zip(*pairs, strict=True)
+            less = difference(afters, [after for _, after in found["cosine"]], 100, 1)
+            each = ", ".join(f"{100 * before:.1f} → {100 * after:.1f}" for before, after in pairs)
+            print(f"| {start} | {each} | {fmean(befores):.1%} | {fmean(afters):.1%} | {less} |")
+        print(json.dumps({"name": "soup_quality", "losses": losses, "best": best, "aligned": found}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Each pass of the loop adds one token to every live row. A finished row is handed out at once and its slot goes to the
 next request, so the batch stays full until requests run out, and then shrinks. Prompts are prefilled without their
 last token, which joins the other rows' next step: every sampled token comes from the same step. Equal prompts are
-prefilled once.
+prefilled once, and so are the tokens that all prompts of a task begin with, such as the worked examples of a few-shot
+prompt.
 
 transformers' own caches keep every row of a batch equally long; in `SlotCache` each row has its own length. It is
 filled from inside attention (transformers' `AttentionInterface`), after the model has made keys and values of the new
@@ -26,6 +27,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,8 @@ ATTENTION = "ladle_slots"
 _REFILL_SHARE = 8
 """Slots are refilled when 1/8 of them are free: a prefill is a forward pass, so it has to serve several rows."""
 _FIRST_COLUMNS = 64
+_LEAST_SHARED = 32
+"""Tokens that the prompts of a task must share for these to be prefilled apart from the rest."""
 _STOP_TEXT_EVERY = 8
 """Tokens between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
 
@@ -105,30 +109,48 @@ class TransformersGenerator:
     def _complete_in_slots(self, queue: list[Request]) -> Iterator[Sample]:
         num_slots = min(self.batch_size, len(queue))
         cache = SlotCache(num_slots, max((request.max_length for request in queue), default=0))
+        prefixes = self._prefill_shared(queue)
         live: list[_Row] = []
         while queue or live:
             free = num_slots - len(live)
             if queue and free * _REFILL_SHARE >= num_slots:
                 new = [_Row(queue.pop()) for _ in range(min(free, len(queue)))]
-                self._prefill(cache, len(live), new)
-                live += new
+                new.sort(key=lambda row: row.request.task)
+                for task, rows in groupby(new, key=lambda row: row.request.task):
+                    live += (of_task := list(rows))
+                    self._prefill(cache, len(live) - len(of_task), of_task, prefixes.get(task))
             spent, ended = len(live), self._step(cache, live)
             self.report(spent + sum(row.request.max_length - len(row.ids) for row in ended))
             for row in ended:
                 yield make_sample(row.request, row.new_ids, self.stop_ids, self.tokenizer, row.entropies)
 
     @torch.inference_mode()
-    def _prefill(self, cache: SlotCache, first: int, rows: list[_Row]) -> None:
+    def _prefill_shared(self, queue: list[Request]) -> dict[str, Prefix]:
+        """Run what the prompts of each task begin with, where that is long; at least two tokens of each are left."""
+        by_task: dict[str, list[list[int]]] = {}
+        for request in queue:
+            by_task.setdefault(request.task, []).append(request.prompt_ids[:-2])
+        prefixes = {}
+        for task, prompts in by_task.items():
+            first, last = min(prompts), max(prompts)
+            shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+            if first != last and len(shared) >= _LEAST_SHARED:
+                prefixes[task] = fill_prefix(self.model, shared)
+        return prefixes
+
+    @torch.inference_mode()
+    def _prefill(self, cache: SlotCache, first: int, rows: list[_Row], prefix: Prefix | None) -> None:
         """Run the prompts of new rows, each but for its last token, in passes of `prefill_tokens` at most."""
+        start = prefix.length if prefix else 0
         prompts: list[tuple[int, ...]] = []
         distinct: set[tuple[int, ...]] = set()
-        for prompt in (tuple(row.request.prompt_ids[:-1]) for row in rows):
+        for prompt in (tuple(row.request.prompt_ids[start:-1]) for row in rows):
             distinct.add(prompt)
             if prompts and len(distinct) * max(map(len, distinct)) > self.prefill_tokens:
-                fill(self.model, cache, first, prompts)
+                fill(self.model, cache, first, prompts, prefix)
                 first, prompts, distinct = first + len(prompts), [], {prompt}
             prompts.append(prompt)
-        fill(self.model, cache, first, prompts)
+        fill(self.model, cache, first, prompts, prefix)
 
     @torch.inference_mode()
     def _step(self, cache: SlotCache, live: list[_Row]) -> list[_Row]:
@@ -218,7 +240,8 @@ def find_fault(model: Any) -> str | None:
     try:
         with torch.inference_mode():
             with _prepared(model, ATTENTION):
-                fill(model, cache, 0, [tuple(ids[:-1]) for ids in rows])
+                prefix = fill_prefix(model, rows[0][:2])  # which the other begins with, too
+                fill(model, cache, 0, [tuple(ids[2:-1]) for ids in rows], prefix)
                 last, position = torch.tensor([[ids[-1], len(ids) - 1] for ids in rows], device=device).T
                 logits = next_logits(model, cache, last, position, len(rows[0]))
             with _prepared(model):
@@ -246,15 +269,44 @@ def _longest_apart(config: Any) -> float:
     return min(limits, default=math.inf)
 
 
-def fill(model: Any, cache: SlotCache, first_row: int, prompts: Sequence[tuple[int, ...]]) -> None:
-    """Run prompts, each distinct one once, and store their keys and values in the rows from `first_row` on."""
+class Prefix(NamedTuple):
+    """What several prompts begin with.
+
+    Attributes:
+        length: tokens.
+        layers: their keys and values by layer, [1, G, length, D] and [1, G, length, E].
+    """
+
+    length: int
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+def fill_prefix(model: Any, ids: Sequence[int]) -> Prefix:
+    """Run the tokens that prompts begin with, once for all of them."""
+    cache = SlotCache(1, len(ids))
+    fill(model, cache, 0, [tuple(ids)])
+    return Prefix(len(ids), cache.layers)
+
+
+def fill(
+    model: Any,
+    cache: SlotCache,
+    first_row: int,
+    prompts: Sequence[tuple[int, ...]],
+    prefix: Prefix | None = None,
+) -> None:
+    """Run prompts, each distinct one once, and store their keys and values in the rows from `first_row` on.
+
+    With a prefix, the prompts are what comes after it.
+    """
     place = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     width = max(map(len, place))
     if not width:
         return
-    cache.begin_prompts(first_row, upload([place[prompt] for prompt in prompts], model.device), width)
+    start = prefix.length if prefix else 0
+    cache.begin_prompts(first_row, upload([place[prompt] for prompt in prompts], model.device), start + width, prefix)
     padded = upload([[*prompt, *[0] * (width - len(prompt))] for prompt in place], model.device)
-    positions = torch.arange(width, device=model.device).expand(len(place), -1)
+    positions = torch.arange(start, start + width, device=model.device).expand(len(place), -1)
     # The decoder alone: nobody needs the head's logits over prompts.
     model.get_decoder()(**_inputs(padded, positions), slots=cache)
 
@@ -293,20 +345,24 @@ class SlotCache:
         self.columns = 0
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.prompt_rows: tuple[int, torch.Tensor] | None = None
+        self.prefix: Prefix | None = None
         self.positions_N = self._rows_N = torch.empty(0, dtype=torch.long)
         self.columns_read = 0
         self._masks: dict[MaskRule, torch.Tensor] = {}
 
-    def begin_prompts(self, first_row: int, source_K: torch.Tensor, num_columns: int) -> None:
+    def begin_prompts(
+        self, first_row: int, source_K: torch.Tensor, num_columns: int, prefix: Prefix | None = None
+    ) -> None:
         """Send the next forward pass's keys and values into new rows.
 
         Args:
             first_row: the rows filled are `first_row … first_row + K - 1`.
             source_K: for each of them, the row of the forward pass that holds its prompt.
-            num_columns: the padded prompt length; columns past a row's own prompt are never read before they are
-                overwritten.
+            num_columns: the padded prompt length, prefix included; columns past a row's own prompt are never read
+                before they are overwritten.
+            prefix: what comes before the pass's tokens in every row.
         """
-        self.prompt_rows = (first_row, source_K)
+        self.prompt_rows, self.prefix = (first_row, source_K), prefix
         self._reserve(num_columns)
 
     def begin_step(self, positions_N: torch.Tensor, num_columns: int) -> None:
@@ -333,7 +389,8 @@ class SlotCache:
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new keys and values of a layer, [rows, G, tokens, D or E], and return those to attend to.
 
-        They are the new ones in a pass over prompts, and views of all of the live rows', [N, G, T, D or E], in a step.
+        They are the prefix's and the new ones in a pass over prompts, and views of all of the live rows',
+        [N, G, T, D or E], in a step.
         """
         if layer not in self.layers:
             # Zeros, not empty memory: a masked column still enters the product with weight 0, and 0 × NaN is NaN.
@@ -341,6 +398,9 @@ class SlotCache:
         buffers = self.layers[layer]
         if self.prompt_rows is not None:
             first, source_K = self.prompt_rows
+            if self.prefix is not None:
+                past_keys, past_values = (past.expand(len(keys), -1, -1, -1) for past in self.prefix.layers[layer])
+                keys, values = torch.cat([past_keys, keys], 2), torch.cat([past_values, values], 2)
             for buffer, new in zip(buffers, (keys, values), strict=True):
                 buffer[first : first + len(source_K), :, : new.shape[2]] = new[source_K]
             return keys, values
@@ -441,11 +501,12 @@ def attend_slots(
 def _attend_prompts(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, rule: MaskRule
 ) -> torch.Tensor:
-    """Attend by the rule. Padding is on the right, where no real token sees it: a causal rule needs no mask."""
-    mask = None
-    if rule.window is not None and rule.window < query.shape[2]:
-        token_P = torch.arange(query.shape[2], device=query.device)
-        mask = rule.is_seen(0, 0, token_P[:, None], token_P)
+    """Attend by the rule. Padding is on the right, where no real token sees it: a causal rule over the new tokens alone
+    needs no mask."""
+    mask, num_past = None, key.shape[2] - query.shape[2]
+    if num_past or (rule.window is not None and rule.window < key.shape[2]):
+        token_P = torch.arange(key.shape[2], device=query.device)
+        mask = rule.is_seen(0, 0, token_P[num_past:, None], token_P)
     width = value.shape[-1]
     # One width for keys and values (DeepSeek-V3 has two) lets torch pick its fused kernels, which never hold P × P
     # scores.

@@ -66,9 +66,9 @@ def _tokens(generator: TransformersGenerator, requests: list[Request]) -> dict[s
     return {sample.id: sample.token_ids for sample in generator.generate(requests)}
 
 
-def _by_generate(model: Any, tokenizer: Any) -> dict[str, list[int]]:
+def _by_generate(model: Any, tokenizer: Any, requests: list[Request] | None = None) -> dict[str, list[int]]:
     found = {}
-    for request in _requests():
+    for request in requests or _requests():
         row = model.generate(
             torch.tensor([request.prompt_ids]), do_sample=False, max_new_tokens=request.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=1,
@@ -83,6 +83,25 @@ def test_windows_and_chunks_of_any_architecture_hold_in_the_slots(model_type, to
     generator = TransformersGenerator(model, tokenizer, batch_size=3)
     assert generator.fault is None
     assert _tokens(generator, _requests(temperature=0)) == _by_generate(model, tokenizer)
+
+
+@pytest.mark.parametrize("model_type", [*IN_SLOTS, "deepseek_v3", "qwen3"])
+def test_what_the_prompts_of_a_task_begin_with_is_run_once(model_type, tokenizer):
+    model = _model(model_type, **IN_SLOTS[model_type]) if model_type in IN_SLOTS else make_model(model_type)
+    examples = {"one": list(range(20, 60)), "other": list(range(99, 60, -1)), "short": [7, 8, 9]}
+    requests = [
+        Request(f"{task}/{item}", [*shared, *range(100 + item, 104 + 2 * item)], item, 12, temperature=0)
+        for task, shared in examples.items()
+        for item in range(4)
+    ]
+    generator = TransformersGenerator(model, tokenizer, batch_size=5)
+    lengths: list[int] = []
+    model.get_decoder().register_forward_hook(
+        lambda module, args, kwargs, output: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    found = _tokens(generator, requests)
+    assert sorted(length for length in lengths if length > 12) == [39, 40]
+    assert found == _by_generate(model, tokenizer, requests)
 
 
 @pytest.mark.parametrize("model_type", ALONE)
