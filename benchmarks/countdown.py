@@ -6,7 +6,7 @@ A problem gives numbers and a target; the answer is a line for each operation, a
     3 * 8 = 24
     24 + 7 = 31
 
-Problems are told apart by their numbers and target. Which pool one belongs to is a hash of these, so that none that is
+Problems differ by numbers and target. Which pool one belongs to is a hash of these, so that none that is
 attempted or tested on was pretrained on, in any order of its numbers.
 """
 
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """The text that a model goes on from."""
+        """The text that a model completes."""
         return f"Numbers: {' '.join(map(str, self.numbers))}. Target: {self.target}.\n"
 
     @property

@@ -49,7 +49,7 @@ _REFILL_SHARE = 8
 _FIRST_COLUMNS = 64
 _LEAST_SHARED = 32
 """Tokens that the prompts of a task must share for these to be prefilled apart from the rest."""
-_STOP_TEXT_EVERY = 8
+_STOP_TEXT_EVERY = 2
 """Tokens between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
 
 
