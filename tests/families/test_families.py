@@ -1,4 +1,4 @@
-"""Eight families through the whole pipeline, one for each way in which models are handled; `make sweep` runs all."""
+"""Nine families through the whole pipeline, one for each way in which models are handled; `make sweep` runs all."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ EXPECTED = {
     "llama": "works",
     "qwen3_moe": "works",
     "deepseek_v3": "works",
+    "ernie4_5_moe": "works",  # the routers' biases are matrices of one row
     "gpt2": "works",  # positions that are learned, dropout, tied embeddings
     "opt": "works with one document a row",  # dropout in functions, positions by a mask
     "gemma2": "works with eager attention",  # soft caps, windows in every other layer

@@ -47,7 +47,8 @@ class BalanceExperts:
 
     def __init__(self, routers: dict[str, Router], rate: float, world: World) -> None:
         self.routers, self.rate, self.world = routers, rate, world
-        self.counts = {name: torch.zeros_like(router.bias, dtype=torch.long) for name, router in routers.items()}
+        # flat: the bias of some architectures, such as ERNIE's, is a row of a matrix
+        self.counts = {name: torch.zeros_like(one.bias, dtype=torch.long).flatten() for name, one in routers.items()}
         self.loads: list[torch.Tensor] = []
         self.is_counting = False
         for name, router in routers.items():
@@ -71,7 +72,7 @@ class BalanceExperts:
         for name, count in counts.items():
             bias = self.routers[name].bias.detach()  # of one storage; a parameter in some architectures
             load = count.to(bias.device, torch.float32)
-            move = self.rate * torch.sign(load.mean() - load)
+            move = (self.rate * torch.sign(load.mean() - load)).reshape(bias.shape)
             bias += distribute_tensor(move, bias.device_mesh, bias.placements) if isinstance(bias, DTensor) else move
         self.loads = list(counts.values())
 

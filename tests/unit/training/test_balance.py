@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ladle.models.probe import BIAS, find_routers
 from ladle.training.balance import BalanceExperts, SequenceAuxLoss, load_figures, row_balance
 from ladle.training.cross_entropy import use_linear_cross_entropy
 from ladle.training.loop import Training
+from tests.families.sweep import FAMILIES, SIZES
 from tests.tiny_models import make_model
 from tests.training_runs import make_rows
 from tests.training_runs import train as run_training
@@ -66,6 +68,20 @@ def test_loads_are_counted_over_accumulation_and_move_the_bias_by_the_rate(tmp_p
             moved = buffer - before[name]
             assert set(moved.abs().double().round(decimals=4).tolist()) <= {0.0, 0.01}
             assert moved[:2].max() < 0 < moved[2:].min()
+
+
+def test_a_bias_that_is_a_row_of_a_matrix_moves_too(tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("ernie4_5_moe", **SIZES | FAMILIES["ernie4_5_moe"], vocab_size=320)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    routers = find_routers(model)
+    before = {name: router.bias.detach().clone() for name, router in routers.items()}
+    training = train(model, 1e-2, tmp_path, 1)
+    assert [load.sum() for load in training.balance.loads] == [16 * LENGTH * config.moe_k] * len(routers)
+    for name, load in zip(sorted(routers), training.balance.loads, strict=True):
+        expected = before[name] + 1e-2 * torch.sign(load.float().mean() - load)
+        assert expected.shape == (1, config.moe_num_experts)
+        torch.testing.assert_close(routers[name].bias.detach(), expected)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
