@@ -20,7 +20,7 @@ from tests.unit.test_schema import Yaml12
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-MEASURED = ("evidence.md", "gpu.md")
+MEASURED = ("real-model.md", "evidence.md", "gpu.md")
 """Pages with tables of measurements."""
 
 

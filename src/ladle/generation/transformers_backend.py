@@ -129,11 +129,12 @@ class TransformersGenerator:
         """Run what the prompts of each task begin with, where that is long; at least two tokens of each are left."""
         by_task: dict[str, list[list[int]]] = {}
         for request in queue:
-            by_task.setdefault(request.task, []).append(request.prompt_ids[:-2])
+            by_task.setdefault(request.task, []).append(request.prompt_ids)
         prefixes = {}
         for task, prompts in by_task.items():
             first, last = min(prompts), max(prompts)
-            shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+            shared = [token for token, _ in same][: min(map(len, prompts)) - 2]
             if first != last and len(shared) >= _LEAST_SHARED:
                 prefixes[task] = fill_prefix(self.model, shared)
         return prefixes

@@ -123,4 +123,4 @@ def test_a_script_without_a_main_guard_hears_what_it_lacks(tmp_path):
     script.write_text("from ladle.executors import ProcessExecutor\nlist(ProcessExecutor(2).map(abs, [1, 2]))\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "put its calls of Ladle under `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
+    assert "put its calls of Ladle under `if __name__ == '__main__':`" in done.stderr
