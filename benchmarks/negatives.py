@@ -18,24 +18,22 @@ later ones are each arm's own, at the same problems. No gate: a round's model is
 Measured after each round: pass@1 and pass@8 of 200 test problems (16 samples at T = 1), the entropy of the sampled
 tokens, and right derivations a problem; before, halfway and at the end also pass@64 (64 samples), and pass@1 and
 pass@8 of problems of four numbers and of larger numbers. `--tune` runs each arm for four rounds with each learning
-rate of `RATES` on validation problems; `SETTINGS` holds what was best.
+rate of `TRIED_RATES` on validation problems; `LEARNING_RATE` is to hold what was best.
 
-DIR keeps what is finished: an arm of a seed is not run again. Prints each arm's means over seeds, and its
-differences from RFT, paired by seed and problem, with 95 % intervals over seeds (Student's t). All in all about
-three hours on two cores.
+DIR keeps what is finished: an arm of a seed is not run again. Prints each arm's means over seeds, and its differences
+from RFT on the same problems, with 95 % intervals over seeds (Student's t). It has not been run as a whole yet.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -44,6 +42,7 @@ import ladle
 from countdown import Problem, derivation, distinct, draw, facts
 from ladle.evaluation.statistics import pass_at_k
 from ladle.generation.request import mean_entropy
+from results import half_interval
 
 NUMBERS, LARGEST = 3, 20
 DOCUMENTS, ROUNDS, PROMPTS, SAMPLES, ROWS, STEPS = 60_000, 8, 160, 16, 128, 8
@@ -61,11 +60,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "kto_nll": {"undesirable_weight": 0.25, "nll_weight": 1.0},
 }
 WITHOUT_WRONG = ("rft", "kto_right")
-RATES = (1e-4, 3e-4, 1e-3)
-SETTINGS = {"rft": 3e-4, "kto_right": 3e-4, "kto_1": 3e-4, "kto_025": 3e-4, "kto_nll": 3e-4}
-"""Learning rate of each arm."""
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t, two-sided 95 %, by the number of seeds."""
+TRIED_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATE = {"rft": 3e-4, "kto_right": 3e-4, "kto_1": 3e-4, "kto_025": 3e-4, "kto_nll": 3e-4}
+"""Of each arm. Not tuned yet: `--tune` has not been run."""
 
 POLICY = """
 name: policy
@@ -198,7 +195,7 @@ def interval(values: Sequence[float]) -> str:
     """Return a mean with the half width of its 95 % interval over seeds, in percent."""
     if len(values) < 2:
         return f"{100 * fmean(values):+.1f}"
-    return f"{100 * fmean(values):+.1f} ± {100 * T_95[len(values)] * stdev(values) / math.sqrt(len(values)):.1f}"
+    return f"{100 * fmean(values):+.1f} ± {100 * half_interval(values):.1f}"
 
 
 def look_up(result: dict[str, Any], number: int, place: str) -> float:
@@ -265,12 +262,12 @@ def main() -> None:
             pool.submit(run_arm, arm, seed, root, rate, rounds, options.tune)
             for seed in seeds
             for arm in arms
-            for rate in (RATES if options.tune else (SETTINGS[arm],))
+            for rate in (TRIED_RATES if options.tune else (LEARNING_RATE[arm],))
         ]
         results = [task.result() for task in tasks]
     if options.tune:
         for arm in arms:
-            for rate in RATES:
+            for rate in TRIED_RATES:
                 own = [one for one in results if (one["arm"], one["rate"]) == (arm, rate)]
                 shares = (f"{100 * look_up(one, rounds, 'pass@1'):.1f}" for one in own)
                 print(f"{arm} {rate:g}: pass@1 {', '.join(shares)}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 from ladle.artifacts.record import describe_environment
@@ -58,6 +59,15 @@ def publish(
     medians = {figure: of_runs["median"] for figure, of_runs in spread.items()}
     runs = max(len(values) for values in samples.values())
     print(json.dumps({"name": name, "ratios": ratios, "medians": medians, **more, "runs": runs}))
+
+
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Student's t, two-sided 95 %, by the number of values."""
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Return the half width of the 95 % interval of a mean over two to ten seeds."""
+    return T_95[len(values)] * stdev(values) / math.sqrt(len(values))
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import ladle
 from ladle.training.pretrain import validation_loss
+from results import half_interval
 
 QUICKSTART, ROUNDS = Path("recipes/quickstart.yaml"), Path("recipes/kto-rounds.yaml")
 STEPS, SPACING = 1_000, 5
@@ -45,8 +45,6 @@ SCHEDULES = {
     },
 }
 METHODS, WINDOWS, COUNTS = ("uniform", "wsm_inverse_sqrt"), (10, 20, 40), (2, 4, 8, 16)
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t, two-sided 95 %, by the number of seeds."""
 
 
 def members(checkpoints: Sequence[Path], window: int, count: int) -> list[Path]:
@@ -56,22 +54,20 @@ def members(checkpoints: Sequence[Path], window: int, count: int) -> list[Path]:
     return [by_step[step] for step in reversed(steps)]
 
 
-def train(seed: int, schedule: str, root: Path) -> Path:
-    """Pretrain along one schedule; return the folder of the training."""
+def train(seed: int, schedule: str, root: Path) -> ladle.Artifact:
+    """Pretrain along one schedule."""
     settings = {"seed": seed, **HELD_OUT, **SCHEDULES[schedule]}
-    return ladle.open(QUICKSTART, settings, root / f"seed-{seed}").build("pretrain").path
+    return ladle.open(QUICKSTART, settings, root / f"seed-{seed}").build("pretrain")
 
 
 def models_of(seed: int, root: Path) -> dict[str, Path]:
     """Return every model of a seed by name, soups included."""
-    constant = ladle.open(QUICKSTART, {"seed": seed, **HELD_OUT, **SCHEDULES["constant"]}, root / f"seed-{seed}")[
-        "pretrain"
-    ]
-    models = {schedule: train(seed, schedule, root) for schedule in SCHEDULES}
+    trained = {schedule: train(seed, schedule, root) for schedule in SCHEDULES}
+    models = {schedule: one.model for schedule, one in trained.items()}
     for method in METHODS:
         for window in WINDOWS:
             for count in COUNTS:
-                own = members(constant.checkpoints, window, count)
+                own = members(trained["constant"].checkpoints, window, count)
                 name = f"{method} {count} of {window} %"
                 models[name] = ladle.soup(own, root=root / f"seed-{seed}", method=method).path
     return models
@@ -102,7 +98,7 @@ def align(seed: int, start: str, root: Path) -> tuple[float, float]:
 def difference(values: Sequence[float], others: Sequence[float], scale: float = 1.0, digits: int = 4) -> str:
     """Return the mean difference with the half width of its 95 % interval over seeds."""
     pairs = [scale * (one - other) for one, other in zip(values, others, strict=True)]
-    half = T_95[len(pairs)] * stdev(pairs) / math.sqrt(len(pairs))
+    half = half_interval(pairs)
     return f"{fmean(pairs):+.{digits}f} ± {half:.{digits}f}"
 
 
