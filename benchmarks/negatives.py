@@ -60,7 +60,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "kto_nll": {"undesirable_weight": 0.25, "nll_weight": 1.0},
 }
 WITHOUT_WRONG = ("rft", "kto_right")
-TRIED_RATES = (1e-4, 3e-4, 1e-3)
+TRIED_RATES = (3e-5, 1e-4, 3e-4)
 LEARNING_RATE = {"rft": 3e-4, "kto_right": 3e-4, "kto_1": 3e-4, "kto_025": 3e-4, "kto_nll": 3e-4}
 """Of each arm. Not tuned yet: `--tune` has not been run."""
 

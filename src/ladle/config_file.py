@@ -1,8 +1,8 @@
 """A YAML file and `key=value` overrides, validated into a config, with errors that name the key, the file and the line.
 
 What differs from plain PyYAML: `2e-4` is a number, `no`, `yes`, `on`, `off` and dates are text (so `save_strategy: no`
-and `name: 2026-01-31` mean what they say), a key given twice in one mapping is refused, and `${name}` in a string is
-replaced by the top-level scalar of that name.
+and `name: 2026-01-31` mean what they say), a key given twice in one mapping is refused (`<<: *anchor` brings keys that
+a mapping does not set itself), and `${name}` in a string is replaced by the top-level scalar of that name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST_VALUE = 60
 """Characters of a wrong value that a message shows."""
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
-_BOOL, _FLOAT, _DATE = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "timestamp"))
+_BOOL, _FLOAT, _DATE, _MERGE = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "timestamp", "merge"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -95,14 +95,31 @@ class ConfigFile:
             return [self._construct(item, (*path, index)) for index, item in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
             return _Loader("").construct_object(node, deep=True)
+        merged: dict[str, Any] = {}
+        for other in reversed(self._merged_nodes(node)):  # the first has the last word, and own keys after it
+            merged |= self._construct(other, path)
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key_node.tag == _MERGE:
+                continue
             if key in mapping:
                 raise UserError(f"key {key!r} is given twice", f"keep one of them ({self.name}:{line})")
             self.lines[(*path, key)] = line
             mapping[key] = self._construct(value_node, (*path, key))
-        return mapping
+        return merged | mapping
+
+    def _merged_nodes(self, node: yaml.MappingNode) -> list[yaml.Node]:
+        """Return the mappings that `<<: *anchor` or `<<: [*one, *two]` brings into a mapping, in order."""
+        nodes: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                others = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                if not all(isinstance(other, yaml.MappingNode) for other in others):
+                    fix = f"write `<<: *anchor` ({self.name}:{key_node.start_mark.line + 1})"
+                    raise UserError("`<<` stands before something that holds no keys", fix)
+                nodes += others
+        return nodes
 
     def override(self, assignments: list[str], section: str = "") -> None:
         """Apply `a.b.c=value` in order, making mappings on the way where there are none.

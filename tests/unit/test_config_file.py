@@ -155,3 +155,17 @@ def test_dollars_and_braces_that_are_text_stay(tmp_path):
         load(tmp_path, 'root: /d\nleaf:\n  name: "${root} costs $5 and \\\\boxed{}"').leaf.name
         == "/d costs $5 and \\boxed{}"
     )
+
+
+def test_merged_mappings(tmp_path: Path) -> None:
+    text = "leaf: &one {name: a, ratio: 2}\nleaves:\n- {ratio: 3, <<: *one}\n- {<<: [{ratio: 4}, *one]}\n"
+    assert load(tmp_path, text, "leaves.0.name=b") == Tree(
+        leaf=Leaf(name="a", ratio=2), leaves=[Leaf(name="b", ratio=3), Leaf(name="a", ratio=4)]
+    )
+
+
+def test_faults_of_merged_mappings(tmp_path: Path) -> None:
+    assert "x.yaml:1" in fault(tmp_path, "leaf: &one {ratio: high}\nleaves: [{<<: *one, name: a}]\n")
+    shown = fault(tmp_path, "seed: &one 3\nleaf:\n  <<: *one\n")
+    assert "`<<` stands before something that holds no keys" in shown
+    assert "x.yaml:3" in shown
