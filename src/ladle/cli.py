@@ -424,7 +424,7 @@ def generate(
 
     Example:
 
-      ladle generate recipes/tiny.yaml:kto "Question: 2 + 3 = ?\nAnswer:" --max-new-tokens 16
+      ladle generate recipes/tiny.yaml:kto "2 + 3 = " --max-new-tokens 16
     """
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     display.print_completions(prompts, api.generate(model, prompts, root, **settings), as_json)
