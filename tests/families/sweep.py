@@ -176,7 +176,7 @@ class Outcome:
     def words(self) -> str:
         """Say it in a cell of a table."""
         if self.faults:
-            return "fails: " + "; ".join(self.faults)
+            return "fails: " + "; ".join(fault.splitlines()[-1] for fault in self.faults)  # of a traceback, the error
         early = [stage for stage in self.refusals if stage not in ("KTO", "evaluation")]
         works = "works" + (f" with {' and '.join(self.handling)}" if self.handling else "")
         return "; ".join(
@@ -419,7 +419,7 @@ def main() -> None:
 
 def page(outcomes: list[Outcome]) -> str:
     """Return the page about the families."""
-    rows = [f"| {one.family} | {one.words().replace('|', '/').replace(chr(10), ' ')} |\n" for one in outcomes]
+    rows = [f"| {one.family} | {one.words().replace('|', '/')} |\n" for one in outcomes]
     return HEAD + "| family | result |\n|---|---|\n" + "".join(rows)
 
 

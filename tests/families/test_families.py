@@ -52,11 +52,11 @@ def test_the_page_says_how_a_family_works_or_why_not() -> None:
         Outcome("a"),
         Outcome("b", ["eager attention"], {"KTO": "x|y"}),
         Outcome("c", refusals={"model": "why"}),
-        Outcome("d", refusals={"KTO": "why"}, faults=["a loss"]),
+        Outcome("d", refusals={"KTO": "why"}, faults=["a loss", "exit code 1: Traceback\nKeyError: 3"]),
     ]
     assert page(several).splitlines()[-4:] == [
         "| a | works |",
         "| b | works with eager attention; KTO refused: x/y |",
         "| c | model refused: why |",
-        "| d | fails: a loss |",
+        "| d | fails: a loss; KeyError: 3 |",
     ]
