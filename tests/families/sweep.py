@@ -419,7 +419,7 @@ def main() -> None:
 
 def page(outcomes: list[Outcome]) -> str:
     """Return the page about the families."""
-    rows = [f"| {one.family} | {one.words().replace('|', '/')} |\n" for one in outcomes]
+    rows = [f"| {one.family} | {one.words().replace('|', '/').replace(chr(10), ' ')} |\n" for one in outcomes]
     return HEAD + "| family | result |\n|---|---|\n" + "".join(rows)
 
 
