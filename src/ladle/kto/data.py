@@ -6,7 +6,9 @@ within `max_length` is left out and counted; a completion that does not fit lose
 A bin holds sequences (a prompt with a completion) of similar lengths within a budget of tokens. A padded bin is
 right-padded and has no attention mask: under causal attention a real token never sees what comes after it, so padding
 changes nothing, and the mask-free path is the fastest there is. A packed bin is one row without padding, its
-position_ids starting anew at each sequence, with the sequences' bounds for attention that goes by them.
+position_ids starting anew at each sequence, with the sequences' bounds for attention that goes by them. What all
+prompts begin with (worked examples, a system prompt) may stand once at the head of a packed bin, and each sequence's
+rest behind it, at the positions that it would have by itself: the attention then sees both (`ladle.models.attention`).
 
 Shape suffixes: B rows, T positions, N completion tokens of a bin.
 """
@@ -34,6 +36,8 @@ logger = get_logger(__name__)
 
 Row = dict[str, Any]
 ROWS_AT_ONCE = 1_000
+LEAST_SHARED = 32
+"""Tokens that all prompts must begin with for these to be computed once a bin."""
 ARRAYS = ("prompt_ids", "prompt_bounds", "completion_ids", "completion_bounds", "is_desirable", "prompt_of")
 
 
@@ -49,6 +53,7 @@ class KtoExamples:
         is_desirable: labels, bool, shape (N,).
         prompt_of: number of each example's prompt, equal for equal prompts, int64, shape (N,).
         max_length: prompt and completion together never exceed it.
+        num_shared: tokens that every prompt begins with and a packed bin holds once.
     """
 
     prompt_ids: np.ndarray
@@ -58,6 +63,7 @@ class KtoExamples:
     is_desirable: np.ndarray
     prompt_of: np.ndarray
     max_length: int
+    num_shared: int = 0
 
     def __len__(self) -> int:
         return len(self.is_desirable)
@@ -76,6 +82,17 @@ class KtoExamples:
         """Return how many tokens each prompt with each completion has, int64."""
         prompt_lengths = np.diff(self.prompt_bounds)[prompts]
         return np.minimum(prompt_lengths + np.diff(self.completion_bounds)[completions], self.max_length)
+
+    def sharing(self) -> KtoExamples:
+        """Return the examples with what all prompts begin with in a bin once, if it is long; not their last tokens."""
+        _, rows = np.unique(self.prompt_of, return_index=True)
+        same = self.prompt(rows[0])
+        for row in rows:
+            other = self.prompt(row)[: len(same)]
+            differs = np.flatnonzero(same[: len(other)] != other)
+            same = same[: differs[0] if len(differs) else len(other)]
+        num_shared = min(len(same), int(np.diff(self.prompt_bounds).min()) - 1)
+        return replace(self, num_shared=num_shared if num_shared >= LEAST_SHARED else 0)
 
     def save(self, folder: Path) -> None:
         """Write one array a file."""
@@ -212,6 +229,7 @@ class Bin:
         target_N: those tokens, one completion after another.
         sizes: completion tokens of each sequence.
         borders: `document_borders` where rows are packed.
+        num_shared: tokens at the head of the row that every sequence goes on from.
     """
 
     input_ids_BT: torch.Tensor
@@ -220,6 +238,7 @@ class Bin:
     target_N: torch.Tensor
     sizes: list[int]
     borders: dict[str, Any] = field(default_factory=dict)
+    num_shared: int = 0
 
     def to(self, device: torch.device) -> Bin:
         """Return the bin with its tensors on a device."""
@@ -269,9 +288,11 @@ def make_bin(examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray
     starts = [examples.prompt(index) for index in prompts]
     ends = [examples.completion(index, prompt) for index, prompt in zip(completions, prompts, strict=True)]
     sequences = [torch.from_numpy(np.concatenate(both).astype(np.int64)) for both in zip(starts, ends, strict=True)]
-    lengths, sizes = [len(sequence) for sequence in sequences], [len(completion) for completion in ends]
+    sizes, shared = [len(completion) for completion in ends], examples.num_shared if packed else 0
+    head, sequences = sequences[0][:shared], [sequence[shared:] for sequence in sequences]
+    lengths = [len(sequence) for sequence in sequences]
     if packed:
-        input_ids_BT, offsets = torch.cat(sequences)[None], np.cumsum([0, *lengths[:-1]])
+        input_ids_BT, offsets = torch.cat([head, *sequences])[None], np.cumsum([shared, *lengths[:-1]])
     else:
         input_ids_BT = pad_sequence(sequences, batch_first=True, padding_value=pad_id)
         offsets = np.arange(len(sequences)) * input_ids_BT.shape[1]
@@ -279,7 +300,8 @@ def make_bin(examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray
         torch.arange(offset + length - size - 1, offset + length - 1)
         for offset, length, size in zip(offsets.tolist(), lengths, sizes, strict=True)
     ]
-    position_ids_BT = torch.cat([torch.arange(length) for length in lengths])[None] if packed else None
+    places = [torch.arange(shared), *(torch.arange(shared, shared + length) for length in lengths)]
+    position_ids_BT = torch.cat(places)[None] if packed else None
     return Bin(
         input_ids_BT,
         position_ids_BT,
@@ -287,4 +309,5 @@ def make_bin(examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray
         torch.from_numpy(np.concatenate(ends).astype(np.int64)),
         sizes,
         {} if position_ids_BT is None else document_borders(position_ids_BT),
+        shared,
     )

@@ -109,6 +109,7 @@ def use_kto_forward(model: PreTrainedModel, traits: Traits = ORDINARY) -> bool:
         if bin is None:
             return plain_forward(self, *args, **kwargs)
         rows = {"input_ids": bin.input_ids_BT, "position_ids": bin.position_ids_BT, **bin.borders}
+        rows |= {"num_shared": bin.num_shared} if bin.num_shared else {}
         outputs = self.get_decoder()(**attention_inputs(self, rows), use_cache=False)
         hidden_ND = outputs.last_hidden_state.flatten(0, 1)[bin.predicts_N]
         del outputs  # memory of all positions, beside the head's own

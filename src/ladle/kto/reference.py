@@ -29,7 +29,7 @@ from ladle.kto.loss import prepare_policy, use_kto_forward
 from ladle.kto.pairs import KtoPlan, make_plan
 from ladle.models.chat import set_template_date
 from ladle.models.load import model_dir
-from ladle.models.probe import require_positions, warn_of
+from ladle.models.probe import can_share, require_positions, warn_of
 from ladle.models.tokenizer import load_fast_tokenizer
 from ladle.stage import Inputs, StageResult
 from ladle.training.adapter import load_start
@@ -70,7 +70,7 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
         _require_embeddings(examples, tokenizer, model)
         plan = make_plan(config, examples.prompt_of, split == TRAIN)
         journal = out / split / ".items"
-        result = reference.run(examples, plan, journal, world)
+        result = reference.run(sharing(examples, model, packed), plan, journal, world)
         world.wait()  # each process reads the whole journal
         if world.is_main:
             examples.save(out / split)
@@ -114,6 +114,12 @@ def load_policy(
     packed = use_kto_forward(model, traits)
     attention = {} if device.type == "cpu" else {"attn_implementation": model.config._attn_implementation}
     return model, packed, attention | traits.choices()
+
+
+def sharing(examples: KtoExamples, model: PreTrainedModel, packed: bool) -> KtoExamples:
+    """Return the examples with what all prompts begin with in a bin once, where that is long and the model can."""
+    shared = examples.sharing()
+    return shared if packed and shared.num_shared and can_share(model) else examples
 
 
 def _require_embeddings(examples: KtoExamples, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
@@ -194,8 +200,8 @@ class ReferencePass:
         self, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray, folder: Path, world: World
     ) -> np.ndarray:
         """Return log π of each (prompt, completion), float32, in the order given."""
-        device, packed = self.model.device, self.packed
-        lengths = examples.lengths(prompts, completions)
+        device, packed, budget = self.model.device, self.packed, self.budget - examples.num_shared
+        lengths = examples.lengths(prompts, completions) - examples.num_shared
         order = np.argsort(-lengths, kind="stable")
         item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM
         parts = np.split(order, np.flatnonzero(np.diff(item_of)) + 1)
@@ -203,7 +209,7 @@ class ReferencePass:
 
         def work(indices: np.ndarray, path: Path) -> None:
             logps = np.empty(len(indices), dtype=np.float32)
-            for places in plan_bins(lengths[indices], self.budget, packed=packed):
+            for places in plan_bins(lengths[indices], budget, packed=packed):
                 some = indices[places]
                 one_bin = make_bin(examples, prompts[some], completions[some], self.pad_id, packed).to(device)
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):

@@ -9,7 +9,8 @@ given and the cache is off; an all-ones mask silently joins them (a logit differ
   where documents begin and end (`document_borders`), so nothing outside a document is computed and no mask is made. It
   takes bfloat16 and float16, one head size, and neither soft caps nor sinks; whether it takes a model is tried on a few
   tokens (`ladle.models.probe`).
-- `document_sdpa`, on a CPU: every document by itself, by a call each, where they are long enough for that (KTO's).
+- `document_sdpa`, on a CPU: every document by itself, by a call each, where they are long enough for that (KTO's),
+  and what a row's documents have in common only once where the model is told how many tokens that is (`num_shared`).
 - `packed_sdpa`: documents are kept apart by a mask of all positions by all. Scores outside documents are computed and
   thrown away. On a CPU a row is therefore cut between documents into runs of at least `RUN` tokens, each attended to by
   itself under its part of the mask.
@@ -126,15 +127,26 @@ def _attend_in_runs(
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, sizes: list[int], mask: Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sizes: list[int],
+    mask: Tensor | None,
+    num_shared: int = 0,
+    **kwargs: Any,
 ) -> Tensor:
-    """Attend to consecutive pieces of rows, each by itself, its values as wide as its queries."""
+    """Attend to consecutive pieces of rows, each by itself, its values as wide as its queries; without a mask, all but
+    the first also see `num_shared` positions that their row begins with."""
     width = value.shape[-1]
     value = F.pad(value, (0, max(0, query.shape[-1] - width)))
     outputs, start = [], 0
     for size, q, k, v in zip(sizes, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True):
         places = slice(start, start + size)
         part = mask if mask is None or len(sizes) == 1 else mask[:, :, places, places]
+        if num_shared and start and mask is None:
+            k, v = torch.cat([key[:, :, :num_shared], k], 2), torch.cat([value[:, :, :num_shared], v], 2)
+            part = torch.ones(1, 1, size, num_shared + size, dtype=torch.bool).tril(num_shared)
         outputs.append(sdpa_attention_forward(module, q, k, v, part, **kwargs)[0])
         start += size
     return torch.cat(outputs, dim=1)[..., :width]
@@ -163,6 +175,7 @@ def document_sdpa(
     value: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None = None,
+    num_shared: int = 0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Return the attention of each document by itself, so that no sum depends on what shares its row.
@@ -175,7 +188,8 @@ def document_sdpa(
         key: (batch, heads, positions, size).
         value: (batch, heads, positions, size).
         attention_mask: as in `packed_sdpa`, for sliding windows; else none where positions say where documents begin.
-        position_ids: (batch or 1, positions), 0 where a document begins.
+        position_ids: (batch or 1, positions), those of each token in its document.
+        num_shared: tokens that a row begins with and all of its documents go on from.
         **kwargs: as sdpa's.
 
     Raises:
@@ -189,13 +203,17 @@ def document_sdpa(
         raise UserError(problem, "set attn_implementation: eager for this model")
     masks = [None] * len(query) if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1).split(1)
     rows = zip(query.split(1), key.split(1), value.split(1), masks, position_ids.expand(len(query), -1), strict=True)
-    outputs = [_attend(module, q, k, v, document_sizes(place), mask, **kwargs) for q, k, v, mask, place in rows]
+    outputs = []
+    for q, k, v, mask, place in rows:
+        sizes = document_sizes(place)
+        sizes[:1] = [num_shared, sizes[0] - num_shared] if num_shared else sizes[:1]
+        outputs.append(_attend(module, q, k, v, sizes, mask, num_shared, **kwargs))
     return torch.cat(outputs), None
 
 
 def document_sizes(positions: Tensor) -> list[int]:
-    """Return the lengths of a row's documents, each of which begins at position 0."""
-    starts = (positions[1:] == 0).nonzero()[:, 0] + 1
+    """Return the lengths of a row's documents: one begins wherever a position does not follow the one before."""
+    starts = (positions.diff() != 1).nonzero()[:, 0] + 1
     return [end - start for start, end in pairwise([0, *starts.tolist(), len(positions)])]
 
 

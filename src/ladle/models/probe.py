@@ -20,7 +20,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ladle.errors import UserError
 from ladle.log import get_logger
-from ladle.models.attention import VARLEN, attention_choices, attention_inputs, document_borders, to_device
+from ladle.models.attention import (
+    DOCUMENT_SDPA,
+    VARLEN,
+    attention_choices,
+    attention_inputs,
+    document_borders,
+    to_device,
+)
 
 logger = get_logger(__name__)
 
@@ -176,9 +183,7 @@ def why_documents_meet(model: PreTrainedModel, num_rows: int = 2) -> str | None:
     the first's tokens, nor on another row's, and must be those of the document alone: under the config's sliding
     windows, and under some that are shorter than the documents, for which masks are made in another way.
     """
-    fields = model.config.to_dict().items()
-    names = ("window", "window_size", "attention_chunk_size")
-    windows = {name: value for name, value in fields if name.endswith(names) and type(value) is int}
+    windows = _windows(model)
     for values in (windows, dict.fromkeys(windows, FIRST - 2)):
         model.config.update(values)
         why = _why_documents_meet(model, num_rows)
@@ -186,6 +191,13 @@ def why_documents_meet(model: PreTrainedModel, num_rows: int = 2) -> str | None:
         if why is not None or not windows:
             return why
     return None
+
+
+def _windows(model: PreTrainedModel) -> dict[str, int]:
+    """Return the sizes of the windows that a config names."""
+    names = ("window", "window_size", "attention_chunk_size")
+    fields = model.config.to_dict().items()
+    return {name: value for name, value in fields if name.endswith(names) and type(value) is int}
 
 
 def _why_documents_meet(model: PreTrainedModel, num_rows: int) -> str | None:
@@ -207,6 +219,26 @@ def _why_documents_meet(model: PreTrainedModel, num_rows: int) -> str | None:
     if difference(packed_TD, alone_TD) > most_difference(alone_TD):
         return "a document behind another one in a row is not as by itself (its positions do not restart)"
     return None
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Return whether documents of a row that go on from tokens at its head (`num_shared`) are as by themselves.
+
+    Under windows they are not: masks are made for them that keep documents apart.
+    """
+    if model.config._attn_implementation != DOCUMENT_SDPA or _windows(model):
+        return False
+    ids_BT = _token_ids(model)
+    row_T, alone_T = torch.cat([ids_BT[0], ids_BT[1, FIRST:]]), torch.cat([ids_BT[0, :FIRST], ids_BT[1, FIRST:]])
+    places_T = torch.tensor([*range(FIRST + SECOND), *range(FIRST, FIRST + SECOND)], device=model.device)
+    try:
+        with torch.no_grad():
+            rows = {"input_ids": row_T[None], "position_ids": places_T[None], "num_shared": FIRST}
+            shared_TD = hidden_states(model, **rows)[0, -SECOND:]
+            alone_TD = hidden_states(model, input_ids=alone_T[None])[0, -SECOND:]
+    except CANNOT_RUN:
+        return False
+    return difference(shared_TD, alone_TD) <= most_difference(alone_TD)
 
 
 def why_not_linear(model: PreTrainedModel) -> str | None:

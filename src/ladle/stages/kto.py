@@ -79,7 +79,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
 STAGE = Stage(
     "kto",
     run,
-    version=4,
+    version=5,
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",
     section=KtoConfig,

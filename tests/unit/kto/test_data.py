@@ -16,6 +16,7 @@ from ladle.kto.data import KtoExamples, make_bin, plan_bins, tokenize_examples
 from ladle.kto.loss import use_kto_forward
 from ladle.kto.train import choose_weights
 from ladle.models.chat import CHATML, set_template_date
+from ladle.models.probe import can_share
 from tests.tiny_models import make_model, make_tokenizer
 from tests.unit.kto.samples import PAD_ID, examples_of, rows
 
@@ -196,3 +197,47 @@ def test_log_probabilities_are_those_of_each_completion_alone(shape, packed):
         logp = model(input_ids=ids).logits[0].log_softmax(-1)
         alone = sum(logp[len(prompt_ids) - 1 + i, token].item() for i, token in enumerate(completion_ids.tolist()))
         assert together[number].item() == pytest.approx(alone, abs=1e-4)
+
+
+def few_shot_examples(count: int, worked: int = 3) -> KtoExamples:
+    few_shot = "Question: 4 plus 5?\nAnswer: 4+5=9.\n\n" * worked
+    some = [row | {"prompt": few_shot + row["prompt"]} for row in rows(count)]
+    return tokenize_examples(some, make_tokenizer(), 256)[0]
+
+
+def test_what_all_prompts_begin_with_is_shared_if_it_is_long_but_for_a_prompt_s_last_token():
+    examples = few_shot_examples(9)
+    prompts = [examples.prompt(index).tolist() for index in range(9)]
+    shared = examples.sharing().num_shared
+    assert len({tuple(prompt[:shared]) for prompt in prompts}) == 1
+    assert len({tuple(prompt[: shared + 1]) for prompt in prompts}) > 1
+    assert few_shot_examples(9, worked=1).sharing().num_shared == 0
+    same = tokenize_examples([row | {"prompt": "plus " * 60} for row in rows(4)], make_tokenizer(), 256)[0]
+    assert same.sharing().num_shared == len(same.prompt(0)) - 1
+
+
+@pytest.mark.parametrize("shape", ["deepseek_v3", "qwen3", "llama"])
+def test_shared_beginnings_of_prompts_change_neither_log_probabilities_nor_gradients(shape):
+    apart, model = few_shot_examples(9), make_model(shape, len(make_tokenizer())).eval()
+    assert use_kto_forward(model)
+    assert can_share(model)
+    prompts, completions = np.arange(9), (np.arange(9) + 2) % 9
+    found = []
+    for examples in (apart, apart.sharing()):
+        one_bin = make_bin(examples, prompts, completions, PAD_ID, packed=True)
+        loss, logps, _ = model(bin=one_bin, objective=lambda logp_b, _: torch.sigmoid(logp_b / 40))
+        model.zero_grad()
+        loss.backward()
+        found.append((one_bin.input_ids_BT.numel(), logps, [weight.grad for weight in model.parameters()]))
+    (tokens_apart, *apart_values), (tokens_shared, *shared_values) = found
+    assert tokens_apart - tokens_shared == 8 * apart.sharing().num_shared
+    torch.testing.assert_close(shared_values, apart_values, rtol=1e-4, atol=1e-6)
+
+
+def test_a_completion_s_log_probability_does_not_depend_on_what_shares_its_row():
+    examples, model = few_shot_examples(9).sharing(), make_model("llama", len(make_tokenizer())).eval()
+    use_kto_forward(model)
+    rows_N = np.arange(9)
+    together = model(bin=make_bin(examples, rows_N, rows_N, PAD_ID, packed=True))
+    alone = [model(bin=make_bin(examples, rows_N[[at]], rows_N[[at]], PAD_ID, packed=True))[0] for at in range(9)]
+    torch.testing.assert_close(torch.stack(alone), together, rtol=0, atol=0)

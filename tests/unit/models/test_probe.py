@@ -13,7 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from ladle.errors import UserError
 from ladle.kto.loss import prepare_policy, switch_randomness_off
 from ladle.models.before import small_copy
-from ladle.models.probe import find_routers, is_deterministic, probe, require_positions, require_text_decoder
+from ladle.models.probe import (
+    can_share,
+    find_routers,
+    hidden_states,
+    is_deterministic,
+    probe,
+    require_positions,
+    require_text_decoder,
+)
 from ladle.training.balance import SequenceAuxLoss
 from ladle.training.cross_entropy import loss_of_rows
 from tests.tiny_models import SHAPES
@@ -108,6 +116,26 @@ def test_packed_bins_under_short_windows_are_probed_too(model_type):
     hidden = [states[:, LENGTHS[0] :] for states in hidden]
     meet = not torch.allclose(hidden[0], hidden[1], atol=1e-4)
     assert (probe(model, 1).why_apart is not None) == meet
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llama", "deepseek_v3", "phi", "gpt2", "qwen3", "gemma3_text", "bloom", "mamba"]
+)
+@torch.no_grad()
+def test_the_beginning_of_a_row_is_shared_by_models_whose_documents_then_are_as_by_themselves(model_type):
+    windows = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 0}
+    model = make(model_type, **(windows if model_type == "qwen3" else {}))
+    prepare_policy(model)
+    can_be = model_type in ("llama", "deepseek_v3", "phi", "gpt2")
+    assert can_share(model) == can_be
+    if can_be:
+        head, ends = torch.arange(5, 45), (torch.arange(50, 80), torch.arange(90, 110))
+        positions = [torch.arange(40), *(torch.arange(40, 40 + len(end)) for end in ends)]
+        row, places = torch.cat([head, *ends])[None], torch.cat(positions)[None]
+        together = hidden_states(model, input_ids=row, position_ids=places, num_shared=40)[0, 40:].split([30, 20])
+        for end, shared in zip(ends, together, strict=True):
+            alone = hidden_states(model, input_ids=torch.cat([head, end])[None])[0, 40:]
+            torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_no_causal_text_model_is_refused():
