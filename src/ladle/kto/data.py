@@ -229,7 +229,7 @@ class Bin:
         target_N: those tokens, one completion after another.
         sizes: completion tokens of each sequence.
         borders: `document_borders` where rows are packed.
-        num_shared: tokens at the head of the row that every sequence goes on from.
+        num_shared: tokens at the head of the row that every sequence continues.
     """
 
     input_ids_BT: torch.Tensor

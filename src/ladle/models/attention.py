@@ -10,7 +10,7 @@ given and the cache is off; an all-ones mask silently joins them (a logit differ
   takes bfloat16 and float16, one head size, and neither soft caps nor sinks; whether it takes a model is tried on a few
   tokens (`ladle.models.probe`).
 - `document_sdpa`, on a CPU: every document by itself, by a call each, where they are long enough for that (KTO's),
-  and what a row's documents have in common only once where the model is told how many tokens that is (`num_shared`).
+  and what a row's documents have in common only once, where it says how many tokens that is (`num_shared`).
 - `packed_sdpa`: documents are kept apart by a mask of all positions by all. Scores outside documents are computed and
   thrown away. On a CPU a row is therefore cut between documents into runs of at least `RUN` tokens, each attended to by
   itself under its part of the mask.
@@ -189,7 +189,7 @@ def document_sdpa(
         value: (batch, heads, positions, size).
         attention_mask: as in `packed_sdpa`, for sliding windows; else none where positions say where documents begin.
         position_ids: (batch or 1, positions), those of each token in its document.
-        num_shared: tokens that a row begins with and all of its documents go on from.
+        num_shared: tokens that a row begins with and all of its documents continue.
         **kwargs: as sdpa's.
 
     Raises:

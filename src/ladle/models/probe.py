@@ -222,7 +222,7 @@ def _why_documents_meet(model: PreTrainedModel, num_rows: int) -> str | None:
 
 
 def can_share(model: PreTrainedModel) -> bool:
-    """Return whether documents of a row that go on from tokens at its head (`num_shared`) are as by themselves.
+    """Return whether documents of a row that continue the tokens at its head (`num_shared`) are as by themselves.
 
     Under windows they are not: masks are made for them that keep documents apart.
     """
