@@ -605,7 +605,7 @@ def generate(
 
     Args:
         model: a folder, or RECIPE:STEP.
-        prompts: texts to go on from, without a chat template.
+        prompts: texts to complete, without a chat template.
         root: where runs are kept.
         dtype: floating-point type to run the weights in; unset: bfloat16 on GPUs, float32 on CPUs.
         sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.

@@ -70,7 +70,7 @@ def run(config: KtoReferenceConfig, inputs: Inputs, out: Path) -> StageResult:
         _require_embeddings(examples, tokenizer, model)
         plan = make_plan(config, examples.prompt_of, split == TRAIN)
         journal = out / split / ".items"
-        result = reference.run(sharing(examples, model, packed), plan, journal, world)
+        result = reference.run(share_prompts(examples, model, packed), plan, journal, world)
         world.wait()  # each process reads the whole journal
         if world.is_main:
             examples.save(out / split)
@@ -116,7 +116,7 @@ def load_policy(
     return model, packed, attention | traits.choices()
 
 
-def sharing(examples: KtoExamples, model: PreTrainedModel, packed: bool) -> KtoExamples:
+def share_prompts(examples: KtoExamples, model: PreTrainedModel, packed: bool) -> KtoExamples:
     """Return the examples with what all prompts begin with in a bin once, where that is long and the model can."""
     shared = examples.sharing()
     return shared if packed and shared.num_shared and can_share(model) else examples

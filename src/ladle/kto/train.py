@@ -15,7 +15,7 @@ from ladle.kto.config import KtoConfig, KtoReferenceConfig
 from ladle.kto.data import KtoExamples, refuse_single_label
 from ladle.kto.loss import KtoWeights
 from ladle.kto.pairs import make_plan
-from ladle.kto.reference import TRAIN, KtoReference, load_policy, sharing
+from ladle.kto.reference import TRAIN, KtoReference, load_policy, share_prompts
 from ladle.kto.task import KtoData, KtoOptions, KtoTask
 from ladle.log import get_logger
 from ladle.models.chat import ensure_chat_template
@@ -54,7 +54,7 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
     passes = KtoReferenceConfig.of(config, config.seed)
 
     def read(split: str, is_training: bool) -> KtoData:
-        examples = sharing(KtoExamples.load(reference / split, config.max_length), model, packed)
+        examples = share_prompts(KtoExamples.load(reference / split, config.max_length), model, packed)
         plan = make_plan(passes, examples.prompt_of, is_training)
         return KtoData(examples, plan, KtoReference.load(reference / split))
 
