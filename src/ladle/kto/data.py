@@ -85,12 +85,13 @@ class KtoExamples:
 
     def sharing(self) -> KtoExamples:
         """Return the examples with what all prompts begin with in a bin once, if it is long; not their last tokens."""
-        _, rows = np.unique(self.prompt_of, return_index=True)
-        same = self.prompt(rows[0])
-        for row in rows:
-            other = self.prompt(row)[: len(same)]
+        same = self.prompt(0)
+        for index in range(1, len(self)):  # all: one prompt can have other tokens where it meets its completion
+            other = self.prompt(index)[: len(same)]
             differs = np.flatnonzero(same[: len(other)] != other)
             same = same[: differs[0] if len(differs) else len(other)]
+            if len(same) < LEAST_SHARED:
+                break
         num_shared = min(len(same), int(np.diff(self.prompt_bounds).min()) - 1)
         return replace(self, num_shared=num_shared if num_shared >= LEAST_SHARED else 0)
 

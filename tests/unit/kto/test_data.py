@@ -214,6 +214,8 @@ def test_what_all_prompts_begin_with_is_shared_if_it_is_long_but_for_a_prompt_s_
     assert few_shot_examples(9, worked=1).sharing().num_shared == 0
     same = tokenize_examples([row | {"prompt": "plus " * 60} for row in rows(4)], make_tokenizer(), 256)[0]
     assert same.sharing().num_shared == len(same.prompt(0)) - 1
+    same.prompt_ids[-3] += 1  # one prompt, whose tokens differ where it meets the last completion
+    assert same.sharing().num_shared == len(same.prompt(0)) - 3
 
 
 @pytest.mark.parametrize("shape", ["deepseek_v3", "qwen3", "llama"])
