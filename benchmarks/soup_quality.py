@@ -54,6 +54,11 @@ def members(checkpoints: Sequence[Path], window: int, count: int) -> list[Path]:
     return [by_step[step] for step in reversed(steps)]
 
 
+def mix(seed: int, root: Path) -> Path:
+    """Build the mixture that all schedules of a seed share."""
+    return ladle.open(QUICKSTART, {"seed": seed, **HELD_OUT}, root / f"seed-{seed}").build("mix").path
+
+
 def train(seed: int, schedule: str, root: Path) -> ladle.Artifact:
     """Pretrain along one schedule."""
     settings = {"seed": seed, **HELD_OUT, **SCHEDULES[schedule]}
@@ -77,8 +82,7 @@ def score(seed: int, root: Path) -> dict[str, float]:
     """Return each model's loss on what the mixture holds out, in nats per token; kept in a file."""
     file = root / f"seed-{seed}" / "losses.json"
     if not file.is_file():
-        mixture = ladle.open(QUICKSTART, {"seed": seed, **HELD_OUT}, root / f"seed-{seed}")["mix"].path
-        losses = {name: validation_loss(model, mixture) for name, model in models_of(seed, root).items()}
+        losses = {name: validation_loss(model, mix(seed, root)) for name, model in models_of(seed, root).items()}
         file.write_text(json.dumps(losses))
         print(f"seed {seed}: {json.dumps(losses)}", flush=True)
     return json.loads(file.read_text())
@@ -116,6 +120,8 @@ def main() -> None:
         ProcessPoolExecutor(options.processes, get_context("spawn")) as pool,
     ):
         root = (options.root or Path(temporary)).resolve()
+        for mixed in [pool.submit(mix, seed, root) for seed in seeds]:
+            mixed.result()
         for trained in [pool.submit(train, seed, name, root) for seed in seeds for name in SCHEDULES]:
             trained.result()
         scored = [pool.submit(score, seed, root) for seed in seeds]
