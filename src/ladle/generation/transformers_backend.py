@@ -33,7 +33,7 @@ from ladle.generation.sampling import draw, random_words
 from ladle.generation.slots import ATTENTION, Prefix, SlotCache, fill, fill_prefix, next_logits, upload
 from ladle.log import get_logger
 from ladle.models.load import load_model
-from ladle.models.probe import CANNOT_RUN, first_line
+from ladle.models.probe import CANNOT_RUN, first_line, longest_apart
 
 logger = get_logger(__name__)
 
@@ -85,7 +85,7 @@ class TransformersGenerator:
         # The longest first, so that none of them is left to run alone at the end; equal prompts side by side.
         # Requests are taken from the end.
         queue = sorted(requests, key=lambda request: (request.max_length, request.prompt_ids))
-        longest = 0 if self.fault else _longest_apart(self.model.config)
+        longest = 0 if self.fault else longest_apart(self.model.config)
         num_in_slots = bisect_right(queue, longest, key=lambda request: request.max_length)
         if alone := queue[num_in_slots:]:
             why = self.fault or f"past {longest:,} tokens its positions depend on the longest row of a batch"
@@ -248,18 +248,6 @@ def find_fault(model: Any) -> str | None:
     if len(cache.layers) < text.num_hidden_layers:
         return f"{len(cache.layers)} of its {text.num_hidden_layers} layers attend through transformers' interface"
     return f"its logits are {difference:.1%} off with nothing but keys and values of earlier tokens"
-
-
-def _longest_apart(config: Any) -> float:
-    """Return up to how many tokens a row's positions are encoded the same beside any others."""
-    text = config.get_text_config()
-    ropes = getattr(text, "rope_parameters", None) or {}
-    limits = [
-        rope.get("original_max_position_embeddings") or text.max_position_embeddings
-        for rope in ([ropes] if "rope_type" in ropes else ropes.values())  # one, or one a type of layer
-        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope")
-    ]
-    return min(limits, default=math.inf)
 
 
 @contextmanager

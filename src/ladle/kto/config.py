@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,6 +76,14 @@ class KtoConfig(TrainingConfig):
                 raise UserError(f"kto.{name}: {problem}", fix)
         return {key: value for key, value in values.items() if key not in ABSENT}
 
+    @model_validator(mode="after")
+    def _know_the_epochs(self) -> Self:
+        if self.max_steps is not None and self.trainer.get("dataloader_drop_last"):
+            problem = "kto.trainer sets max_steps and dataloader_drop_last, and the reference pass counts whole epochs"
+            fix = "leave dataloader_drop_last out: a last step that is not full counts its rows evenly"
+            raise UserError(problem, fix)
+        return self
+
     @property
     def estimates_kl(self) -> bool:
         """Whether the loss has a z0."""
@@ -137,6 +145,7 @@ class KtoReferenceConfig(Config):
         """Return the reference pass that a training needs."""
         trainer = config.trainer
         needs_order = config.max_steps is not None or config.kl_fraction < 1
+        order_seed = trainer.get("seed") if trainer.get("data_seed") is None else trainer.get("data_seed")
         return cls(
             **{name: getattr(config, name) for name in COPIED},
             seed=seed,
@@ -144,7 +153,7 @@ class KtoReferenceConfig(Config):
             epochs=None if config.max_steps else math.ceil(config.num_epochs),
             max_steps=config.max_steps,
             rows_per_step=config.rows_per_step if config.max_steps else None,
-            order_seed=trainer.values().get("data_seed", trainer.get("seed")) if needs_order else None,
+            order_seed=order_seed if needs_order else None,
             eval_split=config.eval_split if trainer.get("eval_strategy") != "no" else None,
             dtype="bfloat16" if config.keeps_masters else config.weights_dtype,
             autocast="float16" if config.autocast == "float16" else None,

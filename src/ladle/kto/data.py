@@ -38,6 +38,9 @@ Row = dict[str, Any]
 ROWS_AT_ONCE = 1_000
 LEAST_SHARED = 32
 """Tokens that all prompts must begin with for these to be computed once a bin."""
+SHARED_COST = 8
+"""A token that a sequence shares takes an eighth of the memory of one of its own: copies of a layer's keys and values,
+among some twenty vectors that a token leaves for the backward pass."""
 ARRAYS = ("prompt_ids", "prompt_bounds", "completion_ids", "completion_bounds", "is_desirable", "prompt_of")
 
 
@@ -83,15 +86,17 @@ class KtoExamples:
         prompt_lengths = np.diff(self.prompt_bounds)[prompts]
         return np.minimum(prompt_lengths + np.diff(self.completion_bounds)[completions], self.max_length)
 
+    def costs(self, prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+        """Return what each prompt with each completion takes of a bin's budget, in tokens, int64."""
+        return self.lengths(prompts, completions) - self.num_shared + self.num_shared // SHARED_COST
+
     def sharing(self) -> KtoExamples:
         """Return the examples with what all prompts begin with in a bin once, if it is long; not their last tokens."""
         same = self.prompt(0)
-        for index in range(1, len(self)):  # all: one prompt can have other tokens where it meets its completion
-            other = self.prompt(index)[: len(same)]
+        for row in range(1, len(self)):  # each one: equal texts have other tokens where they merge with what follows
+            other = self.prompt(row)[: len(same)]
             differs = np.flatnonzero(same[: len(other)] != other)
             same = same[: differs[0] if len(differs) else len(other)]
-            if len(same) < LEAST_SHARED:
-                break
         num_shared = min(len(same), int(np.diff(self.prompt_bounds).min()) - 1)
         return replace(self, num_shared=num_shared if num_shared >= LEAST_SHARED else 0)
 

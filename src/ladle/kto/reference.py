@@ -201,7 +201,8 @@ class ReferencePass:
     ) -> np.ndarray:
         """Return log π of each (prompt, completion), float32, in the order given."""
         device, packed, budget = self.model.device, self.packed, self.budget - examples.num_shared
-        lengths = examples.lengths(prompts, completions) - examples.num_shared
+        # items do not depend on what is shared, which another device may not do: a killed pass may resume there
+        lengths, costs = examples.lengths(prompts, completions), examples.costs(prompts, completions)
         order = np.argsort(-lengths, kind="stable")
         item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM
         parts = np.split(order, np.flatnonzero(np.diff(item_of)) + 1)
@@ -209,7 +210,7 @@ class ReferencePass:
 
         def work(indices: np.ndarray, path: Path) -> None:
             logps = np.empty(len(indices), dtype=np.float32)
-            for places in plan_bins(lengths[indices], budget, packed=packed):
+            for places in plan_bins(costs[indices], budget, packed=packed):
                 some = indices[places]
                 one_bin = make_bin(examples, prompts[some], completions[some], self.pad_id, packed).to(device)
                 with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):

@@ -260,8 +260,8 @@ class KtoTask(Task):
     ) -> list[list[int]]:
         """Return this process's share of the bins; each process has the same number, so that they keep in step."""
         rank, size, options = training.world.rank, training.world.size, self.options
-        lengths = examples.lengths(prompts, completions) - examples.num_shared
-        return plan_bins(lengths, options.budget - examples.num_shared, size, options.packed)[rank::size]
+        costs = examples.costs(prompts, completions)
+        return plan_bins(costs, options.budget - examples.num_shared, size, options.packed)[rank::size]
 
     def _make_bin(self, training: Training, examples: KtoExamples, prompts: np.ndarray, completions: np.ndarray) -> Bin:
         return make_bin(examples, prompts, completions, self.pad_id, self.options.packed).to(training.world.device)

@@ -51,6 +51,9 @@ def _prepare(config: KtoConfig, inputs: Inputs, out: Path, arguments: TrainingAr
     model.config.use_cache = False
     policy = add_adapter(model, config, arguments.seed)
     _require_enough_kl_rows(config, world.size)
+    if config.max_steps is not None and world.size != config.processes:
+        problem = f"kto.trainer.max_steps counts steps of {config.processes} processes, and {world.size} are running"
+        raise UserError(problem, "set trainer.num_train_epochs in its place, or run on one machine")
     passes = KtoReferenceConfig.of(config, config.seed)
 
     def read(split: str, is_training: bool) -> KtoData:

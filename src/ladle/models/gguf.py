@@ -44,6 +44,16 @@ def _cannot_read(path: Path, error: Exception) -> UserError:
     return UserError(problem, "fetch it again, or name the folder of the model that it was made from")
 
 
+def _refuse_scaled_positions(path: Path, reader: Any, config: PreTrainedConfig) -> None:
+    """Refuse positions that are scaled in the file (Llama 3.1's, YaRN's) and not in the config made from it."""
+    kinds = [field.contents() for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
+    kinds += [one.name for one in reader.tensors if one.name.startswith(COMPUTED) and (one.data != 1).any()]
+    ropes = getattr(config, "rope_parameters", None) or {}
+    if (scaled := [kind for kind in kinds if kind != "none"]) and ropes.get("rope_type", "default") == "default":
+        problem = f"{path} scales its positions ({scaled[0]}), which transformers does not read from a GGUF file"
+        raise UserError(problem, "fetch the model that it was made from, as a folder of safetensors")
+
+
 def unpack_gguf(path: Path, folder: Path) -> dict[str, Any]:
     """Write the model of a GGUF file to `folder` and return what the file is: its tensors' types and their numbers.
 
@@ -58,7 +68,9 @@ def unpack_gguf(path: Path, folder: Path) -> dict[str, Any]:
     config = read_gguf_config(path)
     from gguf import GGUFReader  # an extra: `read_gguf_config` says where it is missing
 
-    tensors = [tensor for tensor in GGUFReader(path).tensors if not tensor.name.startswith(COMPUTED)]
+    reader = GGUFReader(path)
+    _refuse_scaled_positions(path, reader, config)
+    tensors = [tensor for tensor in reader.tensors if not tensor.name.startswith(COMPUTED)]
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True

@@ -10,6 +10,7 @@ Shape suffixes: B rows, T positions, D hidden size, V vocabulary, N tokens, E ex
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -302,12 +303,27 @@ def is_deterministic(model: PreTrainedModel) -> bool:
         return torch.equal(hidden_states(model, input_ids=ids_BT), hidden_states(model, input_ids=ids_BT))
 
 
+def longest_apart(config: Any) -> float:
+    """Return up to how many tokens a row's positions are encoded the same beside any others."""
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None) or {}
+    limits = [
+        rope.get("original_max_position_embeddings") or text.max_position_embeddings
+        for rope in ([ropes] if "rope_type" in ropes else ropes.values())  # one, or one a type of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=math.inf)
+
+
 def require_positions(model: PreTrainedModel, num_tokens: int) -> None:
     """Check that a model can take a document of a length; on a CPU, since a GPU does not survive a wrong index.
 
     Raises:
         UserError: its learned positions end before.
     """
+    if num_tokens > (apart := longest_apart(model.config)):
+        text = "%s: a document of more than %s tokens changes how positions are encoded in what shares its batch"
+        logger.warning(text, type(model).__name__, f"{apart:,}")
     most = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(most, int) or num_tokens <= most:
         return

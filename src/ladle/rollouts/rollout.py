@@ -216,7 +216,7 @@ def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
 
     A fallback where a policy makes no errors of its own to learn from. The answer's last occurrence in the completion
     is replaced by the answer of another problem, picked by a keyed hash; a completion that does not spell the known
-    answer as it is written is left out.
+    answer as it is written is left out, and so is one that the verifier does not find wrong afterwards.
     """
     by_problem: dict[int, list[Attempt]] = defaultdict(list)
     for attempt in attempts:
@@ -234,7 +234,10 @@ def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
             place = int.from_bytes(blake3(f"{seed} {number}".encode()).digest(8), "little") % len(others)
             sample = replace(right[0].sample, text=before + others[place] + after, token_ids=None)
             found.append(replace(right[0], sample=sample, verdict="wrong"))
-    return found
+    # the last occurrence may be in another number, and another answer may be worth as much
+    task = Task("rollout", [one.problem for one in found], [one.prompt for one in found])
+    grades = grade_samples(task, [[one.sample] for one in found], GraderConfig())
+    return [one for one, (grade,) in zip(found, grades, strict=True) if str(grade.verdict) == "wrong"]
 
 
 def _row(attempt: Attempt) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def extrapolate(check: Checkup, measured: Measured) -> Estimate:
 STAGE = Stage(
     "kto",
     run,
-    version=5,
+    version=6,
     wants_gpus=True,
     resumes_from="checkpoints/checkpoint-*",
     section=KtoConfig,

@@ -19,4 +19,4 @@ def check(check: Checkup) -> Iterator[Finding]:
         yield from check_preference(Checkup(preference, check.machine), check.config.allow_single_label)
 
 
-STAGE = Stage("kto_reference", run, version=4, wants_gpus=True, check=check)
+STAGE = Stage("kto_reference", run, version=5, wants_gpus=True, check=check)

@@ -234,7 +234,7 @@ class Training:
             self.guard.refuse(number, loss, grad_norm, self.order.rows(number), good[-1] if good else None)
             self.task.restore(before)
             self.balance.forget()
-            parallel.drop_gradients()
+            parallel.skip()
         else:
             self.loss_sum, self.num_summed = self.loss_sum + loss, self.num_summed + 1
             self.grad_norm, self.learning_rate = grad_norm, learning_rate

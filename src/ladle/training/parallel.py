@@ -198,6 +198,12 @@ class Parallel:
             self.scaler.update()
         self.drop_gradients()
 
+    def skip(self) -> None:
+        """Drop the gradients that `clip` has seen, without a step."""
+        if self.scaler is not None:
+            self.scaler.update()  # else it refuses to unscale the next step's
+        self.drop_gradients()
+
     def drop_gradients(self) -> None:
         """Forget the gradients."""
         self.module.zero_grad(set_to_none=True)

@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from ladle.errors import UserError
 from ladle.kto.config import KtoConfig
-from ladle.kto.data import KtoExamples, make_bin, plan_bins, tokenize_examples
+from ladle.kto.data import SHARED_COST, KtoExamples, make_bin, plan_bins, tokenize_examples
 from ladle.kto.loss import use_kto_forward
 from ladle.kto.train import choose_weights
 from ladle.models.chat import CHATML, set_template_date
 from ladle.models.probe import can_share
 from tests.tiny_models import make_model, make_tokenizer
-from tests.unit.kto.samples import PAD_ID, examples_of, rows
+from tests.unit.kto.samples import PAD_ID, examples_of, few_shot_examples, rows
 
 
 def test_completions_end_with_eos_and_long_prompts_are_counted():
@@ -199,12 +201,6 @@ def test_log_probabilities_are_those_of_each_completion_alone(shape, packed):
         assert together[number].item() == pytest.approx(alone, abs=1e-4)
 
 
-def few_shot_examples(count: int, worked: int = 3) -> KtoExamples:
-    few_shot = "Question: 4 plus 5?\nAnswer: 4+5=9.\n\n" * worked
-    some = [row | {"prompt": few_shot + row["prompt"]} for row in rows(count)]
-    return tokenize_examples(some, make_tokenizer(), 256)[0]
-
-
 def test_what_all_prompts_begin_with_is_shared_if_it_is_long_but_for_a_prompt_s_last_token():
     examples = few_shot_examples(9)
     prompts = [examples.prompt(index).tolist() for index in range(9)]
@@ -214,8 +210,6 @@ def test_what_all_prompts_begin_with_is_shared_if_it_is_long_but_for_a_prompt_s_
     assert few_shot_examples(9, worked=1).sharing().num_shared == 0
     same = tokenize_examples([row | {"prompt": "plus " * 60} for row in rows(4)], make_tokenizer(), 256)[0]
     assert same.sharing().num_shared == len(same.prompt(0)) - 1
-    same.prompt_ids[-3] += 1  # one prompt, whose tokens differ where it meets the last completion
-    assert same.sharing().num_shared == len(same.prompt(0)) - 3
 
 
 @pytest.mark.parametrize("shape", ["deepseek_v3", "qwen3", "llama"])
@@ -243,3 +237,26 @@ def test_a_completion_s_log_probability_does_not_depend_on_what_shares_its_row()
     together = model(bin=make_bin(examples, rows_N, rows_N, PAD_ID, packed=True))
     alone = [model(bin=make_bin(examples, rows_N[[at]], rows_N[[at]], PAD_ID, packed=True))[0] for at in range(9)]
     torch.testing.assert_close(torch.stack(alone), together, rtol=0, atol=0)
+
+
+def test_prompts_of_equal_text_share_only_the_tokens_that_all_of_them_have():
+    merges = [("d", "e"), ("c", "d"), ("b", "c"), ("a", "b")]  # abcd is ab|cd, and before an e a|bc|de
+    characters = [chr(code) for code in range(32, 127)]
+    vocabulary = {token: index for index, token in enumerate(["<eos>", *characters, *map("".join, merges)])}
+    bpe = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, merges)), eos_token="<eos>")
+    prompt = "what all of the prompts begin with, up to and with: abcd"
+    some = [{"prompt": prompt, "completion": text, "label": text == "x"} for text in ("x", "ef", "!")]
+    examples = tokenize_examples(some, bpe, 128)[0]
+    assert examples.prompt(0).tolist() != examples.prompt(1).tolist()
+    assert len({tuple(examples.prompt(row)[: examples.sharing().num_shared]) for row in range(3)}) == 1
+
+
+def test_a_bin_of_shared_prompts_holds_no_more_sequences_than_its_copied_keys_leave_room_for():
+    examples = few_shot_examples(9, worked=8).sharing()
+    rows_N = np.arange(9)
+    budget = 2 * examples.num_shared
+    bins = plan_bins(examples.costs(rows_N, rows_N), budget - examples.num_shared, packed=True)
+    assert examples.num_shared > 100
+    for places in bins:
+        own = (examples.lengths(rows_N, rows_N)[places] - examples.num_shared).sum()
+        assert own + len(places) * (examples.num_shared // SHARED_COST) <= budget - examples.num_shared

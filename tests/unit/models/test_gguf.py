@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -29,7 +31,9 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
-def write_gguf(model: PreTrainedModel, path: Path, quantized: str = "", extra: bool = False) -> None:
+def write_gguf(
+    model: PreTrainedModel, path: Path, quantized: str = "", more: Mapping[str, torch.Tensor] = MappingProxyType({})
+) -> None:
     """Write a Llama as llama.cpp's converter does; tensors whose name holds `quantized` in blocks of 8 bits."""
     config, tokenizer = model.config, make_tokenizer()
     writer = gguf.GGUFWriter(path, "llama")
@@ -66,8 +70,8 @@ def write_gguf(model: PreTrainedModel, path: Path, quantized: str = "", extra: b
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, array)
-    if extra:
-        writer.add_tensor("blk.0.unknown.weight", torch.zeros(64).numpy())
+    for name, tensor in more.items():
+        writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -102,7 +106,7 @@ def test_a_gguf_file_is_imported_with_the_weights_it_holds(llama, tmp_path):
 
 
 def test_a_tensor_without_a_place_is_refused(llama, tmp_path):
-    write_gguf(llama, tmp_path / "tiny.gguf", extra=True)
+    write_gguf(llama, tmp_path / "tiny.gguf", more={"blk.0.unknown.weight": torch.zeros(64)})
     with pytest.raises(CheckFailed, match="a tensor of the file has no place"):
         import_model(tmp_path / "tiny.gguf", tmp_path, None)
 
@@ -117,3 +121,12 @@ def test_without_the_package_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("ladle.models.gguf.find_spec", lambda name: None)
     with pytest.raises(UserError, match="the package gguf is missing.*pip install 'ladle\\[gguf\\]'"):
         import_model(tmp_path / "tiny.gguf", tmp_path, None)
+
+
+def test_scaled_positions_are_refused_and_not_left_out(llama, tmp_path):
+    factors = torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 8.0, 8.0, 8.0])  # as llama.cpp writes Llama 3.1's
+    write_gguf(llama, tmp_path / "tiny.gguf", more={"rope_freqs.weight": factors})
+    with pytest.raises(UserError, match="scales its positions .rope_freqs.weight.*as a folder of safetensors"):
+        import_model(tmp_path / "tiny.gguf", tmp_path, None)
+    write_gguf(llama, tmp_path / "plain.gguf", more={"rope_freqs.weight": torch.ones(8)})
+    assert import_model(tmp_path / "plain.gguf", tmp_path, None)["gguf"]["tensors"] == {"F32": 21}

@@ -230,3 +230,12 @@ def test_a_small_copy_of_a_large_model_does_what_it_does(model_type):
     model = small_copy(json.dumps(LARGE[model_type] | {"model_type": model_type}))
     assert model.num_parameters() < 1_000_000
     assert (probe(model).why_apart is not None) == (model_type in MEET)
+
+
+def test_documents_that_change_how_the_others_positions_are_encoded_are_warned_of(caplog):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    model = make("llama", rope_parameters=rope, max_position_embeddings=32)
+    require_positions(model, 32)
+    assert "share its batch" not in caplog.text
+    require_positions(model, 33)
+    assert "a document of more than 32 tokens changes how positions are encoded in what" in caplog.text

@@ -235,3 +235,13 @@ def test_answers_are_corrupted_only_where_nothing_was_wrong():
     assert corrupted[0].sample.text in ("it is 11", "it is 12")
     assert corrupted[0].sample.token_ids is None
     assert corrupt_answers(attempts, seed=1) == corrupted
+
+
+def test_an_answer_that_is_right_all_the_same_is_not_called_a_corrupted_one():
+    problems = [Item(0, "a half?", "0.5"), Item(1, "one of two?", "1/2")]
+    assert corrupt_answers(attempts_with(["correct", "correct"], problems), seed=1) == []
+    texts = ["\\boxed{5}, of 25", "\\boxed{7}"]  # the last 5 is in another number
+    attempts = [
+        Attempt(Item(n, "q", text[7]), PROMPT, Sample("", [1], text, "eos"), "correct") for n, text in enumerate(texts)
+    ]
+    assert [one.sample.text for one in corrupt_answers(attempts, seed=1)] == ["\\boxed{5}"]

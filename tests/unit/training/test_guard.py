@@ -1,8 +1,15 @@
 from __future__ import annotations
 
-import numpy as np
+import math
 
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from ladle.training.config import TrainingConfig
 from ladle.training.guard import WINDOW, SpikeWatch
+from ladle.training.parallel import Parallel, World
 
 
 def watch_of(losses) -> SpikeWatch:
@@ -36,3 +43,15 @@ def test_it_resumes_from_saved_losses():
     again = SpikeWatch(list(watch.losses))
     assert len(again.losses) == WINDOW
     assert again.note(2.9) == watch.note(2.9) is not None
+
+
+def test_a_skipped_step_of_mixed_precision_lets_the_next_one_be_taken(monkeypatch):
+    arguments = TrainingArguments(use_cpu=True, report_to="none")
+    monkeypatch.setattr(arguments, "fp16", True)  # which a CPU is refused
+    parallel = Parallel(TrainingConfig(), nn.Linear(4, 4), World(0, 1, torch.device("cpu")), arguments)
+    before = [weight.clone() for weight in parallel.module.parameters()]
+    for value in (math.nan, 1.0):
+        parallel.backward(parallel.model(torch.full((2, 4), value)).sum())
+        norm = parallel.clip()
+        parallel.step() if norm.isfinite() else parallel.skip()
+    assert all((weight != old).any() for weight, old in zip(parallel.module.parameters(), before, strict=True))
