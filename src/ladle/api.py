@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from ladle.evaluation.compare import Comparison
     from ladle.evaluation.rescore import Rescored
     from ladle.excerpts import Excerpt
-    from ladle.generation.request import Sample
+    from ladle.generation.request import Sample, SamplingConfig
     from ladle.grading.verdict import Grade
     from ladle.launch.queue import Launched
     from ladle.preflight.rehearse import Rehearsal
@@ -70,7 +70,7 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 Reference = str | Path
 Out = Reference | None
 """The folder that becomes the artifact; None is one below the root."""
-Overrides = Mapping[str, Any] | Sequence[str] | None
+Overrides = Mapping[str, Any] | Sequence[str] | str | None
 """Values that replace a recipe's: `{"kto.beta": 0.2}`, or `["kto.beta=0.2"]` as on a command line."""
 
 
@@ -378,7 +378,19 @@ def _assignments(overrides: Overrides, **settings: Any) -> list[str]:
     """Return settings, then overrides, as on a command line."""
     named = settings | (dict(overrides) if isinstance(overrides, Mapping) else {})
     given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items()]
-    return given + ([] if isinstance(overrides, Mapping) else list(overrides or ()))
+    return given + ([] if isinstance(overrides, Mapping) else _listed(overrides or ()))
+
+
+def _listed(given: Any) -> list[Any]:
+    """Return a list of what may be one name or text alone, which Python would take for a list of its letters."""
+    return [given] if isinstance(given, (str, Path)) else list(given)
+
+
+def _sampling(settings: dict[str, Any]) -> SamplingConfig:
+    """Return sampling settings that a program gives as keywords."""
+    from ladle.generation.request import SamplingConfig
+
+    return ConfigFile("in the call", settings).validate(SamplingConfig)
 
 
 def open(
@@ -500,7 +512,7 @@ def export_arrow(mixture: Reference, root: Reference = DEFAULT_ROOT) -> Path:
 
 
 def soup(
-    members: Sequence[Reference],
+    members: Reference | Sequence[Reference],
     out: Out = None,
     overrides: Overrides = None,
     root: Reference = DEFAULT_ROOT,
@@ -521,13 +533,13 @@ def soup(
     for override in given:
         if override.partition("=")[0] in ("members", "include_base"):
             raise UserError(f"{override} concerns a recipe", "name the members alone, or a recipe")
-    section = {"members": [str(find_artifact(member, root)) for member in members]}
+    section = {"members": [str(find_artifact(member, root)) for member in _listed(members)]}
     return Run(make_recipe({"soup": section}, given, "soup"), root, "soup", out).build("soup")
 
 
 def evaluate(
     model: Reference,
-    benchmarks: Sequence[str] = ("gsm8k", "math500"),
+    benchmarks: Reference | Sequence[Reference] = ("gsm8k", "math500"),
     data: Reference | None = None,
     limit: int | None = None,
     out: Out = None,
@@ -550,7 +562,8 @@ def evaluate(
         settings: the same as keywords.
     """
     choice = {"model": find_model(model, root), "name": "model", "revision": revision}
-    section = {"models": [choice], "benchmarks": list(benchmarks), "data": str(data) if data else None, "limit": limit}
+    named = [str(one) if isinstance(one, Path) else one for one in _listed(benchmarks)]
+    section = {"models": [choice], "benchmarks": named, "data": str(data) if data else None, "limit": limit}
     recipe = make_recipe({"evaluate": section}, _assignments(overrides, **settings), "evaluate")
     scores = Run(recipe, root, "evaluate/model", out).build("evaluate/model")
     assert isinstance(scores, Evaluation)
@@ -596,7 +609,7 @@ def fetch(
 
 def generate(
     model: Reference,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     root: Reference = DEFAULT_ROOT,
     dtype: str | None = None,
     **sampling: Any,
@@ -611,15 +624,15 @@ def generate(
         sampling: settings of `sampling:`, such as `max_new_tokens=64, temperature=0.6, samples=4`.
     """
     from ladle.generation.complete import make_generator, positions_of
-    from ladle.generation.request import SamplingConfig, make_requests
+    from ladle.generation.request import make_requests
     from ladle.models.chat import prompt_ids
     from ladle.models.config import choose_dtype
     from ladle.models.tokenizer import load_fast_tokenizer
 
-    config = SamplingConfig.model_validate(sampling)
+    config = _sampling(sampling)
     folder = model_dir(Path(find_model(model, root)))
     tokenizer = load_fast_tokenizer(folder)
-    starts, room = [prompt_ids(tokenizer, prompt) for prompt in prompts], positions_of(folder)
+    starts, room = [prompt_ids(tokenizer, prompt) for prompt in _listed(prompts)], positions_of(folder)
     requests = [make_requests(config, "prompts", at, ids, (), room) for at, ids in enumerate(starts)]
     generator = make_generator(config, folder, tokenizer, choose_dtype(dtype))
     done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
@@ -643,10 +656,9 @@ def chat(
         sampling: as in `generate`.
     """
     from ladle.conversation import Chat
-    from ladle.generation.request import SamplingConfig
     from ladle.models.config import choose_dtype
 
-    config, place = SamplingConfig.model_validate(sampling), find_model(model, root)
+    config, place = _sampling(sampling), find_model(model, root)
     folder = model_dir(Path(place) if Path(place).exists() else fetch(place, root=root).path)
     return Chat(folder, config, choose_dtype(None), style, system)
 
@@ -656,6 +668,9 @@ def grade(gold: str, answer: str, completion: bool = False) -> Grade:
 
     The result has `verdict` (correct, wrong, unparsed, timeout), `reason` and `seconds`.
     """
+    for text in (gold, answer):
+        if not isinstance(text, str):
+            raise UserError(f"{text!r} ({type(text).__name__}) is not a text", f"write it as one: {str(text)!r}")
     from ladle.grading.extract import bare_answer
     from ladle.grading.grade import Grader
     from ladle.grading.verdict import Pair

@@ -365,7 +365,7 @@ def soup(
 def evaluate(
     model: Model,
     overrides: Overrides = None,
-    benchmarks: Annotated[str, typer.Option(help="Names, or jsonl files, separated by commas.")] = "gsm8k,math500",
+    benchmarks: Annotated[str, typer.Option(help="Names, or files of rows, separated by commas.")] = "gsm8k,math500",
     data: Data = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each benchmark, from the first.")] = None,
     revision: Revision = None,
@@ -612,7 +612,7 @@ def push(
 
 
 _ACCESS = "gain access to it, or choose a folder that you may write with --root or --out"
-_SPACE = "free some space, or choose another disk with --root, and run the same command again"
+_SPACE = "free some space, or choose another disk with --root or --out, and run the same command again"
 _PATH = "choose another path: a part of this one is a file"
 FIXES = {errno.EACCES: _ACCESS, errno.EROFS: _ACCESS, errno.EPERM: _ACCESS, errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE}
 FIXES |= {errno.EEXIST: _PATH, errno.ENOTDIR: _PATH}

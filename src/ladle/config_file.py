@@ -81,7 +81,9 @@ class ConfigFile:
         try:
             node = yaml.compose(path.read_bytes(), Loader=_Loader)  # in UTF-8, or in UTF-16 behind its mark
             tree = file._construct(node, ()) if node else None
-        except (yaml.YAMLError, RecursionError) as error:
+        except UserError:
+            raise
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of numbers such as 0x_
             raise UserError(f"{path} is not valid YAML", " ".join(str(error).split())) from error
         if not isinstance(tree, dict):
             raise UserError(f"{path} holds no keys", f"write a {what} as `key: value` lines")
@@ -197,7 +199,7 @@ class ConfigFile:
         """Return the fault to fix first: a config's own complaint, else an unknown key, else the first wrong value."""
         faults = []
         for fault in error.errors():
-            path = self._path_of(fault["loc"])
+            path = tuple(part for part in self._path_of(fault["loc"]) if "[" not in str(part))
             key = ".".join(map(str, path))
             cause = fault.get("ctx", {}).get("error")
             if isinstance(cause, UserError):
@@ -246,9 +248,9 @@ def _key_in(tree: Any, key: str, assignment: str) -> str | int:
 def _nearest(model: type[Config], path: KeyPath) -> str:
     if path[-2:-1] == path[-1:]:  # kto.data=… given to `ladle kto`, whose overrides are relative to the section
         return f"keys are relative to {path[-1]!r} here: leave its name out"
-    known = _known_keys(model, path[:-1])
+    known = sorted({*_known_keys(model, path[:-1])})
     close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(sorted(known))}"
+    return f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(known)}"
 
 
 def _known_keys(annotation: Any, path: KeyPath) -> list[str]:

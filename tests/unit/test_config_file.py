@@ -169,3 +169,9 @@ def test_faults_of_merged_mappings(tmp_path: Path) -> None:
     shown = fault(tmp_path, "seed: &one 3\nleaf:\n  <<: *one\n")
     assert "`<<` stands before something that holds no keys" in shown
     assert "x.yaml:3" in shown
+
+
+def test_a_number_that_is_none_is_bad_yaml_and_not_a_bug(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("seed: 0x_\n")
+    with pytest.raises(UserError, match="recipe.yaml is not valid YAML"):
+        ConfigFile.read(tmp_path / "recipe.yaml")

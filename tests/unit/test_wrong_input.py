@@ -71,6 +71,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         # overrides
         ((*PLAN, "pretrain"), "'pretrain' is not an override", "write key=value"),
         ((*PLAN, "=5"), "'=5' is not an override", "write key=value"),
+        ((*PLAN, "kto=1"), "error: kto: 1: input", "(on the command line)"),
+        (("evaluate", "model", "max_new_tokens=4"), "evaluate.max_new_tokens'", "are benchmarks, data, dtype,"),
         ((*PLAN, "pretrian.trainer.max_steps=3"), "unknown key 'pretrian'", "did you mean 'pretrain'?"),
         ((*PLAN, "pretrain.trainer.max_step=3"), "trainer.max_step", "did you mean 'max_steps'?"),
         ((*PLAN, "pretrain.trainer.learning_rate=fast"), "trainer.learning_rate='fast' is text", "write the number"),

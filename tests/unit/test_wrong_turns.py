@@ -13,6 +13,7 @@ from filelock import FileLock
 
 import ladle
 from ladle.cli import main
+from ladle.errors import UserError
 from tests.tiny_models import make_model, make_tokenizer
 
 RECIPE = """\
@@ -42,6 +43,9 @@ FILES: dict[str, str | bytes] = {
     "bench/one.jsonl": '{"question": "1 + 1?", "answer": "2"}\n',
     "bench/fields.jsonl": '{"q": "1 + 1?"}\n',
     "pairs.jsonl": '{"gold": "1", "answer": "1"}\n',
+    "semicolons.csv": "prompt;completion;rating\na;b;up\n",
+    "bench/cell.csv": "question,answer\n,2\n",
+    "model.gguf": b"GGUF",
     "no-answer.jsonl": '{"gold": "1"}\n',
     "taken/file": "x",
     "empty/.keep": "",
@@ -52,6 +56,9 @@ MIX = ("mix", "recipe.yaml", "--out", "new")
 WEB = "mix.sources.web.dataset=data/"
 PRETRAIN = ("pretrain", "recipe.yaml", "--out", "new")
 TRAINER = "pretrain.trainer."
+RATED = "kto.data=[{format: thumbs, prompt: '{prompt}', completion: '{completion}', dataset: DATASET}]"
+THUMBS = ("prefer", "recipe.yaml", RATED)
+THUMBS_OF = "kto.data.0.dataset="
 SCORE = ("evaluate", "model", "--benchmarks")
 ONE = ("--benchmarks", "bench/one.jsonl", "--out", "new")
 
@@ -103,7 +110,9 @@ TURNS = [
     (("evaluate", "bad-config", *ONE), "cannot load the model in bad-config", "check config.json"),
     (("evaluate", "unknown", *ONE), "model type `gpt9`", "check config.json"),
     (("evaluate", "weightless", *ONE), "no file named model.safetensors", "and the weights"),
-    (("generate", "nowhere", "hi"), "nowhere holds no model", "name a folder"),
+    (("generate", "nowhere", "hi"), "there is no model at nowhere", "name a folder"),
+    (("generate", "model.gguf", "hi"), "model.gguf is a GGUF file", "ladle fetch model.gguf --out"),
+    (("chat", "model.gguf"), "model.gguf is a GGUF file", "ladle fetch model.gguf --out"),
     (("soup", "model", "llama", "--out", "new"), "llama has a lm_head.weight of its own", "all tied, or all untied"),
     (("soup", "model", "data/text.jsonl", "--out", "new"), "data/text.jsonl is not a model", "save_pretrained"),
     (("soup", "model", "model", "method=ema", "ema_alpha=2"), "soup.ema_alpha: 2", "less than or equal to 1"),
@@ -115,11 +124,14 @@ TURNS = [
     ((*SCORE, "gsm8k, gsm9k"), "'gsm9k'", "use one of aime24"),
     ((*SCORE, "gsm8k", "--data", "nowhere"), "nowhere/gsm8k/test.jsonl", "an existing path"),
     ((*SCORE, "bench/fields.jsonl"), "(looked for question; it has q)", "FIELD"),
+    ((*SCORE, "bench/cell.csv"), "row 1 of bench/cell.csv has no question: question is empty", "fill it in"),
     ((*SCORE, "data/empty.jsonl"), "empty has no items in data/empty.jsonl", "name a file"),
     (("evaluate", "model", *ONE, "sampling.temperature=hot"), "evaluate.sampling.temperature: 'hot'", "a valid number"),
     (("compare", "gsm8k", "math"), "gsm8k", "math500"),
     (("rescore", "data"), "there are no result files at data", "name BENCHMARK/RUN_ID_result.jsonl"),
     (("grade", "no-answer.jsonl", "--out", "v.jsonl"), "line 1 of no-answer.jsonl has no 'answer'", "write a row as"),
+    (("grade", "data/empty.jsonl", "--out", "v.jsonl"), "data/empty.jsonl holds no rows", "gold and answer"),
+    (("grade", "pairs.jsonl", "--out", "bench/../pairs.jsonl"), "pairs.jsonl is the file to grade", "another file"),
     (("grade", "pairs.jsonl", "--out", "taken"), "taken is a folder", "name the file to write"),
     (("grade", "pairs.jsonl", "--out", "taken/file/v.jsonl"), "cannot make the folder taken/file", "--out"),
     (("push", "model", "org/name"), "model is not an artifact", "name a folder that a ladle stage made"),
@@ -133,6 +145,9 @@ TURNS = [
     ((*MIX, "mix.sources.web.dataset=empty"), "empty holds no files", "data in it"),
     ((*MIX, "mix.sources.web.max_epochs=1"), "12.2 epochs (max_epochs=1)", "raise its max_epochs"),
     (("prefer", "recipe.yaml", "kto.data=[data/table.csv]"), "table.csv has no column 'completion'", "set `format:`"),
+    ((*THUMBS, THUMBS_OF + "data/table.csv"), "has no column 'completion'", "set `prompt`, `completion` and `rating`"),
+    ((*THUMBS, THUMBS_OF + "semicolons.csv"), "(it has prompt;completion;rating)", "with commas"),
+    ((*THUMBS, THUMBS_OF + "data/empty.jsonl"), "data/empty.jsonl (split train) holds no rows", "`dataset`"),
     # numbers
     ((*MIX, "mix.sequence_length=0"), "mix.sequence_length: 0", "greater than or equal to 2"),
     ((*MIX, "mix.budget.sequences=-3"), "mix.budget.sequences: -3", "greater than 0"),
@@ -184,7 +199,9 @@ def test_a_recipe_of_another_folder_names_the_data_that_is_not_here(folder, tmp_
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["plan", str(folder / "recipe.yaml")])
-    assert "there is no model at model" in refused(capfd, ended.value.code)
+    message = refused(capfd, ended.value.code)
+    assert "there is no model at model" in message
+    assert f"looked in {tmp_path}" in message
 
 
 def test_a_run_of_what_another_run_builds_names_its_process(folder, tmp_path, monkeypatch, capfd):
@@ -203,3 +220,23 @@ def test_without_slurm_launching_on_it_says_so(folder, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         main(["launch", "recipe.yaml", "--slurm", "--root", str(tmp_path / "runs")])
     assert "sbatch" in refused(capfd, ended.value.code)
+
+
+def test_one_text_alone_is_one_and_not_its_letters(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert len(ladle.generate("model", "ab", max_new_tokens=1)) == 1
+    assert ladle.open("recipe.yaml", "seed=7").recipe.seed == 7
+    with pytest.raises(UserError, match="there is no dataset at bench/none.jsonl"):
+        ladle.evaluate("model", Path("bench/none.jsonl"))
+    with pytest.raises(UserError, match="there is no model at nowhere"):
+        ladle.soup("nowhere", out="new")
+
+
+def test_a_number_to_grade_is_to_be_written_as_text():
+    with pytest.raises(UserError, match=r"5 \(int\) is not a text: write it as one: '5'"):
+        ladle.grade("5", 5)  # type: ignore[reportArgumentType]
+
+
+def test_a_wrong_keyword_of_sampling_is_one_message():
+    with pytest.raises(UserError, match=r"unknown key 'max_tokens': did you mean 'max_new_tokens'\? \(in the call\)"):
+        ladle.generate("model", ["a"], max_tokens=2)

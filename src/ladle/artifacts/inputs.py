@@ -234,6 +234,7 @@ class InputFinder:
         close = close or difflib.get_close_matches(reference, [*known, *beside], n=1)
         is_path = path.suffix in PATH_SUFFIXES or len(path.parts) > 1 or reference.startswith((".", "~"))
         fix = "name an existing path or glob" if is_path else "name an existing path or glob, or a Hub id org/name"
+        fix += "" if path.is_absolute() else f" (looked in {Path.cwd()}, where the command runs)"
         raise UserError(f"there is no {kind} at {reference} ({key})", f"did you mean {close[0]!r}?" if close else fix)
 
     def local(self, paths: tuple[Path, ...], ignore: tuple[str, ...] = (), unread: bool = False) -> LocalFiles:

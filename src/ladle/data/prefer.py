@@ -64,6 +64,8 @@ def run(config: PreferConfig, inputs: Inputs, out: Path) -> StageResult:
                 if len(form_of) > 1:
                     raise mixed_forms(form_of[str].dataset, form_of[list].dataset)
                 rows[into].append(row)
+            if not findings.num_rows and source.dataset != ROLLOUTS:
+                raise UserError(f"{source.dataset} (split {split}) holds no rows", "check the source's `dataset`")
             _report(source, split, findings, config.max_bad_fraction)
             bad[into] += findings.bad
     counters: dict[str, int] = {}
@@ -246,10 +248,13 @@ def unpaired_rows(
         findings.notes.update(notes)
         yield from (example for example in examples if source.keep_label in (None, example["label"]))
     if findings.num_rows and lacking.total() == findings.num_rows:
-        raise UserError(
-            f"{source.dataset} has no column {min(lacking)!r} (it has {', '.join(columns)})",
-            f"set `format:` of this source to one of {', '.join(_CONVERSATIONS)}, whichever fits the columns",
-        )
+        fix = f"set `format:` of this source to one of {', '.join(_CONVERSATIONS)}, whichever fits the columns"
+        if source.format in ("template", "thumbs"):
+            keys = "`prompt`, `completion`" + (" and `rating`" if source.format == "thumbs" else "")
+            fix = f"set {keys} of this source to columns that it has"
+        if len(columns) == 1 and ";" in next(iter(columns)):
+            fix = "save the table with commas between the cells"
+        raise UserError(f"{source.dataset} has no column {min(lacking)!r} (it has {', '.join(columns)})", fix)
 
 
 def _parts(row: Row, source: PreferenceSource, notes: Counter[str]) -> Iterator[tuple[Any, Any, Any]]:

@@ -167,6 +167,9 @@ def load_items(benchmark: Benchmark, paths: Sequence[Path], split: str = "test")
         raise UserError(f"{benchmark.name} has no items in {places[0]}", "name a file with a problem in each row")
     if len({item.idx for item in items}) != len(items):
         raise UserError(f"{benchmark.name} has two items of the same idx", "remove the idx field, or make it unique")
+    if repeats := len(items) - len({item.question for item in items}):
+        text = "%s repeats %d of its %d questions: each counts, and intervals are narrower than they should be"
+        logger.warning(text, benchmark.name, repeats, len(items))
     if benchmark.items not in (None, len(items)):
         text = "%s has %d items here, and %d in the published form"
         logger.warning(text, benchmark.name, len(items), benchmark.items)
@@ -198,6 +201,8 @@ def _read_item(benchmark: Benchmark, index: int, row: dict[str, Any]) -> Item:
         what = "answer" if question else "question"
         fields = [rule.field for rule in benchmark.gold] if question else benchmark.question
         looked_for = ", ".join(dict.fromkeys(fields))
+        if empty := [name for name in fields if name in row and not str(row[name] or "").strip()]:
+            raise UserError(f"has no {what}: {empty[0]} is empty", "fill it in, or take the row out")
         problem = f"has no {what} (looked for {looked_for}; it has {', '.join(row)})"
         raise UserError(problem, f"name the field: benchmarks: [{{name: {benchmark.name}, {what}: FIELD}}]")
     return Item(

@@ -135,6 +135,9 @@ def _item_of(row: Row, benchmark: Benchmark | None) -> Item:
 # `"gold": 18` says what `"18"` says.
 _Text = Annotated[str, BeforeValidator(lambda value: repr(value) if type(value) in (int, float) else value)]
 
+# Who left an answer empty answered nothing: that is unparsed.
+_Answer = Annotated[_Text, BeforeValidator(lambda value: "" if value is None else value)]
+
 # Numbers and booleans are text in a CSV.
 _OfText = BeforeValidator(lambda value: json.loads(value.lower()) if isinstance(value, str) else value)
 
@@ -145,7 +148,7 @@ class _Row(BaseModel):
     model_config = ConfigDict(strict=True)
 
     gold: _Text
-    answer: _Text
+    answer: _Answer
     type: Annotated[str | None, AfterValidator(answer_type)] = None
     tolerance: Annotated[float, _OfText, Field(ge=0, allow_inf_nan=False)] | None = None
     unit: str | None = None
@@ -168,8 +171,12 @@ def grade_file(pairs: Path, verdicts: Path) -> dict[str, int]:
     if not pairs.is_file():
         raise UserError(f"there is no file {pairs}", "name a file of rows with gold and answer")
     rows = [(row, _pair(row, place)) for place, row in read_placed_rows([pairs], any_text=True)]
+    if not rows:
+        raise UserError(f"{pairs} holds no rows", "name a file of rows with gold and answer")
     if verdicts.is_dir():
         raise UserError(f"{verdicts} is a folder", "name the file to write")
+    if verdicts.exists() and verdicts.samefile(pairs):
+        raise UserError(f"{verdicts} is the file to grade", "name another file for the verdicts with --out")
     make_folder(verdicts.parent)
     counts = dict.fromkeys(map(str, Verdict), 0)
     partial = verdicts.with_name(verdicts.name + ".partial")

@@ -75,8 +75,12 @@ def model_dir(path: Path) -> Path:
     for candidate in (path / "model", path):
         if (candidate / "config.json").is_file():
             return candidate
-    inside = sorted([*path.glob("*/config.json"), *path.glob("*/model/config.json")])
     fix = "name a folder saved by save_pretrained, or a step: RECIPE:STEP"
+    if path.suffix == ".gguf" and path.is_file():
+        raise UserError(f"{path} is a GGUF file, not a folder", f"import it first: ladle fetch {path} --out my-model")
+    if not path.exists():
+        raise UserError(f"there is no model at {path}", fix)
+    inside = sorted([*path.glob("*/config.json"), *path.glob("*/model/config.json")])
     raise UserError(f"{path} holds no model (no config.json)", f"did you mean {inside[0].parent}?" if inside else fix)
 
 

@@ -117,6 +117,8 @@ def run(config: SoupConfig, inputs: Inputs, out: Path) -> StageResult:
     logger.info("soup: %s (%s)", ", ".join(f"{share} {name}" for name, share in shares.items()), info["method"])
     what = "soup: %d tensors averaged, %d equal in all members, %d copied from the first, %d left out"
     logger.info(what, *counters.values())
+    if len(soup.members) == 1:
+        logger.warning("soup: it has one member, and is a copy of it")
     for waiver, entry in soup.waived.items():
         logger.warning("soup: %s accepts %d differences: %s", waiver, entry["count"], "; ".join(entry["first"]))
     counters |= {name: info["tensors"][name] for name in ("elements_averaged", "elements_not_finite")}

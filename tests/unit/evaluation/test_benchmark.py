@@ -112,6 +112,12 @@ def test_files_that_are_refused(tmp_path, rows, message):
         load_items(benchmark, [_write(tmp_path / "mine.jsonl", rows)])
 
 
+def test_questions_that_are_there_twice_are_counted(tmp_path, caplog):
+    rows = [{"question": question, "answer": "5"} for question in ("1+4?", "2+3?", "1+4?")]
+    assert len(load_items(BenchmarkChoice(name="mine").definition(), [_write(tmp_path / "mine.jsonl", rows)])) == 3
+    assert "mine repeats 1 of its 3 questions" in caplog.text
+
+
 def test_a_flag_written_as_text_is_read(tmp_path):
     rows = [
         {"question": "?", "final_answer": ["1"], "is_multiple_answer": flag} for flag in (True, "True", "False", None)

@@ -23,15 +23,18 @@ def test_the_same_rows_in_order_with_verdicts(tmp_path: Path) -> None:
         {"gold": "4.2", "answer": "4.25", "tolerance": 0.1, "unit": "%", "note": "é"},
         {"gold": "1,2", "answer": "2, 1", "multiple": True},
         {"gold": "1", "answer": "(("},
+        {"gold": "1", "answer": None},
     ]
     out = tmp_path / "verdicts.jsonl"
     counts = grade_file(write(tmp_path / "pairs.jsonl", *rows), out)
     graded = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [row["verdict"] for row in graded] == ["correct", "wrong", "correct", "correct", "correct", "unparsed"]
+    assert [row["verdict"] for row in graded] == ["correct", "wrong", "correct", "correct", "correct"] + [
+        "unparsed"
+    ] * 2
     for row, verdict in zip(rows, graded, strict=True):
         assert {name: verdict[name] for name in row} == row
         assert set(verdict) - set(row) == {"verdict", "reason", "seconds"}
-    assert counts == {"correct": 4, "wrong": 1, "unparsed": 1, "timeout": 0}
+    assert counts == {"correct": 4, "wrong": 1, "unparsed": 2, "timeout": 0}
     assert not list(tmp_path.glob("*.partial"))
 
 

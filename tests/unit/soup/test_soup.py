@@ -295,3 +295,10 @@ def test_recompute_names_exactly_the_tensors_that_differ(tmp_path: Path) -> None
         recompute(out, members[:2])
     with pytest.raises(UserError, match="is not a soup"):
         recompute(members[0], members)
+
+
+def test_a_soup_of_one_member_says_that_it_is_a_copy(tmp_path, caplog):
+    members = make_members(tmp_path, 1)
+    run(members, tmp_path / "soup")
+    assert "it has one member, and is a copy of it" in caplog.text
+    assert weights_of(tmp_path / "soup") == weights_of(members[0])
