@@ -96,7 +96,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ((*PLAN, "mix.sources.web.dataset=./rows"), "there is no dataset at ./rows", "name an existing path or glob"),
         ((*PLAN, "mix.sources.web.dataset=~/no-such.csv"), "no dataset at ~/no-such.csv", "existing path or glob"),
         ((*PLAN, "base.model=modl"), "there is no model at modl", "did you mean 'model'?"),
-        ((*PLAN, "pretrain.model=done/kto"), "there is no model at done/kto", "did you mean 'done/mix'?"),
+        ((*PLAN, "pretrain.model=done/kto"), "there is no model at done/kto", "existing path or glob"),
         ((*PLAN, "soup.members=[pretraned]"), "no model at pretraned", "did you mean 'pretrained'?"),
         # sections that do not go together
         ((*PLAN, "mix.sources.web.ratio=0.97"), "sum to 0.97, not 1: add 0.03", "recipe.yaml:5 and the command line"),

@@ -237,6 +237,14 @@ def test_a_number_to_grade_is_to_be_written_as_text():
         ladle.grade("5", 5)  # type: ignore[reportArgumentType]
 
 
+def test_names_are_not_alike_because_their_suffixes_are(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for name, fix in (("nope.jsonl", "name an existing path"), ("pair.jsonl", "did you mean 'pairs.jsonl'")):
+        with pytest.raises(UserError) as error:
+            ladle.evaluate("model", name)
+        assert error.value.fix.startswith(fix)
+
+
 def test_a_wrong_keyword_of_sampling_is_one_message():
     with pytest.raises(UserError, match=r"unknown key 'max_tokens': did you mean 'max_new_tokens'\? \(in the call\)"):
         ladle.generate("model", ["a"], max_tokens=2)

@@ -21,7 +21,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ladle.generation.request import Request, Sample, make_sample, shows_stop, s
 from ladle.generation.sampling import draw, random_words
 from ladle.generation.slots import ATTENTION, Prefix, SlotCache, fill, fill_prefix, next_logits, upload
 from ladle.log import get_logger
+from ladle.models.chat import count_shared
 from ladle.models.load import load_model
 from ladle.models.probe import CANNOT_RUN, first_line, longest_apart
 
@@ -39,8 +40,6 @@ logger = get_logger(__name__)
 
 _REFILL_SHARE = 8
 """Slots are refilled when 1/8 of them are free: a prefill is a forward pass, so it has to serve several rows."""
-_LEAST_SHARED = 32
-"""Tokens that the prompts of a task must share for these to be prefilled apart from the rest."""
 _STOP_TEXT_EVERY = 2
 """Tokens between looks for stop texts. What is found is cut where it first appears, so this moves cost, not results."""
 
@@ -124,11 +123,9 @@ class TransformersGenerator:
             by_task.setdefault(request.task, []).append(request.prompt_ids)
         prefixes = {}
         for task, prompts in by_task.items():
-            first, last = min(prompts), max(prompts)
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-            shared = [token for token, _ in same][: min(map(len, prompts)) - 2]
-            if first != last and len(shared) >= _LEAST_SHARED:
-                prefixes[task] = fill_prefix(self.model, shared)
+            size = count_shared(prompts, kept_apart=2)
+            if size and any(prompt != prompts[0] for prompt in prompts):
+                prefixes[task] = fill_prefix(self.model, prompts[0][:size])
         return prefixes
 
     @torch.inference_mode()

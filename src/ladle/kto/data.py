@@ -30,14 +30,12 @@ from transformers import PreTrainedTokenizerBase
 from ladle.errors import BadRow, UserError
 from ladle.log import get_logger
 from ladle.models.attention import document_borders, to_device
-from ladle.models.chat import Encoded, encode_rows
+from ladle.models.chat import Encoded, count_shared, encode_rows
 
 logger = get_logger(__name__)
 
 Row = dict[str, Any]
 ROWS_AT_ONCE = 1_000
-LEAST_SHARED = 32
-"""Tokens that all prompts must begin with for these to be computed once a bin."""
 SHARED_COST = 8
 """A token that a sequence shares takes an eighth of the memory of one of its own: copies of a layer's keys and values,
 among some twenty vectors that a token leaves for the backward pass."""
@@ -92,13 +90,9 @@ class KtoExamples:
 
     def sharing(self) -> KtoExamples:
         """Return the examples with what all prompts begin with in a bin once, if it is long; not their last tokens."""
-        same = self.prompt(0)
-        for row in range(1, len(self)):  # each one: equal texts have other tokens where they merge with what follows
-            other = self.prompt(row)[: len(same)]
-            differs = np.flatnonzero(same[: len(other)] != other)
-            same = same[: differs[0] if len(differs) else len(other)]
-        num_shared = min(len(same), int(np.diff(self.prompt_bounds).min()) - 1)
-        return replace(self, num_shared=num_shared if num_shared >= LEAST_SHARED else 0)
+        # each example's, since equal texts can have other tokens where they meet their completions
+        prompts = (self.prompt(index) for index in range(len(self)))
+        return replace(self, num_shared=count_shared(prompts, kept_apart=1))
 
     def save(self, folder: Path) -> None:
         """Write one array a file."""

@@ -15,6 +15,7 @@ from datetime import date
 from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +36,8 @@ TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, LookupError, AttributeE
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _UNWRITTEN = {"role", "type", "id", "tool_call_id"}
 """Keys of turns that templates read to decide, and do not write."""
+_LEAST_SHARED = 32
+"""Tokens that prompts must begin with for these to be worth computing once."""
 Turn = dict[str, Any]
 
 
@@ -166,6 +169,24 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the ids of a text to go on from: with the start token, and without one that closes every text."""
     return start_ids(tokenizer) + tokenizer.encode(text, add_special_tokens=False)
+
+
+def count_shared(prompts: Iterable[Sequence[int] | np.ndarray], kept_apart: int) -> int:
+    """Return how many tokens all prompts begin with; 0 where these are too few to be worth computing once.
+
+    Args:
+        prompts: the ids of each.
+        kept_apart: tokens at the end of each that are not counted.
+    """
+    same: np.ndarray | None = None
+    for prompt in prompts:
+        ids = np.asarray(prompt)[: max(0, len(prompt) - kept_apart)]
+        same = ids if same is None else same[: len(ids)]
+        differs = np.flatnonzero(same != ids[: len(same)])
+        same = same[: differs[0]] if len(differs) else same
+        if len(same) < _LEAST_SHARED:
+            return 0
+    return 0 if same is None else len(same)
 
 
 class Encoded(NamedTuple):
