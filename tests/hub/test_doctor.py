@@ -74,3 +74,5 @@ def test_no_network_and_a_dead_mirror_are_found(client, recipe):
     dead = diagnose(client, recipe, HF_ENDPOINT="http://127.0.0.1:9")
     check(dead, "base.model", "error", "from http://127.0.0.1:9", "HF_ENDPOINT")
     check(dead, "mix.sources.text", "error", "from http://127.0.0.1:9", "HF_ENDPOINT")
+    messages = [one["message"] for one in dead.values() if "from http://127.0.0.1:9" in one["message"]]
+    assert [message.endswith(" either") for message in messages] == [False] + [True] * (len(messages) - 1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ladle.artifacts.build import Workspace
 from ladle.artifacts.files import readable_size
@@ -22,7 +22,7 @@ from ladle.artifacts.inputs import (
 from ladle.artifacts.plan import State, make_plan
 from ladle.checkup import Checkup, Finding, Level, Machine, error, guarded, ok, warning
 from ladle.errors import UserError
-from ladle.hub import endpoint, is_commit, size_of
+from ladle.hub import HubUnreachable, endpoint, is_commit, resolve_commit, size_of
 from ladle.models.before import check_model_folder
 from ladle.pipeline import Pipeline
 from ladle.recipe import load_recipe
@@ -31,14 +31,31 @@ DRIVER_OF_CUDA = {11: 450, 12: 525, 13: 580}
 """The oldest NVIDIA driver that runs a CUDA major version (CUDA's release notes, minor-version compatibility)."""
 TIGHT = 0.9
 """Above this share of the free disk it may not suffice."""
+T = TypeVar("T")
 
 
 class CheckedInputs(InputFinder):
     """Finds what names stand for without reading files, and notes what it finds instead of stopping at a fault."""
 
     def __init__(self, root: Path, found: list[Finding]) -> None:
-        super().__init__(root)
+        super().__init__(root, self._resolve)
         self.found = found
+        self.unreached: HubUnreachable | None = None
+
+    def _resolve(self, kind: str, repo_id: str, revision: str | None) -> str:
+        return self._ask(f"{kind} {repo_id}", lambda: resolve_commit(kind, repo_id, revision))
+
+    def _ask(self, what: str, ask: Callable[[], T]) -> T:
+        """Ask the Hub; not once it could not be reached, since each try takes half a minute."""
+        from huggingface_hub import is_offline_mode
+
+        if self.unreached is not None and not is_offline_mode():
+            raise HubUnreachable(f"cannot fetch {what} from {endpoint()} either", self.unreached.fix)
+        try:
+            return ask()
+        except HubUnreachable as fault:
+            self.unreached = fault
+            raise
 
     def find(self, kind: str, reference: str, key: str, *more: Any, **named: Any) -> LocalFiles | HubRepository:
         """Return the input that a name stands for; one without files if it stands for nothing."""
@@ -58,7 +75,8 @@ class CheckedInputs(InputFinder):
         return item
 
     def _note_repository(self, item: HubRepository, key: str) -> None:
-        size = size_of(item.kind, item.repo_id, item.commit, item.file)
+        what = f"{item.kind} {item.repo_id}"
+        size = self._ask(what, lambda: size_of(item.kind, item.repo_id, item.commit, item.file))
         where = f"{item.repo_id}@{item.commit[:12]}"
         how = "in the cache" if size is None else f"{readable_size(size)} on {endpoint()}"
         if item.revision is not None and is_commit(item.revision):
