@@ -316,7 +316,9 @@ def longest_apart(config: Any) -> float:
 
 
 def require_positions(model: PreTrainedModel, num_tokens: int) -> None:
-    """Check that a model can take a document of a length; on a CPU, since a GPU does not survive a wrong index.
+    """Check that a model has positions for a document of a length; on a CPU: a GPU does not survive a wrong index.
+
+    A length that changes how other documents of a batch are encoded is warned of.
 
     Raises:
         UserError: its learned positions end before.
