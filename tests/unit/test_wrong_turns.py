@@ -237,7 +237,7 @@ def test_a_number_to_grade_is_to_be_written_as_text():
         ladle.grade("5", 5)  # type: ignore[reportArgumentType]
 
 
-def test_names_are_not_alike_because_their_suffixes_are(folder, monkeypatch):
+def test_a_common_suffix_does_not_make_names_close(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for name, fix in (("nope.jsonl", "name an existing path"), ("pair.jsonl", "did you mean 'pairs.jsonl'")):
         with pytest.raises(UserError) as error:

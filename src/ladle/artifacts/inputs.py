@@ -232,7 +232,7 @@ class InputFinder:
         close = difflib.get_close_matches(path.parent.name or reference, known, n=1)
         beside = path.expanduser().parent.glob("[!.]*") if path.name else ()
         names = [*known, *(str(path.with_name(one.name)) for one in beside if one.suffix not in (".yaml", ".yml"))]
-        by_stem = {Path(name).stem: name for name in names}  # or equal suffixes would count
+        by_stem = {Path(name).stem: name for name in names}  # a common suffix does not make names close
         close = close or [by_stem[stem] for stem in difflib.get_close_matches(path.stem, by_stem, n=1)]
         is_path = path.suffix in PATH_SUFFIXES or len(path.parts) > 1 or reference.startswith((".", "~"))
         fix = "name an existing path or glob" if is_path else "name an existing path or glob, or a Hub id org/name"

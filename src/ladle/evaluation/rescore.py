@@ -135,7 +135,7 @@ def _item_of(row: Row, benchmark: Benchmark | None) -> Item:
 # `"gold": 18` says what `"18"` says.
 _Text = Annotated[str, BeforeValidator(lambda value: repr(value) if type(value) in (int, float) else value)]
 
-# Who left an answer empty answered nothing: that is unparsed.
+# A missing answer is an empty one, and so unparsed.
 _Answer = Annotated[_Text, BeforeValidator(lambda value: "" if value is None else value)]
 
 # Numbers and booleans are text in a CSV.

@@ -201,7 +201,7 @@ class ReferencePass:
     ) -> np.ndarray:
         """Return log π of each (prompt, completion), float32, in the order given."""
         device, packed, budget = self.model.device, self.packed, self.budget - examples.num_shared
-        # items do not depend on what is shared, which another device may not do: a killed pass may resume there
+        # whole lengths: a pass that was killed on a CPU, which shares prompts, may resume on a GPU, which does not
         lengths, costs = examples.lengths(prompts, completions), examples.costs(prompts, completions)
         order = np.argsort(-lengths, kind="stable")
         item_of = np.cumsum(lengths[order]) // TOKENS_PER_ITEM

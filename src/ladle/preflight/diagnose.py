@@ -46,7 +46,7 @@ class CheckedInputs(InputFinder):
         return self._ask(f"{kind} {repo_id}", lambda: resolve_commit(kind, repo_id, revision))
 
     def _ask(self, what: str, ask: Callable[[], T]) -> T:
-        """Ask the Hub; not once it could not be reached, since each try takes half a minute."""
+        """Ask the Hub, unless it could not be reached before: each try takes half a minute."""
         from huggingface_hub import is_offline_mode
 
         if self.unreached is not None and not is_offline_mode():

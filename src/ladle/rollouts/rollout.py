@@ -234,7 +234,7 @@ def corrupt_answers(attempts: Sequence[Attempt], seed: int) -> list[Attempt]:
             place = int.from_bytes(blake3(f"{seed} {number}".encode()).digest(8), "little") % len(others)
             sample = replace(right[0].sample, text=before + others[place] + after, token_ids=None)
             found.append(replace(right[0], sample=sample, verdict="wrong"))
-    # the last occurrence may be in another number, and another answer may be worth as much
+    # the last occurrence may be inside another number, and another problem's answer may be equal
     task = Task("rollout", [one.problem for one in found], [one.prompt for one in found])
     grades = grade_samples(task, [[one.sample] for one in found], GraderConfig())
     return [one for one, (grade,) in zip(found, grades, strict=True) if str(grade.verdict) == "wrong"]

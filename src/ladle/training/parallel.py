@@ -201,7 +201,7 @@ class Parallel:
     def skip(self) -> None:
         """Drop the gradients that `clip` has seen, without a step."""
         if self.scaler is not None:
-            self.scaler.update()  # else it refuses to unscale the next step's
+            self.scaler.update()  # the scaler refuses to unscale twice without an update
         self.drop_gradients()
 
     def drop_gradients(self) -> None:

@@ -57,7 +57,7 @@ def _prepare(
     require_positions(model, longest_document(dataset, model))
     traits = warn_of(model, probe(model, config.batch_size, config.autocast))
     if traits.why_apart and config.distributed == "fsdp" and world.size > 1:
-        kind, why = type(model).__name__, "processes run different numbers of passes, and shards would wait for ever"
+        kind, why = type(model).__name__, "processes run different numbers of passes and fsdp would hang"
         problem = f"{kind} takes each document as a row of its own ({traits.why_apart}), so that {why}"
         raise UserError(problem, "set distributed: ddp")
     aux_loss = None
