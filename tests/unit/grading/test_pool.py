@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -47,8 +48,12 @@ def test_an_answer_out_of_cpu_time_costs_only_itself() -> None:
 
 def children() -> list[int]:
     """Return the worker processes of this one."""
-    found = psutil.Process().children()
-    return [child.pid for child in found if "ladle.grading.worker" in " ".join(child.cmdline())]
+    workers = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # ended, as children of other tests may at any time
+            if "ladle.grading.worker" in " ".join(child.cmdline()):
+                workers.append(child.pid)
+    return workers
 
 
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds the workers in /proc")  # noqa: PTH110
