@@ -5,7 +5,7 @@ The search reads the same pieces as tokenizing does, and apart from it: other be
 
 Words are runs of letters and digits in lower case; each Chinese, Japanese or Korean character is a word of its own;
 everything else separates. So punctuation, markup, case and spacing do not hide a copy. An n-gram is a 64-bit
-polynomial of its words' hashes (FNV-1a over code points); at 200 thousand n-grams looked for
+polynomial of its words' hashes, which are polynomials of their code points; at 200 thousand n-grams looked for
 among ten thousand million, a chance match has probability 1e-4.
 """
 
@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, uint64
 
 from ladle.artifacts.files import canonical_json
 from ladle.data.config import SourceConfig
-from ladle.data.documents import read_documents
+from ladle.data.documents import Document, read_documents
 from ladle.data.encoders import Vocabulary, load_oracle
 from ladle.data.rows import Piece
 from ladle.errors import UserError
@@ -32,12 +32,15 @@ from ladle.executors import Executor
 from ladle.log import progress
 
 CONTAMINATION_FILE = "contamination.jsonl"
-FNV_OFFSET = np.uint64(0xCBF29CE484222325)
-FNV_PRIME = np.uint64(0x100000001B3)
-BASE = np.uint64(0x9E3779B97F4A7C15)
+BASE = 0x9E3779B97F4A7C15
+# Odd, so that its powers have inverses: a word's hash does not depend on where in a text it stands.
+CHARACTER_BASE = 0xD1342543DE82EF95
 # Size of the table that rules out most n-grams without a search: 1 MiB, which fits in a core's cache.
 FILTER_BITS = 20
-SHIFT = np.uint64(64 - FILTER_BITS)
+SHIFT = 64 - FILTER_BITS
+SEPARATES, IN_WORD, ALONE = range(3)  # what a character does
+TEXTS_AT_A_TIME = 64
+WORDS_AT_A_TIME = 2**13
 
 
 class BenchmarkText(NamedTuple):
@@ -105,9 +108,10 @@ def find_contamination(
         executor: where pieces are searched.
     """
     texts = list(texts)
-    of_texts = [ngram_hashes(text.text, num_words) for text in texts]
-    hashes, firsts = np.unique(np.concatenate([np.empty(0, np.uint64), *of_texts]), return_index=True)
-    owners = np.repeat(np.arange(len(texts)), [len(of_text) for of_text in of_texts])[firsts]
+    of_texts, owners = ngram_hashes([text.text for text in texts], num_words)
+    is_long_enough = np.bincount(owners, minlength=len(texts)) > 0
+    hashes, firsts = np.unique(of_texts, return_index=True)
+    owners = owners[firsts]
     search = partial(_search_piece, NgramSet(hashes, num_words), vocabulary)
     tasks = [(source, piece) for source, of_source in zip(sources, pieces, strict=True) for piece in of_source]
     finds: list[dict[str, Any]] = []
@@ -124,7 +128,7 @@ def find_contamination(
         np.array([find["document"] for find in finds if find["source"] == source.name], np.int64) for source in sources
     ]
     items = Counter(text.benchmark for text in texts)
-    short = Counter(text.benchmark for text, of_text in zip(texts, of_texts, strict=True) if len(of_text) == 0)
+    short = Counter(texts[index].benchmark for index in np.flatnonzero(~is_long_enough))
     sharing = Counter(find["benchmark"] for find in finds)
     summary = {
         name: {"items": items[name], "items_too_short": short[name], "documents": sharing[name]}
@@ -138,21 +142,17 @@ def _search_piece(
 ) -> tuple[int, list[tuple[int, int, int]]]:
     """Return the number of rows, and (row, n-grams shared, index of the first) for each find."""
     finds, num_rows, (source, piece) = [], 0, task
-    for num_rows, document in enumerate(read_documents(piece, source, vocabulary.folder), start=1):
-        if isinstance(document, list):
-            document = load_oracle(vocabulary.folder).tokenizer.decode(document)
-        count, first = ngrams.find(document) if isinstance(document, str) else (0, -1)
-        if count:
-            finds.append((num_rows - 1, count, first))
+    documents = read_documents(piece, source, vocabulary.folder)
+    while texts := [_text_of(document, vocabulary) for document in islice(documents, TEXTS_AT_A_TIME)]:
+        finds += [(num_rows + index, count, first) for index, count, first in ngrams.find(texts)]
+        num_rows += len(texts)
     return num_rows, finds
 
 
-# n-grams of words, at compiled speed.
-
-
-def ngram_hashes(text: str, num_words: int) -> np.ndarray:
-    """Return the hash (u8) of each run of `num_words` words, in order; none for a shorter text."""
-    return _hash_ngrams(np.frombuffer(text.lower().encode("utf-32-le"), np.uint32), num_words)
+def _text_of(document: Document, vocabulary: Vocabulary) -> str:
+    if isinstance(document, list):
+        return load_oracle(vocabulary.folder).tokenizer.decode(document)
+    return document if isinstance(document, str) else ""
 
 
 class NgramSet:
@@ -168,67 +168,65 @@ class NgramSet:
         self._may_hold = np.zeros(2**FILTER_BITS, np.bool_)
         self._may_hold[hashes >> SHIFT] = True
 
-    def find(self, text: str) -> tuple[int, int]:
-        """Return how many n-grams of a text are in the set, and the index in `hashes` of the first one (-1 for
-        none)."""
-        ngrams = ngram_hashes(text, self.num_words)
-        likely = ngrams[self._may_hold[ngrams >> SHIFT]]
-        places = np.searchsorted(self.hashes, likely).clip(max=len(self.hashes) - 1)
-        found = places[self.hashes[places] == likely]
-        return len(found), int(found[0]) if len(found) else -1
+    def find(self, texts: Sequence[str]) -> list[tuple[int, int, int]]:
+        """Return, for each text that has some of the n-grams: its index, how many, and the index in `hashes` of the
+        first one."""
+        ngrams, owners = ngram_hashes(texts, self.num_words)
+        likely = np.flatnonzero(self._may_hold[ngrams >> SHIFT])
+        places = np.searchsorted(self.hashes, ngrams[likely]).clip(max=len(self.hashes) - 1)
+        is_found = self.hashes[places] == ngrams[likely]
+        indices, firsts, counts = np.unique(owners[likely][is_found], return_index=True, return_counts=True)
+        return list(zip(indices.tolist(), counts.tolist(), places[is_found][firsts].tolist(), strict=True))
 
 
-@njit(cache=True)
-def _hash_ngrams(points: np.ndarray, num_words: int) -> np.ndarray:
-    words = _hash_words(points)
-    result = np.zeros(max(0, len(words) - num_words + 1), np.uint64)
-    for index in range(len(result)):
-        for word in words[index : index + num_words]:
-            result[index] = result[index] * BASE + word
-    return result
+def ngram_hashes(texts: Sequence[str], num_words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hash (u8) of each run of `num_words` words within a text, in order, and the index of its text."""
+    lowered = [text.lower() for text in texts]
+    words, starts = _hash_words("\n".join(lowered))
+    owners = np.searchsorted(np.cumsum([len(text) + 1 for text in lowered]), starts, "right")
+    count = max(0, len(words) - num_words + 1)
+    hashes = np.zeros(count, np.uint64)
+    for place in range(num_words):
+        hashes = hashes * BASE + words[place : place + count]
+    is_within = owners[:count] == owners[num_words - 1 :]
+    return hashes[is_within], owners[:count][is_within]
 
 
-@njit(cache=True)
-def _hash_words(points: np.ndarray) -> np.ndarray:
-    """Return the hash of each word of a text, given its code points."""
-    words = np.empty(len(points), np.uint64)
-    count = 0
-    current, is_open = FNV_OFFSET, False
-    for point in points:
-        is_alone = _is_word_alone(point)
-        if is_open and (is_alone or not _is_in_word(point)):
-            words[count] = current
-            count += 1
-            current, is_open = FNV_OFFSET, False
-        if is_alone:
-            words[count] = (FNV_OFFSET ^ uint64(point)) * FNV_PRIME
-            count += 1
-        elif _is_in_word(point):
-            current = (current ^ uint64(point)) * FNV_PRIME
-            is_open = True
-    if is_open:
-        words[count] = current
-        count += 1
-    return words[:count]
+def _hash_words(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hash of each word, and where it begins."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    kinds = _kinds_of_characters()[points]
+    before = np.roll(kinds, 1)
+    before[:1] = SEPARATES
+    starts = np.flatnonzero((kinds == ALONE) | ((kinds == IN_WORD) & (before != IN_WORD)))
+    words, ends = np.empty(len(starts), np.uint64), np.append(starts[1:], len(points))
+    for first in range(0, len(starts), WORDS_AT_A_TIME):
+        some = slice(first, first + WORDS_AT_A_TIME)
+        begin, end = starts[some][0], ends[some][-1]
+        characters = points[begin:end] * (kinds[begin:end] != SEPARATES)
+        powers, inverse_powers = _powers(int(end - begin).bit_length())
+        sums = np.add.reduceat(characters * powers[: end - begin], starts[some] - begin)
+        words[some] = sums * inverse_powers[starts[some] - begin]
+    return words, starts
 
 
-@njit(cache=True)
-def _is_in_word(point: int) -> bool:
-    """Tell whether a character belongs to words: ASCII letters and digits, and what lies beyond Latin-1's and general
-    punctuation."""
-    if point < 0x80:
-        return 0x30 <= point <= 0x39 or 0x61 <= point <= 0x7A
-    if point < 0xC0 or 0x2000 <= point <= 0x2BFF or 0x3000 <= point <= 0x303F:
-        return False
-    return not (0xFE10 <= point <= 0xFE6F or 0xFF00 <= point <= 0xFF0F or 0xFF1A <= point <= 0xFF20)
+@lru_cache(maxsize=2)
+def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first 2 ** bits powers of the characters' base, and their inverses, modulo 2 ** 64."""
+    bases = CHARACTER_BASE, pow(CHARACTER_BASE, -1, 2**64)
+    powers, inverses = (np.cumprod(np.full(2**bits, base, np.uint64)) for base in bases)
+    return powers, inverses
 
 
-@njit(cache=True)
-def _is_word_alone(point: int) -> bool:
-    """Tell whether a character is a word of its own: kana, ideographs, Hangul syllables."""
-    return (
-        0x3040 <= point <= 0x9FFF
-        or 0xAC00 <= point <= 0xD7AF
-        or 0xF900 <= point <= 0xFAFF
-        or 0x20000 <= point <= 0x3FFFF
-    )
+@cache
+def _kinds_of_characters() -> np.ndarray:
+    """Return of each code point what it does (u1): ASCII letters and digits, and what lies beyond Latin-1's and general
+    punctuation, are in words; kana, ideographs and Hangul syllables are words of their own."""
+    kinds = np.full(0x110000, IN_WORD, np.uint8)
+    separate = [(0, 0x2F), (0x3A, 0x60), (0x7B, 0xBF), (0x2000, 0x2BFF), (0x3000, 0x303F)]
+    separate += [(0xFE10, 0xFE6F), (0xFF00, 0xFF0F), (0xFF1A, 0xFF20)]
+    alone = [(0x3040, 0x9FFF), (0xAC00, 0xD7AF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)]
+    for kind, ranges in ((SEPARATES, separate), (ALONE, alone)):
+        for first, last in ranges:
+            kinds[first : last + 1] = kind
+    return kinds

@@ -32,7 +32,7 @@ from ladle.log import get_logger, progress
 from ladle.models.config import choose_dtype
 from ladle.soups.compare import TOKENIZER_FILES, Soup, open_soup, tokenizer_owner
 from ladle.soups.config import SoupConfig
-from ladle.soups.mean import FLOATS, decode, weighted_mean
+from ladle.soups.mean import FLOATS, Averager, decode
 from ladle.soups.members import (
     INDEX_FILE,
     LEAVE_ALONE,
@@ -262,7 +262,7 @@ def average_blocks(
             does not waive it; or a member's file changes meanwhile.
     """
     used = [soup.members[position] for position in coefficients.used]
-    shares = Coefficients(tuple(filter(None, coefficients.numerators)), coefficients.denominator)
+    averager = Averager(Coefficients(tuple(filter(None, coefficients.numerators)), coefficients.denominator))
     signatures = {path: signature_of(path) for member in soup.members for path in member.paths}
     hashers = {}
     if soup.config.hash_inputs and not soup.copied:
@@ -277,27 +277,28 @@ def average_blocks(
                     hashers[member.name].update(row)
             if name in soup.averaged:
                 dtypes = [member.tensor(name).dtype for member in members]
-                block, num_nonfinite = weighted_mean(rows, dtypes, shares, tensor.dtype)
+                block, num_nonfinite = averager.average(rows, dtypes, tensor.dtype)
                 if num_nonfinite and not soup.config.allow_nonfinite:
                     raise _nonfinite(name, members, rows)
                 notes.num_nonfinite += num_nonfinite
                 yield name, block.data.cast("B")
                 continue
-            differing = next((member for member, row in zip(members, rows, strict=True) if row != rows[0]), None)
+            content = [bytes(row) for row in rows]
+            differing = next((one for one, of_one in zip(members, content, strict=True) if of_one != content[0]), None)
             if differing and not soup.config.allow_unequal:
                 problem = f"{name} is not averaged, and differs between {members[0].name} and {differing.name}"
                 fix = "average members that agree on it, or set allow_unequal=true to keep the first member's"
                 raise UserError(problem, fix)
             if differing and name not in notes.unequal:
                 notes.unequal.append(name)
-            yield name, rows[0]
+            yield name, content[0]
     for path, signature in signatures.items():
         if signature_of(path) != signature:
             raise UserError(f"{path} changed while it was read", LEAVE_ALONE)
     notes.inputs = {name: hasher.hexdigest() for name, hasher in hashers.items()}
 
 
-def _nonfinite(name: str, members: Sequence[Member], rows: Sequence[bytes]) -> UserError:
+def _nonfinite(name: str, members: Sequence[Member], rows: Sequence[memoryview]) -> UserError:
     for member, row in zip(members, rows, strict=True):
         numbers = decode(row, member.tensor(name).dtype)
         bad = numbers[~np.isfinite(numbers)]
@@ -436,6 +437,6 @@ def recompute(artifact: Path, folders: Sequence[Path]) -> list[str]:
                 if file.read(len(header.raw)) != header.raw:  # tensors are not where they should be
                     different |= header.tensors.keys()
                 blocks = average_blocks(soup, coefficients, name, header, Notes())
-                different |= {tensor for tensor, block in blocks if file.read(len(block)) != block}
+                different |= {tensor for tensor, block in blocks if file.read(len(block)) != bytes(block)}
             bar.advance(1)
     return sorted(different)

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
 from ladle.soups.weights import Coefficients
 
@@ -39,57 +38,86 @@ def common_dtype(dtypes: set[str]) -> str:
     return "F64" if "F64" in dtypes else "F32"
 
 
-def weighted_mean(
-    rows: Sequence[bytes], dtypes: Sequence[str], coefficients: Coefficients, target: str
-) -> tuple[np.ndarray, int]:
-    """Return the mean of one block (bf16 as its bits), and how many of its numbers are NaN or infinite.
-
-    NaN and infinity go through as in IEEE arithmetic; every NaN of the result is the same quiet one.
+class Averager:
+    """Averages one block after the other by the same shares, in arrays that it keeps: new ones would cost page faults.
 
     Args:
-        rows: the bytes of each member's numbers.
-        dtypes: the floating-point format of each row.
-        coefficients: the share of each row.
-        target: the format of the result: one that holds every number of `dtypes`, or F32.
+        coefficients: the share of each row of a block.
     """
-    numerators, denominator = coefficients
-    means = np.full(len(rows[0]) // FLOATS[dtypes[0]].itemsize, -0.0)  # a sum of negative zeros is negative
-    with np.errstate(over="ignore", invalid="ignore"):
-        for numerator, dtype, row in sorted(zip(numerators, dtypes, rows, strict=True)):
-            if dtype == "BF16":
-                _add_bf16(means, np.frombuffer(row, np.uint16), numerator)
+
+    def __init__(self, coefficients: Coefficients) -> None:
+        self._numerators, self._denominator = coefficients
+        self._doubles, self._words = np.empty((2, 0)), np.empty((2, 0), np.uint32)
+
+    def average(self, rows: Sequence[bytes | memoryview], dtypes: Sequence[str], target: str) -> tuple[np.ndarray, int]:
+        """Return the mean of one block (bf16 as its bits), and how many of its numbers are NaN or infinite.
+
+        NaN and infinity go through as in IEEE arithmetic; every NaN of the result is the same quiet one.
+
+        Args:
+            rows: the bytes of each member's numbers.
+            dtypes: the floating-point format of each row.
+            target: the format of the result: one that holds every number of `dtypes`, or F32.
+        """
+        size = len(rows[0]) // FLOATS[dtypes[0]].itemsize
+        if size > self._doubles.shape[1]:
+            self._doubles, self._words = np.empty((2, size)), np.empty((2, size), np.uint32)
+        means, terms = self._doubles[:, :size]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for place, index in enumerate(self._in_order(rows, dtypes)):
+                into = terms if place else means
+                into[:] = decode(rows[index], dtypes[index], self._words[0, :size])
+                if self._numerators[index] != 1:
+                    into *= self._numerators[index]
+                if place:
+                    means += terms
+            means /= self._denominator
+            if target == "BF16":
+                result = _round_to_bf16(means, *self._words[:, :size])
             else:
-                means += numerator * decode(row, dtype).astype(np.float64)
-        means /= denominator  # in place: a second array of this size would cost page faults
-        if target == "BF16":
-            result = np.empty(means.size, np.uint16)
-            _round_to_bf16(means, result)
-        else:
-            result = means = means.astype(FLOATS[target])
-    is_finite = np.isfinite(means)
-    if not is_finite.all():
-        result[np.isnan(means)] = 0x7FC0 if target == "BF16" else np.nan
-    return result, means.size - int(np.count_nonzero(is_finite))
+                result = means = means.astype(FLOATS[target])
+        is_finite = np.isfinite(means)
+        if not is_finite.all():
+            result[np.isnan(means)] = 0x7FC0 if target == "BF16" else np.nan
+        return result, means.size - int(np.count_nonzero(is_finite))
+
+    def _in_order(self, rows: Sequence[bytes | memoryview], dtypes: Sequence[str]) -> list[int]:
+        """Return the rows' indices, sorted by share, format and bytes; beginnings decide, unless two are equal."""
+        keys = [
+            (share, dtype, bytes(row[:64])) for share, dtype, row in zip(self._numerators, dtypes, rows, strict=True)
+        ]
+        if len(set(keys)) < len(keys):
+            keys = [(share, dtype, bytes(row)) for (share, dtype, _), row in zip(keys, rows, strict=True)]
+        return sorted(range(len(rows)), key=keys.__getitem__)
 
 
-def decode(row: bytes, dtype: str) -> np.ndarray:
-    """Return the numbers that these bytes are; bf16 as fp32."""
+def decode(row: bytes | memoryview, dtype: str, words: np.ndarray | None = None) -> np.ndarray:
+    """Return the numbers that these bytes are; bf16 as fp32, in the memory of `words` (u4) if it is given."""
     numbers = np.frombuffer(row, FLOATS[dtype])
-    return (numbers.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else numbers
+    if dtype != "BF16":
+        return numbers
+    words = np.empty(len(numbers), np.uint32) if words is None else words
+    words[:] = numbers
+    words <<= 16
+    return words.view(np.float32)
 
 
-@njit(cache=True)
-def _add_bf16(total: np.ndarray, bits: np.ndarray, numerator: float) -> None:
-    for i in range(bits.size):
-        total[i] += numerator * np.uint32(np.uint32(bits[i]) << np.uint32(16)).view(np.float32)
+def _round_to_bf16(means: np.ndarray, words: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Round by way of fp32, to odd there: its last bit says whether something was cut off, so a tie stays a tie.
 
-
-@njit(cache=True)
-def _round_to_bf16(means: np.ndarray, result: np.ndarray) -> None:
-    """Round by way of fp32, to odd there: its last bit says whether something was cut off, so a tie stays a tie."""
-    for i in range(means.size):
-        near = np.float32(means[i])
-        bits = near.view(np.uint32)
-        bits -= np.uint32(abs(np.float64(near)) > abs(means[i]))
-        bits |= np.uint32(near != means[i])
-        result[i] = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    Args:
+        means: (n,) f8.
+        words: (n,) u4 to work in.
+        last: likewise.
+    """
+    near = words.view(np.float32)
+    near[:] = means
+    cut = np.flatnonzero(near != means)
+    words[cut] -= np.abs(near[cut].astype(np.float64)) > np.abs(means[cut])
+    words[cut] |= 1
+    np.right_shift(words, 16, out=last)
+    last &= 1
+    words += last
+    words += 0x7FFF
+    words >>= 16
+    return words.astype(np.uint16)

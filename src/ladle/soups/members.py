@@ -172,8 +172,10 @@ class Member:
         return self.headers[self.files[name]].tensors[name]
 
 
-def read_blocks(members: Sequence[Member], name: str) -> Iterator[list[bytes]]:
+def read_blocks(members: Sequence[Member], name: str) -> Iterator[list[memoryview]]:
     """Yield the bytes of a tensor in each of these members, which have it in one shape, block after block.
+
+    The next block takes this one's memory: new memory for each would cost more than reading it.
 
     Raises:
         UserError: a file became shorter meanwhile.
@@ -182,12 +184,13 @@ def read_blocks(members: Sequence[Member], name: str) -> Iterator[list[bytes]]:
     count = tensors[0].num_elements
     with ExitStack() as stack:
         files = [stack.enter_context((one.folder / one.files[name]).open("rb", buffering=0)) for one in members]
+        buffers = [memoryview(bytearray(-(-one.size_bytes * min(BLOCK, count) // max(count, 1)))) for one in tensors]
         for first in range(0, count, BLOCK):
             last, rows = min(first + BLOCK, count), []
-            for tensor, file in zip(tensors, files, strict=True):
+            for tensor, file, buffer in zip(tensors, files, buffers, strict=True):
                 start, stop = (tensor.start + position * tensor.size_bytes // count for position in (first, last))
-                rows.append(os.pread(file.fileno(), stop - start, start))
-                if len(rows[-1]) < stop - start:
+                rows.append(buffer[: stop - start])
+                if os.preadv(file.fileno(), rows[-1:], start) < stop - start:
                     raise UserError(f"{file.name} became shorter while it was read", LEAVE_ALONE)
             yield rows
 
@@ -333,4 +336,6 @@ def leave_out_aliases(members: Sequence[Member]) -> list[Member]:
 def _are_equal(member: Member, *names: str) -> bool:
     (dtype, shape), (other_dtype, other_shape) = (member.tensor(name)[:2] for name in names)
     blocks = zip(*(read_blocks([member], name) for name in names), strict=True)
-    return (dtype, shape) == (other_dtype, other_shape) and all(one == other for one, other in blocks)
+    return (dtype, shape) == (other_dtype, other_shape) and all(
+        bytes(one) == bytes(other) for (one,), (other,) in blocks
+    )

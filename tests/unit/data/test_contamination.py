@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ladle.data import contamination
 from ladle.data.contamination import BenchmarkText, NgramSet, find_contamination, ngram_hashes
 from ladle.data.encoders import read_vocabulary
 from ladle.data.tokenize import find_pieces
@@ -36,22 +37,37 @@ CHINESE = "一个农场里有鸡和兔子共三十五只，脚共有九十四只
     ],
 )
 def test_words(text: str, words: int):
-    assert [len(ngram_hashes(text, n)) for n in (1, 2)] == [words, max(0, words - 1)]
+    assert [len(ngram_hashes([text], n)[0]) for n in (1, 2)] == [words, max(0, words - 1)]
 
 
 @given(words=st.lists(st.sampled_from(["a", "b", "c1", "中"]), min_size=0, max_size=30), n=st.integers(1, 5))
 def test_equal_ngrams_have_equal_hashes_and_others_differ(words: list[str], n: int):
-    hashes = ngram_hashes(" ".join(words), n)
+    hashes, _ = ngram_hashes([" ".join(words)], n)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     assert len(hashes) == len(grams)
     assert len({*zip(hashes.tolist(), grams, strict=True)}) == len(set(grams)) == len(set(hashes.tolist()))
 
 
 def test_case_spacing_and_punctuation_do_not_hide_a_copy():
-    ngrams = NgramSet(np.unique(ngram_hashes(QUESTION, 13)), 13)
+    ngrams = NgramSet(np.unique(ngram_hashes([QUESTION], 13)[0]), 13)
     disguised = "…and so: " + QUESTION.upper().replace(" ", "\n**").replace(",", " —")
-    assert ngrams.find(disguised)[0] == len(QUESTION.split()) - 12
-    assert ngrams.find("x " + " ".join(QUESTION.split()[:12])) == (0, -1)
+    ((_, count, _),) = ngrams.find([disguised])
+    assert count == len(QUESTION.split()) - 12
+    assert ngrams.find(["x " + " ".join(QUESTION.split()[:12])]) == []
+
+
+@given(texts=st.lists(st.text(st.sampled_from("ab1 ,中カ\u0130"), max_size=40), max_size=9), n=st.integers(1, 4))
+def test_texts_searched_together_are_as_each_alone(texts: list[str], n: int):
+    hashes, owners = ngram_hashes(texts, n)
+    for index, text in enumerate(texts):
+        assert hashes[owners == index].tolist() == ngram_hashes([text], n)[0].tolist()
+
+
+@pytest.mark.parametrize("words_at_a_time", [1, 2, 7])
+def test_hashes_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch, words_at_a_time: int):
+    whole, _ = ngram_hashes([QUESTION, CHINESE], 3)
+    monkeypatch.setattr(contamination, "WORDS_AT_A_TIME", words_at_a_time)
+    assert ngram_hashes([QUESTION, CHINESE], 3)[0].tolist() == whole.tolist()
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import permutations
 
 import numpy as np
 import pytest
 
 from ladle.soups.config import SoupConfig
-from ladle.soups.mean import decode, weighted_mean
+from ladle.soups.mean import Averager, decode
 from ladle.soups.weights import Coefficients, make_coefficients, over
 
 from .formats import FORMATS, KINDS, hard_rows
@@ -25,7 +26,7 @@ def coefficients_of(method: str, num_members: int) -> Coefficients:
 
 def average(rows: np.ndarray, dtype: str, coefficients: Coefficients, target: str) -> np.ndarray:
     """Return the mean of rows of bits as bits."""
-    result, _ = weighted_mean([row.tobytes() for row in rows], [dtype] * len(rows), coefficients, target)
+    result, _ = Averager(coefficients).average([row.tobytes() for row in rows], [dtype] * len(rows), target)
     return result.view(FORMATS[target].bits)
 
 
@@ -100,9 +101,26 @@ def test_the_order_of_the_members_does_not_matter(dtype: str, kind: str) -> None
             np.testing.assert_array_equal(average(rows[order], dtype, reordered, dtype), result)
 
 
+@pytest.mark.parametrize("alike", [0, 31, 599])
+def test_the_order_of_members_does_not_matter_however_long_their_bytes_are_alike(alike: int) -> None:
+    rows = hard_rows("checkpoints", "F64", 3, 600, seed=4)
+    rows[:, :alike] = rows[0, :alike]
+    coefficients = coefficients_of("uniform", 3)
+    results = [average(rows[[*order]], "F64", coefficients, "F64").tolist() for order in permutations(range(3))]
+    assert all(result == results[0] for result in results)
+
+
+def test_blocks_of_other_sizes_do_not_disturb_each_other() -> None:
+    averager, sizes = Averager(coefficients_of("uniform", 3)), (5, 600, 0, 7)
+    for seed, size in enumerate(sizes):
+        rows = hard_rows("checkpoints", "BF16", 3, 600, seed)[:, :size]
+        result, _ = averager.average([row.tobytes() for row in rows], ["BF16"] * 3, "BF16")
+        np.testing.assert_array_equal(result, average(rows, "BF16", coefficients_of("uniform", 3), "BF16"))
+
+
 def test_members_of_different_formats_are_averaged_in_one_that_holds_both() -> None:
     bf16, fp16 = hard_rows("checkpoints", "BF16", 1, 600, 1)[0], hard_rows("checkpoints", "F16", 1, 600, 2)[0]
-    result, _ = weighted_mean([bf16.tobytes(), fp16.tobytes()], ["BF16", "F16"], over([0, 1], 2), "F32")
+    result, _ = Averager(over([0, 1], 2)).average([bf16.tobytes(), fp16.tobytes()], ["BF16", "F16"], "F32")
     values = (bf16.astype(np.uint32) << 16).view(np.float32).astype(np.float64) + fp16.view(np.float16)
     np.testing.assert_array_equal(result, (values / 2).astype(np.float32))
 
@@ -115,7 +133,7 @@ def test_nan_and_infinity_go_through_as_in_ieee_arithmetic_and_are_counted(dtype
     inf, minus = form.infinity, form.infinity | form.sign
     nans = [inf + 1, form.sign - 1, minus + 1]
     rows[:, 1:] = np.array([[*nans, inf, minus, inf], [0, 1, 1, 1, 1, minus]], form.bits)
-    result, num_nonfinite = weighted_mean([row.tobytes() for row in rows], [dtype] * 2, over([0, 1], 2), dtype)
+    result, num_nonfinite = Averager(over([0, 1], 2)).average([row.tobytes() for row in rows], [dtype] * 2, dtype)
     quiet = inf | 1 << (form.fraction - 1)
     assert num_nonfinite == 6
     assert result.view(form.bits).tolist() == [clean[0], quiet, quiet, quiet, inf, minus, quiet]

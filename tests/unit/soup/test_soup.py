@@ -16,7 +16,7 @@ from ladle.errors import UserError
 from ladle.soups import make
 from ladle.soups.config import SoupConfig
 from ladle.soups.make import average_blocks, recompute
-from ladle.soups.mean import FLOATS, weighted_mean
+from ladle.soups.mean import FLOATS, Averager
 from ladle.soups.members import open_members, read_header
 from ladle.soups.weights import make_coefficients
 from ladle.stages import soup as stage
@@ -53,7 +53,10 @@ def expected_bits(members_dtype: str, count: int, **settings: Any) -> Tensors:
         if own in FLOATS:
             rows = [member[name][1].tobytes() for member in members]
             target = "F32" if settings.get("dtype") else own
-            expected[name] = (target, weighted_mean(rows, [own] * count, coefficients, target)[0].reshape(array.shape))
+            expected[name] = (
+                target,
+                Averager(coefficients).average(rows, [own] * count, target)[0].reshape(array.shape),
+            )
         else:
             expected[name] = (own, array)
     return expected
