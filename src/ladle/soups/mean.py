@@ -108,7 +108,7 @@ def _round_to_bf16(means: np.ndarray, words: np.ndarray, last: np.ndarray) -> np
     Args:
         means: (n,) f8.
         words: (n,) u4 to work in.
-        last: likewise.
+        last: (n,) u4, also to work in.
     """
     near = words.view(np.float32)
     near[:] = means
