@@ -223,6 +223,16 @@ def test_a_signal_in_the_last_step_of_an_epoch_does_not_cost_the_epochs_checkpoi
     assert describe_weights(tmp_path / "whole") == describe_weights(tmp_path / "stopped")
 
 
+def test_a_signal_says_where_nothing_is_kept_to_resume_from(tmp_path, monkeypatch):
+    job = with_trainer(make_job(tmp_path, "qwen3"), max_steps=4, save_only_model=True)
+    take_step = Training._take_step
+    monkeypatch.setattr(Training, "_take_step", lambda *step: take_step(*step) or step[1] == 2)
+    with pytest.raises(Preempted, match="stopped at step 2 of 4, saved; save_only_model keeps nothing"):
+        run_here(job, tmp_path / "out")
+    monkeypatch.undo()
+    assert pretrain.run(job.config, job.inputs, tmp_path / "out").counters["steps"] == 4
+
+
 @pytest.mark.parametrize("optim", ["adafactor", "sgd", "adamw_torch_fused"])
 def test_a_bfloat16_model_goes_on_exactly_with_any_optimizer(optim, tmp_path, monkeypatch):
     """Adafactor keeps float32 state beside bfloat16 weights, which torch would round on loading."""

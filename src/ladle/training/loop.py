@@ -207,8 +207,10 @@ class Training:
                 self._log_evaluate_save(stops)
                 self._finish_saving(waits=stops or step == self.max_steps)
                 if stops and step < self.max_steps:
-                    saved = f"stopped at step {step} of {self.max_steps}, saved"
-                    raise Preempted(f"{saved}; run the same command again to resume")
+                    stopped = f"stopped at step {step} of {self.max_steps}, saved"
+                    if self.arguments.save_only_model:
+                        raise Preempted(f"{stopped}; save_only_model keeps nothing to resume from: it begins again")
+                    raise Preempted(f"{stopped}; run the same command again to resume")
             taken = max(1, self.num_taken + self.num_summed)
             self._log({"train_loss": (self.total_loss + self._mean_loss_sum()) / taken})
 
