@@ -191,6 +191,7 @@ def main() -> None:
             install_mergekit(work / "mergekit")
         members = [folder / f"checkpoint-{number}" for number in range(options.members)]
         expected = len(open_members(members[:1])[0].files)
+        os.sync()  # what making and installing wrote would be flushed during the first runs
         costs = run_all(members, work, contenders, options.runs)
         for leftover in ("out", "root"):
             shutil.rmtree(work / leftover, ignore_errors=True)

@@ -42,7 +42,7 @@ from ladle.config_file import ConfigFile
 from ladle.errors import UserError
 from ladle.executors import Shard
 from ladle.hub import Resolve, resolve_commit
-from ladle.log import get_logger
+from ladle.log import get_logger, progress
 from ladle.models.config import InitConfig, model_dir
 from ladle.pipeline import Pipeline
 from ladle.recipe import Recipe, load_recipe, make_recipe, with_processes
@@ -635,7 +635,9 @@ def generate(
     starts, room = [prompt_ids(tokenizer, prompt) for prompt in _listed(prompts)], positions_of(folder)
     requests = [make_requests(config, "prompts", at, ids, (), room) for at, ids in enumerate(starts)]
     generator = make_generator(config, folder, tokenizer, choose_dtype(dtype))
-    done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
+    with progress(sum(one.max_new_tokens for own in requests for one in own), "generating", "tokens") as bar:
+        generator.report = bar.advance
+        done = {sample.id: sample for sample in generator.generate(one for own in requests for one in own)}
     return [[done[request.id] for request in own] for own in requests]
 
 
