@@ -101,15 +101,18 @@ class TransformersGenerator:
         num_slots = min(self.batch_size, len(queue))
         cache = SlotCache(num_slots, max((request.max_length for request in queue), default=0))
         prefixes = self._prefill_shared(queue)
+
+        def beginning(row: _Row) -> str:
+            return row.request.task if row.request.task in prefixes else ""
+
         live: list[_Row] = []
         while queue or live:
             free = num_slots - len(live)
             if queue and free * _REFILL_SHARE >= num_slots:
                 new = [_Row(queue.pop()) for _ in range(min(free, len(queue)))]
-                new.sort(key=lambda row: row.request.task)
-                for task, rows in groupby(new, key=lambda row: row.request.task):
-                    live += (of_task := list(rows))
-                    self._prefill(cache, len(live) - len(of_task), of_task, prefixes.get(task))
+                for task, rows in groupby(sorted(new, key=beginning), key=beginning):
+                    live += (begun := list(rows))
+                    self._prefill(cache, len(live) - len(begun), begun, prefixes.get(task))
             spent, ended = len(live), self._step(cache, live)
             self.report(spent + sum(row.request.max_length - len(row.ids) for row in ended))
             for row in ended:

@@ -71,15 +71,18 @@ class Averager:
                     into *= self._numerators[index]
                 if place:
                     means += terms
-            means /= self._denominator
+            if self._denominator & (self._denominator - 1):
+                means /= self._denominator
+            else:
+                means *= 1 / self._denominator  # exact for a power of two, and quicker
             if target == "BF16":
                 result = _round_to_bf16(means, *self._words[:, :size])
             else:
                 result = means = means.astype(FLOATS[target])
-        is_finite = np.isfinite(means)
-        if not is_finite.all():
+        num_nonfinite = means.size - int(np.count_nonzero(np.isfinite(means)))
+        if num_nonfinite:
             result[np.isnan(means)] = 0x7FC0 if target == "BF16" else np.nan
-        return result, means.size - int(np.count_nonzero(is_finite))
+        return result, num_nonfinite
 
     def _in_order(self, rows: Sequence[bytes | memoryview], dtypes: Sequence[str]) -> list[int]:
         """Return the rows' indices, sorted by share, format and bytes; beginnings decide, unless two are equal."""
