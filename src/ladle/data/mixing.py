@@ -56,9 +56,10 @@ def permute(positions: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
 
     A Feistel network over the least even number of bits that holds `size`; what lands beyond it goes through again.
     """
-    half = max(4, -(-(size - 1).bit_length() // 2))  # less leaves some orders of a few items up to 10 % likelier
+    # At least 4: with fewer bits some orders of a few items are up to 10 % more probable.
+    half = max(4, -(-(size - 1).bit_length() // 2))
     step = partial(_permute_bits, half=half, key=key)
-    if half <= 8:  # a few items among many numbers go round often
+    if half <= 8:  # few numbers, of which most may be outside: look them up instead of permuting again and again
         step = step(np.arange(4**half, dtype=np.uint64)).__getitem__
     result = positions.astype(np.uint64)
     for start in range(0, len(result), POSITIONS_AT_A_TIME):

@@ -102,7 +102,7 @@ class TransformersGenerator:
         cache = SlotCache(num_slots, max((request.max_length for request in queue), default=0))
         prefixes = self._prefill_shared(queue)
 
-        def beginning(row: _Row) -> str:
+        def prefix_name(row: _Row) -> str:
             return row.request.task if row.request.task in prefixes else ""
 
         live: list[_Row] = []
@@ -110,7 +110,7 @@ class TransformersGenerator:
             free = num_slots - len(live)
             if queue and free * _REFILL_SHARE >= num_slots:
                 new = [_Row(queue.pop()) for _ in range(min(free, len(queue)))]
-                for task, rows in groupby(sorted(new, key=beginning), key=beginning):
+                for task, rows in groupby(sorted(new, key=prefix_name), key=prefix_name):
                     live += (begun := list(rows))
                     self._prefill(cache, len(live) - len(begun), begun, prefixes.get(task))
             spent, ended = len(live), self._step(cache, live)

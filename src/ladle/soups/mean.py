@@ -85,7 +85,7 @@ class Averager:
         return result, num_nonfinite
 
     def _in_order(self, rows: Sequence[bytes | memoryview], dtypes: Sequence[str]) -> list[int]:
-        """Return the rows' indices, sorted by share, format and bytes; beginnings decide, unless two are equal."""
+        """Return the rows' indices by share, format and bytes: the first 64 decide, unless two rows share them."""
         keys = [
             (share, dtype, bytes(row[:64])) for share, dtype, row in zip(self._numerators, dtypes, rows, strict=True)
         ]

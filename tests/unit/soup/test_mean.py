@@ -101,10 +101,10 @@ def test_the_order_of_the_members_does_not_matter(dtype: str, kind: str) -> None
             np.testing.assert_array_equal(average(rows[order], dtype, reordered, dtype), result)
 
 
-@pytest.mark.parametrize("alike", [0, 31, 599])
-def test_the_order_of_members_does_not_matter_however_long_their_bytes_are_alike(alike: int) -> None:
+@pytest.mark.parametrize("num_equal", [0, 31, 599])
+def test_the_order_of_members_does_not_matter_however_many_numbers_are_equal(num_equal: int) -> None:
     rows = hard_rows("checkpoints", "F64", 3, 600, seed=4)
-    rows[:, :alike] = rows[0, :alike]
+    rows[:, :num_equal] = rows[0, :num_equal]
     coefficients = coefficients_of("uniform", 3)
     results = [average(rows[[*order]], "F64", coefficients, "F64").tolist() for order in permutations(range(3))]
     assert all(result == results[0] for result in results)
